@@ -68,7 +68,7 @@ def main() -> None:
     """Write every lock file beside pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    path("").write_text(compile_lock("", project["dependencies"]))
+    path("").write_text(compile_lock("", [*project["dependencies"], *extras["server"]]))
     path("setup").write_text(compile_lock("setup", extras["setup"], [""]))
     path("dev").write_text(compile_lock("dev", extras["dev"], ["", "setup"]))
     without_torch = ["--no-emit-package=torch"]

@@ -9,7 +9,7 @@ import time
 from datetime import timedelta
 from typing import NamedTuple
 
-import httpx
+import httpx2
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
@@ -68,8 +68,8 @@ WEBHOOK_DEPENDENCIES = webhooks.WebhookDependencies(
 class HttpClients(NamedTuple):
     """`operator`: for URLs of the operator (power drivers). `untrusted`: for URLs of clients, with the SSRF guard."""
 
-    operator: httpx.AsyncClient
-    untrusted: httpx.AsyncClient
+    operator: httpx2.AsyncClient
+    untrusted: httpx2.AsyncClient
 
 
 class AssembledEdge(NamedTuple):
@@ -312,7 +312,7 @@ def _make_host_accounts(settings: EdgeSettings) -> HostAccounts | None:
 
 
 def _make_power_controller(
-    settings: EdgeSettings, observer: FleetObserver, bus: Bus, client: httpx.AsyncClient, relay_hub: RelayHub
+    settings: EdgeSettings, observer: FleetObserver, bus: Bus, client: httpx2.AsyncClient, relay_hub: RelayHub
 ) -> PowerController:
     """Build the controller of the declared hosts. Raises DriverMissing."""
     driver_dependencies = drivers.DriverDependencies(

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
-import httpx
+import httpx2
 import structlog
 import uvicorn
 from msgspec import structs
@@ -144,7 +144,7 @@ async def _running_services(
     async with (
         open_edge(settings.broker) as bus,
         open_store(settings.store, settings.data) as store,
-        httpx.AsyncClient(mounts=bypass_proxies_for_loopback()) as operator,
+        httpx2.AsyncClient(mounts=bypass_proxies_for_loopback()) as operator,
         ssrf_guard.guarded_client(AllowList(settings.outbound.allow)) as untrusted,
     ):
         survey = await store.survey()

@@ -6,7 +6,7 @@ from typing import Self, TypeVar
 
 import anyio
 import anyio.to_thread
-import httpx
+import httpx2
 
 from lamplighter import api
 from lamplighter.digest_cache import CHUNK_BYTES, ByteProgress, DigestCache, JsonCache, ignore_progress
@@ -44,13 +44,13 @@ class AsyncEdgeTransport:
         key: str | None = None,
         *,
         cache: Path = DIGEST_CACHE_FILE,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._digest_cache = DigestCache(cache.expanduser())
         self._upload_cache = JsonCache(cache.expanduser().with_name(UPLOAD_CACHE_NAME))
         with map_http_errors(self.url):
-            self._http = httpx.AsyncClient(
+            self._http = httpx2.AsyncClient(
                 base_url=self.url,
                 headers=auth_headers(key),
                 timeout=HTTP_TIMEOUT,

@@ -46,7 +46,7 @@ class SseParser:
     def read(self, text: str) -> Iterator[Event]:
         """Yield the events that a piece of the stream completes.
 
-        Lines end only at line feeds: `str.splitlines`, which httpx uses, would split a log text at U+2028 or U+0085.
+        Lines end only at line feeds: `str.splitlines`, which httpx2 uses, would split a log text at U+2028 or U+0085.
         """
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:

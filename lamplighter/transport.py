@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
-import httpx
+import httpx2
 
 from lamplighter import api
 from lamplighter.digest_cache import CHUNK_BYTES, ByteProgress, DigestCache, JsonCache, ignore_progress
@@ -19,17 +19,17 @@ from schemas.problems import ProblemError
 
 T = TypeVar("T")
 
-HTTP_TIMEOUT = httpx.Timeout(30.0, read=90.0)  # a stream sends something every 15 s, a long poll answers within 60 s
+HTTP_TIMEOUT = httpx2.Timeout(30.0, read=90.0)  # a stream sends something every 15 s, a long poll answers within 60 s
 DIGEST_CACHE_FILE = Path("~/.cache/lamplighter/digests.json")
 UPLOAD_CACHE_NAME = "uploads.json"  # unfinished uploads, in the folder of DIGEST_CACHE_FILE
 
 
 @contextmanager
 def map_http_errors(url: str) -> Iterator[None]:
-    """Raise httpx's errors as Unreachable."""
+    """Raise httpx2's errors as Unreachable."""
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         why = str(error) or type(error).__name__
         raise Unreachable(f"no answer from {url} ({why}): is the edge running, and is the address right?") from error
 
@@ -73,13 +73,13 @@ class EdgeTransport:
         key: str | None = None,
         *,
         cache: Path = DIGEST_CACHE_FILE,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._digest_cache = DigestCache(cache.expanduser())
         self._upload_cache = JsonCache(cache.expanduser().with_name(UPLOAD_CACHE_NAME))
         with map_http_errors(self.url):
-            self._http = httpx.Client(
+            self._http = httpx2.Client(
                 base_url=self.url,
                 headers=auth_headers(key),
                 timeout=HTTP_TIMEOUT,

@@ -35,6 +35,7 @@ from runner.gpu.allocator import GpuAllocator
 from runner.gpu.monitor import NoGpuMonitor, NvmlMonitor, nvml_spawner
 from runner.gpu.port import GpuMonitor
 from runner.host.enrollment import HostRemoved, apply_enrollment, is_enrolled, wait_until_removed
+from runner.host.health_file import HealthFile
 from runner.lifecycle import run_lifecycle
 from runner.login_sessions import find_logged_in_users
 from runner.outage import OutageGate
@@ -126,6 +127,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         dead_man=settings.dead_man,
         find_logged_in_users=find_logged_in_users,
         is_edge_alive=client.is_alive,
+        report_health=HealthFile(settings.health_file).renew,
     )
     return context, host
 

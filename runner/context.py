@@ -157,11 +157,16 @@ async def is_always_alive() -> bool:
     return True
 
 
+async def report_nothing() -> None:
+    """Report nothing: for a process that nobody asks for its health."""
+
+
 class HostContext(Struct, frozen=True, kw_only=True):
     """Resources and settings of this host: endpoints, GPUs, slots, and how it behaves.
 
     `drop_assets` removes deleted assets from the input cache. `poweroff` is the program that powers this machine off.
-    `run_as` is the user that jobs run as, None if they run in containers.
+    `run_as` is the user that jobs run as, None if they run in containers. `report_health` is called after each
+    heartbeat.
 
     Seconds: `grace_s` for jobs to end during a drain, `settle_s` for the records of those that were stopped then.
     """
@@ -178,3 +183,4 @@ class HostContext(Struct, frozen=True, kw_only=True):
     dead_man: DeadManSettings = DeadManSettings()
     find_logged_in_users: LoginLookup = no_logged_in_users
     is_edge_alive: EdgeCheck = is_always_alive
+    report_health: Callable[[], Awaitable[None]] = report_nothing

@@ -96,12 +96,13 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
 
     `cache_bytes` limits the input cache. `grace_s` is how long a drain waits for jobs. `poweroff` is the program that
     powers this machine off when the edge orders it and nothing is left to do. `engine = auto` decides once for a data
-    folder (`runner.engines.selection`).
+    folder (`runner.engines.selection`). `health_file` is a file to touch after each heartbeat (`lamplighter health`).
     """
 
     host: Token = "local"
     installation: Token = "lamplighter"
     data: Path = Path(".lamplighter/runner")
+    health_file: Path | None = None
     endpoints: tuple[Path, ...] = (Path("images"),)
     broker: BrokerSettings = BrokerSettings(user="runner")
     edge: EdgeConnectionSettings = EdgeConnectionSettings()

@@ -50,7 +50,7 @@ def is_loopback_url(url: str) -> bool:
 
 
 def bypass_proxies_for_loopback(url: str = "") -> dict[str, None]:
-    """Return httpx `mounts` that keep loopback requests from the proxies of the environment (`HTTP_PROXY`, …).
+    """Return httpx2 `mounts` that keep loopback requests from the proxies of the environment (`HTTP_PROXY`, …).
 
     A proxy would read the keys in such requests. `url`: the address of the client's server; its host is included if it
     is another address of loopback.

@@ -66,8 +66,8 @@ def test_an_unmet_need_is_found():
     del pins["httptools"]  # what the extra brings
     (wrong,) = unmet(["uvicorn[standard]"], pins, site)
     assert wrong.startswith("uvicorn asks for httptools")
-    (wrong,) = unmet(["httpx>=99"], pins, site)
-    assert wrong.startswith("pyproject.toml asks for httpx>=99")
+    (wrong,) = unmet(["httpx2>=99"], pins, site)
+    assert wrong.startswith("pyproject.toml asks for httpx2>=99")
 
 
 @pytest.mark.parametrize("part", install.LOCKS)

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
-import httpx
+import httpx2
 import msgspec
 from msgspec import Struct, field
 
@@ -16,7 +16,7 @@ from bus.nats.jetstream import ApiResponse, JetStreamClient
 from bus.uptime_clock import UptimeClock
 from schemas.environment import bypass_proxies_for_loopback
 
-MONITOR_TIMEOUT = httpx.Timeout(5.0, connect=1.0)
+MONITOR_TIMEOUT = httpx2.Timeout(5.0, connect=1.0)
 MONITOR_RETRY_BACKOFF_S = (
     30.0  # a server that is off does not answer at all: do not let every submit wait for its timeout
 )
@@ -74,11 +74,11 @@ class ServerStatus(NamedTuple):
     write_error: str
 
 
-def open_monitor_client(url: str) -> httpx.AsyncClient:
+def open_monitor_client(url: str) -> httpx2.AsyncClient:
     """Return a client for one server's monitor."""
     # Reading the system's certificates takes longer than all the rest of opening.
     verify = url.startswith("https:")
-    return httpx.AsyncClient(
+    return httpx2.AsyncClient(
         base_url=url, timeout=MONITOR_TIMEOUT, verify=verify, mounts=bypass_proxies_for_loopback(url)
     )
 
@@ -107,7 +107,7 @@ def describe_degradation(statuses: Sequence[ServerStatus], servers: int) -> tupl
 class MonitorClients:
     """The monitors of all servers. `clock`: seconds, never going back."""
 
-    def __init__(self, clients: Sequence[httpx.AsyncClient], clock: Callable[[], float]) -> None:
+    def __init__(self, clients: Sequence[httpx2.AsyncClient], clock: Callable[[], float]) -> None:
         self._clients = clients
         self._clock = clock
         self._retry_at = [0.0] * len(clients)
@@ -140,7 +140,7 @@ class MonitorClients:
         try:
             varz = msgspec.json.decode((await client.get("/varz")).content, type=_Varz)
             healthz = msgspec.json.decode((await client.get("/healthz?details=true")).content, type=_Healthz)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
+        except (httpx2.HTTPError, msgspec.DecodeError) as error:
             self._retry_at[index] = self._clock() + MONITOR_RETRY_BACKOFF_S
             return str(error) or type(error).__name__
         self._retry_at[index] = 0.0

@@ -4,7 +4,7 @@
     python ws_flow.py URL KEY TASK_TYPE CODE FIELD=FILE...
     python ws_flow.py https://gpu.example.com lamp_… heygem_submit talk-17 video=me.mp4 audio=speech.wav
 
-Needs websockets and httpx. It may be cut off anywhere and started again: CODE is the job, however often it is sent.
+Needs websockets and httpx2. It may be cut off anywhere and started again: CODE is the job, however often it is sent.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from websockets import ConnectionClosed, WebSocketException
 from websockets.asyncio.client import connect
 
@@ -32,7 +32,7 @@ async def main(url: str, key: str, task: str, code: str, *named: str) -> None:
     submit = {"type": "gpu.job.submit", "task_type": task, "request_id": code, "payload": {"code": code, **given}}
     headers = {"Authorization": f"Bearer {key}"}
     last = ""
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as http:
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=60) as http:
         # A new connection each time the old one breaks: the submit is the same job, `resume` gives what was missed.
         async for gateway in connect(url.replace("http", "ws", 1) + "/ws", additional_headers=headers):
             try:
@@ -50,7 +50,7 @@ async def main(url: str, key: str, task: str, code: str, *named: str) -> None:
                 await asyncio.sleep(1)
 
 
-async def finished(message: dict[str, Any], code: str, hashes: dict[str, Path], http: httpx.AsyncClient) -> bool:
+async def finished(message: dict[str, Any], code: str, hashes: dict[str, Path], http: httpx2.AsyncClient) -> bool:
     """Do what the message calls for; whether it was the last one about the job."""
     kind, payload = message["type"], message["payload"]
     if kind == "error" and message["request_id"] == code:
@@ -69,7 +69,7 @@ async def finished(message: dict[str, Any], code: str, hashes: dict[str, Path], 
     return True
 
 
-async def upload(hashes: dict[str, Path], http: httpx.AsyncClient) -> None:
+async def upload(hashes: dict[str, Path], http: httpx2.AsyncClient) -> None:
     """Send what the server does not have; what it has is not sent again."""
     known = (await http.post("/v1/assets/check", json={"digests": list(hashes)})).raise_for_status().json()
     for missing in known["missing"]:
@@ -79,7 +79,7 @@ async def upload(hashes: dict[str, Path], http: httpx.AsyncClient) -> None:
         print(f"uploaded {path.name}", flush=True)
 
 
-async def download(job: dict[str, Any], http: httpx.AsyncClient) -> None:
+async def download(job: dict[str, Any], http: httpx2.AsyncClient) -> None:
     """Every output, into the current folder."""
     for file in job["output"]["files"]:
         reply = (await http.get(file["url"])).raise_for_status()
@@ -96,5 +96,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     try:
         asyncio.run(main(*sys.argv[1:]))
-    except (Failed, OSError, httpx.HTTPError, WebSocketException) as error:
+    except (Failed, OSError, httpx2.HTTPError, WebSocketException) as error:
         sys.exit(str(error))

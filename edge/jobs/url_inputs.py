@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
-import httpx
+import httpx2
 import structlog
 from anyio import CancelScope, create_task_group, move_on_after, sleep, sleep_forever
 from anyio.abc import TaskGroup
@@ -62,7 +62,7 @@ class UrlInputFetcher:
         bus: Bus,
         assets: AssetService,
         leases: Leases,
-        client: httpx.AsyncClient,
+        client: httpx2.AsyncClient,
         settings: OutboundSettings,
         clock: Clock,
         backoff: FetchBackoff,

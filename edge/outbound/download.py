@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Annotated
 from urllib.parse import unquote
 
-import httpx
+import httpx2
 from anyio import CapacityLimiter
 from msgspec import Meta, Struct
 
@@ -36,7 +36,7 @@ class Download(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def download(client: httpx.AsyncClient, url: str) -> AsyncIterator[Download]:
+async def download(client: httpx2.AsyncClient, url: str) -> AsyncIterator[Download]:
     """Request `url`. Raises UrlRefused, DownloadFailed; reading the chunks raises DownloadFailed."""
     try:
         async with _follow_redirects(client, url) as response:
@@ -47,12 +47,12 @@ async def download(client: httpx.AsyncClient, url: str) -> AsyncIterator[Downloa
                 length=_content_length(response),
                 chunks=_stream_body(response),
             )
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise DownloadFailed(_describe_error(error), is_transient=True) from error
 
 
 @asynccontextmanager
-async def _follow_redirects(client: httpx.AsyncClient, url: str) -> AsyncIterator[httpx.Response]:
+async def _follow_redirects(client: httpx2.AsyncClient, url: str) -> AsyncIterator[httpx2.Response]:
     """Yield the first response that is not a redirect."""
     request = client.build_request("GET", url)
     for _ in range(REDIRECT_LIMIT + 1):
@@ -69,10 +69,10 @@ async def _follow_redirects(client: httpx.AsyncClient, url: str) -> AsyncIterato
     raise DownloadFailed(f"more than {REDIRECT_LIMIT} redirects", is_transient=False)
 
 
-def _check_response(response: httpx.Response) -> None:
+def _check_response(response: httpx2.Response) -> None:
     status = response.status_code
-    if status != httpx.codes.OK:
-        is_transient = status >= httpx.codes.INTERNAL_SERVER_ERROR or status in TRANSIENT_STATUSES
+    if status != httpx2.codes.OK:
+        is_transient = status >= httpx2.codes.INTERNAL_SERVER_ERROR or status in TRANSIENT_STATUSES
         raise DownloadFailed(f"its server answered {status}", is_transient=is_transient)
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     if coding not in {"identity", ""}:
@@ -80,20 +80,20 @@ def _check_response(response: httpx.Response) -> None:
         raise DownloadFailed(f"its server sent it as {coding[:40]} although identity was requested", is_transient=False)
 
 
-def _content_length(response: httpx.Response) -> int | None:
+def _content_length(response: httpx2.Response) -> int | None:
     text = response.headers.get("content-length", "")
     return int(text) if text.isdecimal() else None
 
 
-async def _stream_body(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _stream_body(response: httpx2.Response) -> AsyncIterator[bytes]:
     try:
         async for chunk in response.aiter_raw(CHUNK_BYTES):
             yield chunk
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise DownloadFailed(_describe_error(error), is_transient=True) from error
 
 
-def _describe_error(error: httpx.HTTPError) -> str:
+def _describe_error(error: httpx2.HTTPError) -> str:
     return f"its server does not answer properly ({error or type(error).__name__})"[:300]
 
 

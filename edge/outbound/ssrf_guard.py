@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import anyio
-import httpx
+import httpx2
 
 from edge.outbound.url_policy import (
     Address,
@@ -19,7 +19,7 @@ from edge.outbound.url_policy import (
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
-HTTP_TIMEOUT = httpx.Timeout(30.0, connect=10.0)  # for one wait; the caller limits the whole request
+HTTP_TIMEOUT = httpx2.Timeout(30.0, connect=10.0)  # for one wait; the caller limits the whole request
 ADDRESS_LIMIT = 4  # addresses tried for one name
 
 
@@ -29,41 +29,41 @@ async def resolve_host(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(place[4][0]) for place in found))
 
 
-class SsrfGuardTransport(httpx.AsyncBaseTransport):
+class SsrfGuardTransport(httpx2.AsyncBaseTransport):
     """Send each request to an address that was checked, without a second DNS query that could answer differently.
 
     The request goes to the address itself, with the name in Host and in TLS, so that the certificate is checked
     against the name. `inner` sends it and must keep no connections: it would reuse them by address alone.
     """
 
-    def __init__(self, allow_list: AllowList, resolve: Resolver, inner: httpx.AsyncBaseTransport) -> None:
+    def __init__(self, allow_list: AllowList, resolve: Resolver, inner: httpx2.AsyncBaseTransport) -> None:
         self.allow_list = allow_list
         self._resolve = resolve
         self._inner = inner
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send `request`. Raises UrlRefused, and errors of httpx."""
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send `request`. Raises UrlRefused, and errors of httpx2."""
         target = check_url(request.url, self.allow_list)
         addresses = await self._resolve_and_check(target)
         for address in addresses[:-1]:
             try:
                 return await self._inner.handle_async_request(_pin_to_address(request, target, address))
-            except (httpx.ConnectError, httpx.ConnectTimeout):
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 continue  # the next address of the same name
         return await self._inner.handle_async_request(_pin_to_address(request, target, addresses[-1]))
 
     async def _resolve_and_check(self, target: UrlTarget) -> list[Address]:
-        """Resolve the host. One refused address refuses all of them. Raises UrlRefused, httpx.ConnectError."""
+        """Resolve the host. One refused address refuses all of them. Raises UrlRefused, httpx2.ConnectError."""
         literal = parse_ip_literal(target.host)
         if literal is not None:
             return [literal]  # `check_url` has checked it
         try:
             answers = await self._resolve(target.host, target.port)
         except (OSError, UnicodeError) as error:
-            raise httpx.ConnectError(f"{target.host} cannot be resolved: {error}") from error
+            raise httpx2.ConnectError(f"{target.host} cannot be resolved: {error}") from error
         found = [address for answer in answers if (address := parse_ip_literal(answer)) is not None]
         if not found:
-            raise httpx.ConnectError(f"{target.host} has no address")
+            raise httpx2.ConnectError(f"{target.host} has no address")
         for address in found:
             reason = None if target.is_allow_listed else refusal_reason(address)
             if reason is not None:
@@ -77,24 +77,24 @@ class SsrfGuardTransport(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-def _pin_to_address(request: httpx.Request, target: UrlTarget, address: Address) -> httpx.Request:
-    return httpx.Request(
+def _pin_to_address(request: httpx2.Request, target: UrlTarget, address: Address) -> httpx2.Request:
+    return httpx2.Request(
         request.method,
         request.url.copy_with(host=str(address)),
-        headers=request.headers,  # include Host, which httpx made from the name
+        headers=request.headers,  # include Host, which httpx2 made from the name
         stream=request.stream,
         extensions={**request.extensions, "sni_hostname": target.host},
     )
 
 
-def guarded_client(allow_list: AllowList, resolver: Resolver = resolve_host) -> httpx.AsyncClient:
+def guarded_client(allow_list: AllowList, resolver: Resolver = resolve_host) -> httpx2.AsyncClient:
     """Return a client behind the guard that uses no proxies or logins of the environment and follows no redirects.
 
     It keeps no cookies: a cookie of one owner's server would be sent with another owner's request.
     """
-    unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # each caller limits its own requests
-    inner = httpx.AsyncHTTPTransport(trust_env=False, limits=unbounded)
-    return httpx.AsyncClient(
+    unbounded = httpx2.Limits(max_connections=None, max_keepalive_connections=0)  # each caller limits its own requests
+    inner = httpx2.AsyncHTTPTransport(trust_env=False, limits=unbounded)
+    return httpx2.AsyncClient(
         transport=SsrfGuardTransport(allow_list, resolver, inner),
         timeout=HTTP_TIMEOUT,
         trust_env=False,
@@ -104,14 +104,14 @@ def guarded_client(allow_list: AllowList, resolver: Resolver = resolve_host) -> 
     )
 
 
-async def send_request(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-    """Return the response before its body is read. Raises UrlRefused and httpx.HTTPError, nothing else.
+async def send_request(client: httpx2.AsyncClient, request: httpx2.Request) -> httpx2.Response:
+    """Return the response before its body is read. Raises UrlRefused and httpx2.HTTPError, nothing else.
 
-    httpx parses the target of a redirect even if the redirect is not followed, and lets errors of idna through.
+    httpx2 parses the target of a redirect even if the redirect is not followed, and lets errors of idna through.
     """
     try:
         return await client.send(request, stream=True)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise httpx.RemoteProtocolError(
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise httpx2.RemoteProtocolError(
             f"the target of a redirect is not a valid URL: {error}", request=request
         ) from error

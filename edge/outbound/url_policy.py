@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 
-import httpx
+import httpx2
 
 Address = IPv4Address | IPv6Address
 
@@ -88,7 +88,7 @@ class UrlRefused(Exception):
 class UrlTarget(NamedTuple):
     """A checked URL. `host`: a name as it goes into DNS, or an address."""
 
-    url: httpx.URL
+    url: httpx2.URL
     host: str
     port: int
     is_allow_listed: bool
@@ -116,10 +116,10 @@ def _parse_entry(entry: str) -> tuple[str, int | None]:
     return bare, None
 
 
-def _is_decodable_host(url: httpx.URL) -> bool:
-    """Return whether httpx can decode an `xn--` host; otherwise it would fail at every request."""
+def _is_decodable_host(url: httpx2.URL) -> bool:
+    """Return whether every `xn--` label of the host stands for a name. httpx2 leaves those that it cannot decode."""
     try:
-        return bool(url.host)
+        return not any(label.startswith("xn--") for label in url.host.split("."))
     except ValueError:  # idna's errors are UnicodeErrors
         return False
 
@@ -129,14 +129,14 @@ def parse_url(text: str, allow_list: AllowList) -> UrlTarget:
     if len(text) > URL_LENGTH_LIMIT or _CONTROL_CHARACTERS.search(text):
         raise UrlRefused(f"a URL has at most {URL_LENGTH_LIMIT} characters, no spaces and no backslashes")
     try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, ValueError) as error:
+        url = httpx2.URL(text)
+    except (httpx2.InvalidURL, ValueError) as error:
         raise UrlRefused(f"the URL cannot be read: {error}") from error
     return check_url(url, allow_list)
 
 
-def check_url(url: httpx.URL, allow_list: AllowList) -> UrlTarget:
-    """Check a URL that httpx has parsed, so that check and request use the same parser. Raises UrlRefused."""
+def check_url(url: httpx2.URL, allow_list: AllowList) -> UrlTarget:
+    """Check a URL that httpx2 has parsed, so that check and request use the same parser. Raises UrlRefused."""
     if url.scheme not in SCHEME_PORTS:
         raise UrlRefused(f"only http and https are supported, not {url.scheme or 'a relative URL'}")
     if url.userinfo:

@@ -21,7 +21,7 @@ from edge.server.listener import ConnectionListener
 from edge.server.protocol import BoundedHttp, BoundedServerState, BoundedWebSocket
 
 SHUTDOWN_TIMEOUT_S = 3  # open streams are closed after this; their clients resume
-# Longer than clients and proxies keep an idle connection (httpx 5 s, aiohttp 15 s, load balancers 60 s). If the server
+# Longer than clients and proxies keep an idle connection (httpx2 5 s, aiohttp 15 s, load balancers 60 s). If the server
 # closed first, a client could send a request into a connection that is being closed.
 KEEP_ALIVE_TIMEOUT_S = 75
 RESERVED_FILES = 256  # file descriptors for the broker, stored files, webhooks and downloads

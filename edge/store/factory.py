@@ -40,10 +40,10 @@ async def open_store(settings: StoreSettings, data: Path) -> AsyncIterator[Asset
             yield directory
         return
     try:
-        remote = importlib.import_module("edge.store.remote")
+        remote = importlib.import_module(f"{__package__}.remote")
     except ImportError as error:
         raise StorePackageMissing(
-            f"assets in {url.scheme}://… need a package that is not installed: pip install 'lamplighter[remote]'"
+            f"assets in {url.scheme}://… need a package that is not installed: pip install 'lamplighter-server[remote]'"
         ) from error
     async with remote.open_remote(settings.url, data / "scratch", presign=settings.presign) as bucket:
         yield bucket

@@ -6,7 +6,7 @@ Both queues are in the broker. Messages that an edge had leased when it died are
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
-import httpx
+import httpx2
 import structlog
 from anyio import CapacityLimiter, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
@@ -199,7 +199,7 @@ class WebhookDispatcher:
 
 def _receiver_name(url: str) -> str:
     """Return host and port of a URL: a slow path delays other paths of its server, but no other server."""
-    return httpx.URL(url).netloc.decode("ascii", "replace").lower()
+    return httpx2.URL(url).netloc.decode("ascii", "replace").lower()
 
 
 class WebhookServices(Struct, frozen=True):
@@ -224,7 +224,7 @@ def build_webhooks(  # noqa: PLR0913, PLR0917 - the services it works with
     bus: Bus,
     index: JobIndex,
     viewer: JobViewBuilder,
-    guarded: httpx.AsyncClient,
+    guarded: httpx2.AsyncClient,
     settings: WebhookSettings,
     dependencies: WebhookDependencies,
 ) -> WebhookServices:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-import httpx
+import httpx2
 import msgspec
 import structlog
 from anyio import fail_after
@@ -39,7 +39,7 @@ class WebhookSender:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        client: httpx2.AsyncClient,
         viewer: JobViewBuilder,
         clock: Clock,
         monotonic: Callable[[], float],
@@ -62,7 +62,7 @@ class WebhookSender:
             error, is_refused = str(caught), True
         except TimeoutError:
             error = f"no answer within {self._timeout_s:g} s"
-        except httpx.HTTPError as caught:
+        except httpx2.HTTPError as caught:
             error = f"{type(caught).__name__}: {caught}"
         except Exception as caught:  # a receiver may send anything; one delivery must not stop the dispatcher
             _log.exception("webhook_attempt_failed", delivery=row.id)
@@ -89,6 +89,6 @@ class WebhookSender:
 
 
 def _state_for_status(status: int | None) -> DeliveryState:
-    if status is not None and httpx.codes.is_success(status):
+    if status is not None and httpx2.codes.is_success(status):
         return DeliveryState.DELIVERED
-    return DeliveryState.DISABLED if status == httpx.codes.GONE else DeliveryState.PENDING
+    return DeliveryState.DISABLED if status == httpx2.codes.GONE else DeliveryState.PENDING

@@ -11,7 +11,9 @@ the client commands need no server code.
 - `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`.
 - `backup` and `restore` share `backup_target` and `backup_archive`.
 
-Only this package may import `bus`, `edge` and `runner`. Start reading at `context` and `jobs`.
+The commands of the server are in another distribution, `lamplighter-server` (`deploy/wheels.py` lists their modules);
+only these modules may import `bus`, `edge` and `runner`, and only `server_parts` imports them. Start reading at
+`context` and `jobs`.
 """
 
 import importlib
@@ -19,38 +21,44 @@ import sys
 
 import click
 
+from lamplighter.cli import server_parts
 from lamplighter.cli.join_token import hide_token
 from schemas.version import VERSION
 
-COMMANDS = {
-    "up": ("lamplighter.cli.up", "up", "Serve broker, edge and runner on this machine until stopped."),
-    "edge": ("lamplighter.cli.edge", "edge", "Serve the edge."),
-    "runner": ("lamplighter.cli.runner", "runner", "Run jobs on this host."),
-    "relay": ("lamplighter.cli.relay", "relay", "Switch hosts of this network when an edge asks."),
-    "install": ("lamplighter.cli.install", "install", "Set up edge, runner, relay or backups as systemd services."),
-    "uninstall": ("lamplighter.cli.install", "uninstall", "Remove what `install` set up."),
-    "submit": ("lamplighter.cli.jobs", "submit", "Submit a job."),
-    "jobs": ("lamplighter.cli.jobs", "jobs", "List jobs."),
-    "job": ("lamplighter.cli.jobs", "job", "Show one job."),
-    "watch": ("lamplighter.cli.jobs", "watch_job", "Follow a job to its end."),
-    "history": ("lamplighter.cli.jobs", "history", "List the events of a job."),
-    "logs": ("lamplighter.cli.jobs", "logs", "Print a job's log."),
-    "cancel": ("lamplighter.cli.jobs", "cancel", "Stop a job."),
-    "retry": ("lamplighter.cli.jobs", "retry", "Run a job again that did not succeed."),
-    "delete": ("lamplighter.cli.jobs", "delete", "Remove a job that has ended."),
-    "upload": ("lamplighter.cli.assets", "upload", "Upload files."),
-    "assets": ("lamplighter.cli.assets", "assets", "List files, delete some."),
-    "hosts": ("lamplighter.cli.hosts", "hosts", "List, add and remove GPU hosts."),
-    "power": ("lamplighter.cli.hosts", "power", "Keep a host on or off, or switch it automatically."),
-    "usage": ("lamplighter.cli.usage", "usage", "Show usage and cost."),
-    "endpoints": ("lamplighter.cli.endpoints", "endpoints", "List the endpoints, or the fields of one endpoint."),
-    "keys": ("lamplighter.cli.keys", "keys", "Create, list, rotate and revoke API keys."),
-    "owners": ("lamplighter.cli.owners", "owners", "Delete all data of an owner."),
-    "backup": ("lamplighter.cli.backup", "backup", "Back up the installation to one file."),
-    "restore": ("lamplighter.cli.restore", "restore", "Restore an installation from a backup."),
-    "top": ("lamplighter.cli.top", "top", "Watch hosts and jobs."),
-    "doctor": ("lamplighter.cli.doctor", "doctor", "Check this installation and show how to fix it."),
+# Command -> its module, the name there, and what `--help` says.
+SERVER_COMMANDS = {
+    "up": ("up", "up", "Serve broker, edge and runner on this machine until stopped."),
+    "edge": ("edge", "edge", "Serve the edge."),
+    "runner": ("runner", "runner", "Run jobs on this host."),
+    "relay": ("relay", "relay", "Switch hosts of this network when an edge asks."),
+    "install": ("install", "install", "Set up edge, runner, relay or backups as systemd services."),
+    "uninstall": ("install", "uninstall", "Remove what `install` set up."),
+    "health": ("health", "health", "Tell whether an edge, runner or relay of this machine works."),
+    "backup": ("backup", "backup", "Back up the installation to one file."),
+    "restore": ("restore", "restore", "Restore an installation from a backup."),
 }
+CLIENT_COMMANDS = {
+    "submit": ("jobs", "submit", "Submit a job."),
+    "jobs": ("jobs", "jobs", "List jobs."),
+    "job": ("jobs", "job", "Show one job."),
+    "watch": ("jobs", "watch_job", "Follow a job to its end."),
+    "history": ("jobs", "history", "List the events of a job."),
+    "logs": ("jobs", "logs", "Print a job's log."),
+    "cancel": ("jobs", "cancel", "Stop a job."),
+    "retry": ("jobs", "retry", "Run a job again that did not succeed."),
+    "delete": ("jobs", "delete", "Remove a job that has ended."),
+    "upload": ("assets", "upload", "Upload files."),
+    "assets": ("assets", "assets", "List files, delete some."),
+    "hosts": ("hosts", "hosts", "List, add and remove GPU hosts."),
+    "power": ("hosts", "power", "Keep a host on or off, or switch it automatically."),
+    "usage": ("usage", "usage", "Show usage and cost."),
+    "endpoints": ("endpoints", "endpoints", "List the endpoints, or the fields of one endpoint."),
+    "keys": ("keys", "keys", "Create, list, rotate and revoke API keys."),
+    "owners": ("owners", "owners", "Delete all data of an owner."),
+    "top": ("top", "top", "Watch hosts and jobs."),
+    "doctor": ("doctor", "doctor", "Check this installation and show how to fix it."),
+}
+COMMANDS = SERVER_COMMANDS | CLIENT_COMMANDS
 
 
 class LazyGroup(click.Group):
@@ -65,12 +73,17 @@ class LazyGroup(click.Group):
         if name in {"runner", "install"}:
             hide_token(sys.argv)  # before the imports, during which `ps` would show the token for half a second
         module, attribute, _help = COMMANDS[name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        if name in SERVER_COMMANDS:
+            return server_parts.load_command(name, module, attribute)
+        command: click.Command = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
         return command
 
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_module, _attribute, text) in COMMANDS.items()])
+        is_installed = server_parts.is_installed()
+        server = f"Commands of the server{'' if is_installed else f' ({server_parts.INSTALL_HINT})'}"
+        for title, commands in ((server, SERVER_COMMANDS), ("Commands", CLIENT_COMMANDS)):
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_module, _attribute, text) in commands.items()])
 
 
 @click.command(cls=LazyGroup)

@@ -1,15 +1,11 @@
 """`lamplighter doctor`: check the edge, the hosts and this machine, and show how to fix what fails.
 
 A check is a function that returns Findings and changes nothing. Checks of the edge see what a client sees; checks of
-this machine use the runner's own adapters.
+this machine use the runner's own adapters, where `lamplighter-server` is installed.
 """
 
-import asyncio
-import os
-import random
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,27 +13,21 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import anyio
 import click
-import httpx
+import httpx2
 import msgspec
 from msgspec import Struct
 from rich.text import Text
 
-from lamplighter.cli import display
+from lamplighter.cli import display, server_parts
 from lamplighter.cli.context import FAILED, UNREACHABLE, CliContext, EdgeAddress, client_command
 from lamplighter.transport import auth_headers, map_http_errors
-from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.port import EngineError
-from runner.gpu.monitor import NvmlMonitor, nvml_spawner
 from schemas.environment import bypass_proxies_for_loopback
-from schemas.gpu import GpuMonitorState
 
 MIN_FREE_BYTES = 5 * 1000**3  # a video job may need more for its frames
 CLOCK_SKEW_LIMIT_S = 30.0
 EDGE_CHECK = "edge"  # the other checks of the edge run only if this one does not fail
 EDGE_TIMEOUT_S = 5.0
-ENGINE_PROBE_TIMEOUT_S = 20.0
 ENGINE_AWAY_FIX = "start Docker on that host; its runner continues without a restart"
 UNSCHEDULABLE_FIXES = {
     "image_missing": "build or pull its image on that host, under the name in its endpoint.toml",
@@ -69,17 +59,17 @@ class DoctorTarget(Struct, frozen=True):
 
     address: EdgeAddress
     data: Path
-    http: httpx.Client
+    http: httpx2.Client
 
-    def get(self, path: str) -> httpx.Response:
-        """Send a GET request to the edge. Raises httpx errors."""
+    def get(self, path: str) -> httpx2.Response:
+        """Send a GET request to the edge. Raises httpx2 errors."""
         return self.http.get(path)
 
 
 def check_edge(target: DoctorTarget) -> Iterable[Finding]:
     """Check that the edge answers, and that its clock agrees with ours."""
     reply = target.get("/livez")
-    if reply.status_code != httpx.codes.OK or reply.headers.get("content-type") != "application/json":
+    if reply.status_code != httpx2.codes.OK or reply.headers.get("content-type") != "application/json":
         what = f"{target.address.url} is not a Lamplighter edge (HTTP {reply.status_code})"
         yield Finding(EDGE_CHECK, CheckStatus.FAIL, what, "give the right address with --url")
         return
@@ -93,7 +83,7 @@ def check_edge(target: DoctorTarget) -> Iterable[Finding]:
 def check_readiness(target: DoctorTarget) -> Iterable[Finding]:
     """Check the readiness of the edge: broker reachable, writing and synced, index caught up, store not full."""
     reply = target.get("/readyz")
-    if reply.status_code == httpx.codes.OK:
+    if reply.status_code == httpx2.codes.OK:
         yield Finding("broker", CheckStatus.OK, "reachable, synced, and its store has room")
     answer = reply.json()
     degraded = answer.get("degraded", answer.get("ailing", ()))  # an edge of the release before has only `ailing`
@@ -106,7 +96,7 @@ def check_readiness(target: DoctorTarget) -> Iterable[Finding]:
 def check_key(target: DoctorTarget) -> Iterable[Finding]:
     """Check that the key may list jobs."""
     reply = target.get("/v1/jobs?limit=1")
-    if reply.status_code == httpx.codes.OK:
+    if reply.status_code == httpx2.codes.OK:
         yield Finding("key", CheckStatus.OK, "valid")
     else:
         fix = "give --key or LAMPLIGHTER_KEY, or create a key with: lamplighter keys create OWNER"
@@ -116,7 +106,7 @@ def check_key(target: DoctorTarget) -> Iterable[Finding]:
 def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
     """Check each host: its state, its GPUs, its engine, and the endpoints that cannot start there."""
     reply = target.get("/v1/hosts")
-    if reply.status_code != httpx.codes.OK:
+    if reply.status_code != httpx2.codes.OK:
         yield Finding("hosts", CheckStatus.WARN, "this key may not list them", "use a key with the scope hosts:read")
         return
     hosts: list[dict[str, Any]] = reply.json()["hosts"]
@@ -197,43 +187,10 @@ LOCAL_CHECKS: tuple[Check, ...] = (check_disk,)
 STATUS_STYLES = {CheckStatus.OK: "green", CheckStatus.WARN: "yellow", CheckStatus.FAIL: "red"}
 
 
-async def check_local_engine() -> list[Finding]:
-    """Check that a Docker engine answers on this machine, and how it gives GPUs to containers."""
-    fix = "install or start Docker, or run jobs unisolated with --engine process"
-    settings = DockerSettings(base_url=os.environ.get("DOCKER_HOST", DockerSettings().base_url))
-    try:
-        with anyio.fail_after(ENGINE_PROBE_TIMEOUT_S):
-            async with DockerEngine(settings) as engine:
-                info = await engine.probe()
-    except (EngineError, TimeoutError) as error:
-        return [Finding("engine", CheckStatus.WARN, f"no Docker engine: {error}", fix)]
-    return [Finding("engine", CheckStatus.OK, f"{info.name} {info.version}", "; ".join(info.notes))]
-
-
-async def check_local_gpus() -> list[Finding]:
-    """Check the GPUs of this machine with NVML."""
-    async with NvmlMonitor(nvml_spawner(), clock=time.time, random=random.random) as monitor:
-        snapshot = monitor.snapshot()
-    if snapshot.state is not GpuMonitorState.OK:
-        return [
-            Finding(
-                "nvml",
-                CheckStatus.WARN,
-                f"{snapshot.state}: {snapshot.why or 'no GPU is monitored'}",
-                "GPU endpoints cannot run here",
-            )
-        ]
-    count = display.format_count(len(snapshot.samples), "GPU")
-    return [Finding("nvml", CheckStatus.OK, f"driver {snapshot.driver}, {count}")] + [
-        Finding(f"gpu {gpu.uuid}", CheckStatus.OK, f"{gpu.name}, {gpu.memory_free_mb} MB free")
-        for gpu in snapshot.samples
-    ]
-
-
 def _run_checks(target: DoctorTarget) -> Iterator[Finding]:
     try:
         found = list(check_edge(target))
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         fix = "start it with: lamplighter up, or choose another with --url"
         found = [Finding(EDGE_CHECK, CheckStatus.FAIL, f"no answer from {target.address.url}: {error}", fix)]
     yield from found
@@ -242,15 +199,14 @@ def _run_checks(target: DoctorTarget) -> Iterator[Finding]:
             yield from _run_edge_check(name, check, target)
     for check in LOCAL_CHECKS:
         yield from check(target)
-    yield from asyncio.run(check_local_engine())
-    yield from asyncio.run(check_local_gpus())
+    yield from server_parts.check_machine()
 
 
 def _run_edge_check(name: str, check: Check, target: DoctorTarget) -> Iterator[Finding]:
     """Run one check of the edge. A timeout of the edge fails this check and not the next ones."""
     try:
         yield from check(target)
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         yield Finding(
             name, CheckStatus.FAIL, f"the edge did not answer in time ({error})", "fix the checks above first"
         )
@@ -263,7 +219,7 @@ def doctor(session: CliContext) -> None:
     headers = auth_headers(session.address.key)
     with map_http_errors(session.address.url):
         url = session.address.url
-        http = httpx.Client(
+        http = httpx2.Client(
             base_url=url, headers=headers, timeout=EDGE_TIMEOUT_S, mounts=bypass_proxies_for_loopback(url)
         )
     with http:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 import click
-import httpx
+import httpx2
 import uvloop
 
 from edge.core.clock import utc_now
@@ -16,6 +16,7 @@ from lamplighter.cli.context import REFUSED, USAGE
 from lamplighter.cli.process_setup import config_option, exit_on_error, format_option, level_option, read_settings
 from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, RelaySettings, serve_edge
 from lamplighter.cli.service_notify import ServiceNotifier
+from runner.host.health_file import HealthFile
 from schemas.environment import bypass_proxies_for_loopback
 
 STOP_TIMEOUT_S = 10.0  # a call to a driver in progress is cancelled
@@ -41,7 +42,7 @@ async def _run(settings: RelaySettings, notifier: ServiceNotifier) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with (
             notifier.pinging(),
-            httpx.AsyncClient(mounts=bypass_proxies_for_loopback()) as client,
+            httpx2.AsyncClient(mounts=bypass_proxies_for_loopback()) as client,
             anyio.create_task_group() as tasks,
         ):
             dependencies = DriverDependencies(
@@ -49,8 +50,9 @@ async def _run(settings: RelaySettings, notifier: ServiceNotifier) -> None:
             )
             drivers = build_drivers(settings.hosts, dependencies)
             relayed = {host: RelayedHost(driver, settings.hosts[host].timeout) for host, driver in drivers.items()}
+            health = HealthFile(settings.health_file)
             for url in settings.relay.urls:
-                tasks.start_soon(serve_edge, url, settings.relay.key, relayed, notifier.ready)
+                tasks.start_soon(serve_edge, url, settings.relay.key, relayed, notifier.ready, health)
             await anext(signals)
             notifier.stopping(STOP_TIMEOUT_S)
             tasks.cancel_scope.cancel()

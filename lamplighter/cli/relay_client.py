@@ -3,6 +3,7 @@
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -13,6 +14,7 @@ from websockets import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.asyncio.client import ClientConnection, connect
 
 from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
+from runner.host.health_file import NO_HEALTH_FILE, RENEW_INTERVAL_S, HealthFile
 from schemas.backoff import Backoff
 from schemas.environment import is_loopback_url
 from schemas.gateway_protocol import ClientMessage, EnvelopeType, FrameUnreadable, read_frame
@@ -34,10 +36,14 @@ class RelayTarget(Struct, frozen=True):
 
 
 class RelaySettings(Struct, frozen=True):
-    """The settings of `lamplighter relay`: `[relay]`, and under `[hosts.NAME]` the driver of each host."""
+    """The settings of `lamplighter relay`: `[relay]`, and under `[hosts.NAME]` the driver of each host.
+
+    `health_file` is a file to touch while an edge is connected (`lamplighter health`).
+    """
 
     relay: RelayTarget = RelayTarget()
     hosts: dict[Token, AnyHostConfig] = field(default_factory=dict)
+    health_file: Path | None = None
     log_level: str = "info"
     log_format: str = "text"
 
@@ -75,11 +81,15 @@ POWER_CALLS: Mapping[str, Callable[[PowerDriver, str], Awaitable[ReportedPower]]
 
 
 async def serve_edge(
-    url: str, key: str, hosts: Mapping[str, RelayedHost], connected: Callable[[], None] = lambda: None
+    url: str,
+    key: str,
+    hosts: Mapping[str, RelayedHost],
+    connected: Callable[[], None] = lambda: None,
+    health: HealthFile = NO_HEALTH_FILE,
 ) -> None:
     """Serve the edge at `url`, and connect again whenever the connection ends. Raises RelayKeyRejected.
 
-    `connected` is called after each successful connection.
+    `connected` is called after each successful connection. `health` is renewed while it lasts.
     """
     where = url.rstrip("/").replace("http", "ws", 1) + "/ws"
     headers = {"Authorization": f"Bearer {key}"}
@@ -90,7 +100,7 @@ async def serve_edge(
             async with connect(where, additional_headers=headers, proxy=proxy) as socket:
                 _log.info("relay_connected", url=url)
                 connected()
-                code = await _answer_requests(socket, hosts)
+                code = await _answer_requests(socket, hosts, health)
             failures = 0
             _raise_if_rejected(url, code == CLOSE_CODE_UNAUTHORIZED)
         except InvalidStatus as refused:
@@ -109,9 +119,12 @@ def _raise_if_rejected(url: str, refused: bool) -> None:
         )
 
 
-async def _answer_requests(socket: ClientConnection, hosts: Mapping[str, RelayedHost]) -> int | None:
+async def _answer_requests(
+    socket: ClientConnection, hosts: Mapping[str, RelayedHost], health: HealthFile
+) -> int | None:
     """Answer requests until the connection ends; return its close code."""
     async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_renew_health, health)
         try:
             async for frame in socket:
                 message = _parse_request(frame)
@@ -121,6 +134,12 @@ async def _answer_requests(socket: ClientConnection, hosts: Mapping[str, Relayed
             pass  # the caller connects again
         tasks.cancel_scope.cancel()
     return socket.close_code
+
+
+async def _renew_health(health: HealthFile) -> None:
+    while True:
+        await health.renew()
+        await anyio.sleep(RENEW_INTERVAL_S)
 
 
 def _parse_request(frame: str | bytes) -> ClientMessage | None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import anyio
 import click
-import httpx
+import httpx2
 import msgspec
 import structlog
 from msgspec import Struct
 from rich.console import Console
 
+import images
 from bus.interface import BrokerUnreachable
 from bus.open import open_edge
 from bus.secret_files import PRIVATE_UMASK, make_private_folder
@@ -42,7 +43,7 @@ from runner.settings import RunnerSettings
 from schemas.environment import DOCKER_PREFIXES, GPU_PREFIXES, build_child_environment, bypass_proxies_for_loopback
 from schemas.settings_loader import SETTING_PREFIX, select_variables
 
-IMAGES = Path(__file__).parents[2] / "images"
+IMAGES = Path(images.__path__[0])
 READY_TIMEOUT_S = 60.0
 HEYGEM_VARIABLE = "LAMPLIGHTER_HEYGEM__ENABLED"  # on by default here: no other HeyGem server shares this machine's port
 KEYLESS_PORT_VARIABLE = "LAMPLIGHTER_HEYGEM__KEYLESS_PORT"
@@ -133,7 +134,7 @@ async def _wait_until_ready(url: str, keys: LocalKeys, *, with_runner: bool) -> 
     """Return the online hosts once the edge is ready and, if we start a runner, it is online. Raises TimeoutError."""
     headers = {"Authorization": f"Bearer {keys.admin}"}
     with anyio.fail_after(READY_TIMEOUT_S):
-        async with httpx.AsyncClient(base_url=url, headers=headers, mounts=bypass_proxies_for_loopback(url)) as client:
+        async with httpx2.AsyncClient(base_url=url, headers=headers, mounts=bypass_proxies_for_loopback(url)) as client:
             while True:
                 hosts = await _fetch_online_hosts(client)
                 if hosts is not None and (hosts or not with_runner):
@@ -141,13 +142,13 @@ async def _wait_until_ready(url: str, keys: LocalKeys, *, with_runner: bool) -> 
                 await anyio.sleep(READY_POLL_INTERVAL_S)
 
 
-async def _fetch_online_hosts(client: httpx.AsyncClient) -> list[dict[str, Any]] | None:
+async def _fetch_online_hosts(client: httpx2.AsyncClient) -> list[dict[str, Any]] | None:
     """Return the online hosts, or None while the edge is not ready."""
     try:
-        if (await client.get("/readyz")).status_code != httpx.codes.OK:
+        if (await client.get("/readyz")).status_code != httpx2.codes.OK:
             return None
         hosts = (await client.get("/v1/hosts")).json()["hosts"]
-    except httpx.HTTPError:
+    except httpx2.HTTPError:
         return None
     return [host for host in hosts if host["state"] == "online"]
 
@@ -179,9 +180,9 @@ def _announce(options: UpOptions, address: EdgeAddress, hosts: Iterable[dict[str
 async def _is_edge_alive(url: str) -> bool:
     """Return whether the edge answers: an edge that hangs must not count as a service that runs."""
     try:
-        async with httpx.AsyncClient(mounts=bypass_proxies_for_loopback(url)) as client:
-            return (await client.get(f"{url}/livez", timeout=LIVENESS_TIMEOUT_S)).status_code == httpx.codes.OK
-    except httpx.HTTPError:
+        async with httpx2.AsyncClient(mounts=bypass_proxies_for_loopback(url)) as client:
+            return (await client.get(f"{url}/livez", timeout=LIVENESS_TIMEOUT_S)).status_code == httpx2.codes.OK
+    except httpx2.HTTPError:
         return False
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO
 
-import httpx
+import httpx2
 from anyio import AsyncFile, CancelScope, to_thread, wrap_file
 
 from bus.tls_pinning import create_pinned_ssl_context
@@ -54,14 +54,14 @@ _ERROR_BY_STATUS: dict[int, type[AssetError]] = {
 class AssetClient:
     """Transfers assets over HTTP on behalf of an owner. `asset_client` creates it."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx2.AsyncClient) -> None:
         self._client = client
 
     async def is_alive(self) -> bool:
         """Return whether the edge answers."""
         try:
             return (await self._client.get("/livez")).is_success
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             return False
 
     async def get_info(self, owner: str, sha256: Digest) -> AssetInfo:
@@ -130,7 +130,7 @@ class AssetClient:
             before = download.size
             try:
                 return await self._download_once(owner, sha256, download)
-            except httpx.RequestError as error:
+            except httpx2.RequestError as error:
                 if download.size == before:
                     raise _edge_unavailable(error) from error
 
@@ -203,7 +203,7 @@ async def asset_client(
     """
     headers = {"Authorization": f"Bearer {key}"}
     verify = await to_thread.run_sync(create_pinned_ssl_context, Path(pin)) if pin else True
-    async with httpx.AsyncClient(
+    async with httpx2.AsyncClient(
         base_url=url,
         headers=headers,
         timeout=timeout_s,
@@ -262,7 +262,7 @@ async def _read_blocks(file: AsyncFile[bytes]) -> AsyncIterator[bytes]:
         yield block
 
 
-async def _raise_for_status(answer: httpx.Response) -> None:
+async def _raise_for_status(answer: httpx2.Response) -> None:
     if answer.is_success:
         return
     await answer.aread()
@@ -272,14 +272,14 @@ async def _raise_for_status(answer: httpx.Response) -> None:
 
 @contextmanager
 def _map_http_errors() -> Iterator[None]:
-    """Translate errors of httpx to EdgeUnavailable, also for a redirect that no upload can follow."""
+    """Translate errors of httpx2 to EdgeUnavailable, also for a redirect that no upload can follow."""
     try:
         yield
-    except (httpx.RequestError, httpx.StreamError) as error:
+    except (httpx2.RequestError, httpx2.StreamError) as error:
         raise _edge_unavailable(error) from error
 
 
-def _edge_unavailable(error: httpx.RequestError | httpx.StreamError) -> EdgeUnavailable:
+def _edge_unavailable(error: httpx2.RequestError | httpx2.StreamError) -> EdgeUnavailable:
     return EdgeUnavailable(
         f"the edge is not reachable ({type(error).__name__} {error}): check its address and the network"
     )

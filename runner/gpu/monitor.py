@@ -132,7 +132,7 @@ def nvml_spawner(interval_s: float = 1.0, renew_s: float = 60.0, env: Mapping[st
     inherited = build_child_environment(os.environ, prefixes=GPU_PREFIXES) if env is None else env
 
     async def spawn() -> NvmlChild:
-        argv = [sys.executable, "-m", "runner.gpu.nvml", str(interval_s), str(renew_s)]
+        argv = [sys.executable, "-m", f"{__package__}.nvml", str(interval_s), str(renew_s)]
         # A session of its own: Ctrl-C in the terminal drains the runner, which needs the GPU monitor until the end.
         process = await anyio.open_process(
             argv, stdin=DEVNULL, stdout=PIPE, stderr=None, env=inherited, start_new_session=True

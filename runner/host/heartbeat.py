@@ -92,6 +92,7 @@ class HeartbeatPublisher:
             try:
                 await self._publish_capabilities()
                 await self._context.bus.heartbeats.put(self._context.host, await self._build_heartbeat())
+                await self._host.report_health()
             except BusError as error:
                 self._context.log_unavailable("publish_heartbeat", error)
             with anyio.move_on_after(self._context.intervals.presence_s):

@@ -4,7 +4,7 @@ nginx's bare `proxy_pass` and a TCP tunnel made strangers look like programs of 
 `local`, which is also whose admin key `up` makes.
 """
 
-import httpx
+import httpx2
 import pytest
 
 from edge.facades.heygem.facade import HeygemSettings
@@ -26,8 +26,8 @@ def test_no_port_without_keys_is_there_unless_asked_for():
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "localhost:8000", "[::1]:8000", "edge.example.com"])
 async def test_what_a_bare_proxy_or_a_tunnel_sends_to_the_edge_needs_a_key(heygem: HeygemClient, host: str):
-    port = str(httpx.URL(heygem.url).port)
-    async with httpx.AsyncClient(base_url=heygem.url, headers={"Host": host.replace("8000", port)}) as stranger:
+    port = str(httpx2.URL(heygem.url).port)
+    async with httpx2.AsyncClient(base_url=heygem.url, headers={"Host": host.replace("8000", port)}) as stranger:
         for reply in (
             await stranger.post("/easy/submit", json=BODY),
             await stranger.get("/easy/query?code=mine"),
@@ -38,7 +38,7 @@ async def test_what_a_bare_proxy_or_a_tunnel_sends_to_the_edge_needs_a_key(heyge
 
 
 async def test_the_port_without_keys_shows_nothing_of_other_owners(heygem: HeygemClient):
-    async with httpx.AsyncClient(base_url=heygem.url, headers={"X-API-Key": heygem.key}) as ann:
+    async with httpx2.AsyncClient(base_url=heygem.url, headers={"X-API-Key": heygem.key}) as ann:
         assert parse_body(await ann.post("/easy/submit", json=BODY))["code"] == 10000
     assert (await heygem.query("mine"))["code"] == 10004
 

@@ -7,7 +7,7 @@ is read from docs/api.md, which another test compares with the guards.
 import re
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from msgspec import Struct
 
@@ -38,7 +38,9 @@ class Operation(Struct, frozen=True):
     path: str
     scope: Scope | None
 
-    async def ask(self, client: httpx.AsyncClient, names: dict[str, str] | None = None, **more: Any) -> httpx.Response:
+    async def ask(
+        self, client: httpx2.AsyncClient, names: dict[str, str] | None = None, **more: Any
+    ) -> httpx2.Response:
         """Send the request, with `names` (or x) as path parameters. Must not be used for event streams."""
         path = BY_NAME.sub(lambda found: (names or {}).get(found[0].strip("{}"), "x"), self.path)
         headers = {**TUS, **more.pop("headers", {})} if self.path.startswith("/v1/uploads") else more.pop("headers", {})

@@ -9,7 +9,7 @@ from itertools import product
 from urllib.parse import quote
 
 import anyio
-import httpx
+import httpx2
 import pytest
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
@@ -109,7 +109,7 @@ async def test_overlapping_ranges_make_no_answer_larger_than_the_file(edge: Serv
     assert len(reply.content) <= len(FILE) + 1000
 
 
-Upload = Callable[[httpx.AsyncClient, str, str], Awaitable[httpx.Response]]
+Upload = Callable[[httpx2.AsyncClient, str, str], Awaitable[httpx2.Response]]
 
 
 def _body(name: str, kind: str) -> bytes:
@@ -117,21 +117,21 @@ def _body(name: str, kind: str) -> bytes:
     return f"{name} {kind}".encode()
 
 
-async def _by_header(client: httpx.AsyncClient, name: str, kind: str) -> httpx.Response:
+async def _by_header(client: httpx2.AsyncClient, name: str, kind: str) -> httpx2.Response:
     headers = {"X-Filename": quote(name), "Content-Type": kind}
     return await client.post("/v1/assets", content=_body(name, kind), headers=headers)
 
 
-async def _by_query(client: httpx.AsyncClient, name: str, kind: str) -> httpx.Response:
+async def _by_query(client: httpx2.AsyncClient, name: str, kind: str) -> httpx2.Response:
     params, headers = {"name": name}, {"Content-Type": kind}
     return await client.post("/v1/assets", params=params, content=_body(name, kind), headers=headers)
 
 
-async def _by_form(client: httpx.AsyncClient, name: str, kind: str) -> httpx.Response:
+async def _by_form(client: httpx2.AsyncClient, name: str, kind: str) -> httpx2.Response:
     return await client.post("/v1/assets", files={"file": (name, _body(name, kind), kind)})
 
 
-async def _by_tus(client: httpx.AsyncClient, name: str, kind: str) -> httpx.Response:
+async def _by_tus(client: httpx2.AsyncClient, name: str, kind: str) -> httpx2.Response:
     said = {"filename": name, "filetype": kind}
     metadata = ",".join(f"{word} {b64encode(value.encode()).decode()}" for word, value in said.items())
     size = {"Upload-Length": str(len(_body(name, kind))), "Content-Type": "application/offset+octet-stream"}

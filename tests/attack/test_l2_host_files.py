@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from msgspec import Struct
 
@@ -28,7 +28,7 @@ class Thief(Struct, frozen=True):
     """An attacker with the key of gpu-1. Ann has two films, and all jobs use the first. Bob has no job."""
 
     edge: ServedEdge
-    host: httpx.AsyncClient
+    host: httpx2.AsyncClient
 
     async def fetch(self, body: bytes = FILM, owner: str = "ann") -> int:
         """Return the status of a read. GET and HEAD must be rejected alike."""

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-import httpx
+import httpx2
 import pytest
 from anyio.streams.tls import TLSAttribute
 from structlog.testing import capture_logs
@@ -73,7 +73,7 @@ async def test_l7_a_link_dies_with_the_key_that_it_was_made_for(edge: ServedEdge
     for link in (url, others, by_token):
         assert (await edge.anyone.get(link)).status_code == 200
     await edge.admin.delete(f"/v1/keys/{lost.split('_')[1]}")
-    for link in (url, by_token, str(httpx.URL(url).copy_remove_param("for"))):
+    for link in (url, by_token, str(httpx2.URL(url).copy_remove_param("for"))):
         assert (await edge.anyone.get(link)).status_code == 401
     assert (await edge.anyone.get(others)).status_code == 200
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from starlette.types import Receive, Scope, Send
 
@@ -82,8 +82,8 @@ def test_up_comes_up_and_the_command_line_reaches_it(tmp_path: Path, proxy: sock
 
 async def test_what_is_elsewhere_still_takes_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    async with httpx.AsyncClient(mounts=bypass_proxies_for_loopback("http://192.0.2.1"), timeout=5) as client:
-        with pytest.raises(httpx.ConnectError):  # the proxy's port is closed: it was asked
+    async with httpx2.AsyncClient(mounts=bypass_proxies_for_loopback("http://192.0.2.1"), timeout=5) as client:
+        with pytest.raises(httpx2.ConnectError):  # the proxy's port is closed: it was asked
             await client.get("http://192.0.2.1/")
 
 
@@ -106,8 +106,8 @@ async def test_what_is_elsewhere_still_takes_it(monkeypatch: pytest.MonkeyPatch)
 def test_which_urls_lead_here(url: str, *, here: bool):
     assert is_loopback_url(url) is here
     if here:
-        client = httpx.Client(mounts=bypass_proxies_for_loopback(url))
-        assert any(pattern.matches(httpx.URL(url)) for pattern in client._mounts)
+        client = httpx2.Client(mounts=bypass_proxies_for_loopback(url))
+        assert any(pattern.matches(httpx2.URL(url)) for pattern in client._mounts)
 
 
 def test_a_name_that_only_looks_like_it_is_not():

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import anyio
-import httpx
+import httpx2
 import pytest
 from msgspec.structs import replace
 
@@ -167,16 +167,16 @@ def test_holes_of_outputs_count(tmp_path: Path) -> None:
     assert refused.value.code == "disk_exceeded"
 
 
-class SpaceReport(httpx.AsyncBaseTransport):
+class SpaceReport(httpx2.AsyncBaseTransport):
     """An edge that reports its size limit and must receive no upload."""
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         assert (request.method, request.url.path) == ("OPTIONS", "/v1/uploads")
-        return httpx.Response(204, headers={"Tus-Max-Size": str(20 << 30)})
+        return httpx2.Response(204, headers={"Tus-Max-Size": str(20 << 30)})
 
 
 async def test_what_the_edge_will_not_take_is_not_hashed(tmp_path: Path) -> None:
-    async with httpx.AsyncClient(base_url="http://edge", transport=SpaceReport()) as http:
+    async with httpx2.AsyncClient(base_url="http://edge", transport=SpaceReport()) as http:
         with anyio.fail_after(10), pytest.raises(AssetRefused, match=f"has {TIB} bytes, the edge takes {20 << 30}"):
             await AssetClient(http).upload("ann", sparse(tmp_path / "film.mp4", TIB), "film.mp4")
 
@@ -184,13 +184,13 @@ async def test_what_the_edge_will_not_take_is_not_hashed(tmp_path: Path) -> None
 async def test_hashing_can_be_cancelled(tmp_path: Path) -> None:
     """Reading a quarter of a terabyte would take minutes."""
 
-    class Endless(httpx.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    class Endless(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             hashing.set()
-            return httpx.Response(204)
+            return httpx2.Response(204)
 
     hashing = anyio.Event()
-    async with httpx.AsyncClient(base_url="http://edge", transport=Endless()) as http:
+    async with httpx2.AsyncClient(base_url="http://edge", transport=Endless()) as http:
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(AssetClient(http).upload, "ann", sparse(tmp_path / "film", TIB // 4), "film")

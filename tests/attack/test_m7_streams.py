@@ -3,7 +3,7 @@
 import json
 from contextlib import AsyncExitStack
 
-import httpx
+import httpx2
 import pytest
 import websockets
 
@@ -17,7 +17,7 @@ from tests.support.wait import wait_for
 __all__ = ["edge"]
 
 
-async def _opened(client: httpx.AsyncClient, count: int, stack: AsyncExitStack) -> list[httpx.Response]:
+async def _opened(client: httpx2.AsyncClient, count: int, stack: AsyncExitStack) -> list[httpx2.Response]:
     return [await stack.enter_async_context(client.stream("GET", "/v1/events")) for _ in range(count)]
 
 
@@ -51,7 +51,7 @@ async def test_many_keys_of_one_owner_share_a_limit(edge: ServedEdge):
         codes = []
         for text in more:
             client = await stack.enter_async_context(
-                httpx.AsyncClient(base_url=edge.url, headers={"Authorization": f"Bearer {text}"}, timeout=20)
+                httpx2.AsyncClient(base_url=edge.url, headers={"Authorization": f"Bearer {text}"}, timeout=20)
             )
             codes += [reply.status_code for reply in await _opened(client, STREAMS_PER_OWNER // 2 + 1, stack)]
     assert codes.count(200) == STREAMS_PER_OWNER

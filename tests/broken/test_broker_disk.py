@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio.to_thread
-import httpx
+import httpx2
 import pytest
 
 from lamplighter import Client
@@ -52,7 +52,7 @@ async def tight(small: Path) -> AsyncIterator[RunningInstallation]:
         print(running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def submit_one(running: RunningInstallation, accepted: list[str]) -> httpx.Response:
+async def submit_one(running: RunningInstallation, accepted: list[str]) -> httpx2.Response:
     """Submit one more job; note its id where the answer is 202."""
     answer = await running.ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "more"}}, timeout=30)
     assert answer.status_code in {202, 503, 507}, answer.text
@@ -150,9 +150,9 @@ def _filled_and_emptied(data: Path) -> None:
             return False
 
         wait_for_sync(full)
-        assert httpx.get(f"{said['url']}/readyz").status_code == 503
+        assert httpx2.get(f"{said['url']}/readyz").status_code == 503
         ballast.unlink()
-        wait_for_sync(lambda: httpx.get(f"{said['url']}/readyz").status_code == 200)
+        wait_for_sync(lambda: httpx2.get(f"{said['url']}/readyz").status_code == 200)
         accepted.append(client.submit("echo", text="after").id)
         assert {client.wait(job_id).status for job_id in accepted} == {"succeeded"}
         assert process.poll() is None

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from msgspec import Struct
 
@@ -72,7 +72,7 @@ def cramped(shared_installation: CrampedInstallation) -> Iterator[CrampedInstall
     print(shared_installation.running.installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-async def put(running: RunningInstallation, content: bytes) -> httpx.Response:
+async def put(running: RunningInstallation, content: bytes) -> httpx2.Response:
     return await running.ann._http.put(f"/v1/assets/{hashlib.sha256(content).hexdigest()}", content=content)
 
 

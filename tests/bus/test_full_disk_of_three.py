@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
+import httpx2
 import pytest
 from msgspec import Struct
 from msgspec.structs import replace
@@ -67,7 +67,7 @@ class CrampedTrio(Struct, frozen=True):
         Not by /varz: a server that was asked that once goes on calling itself synced when its disk is full, one that
         was never asked does not.
         """
-        async with httpx.AsyncClient() as client:
+        async with httpx2.AsyncClient() as client:
             answer = await client.get(f"{self.monitors[0]}/jsz")
         return answer.json()["meta_cluster"]["leader"]
 
@@ -144,12 +144,12 @@ async def started_anew(cramped: CrampedTrio, *names: str) -> None:
         cramped.there.start(name)
 
     async def well() -> bool:
-        with suppress(httpx.HTTPError):
+        with suppress(httpx2.HTTPError):
             sound = all([(await asked.get(f"{url}/healthz")).is_success for url in cramped.monitors])
             return sound and cramped.bus.health.is_connected
         return False
 
-    async with httpx.AsyncClient() as asked:
+    async with httpx2.AsyncClient() as asked:
         await wait_for(well, timeout_s=CHANGE_S)
     health = await cramped.bus.health.status()
     assert (health.write_failed, health.degraded) == (False, ())

@@ -1,6 +1,6 @@
 """Several servers' monitors: the worst of them counts, and a deaf one costs one wait and not one a submit."""
 
-import httpx
+import httpx2
 import pytest
 
 from bus.interface import BrokerUnreachable
@@ -13,16 +13,16 @@ class MonitoredServer:
     def __init__(self, *, synced: bool = True, storage: int = 10, complaint: str = "") -> None:
         self.synced, self.storage, self.complaint, self.on, self.asked = synced, storage, complaint, True, 0
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
         self.asked += request.url.path == "/varz"
         if not self.on:
-            raise httpx.ConnectTimeout("nobody there", request=request)
+            raise httpx2.ConnectTimeout("nobody there", request=request)
         if request.url.path == "/healthz":
             errors = [{"type": "STREAM", "error": self.complaint}] if self.complaint else []
-            return httpx.Response(503 if errors else 200, json={"status": "ok", "errors": errors})
+            return httpx2.Response(503 if errors else 200, json={"status": "ok", "errors": errors})
         config = {"max_storage": 100} | ({"sync_always": True} if self.synced else {})
         said = {"config": config, "stats": {"storage": self.storage}}
-        return httpx.Response(200, json={"server_name": "n", "jetstream": said})
+        return httpx2.Response(200, json={"server_name": "n", "jetstream": said})
 
 
 class MonitorSample:
@@ -35,7 +35,7 @@ class MonitorSample:
 
 
 def monitors(*servers: MonitoredServer, running: MonitorSample | None = None) -> MonitorClients:
-    clients = [httpx.AsyncClient(base_url="http://n", transport=httpx.MockTransport(server)) for server in servers]
+    clients = [httpx2.AsyncClient(base_url="http://n", transport=httpx2.MockTransport(server)) for server in servers]
     return MonitorClients(clients, running or MonitorSample())
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import anyio
-import httpx
+import httpx2
 import websockets
 from websockets.asyncio.client import connect
 
@@ -16,7 +16,7 @@ from tests.chaos.evidence import StreamClosed, StreamMessage
 from tests.chaos.recording_client import RecordingClient
 
 RETRY_DELAY_S = 0.3
-STREAM_TIMEOUT = httpx.Timeout(10.0, read=20.0)  # the edge sends something at least every 15 s
+STREAM_TIMEOUT = httpx2.Timeout(10.0, read=20.0)  # the edge sends something at least every 15 s
 
 EventGenerator = AsyncGenerator[Event, None]
 OpenStream = Callable[[RecordingClient, str, str | None], EventGenerator]
@@ -32,14 +32,14 @@ async def open_sse(client: RecordingClient, job_id: str, after: str | None) -> E
     reader = SseParser(after)
     try:
         async with (
-            httpx.AsyncClient(base_url=client.url, headers=headers, timeout=STREAM_TIMEOUT) as http,
+            httpx2.AsyncClient(base_url=client.url, headers=headers, timeout=STREAM_TIMEOUT) as http,
             http.stream("GET", job_path(job_id, "events")) as answer,
         ):
             answer.raise_for_status()
             async for text in answer.aiter_text():
                 for event in reader.read(text):
                     yield event
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise StreamBroken(str(error)) from error
 
 

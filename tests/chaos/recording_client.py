@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
-import httpx
+import httpx2
 
 from lamplighter import AsyncClient, api
 from lamplighter.errors import LamplighterError, Rejected, Unreachable
@@ -95,7 +95,7 @@ class RecordingClient:
     async def _bytes(self, job_id: str, name: str) -> bytes:
         try:
             answer = await self._sdk._http.get(api.job_path(job_id, "files", name))
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise Unreachable(str(error)) from error
         if answer.status_code >= 400:
             raise api.error_from_response(answer.status_code, answer.content)

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 import anyio
-import httpx
+import httpx2
 
 from tests.support.tcp_proxy import Address, TcpProxy, serve_proxy
 
@@ -35,7 +35,7 @@ class TcpBalancer:
     async def watch(self, name: str) -> None:
         """Poll whether one edge is ready."""
         host, port = self._edges[name]
-        async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=POLL_TIMEOUT_S) as client:
+        async with httpx2.AsyncClient(base_url=f"http://{host}:{port}", timeout=POLL_TIMEOUT_S) as client:
             while True:
                 if await _is_ready(client):
                     self._ready.add(name)
@@ -45,10 +45,10 @@ class TcpBalancer:
                 await anyio.sleep(POLL_INTERVAL_S)
 
 
-async def _is_ready(client: httpx.AsyncClient) -> bool:
+async def _is_ready(client: httpx2.AsyncClient) -> bool:
     try:
         return (await client.get("/readyz")).is_success
-    except httpx.HTTPError:
+    except httpx2.HTTPError:
         return False
 
 

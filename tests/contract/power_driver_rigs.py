@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
-import httpx
+import httpx2
 import msgspec
 from libcloud.compute.base import NodeImage
 from libcloud.compute.providers import get_driver
@@ -159,7 +159,7 @@ async def http(_: Path) -> AsyncIterator[DriverRig]:
         return JSONResponse(msgspec.to_builtins(await box.answer(said["type"], request.headers["webhook-id"])))
 
     app = Starlette(routes=[Route("/power", receive, methods=["POST"])])
-    async with serve_app(app) as url, httpx.AsyncClient() as client:
+    async with serve_app(app) as url, httpx2.AsyncClient() as client:
         declared = HttpHostConfig(url=f"{url}/power", secret=SECRET)
         yield RemoteMachineRig(HttpDriver("gpu-1", declared, client, lambda: NOW, lambda: "question-1"), box)
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio
-import httpx
+import httpx2
 import pytest
 
 from edge.store.directory import open_directory
@@ -235,6 +235,6 @@ async def test_a_link_is_where_the_bytes_are(store: AssetStore) -> None:
     if link is None:  # the edge passes the bytes through
         assert await whole(store) == BODY
         return
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False) as client:
         part = await client.get(link, headers={"Range": "bytes=5-9"})
     assert (part.status_code, part.content) == (206, BODY[5:10])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
+import httpx2
 import pytest
 from anyio import to_thread
 from msgspec import Struct
@@ -38,7 +38,7 @@ class FacadeInstallation(Struct, frozen=True):
 
     running: RunningInstallation
     root: Path
-    local: httpx.AsyncClient
+    local: httpx2.AsyncClient
 
     async def easy(self, **fields: Any) -> dict[str, Any]:
         body = {"audio_url": "speech.wav", "video_url": "face.mp4", "chaofen": 0, "watermark_switch": 0, "pn": 1}
@@ -78,7 +78,7 @@ async def facade_installation(
         run_new_installation(
             tmp_path_factory.mktemp("facades"), engine, engine_url, **facade_settings(root, keyless)
         ) as running,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=20) as local,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=20) as local,
     ):
         await running.installation.start_runner(LAMPLIGHTER_SLOTS="4")
         yield FacadeInstallation(running, root, local)
@@ -217,7 +217,7 @@ async def test_what_came_by_the_gateway_is_the_same_job_here(facade: FacadeInsta
 
 
 def test_up_opens_both_doors(tmp_path: Path):
-    with up(tmp_path / "data") as (_, told), httpx.Client(base_url=told["url"]) as local:
+    with up(tmp_path / "data") as (_, told), httpx2.Client(base_url=told["url"]) as local:
         asked = {"code": "__ping__"}
         assert local.get("/easy/query", params=asked | {"key": told["key"]}).json()["code"] == 10004
         assert local.get("/easy/query", params=asked).json()["code"] == 9999, "nobody is let in without a key"
@@ -233,9 +233,9 @@ def test_up_opens_a_port_without_keys_where_it_is_told_to_and_says_what_it_opens
     port = free_port()
     with up(tmp_path / "data", "--easy-port", str(port)) as (process, told):
         base = f"http://127.0.0.1:{port}"
-        assert httpx.get(f"{base}/easy/query?code=__ping__").json()["code"] == 10004
-        assert httpx.get(f"{base}/v1/jobs").status_code == 404
-        assert httpx.get(f"{told['url']}/easy/query?code=__ping__").json()["code"] == 9999
+        assert httpx2.get(f"{base}/easy/query?code=__ping__").json()["code"] == 10004
+        assert httpx2.get(f"{base}/v1/jobs").status_code == 404
+        assert httpx2.get(f"{told['url']}/easy/query?code=__ping__").json()["code"] == 9999
         process.send_signal(signal.SIGTERM)
         _, output = process.communicate(timeout=60)
     assert f"{base}/easy/ needs no key" in output

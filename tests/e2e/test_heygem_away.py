@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
+import httpx2
 import pytest
 
 from bus.interface import VersionedRecord
@@ -38,7 +38,7 @@ async def run_facade_edge(folder: Path) -> AsyncIterator[tuple[FacadeInstallatio
     installation = Installation(folder, "process", None, {"edge": "tests.chaos.entry_edge"})
     async with (
         run_installation(installation, **environ) as running,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=30) as local,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{keyless}", timeout=30) as local,
     ):
         yield FacadeInstallation(running, root, local), faults, environ
 
@@ -97,7 +97,7 @@ async def test_an_edge_that_is_killed_while_it_begins_a_code_again_leaves_the_ol
         faults.arm(AT, moment)
 
         async def submit() -> None:
-            with pytest.raises(httpx.HTTPError):
+            with pytest.raises(httpx2.HTTPError):
                 await facade.easy(code="code-1", audio_url="face.mp4")
 
         async with anyio.create_task_group() as tasks:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from lamplighter import AsyncClient
@@ -72,7 +72,7 @@ async def finished(running: RunningInstallation) -> dict[str, Any]:
     async def done() -> dict[str, Any] | None:
         try:
             told = await report(running)
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             return None
         return told if told.get("state") == "done" else None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import pytest
 from msgspec import Struct
 
@@ -28,10 +28,10 @@ class RefusalStage(Struct, frozen=True):
     """Ann has a job (`mine`) and an asset; `bob` is another owner; `reader` has ann's key for reading jobs only."""
 
     running: RunningInstallation
-    ann: httpx.AsyncClient
-    bob: httpx.AsyncClient
-    reader: httpx.AsyncClient
-    nobody: httpx.AsyncClient
+    ann: httpx2.AsyncClient
+    bob: httpx2.AsyncClient
+    reader: httpx2.AsyncClient
+    nobody: httpx2.AsyncClient
 
     async def written(self) -> Any:
         """Return all that requests write: records, messages, references, tombstones, and files of the store."""
@@ -46,9 +46,9 @@ class RefusalStage(Struct, frozen=True):
         )
 
 
-def client(running: RunningInstallation, key: str | None) -> httpx.AsyncClient:
+def client(running: RunningInstallation, key: str | None) -> httpx2.AsyncClient:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(base_url=running.installation.url, headers=headers, timeout=30)
+    return httpx2.AsyncClient(base_url=running.installation.url, headers=headers, timeout=30)
 
 
 async def new_key(running: RunningInstallation, owner: str, *scopes: Scope) -> dict[str, Any]:

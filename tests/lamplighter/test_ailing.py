@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from lamplighter.cli.context import EdgeAddress
@@ -24,8 +24,8 @@ WELL = Finding("broker", CheckStatus.OK, "reachable, synced, and its store has r
     ],
 )
 def test_what_is_broken_fails_and_what_is_ill_warns(status: int, said: dict, found: list[Finding]):
-    def answer(_: httpx.Request) -> httpx.Response:
-        return httpx.Response(status, json=said)
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(status, json=said)
 
-    with httpx.Client(base_url="http://edge", transport=httpx.MockTransport(answer)) as client:
+    with httpx2.Client(base_url="http://edge", transport=httpx2.MockTransport(answer)) as client:
         assert list(check_readiness(DoctorTarget(EdgeAddress("http://edge", None), Path(), client))) == found

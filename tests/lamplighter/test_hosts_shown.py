@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 import pytest
 
@@ -33,8 +33,8 @@ def found(**host: Any) -> dict[str, Finding]:
     """What doctor finds of a host that speaks like this."""
     view = HostView(id="gpu-1", state="online", **host)
     answer = msgspec.json.encode({"hosts": [view]})
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=answer))
-    with httpx.Client(base_url="http://edge", transport=transport) as http:
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, content=answer))
+    with httpx2.Client(base_url="http://edge", transport=transport) as http:
         patient = DoctorTarget(EdgeAddress("http://edge", "key"), Path(), http)
         return {finding.name: finding for finding in check_hosts(patient)}
 
@@ -107,8 +107,8 @@ def test_doctor_tells_what_a_runner_waits_for():
     waits = ("fetch input: the edge is not reachable (ConnectError): check its address and the network", "remove: busy")
     view = HostView(id="gpu-1", state="online", waits=waits)
     answer = msgspec.json.encode({"hosts": [view]})
-    with httpx.Client(
-        base_url="http://edge", transport=httpx.MockTransport(lambda _: httpx.Response(200, content=answer))
+    with httpx2.Client(
+        base_url="http://edge", transport=httpx2.MockTransport(lambda _: httpx2.Response(200, content=answer))
     ) as http:
         rows = [
             row

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from click.testing import CliRunner, Result
 
@@ -70,8 +70,8 @@ def test_a_web_server_that_is_no_edge_is_told_from_one(stranger, tmp_path):
 
 @pytest.mark.parametrize("headers", [{"content-type": "text/html"}, {}])
 def test_doctor_takes_no_page_for_an_edge(headers):
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=b"ok", headers=headers))
-    with httpx.Client(base_url="http://edge", transport=transport) as client:
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, content=b"ok", headers=headers))
+    with httpx2.Client(base_url="http://edge", transport=transport) as client:
         findings = list(check_edge(DoctorTarget(EdgeAddress("http://edge"), Path(), client)))
     assert [(one.name, one.verdict) for one in findings] == [("edge", "fail")]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import httpx
+import httpx2
 import pytest
 
 from lamplighter import AsyncClient, Client, JobFailed, NotFound, Rejected, Unreachable, api
@@ -64,20 +64,20 @@ async def test_wait_gives_the_job_or_raises_what_became_of_it(face: ServedEdge, 
     assert failed.value.job.error.blame == "client"
 
 
-class CuttingTransport(httpx.AsyncHTTPTransport):
+class CuttingTransport(httpx2.AsyncHTTPTransport):
     """Cuts every event stream behind its second event."""
 
     cuts = 0
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         reply = await super().handle_async_request(request)
         if request.url.path.endswith("/events"):
             reply.stream = _Cut(reply.stream, self)
         return reply
 
 
-class _Cut(httpx.AsyncByteStream):
-    def __init__(self, inner: httpx.AsyncByteStream, owner: CuttingTransport) -> None:
+class _Cut(httpx2.AsyncByteStream):
+    def __init__(self, inner: httpx2.AsyncByteStream, owner: CuttingTransport) -> None:
         self._inner, self._owner = inner, owner
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -87,7 +87,7 @@ class _Cut(httpx.AsyncByteStream):
             ends += piece.count(b"\r\n\r\n") + piece.count(b"\n\n")
             if ends >= 2 and self._owner.cuts < 3:
                 self._owner.cuts += 1
-                raise httpx.ReadError("cut")
+                raise httpx2.ReadError("cut")
 
     async def aclose(self) -> None:
         await self._inner.aclose()

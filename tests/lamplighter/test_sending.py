@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from anyio import to_thread
 
@@ -137,7 +137,7 @@ async def test_the_next_run_goes_on_where_the_last_was_stopped(
     file, asked = tmp_path / "face.mp4", list[tuple[str, str | None]]()
     file.write_bytes(bytes(range(250)) * 4000)
 
-    def note(request: httpx.Request) -> None:
+    def note(request: httpx2.Request) -> None:
         if "/v1/uploads" in request.url.path:
             asked.append((request.method, request.headers.get("upload-offset")))
 

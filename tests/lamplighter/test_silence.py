@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
+import httpx2
 import msgspec
 import pytest
 
@@ -14,59 +14,59 @@ from lamplighter import follow as followed
 from lamplighter.follow import RECONNECT_TIMEOUT_S, ReconnectBudget
 from schemas.backoff import Backoff
 
-GONE = httpx.ConnectError("gone")
-GATEWAY = httpx.Response(502, text="<html>Bad gateway</html>")
-PAGE = httpx.Response(200, text="<html>Welcome</html>")
-MOVED = httpx.Response(301, headers={"Location": "https://x.example/"})
+GONE = httpx2.ConnectError("gone")
+GATEWAY = httpx2.Response(502, text="<html>Bad gateway</html>")
+PAGE = httpx2.Response(200, text="<html>Welcome</html>")
+MOVED = httpx2.Response(301, headers={"Location": "https://x.example/"})
 NO_EDGE = [(GONE, "is the edge running"), (PAGE, "not answered by an edge"), (MOVED, "was redirected")]
 
-Answer = httpx.Response | httpx.ConnectError
+Answer = httpx2.Response | httpx2.ConnectError
 
 
-def job(status: str) -> httpx.Response:
+def job(status: str) -> httpx2.Response:
     urls = dict.fromkeys(("self", "events", "cancel", "retry", "logs"), "/")
     told: dict[str, Any] = {"id": "j", "owner": "ann", "endpoint": "echo", "status": status, "revision": 1, "input": {}}
     told |= {"round": 1, "attempt": 1, "max_attempts": 3, "priority": "normal", "tags": {}, "trace_id": ""}
-    return httpx.Response(200, json=told | {"created_at": "2026-11-22T00:00:00Z", "usage": {}, "urls": urls})
+    return httpx2.Response(200, json=told | {"created_at": "2026-11-22T00:00:00Z", "usage": {}, "urls": urls})
 
 
-def states(*told: str) -> httpx.Response:
+def states(*told: str) -> httpx2.Response:
     events = (
         f"id: 1-{n}\nevent: state\ndata: {msgspec.json.encode({'status': status}).decode()}\n\n"
         for n, status in enumerate(told, 1)
     )
-    return httpx.Response(200, text="".join(events))
+    return httpx2.Response(200, text="".join(events))
 
 
-def scripted(*answers: Answer) -> httpx.MockTransport:
+def scripted(*answers: Answer) -> httpx2.MockTransport:
     script: Iterator[Answer] = iter(answers)
 
-    def answer(_: httpx.Request) -> httpx.Response:
+    def answer(_: httpx2.Request) -> httpx2.Response:
         given = next(script)
         if isinstance(given, Exception):
             raise given
-        return httpx.Response(given.status_code, headers=given.headers, content=given.content)
+        return httpx2.Response(given.status_code, headers=given.headers, content=given.content)
 
-    return httpx.MockTransport(answer)
-
-
-Wait = Callable[[httpx.MockTransport], JobView]
-Follow = Callable[[httpx.MockTransport], list[str]]
+    return httpx2.MockTransport(answer)
 
 
-def waits(transport: httpx.MockTransport) -> JobView:
+Wait = Callable[[httpx2.MockTransport], JobView]
+Follow = Callable[[httpx2.MockTransport], list[str]]
+
+
+def waits(transport: httpx2.MockTransport) -> JobView:
     return Client("http://edge", transport=transport).wait("j")
 
 
-def awaits(transport: httpx.MockTransport) -> JobView:
+def awaits(transport: httpx2.MockTransport) -> JobView:
     return anyio.run(AsyncClient("http://edge", transport=transport).wait, "j")
 
 
-def follows(transport: httpx.MockTransport) -> list[str]:
+def follows(transport: httpx2.MockTransport) -> list[str]:
     return [event.data["status"] for event in Client("http://edge", transport=transport).follow("j")]
 
 
-def follows_awaiting(transport: httpx.MockTransport) -> list[str]:
+def follows_awaiting(transport: httpx2.MockTransport) -> list[str]:
     async def follow() -> list[str]:
         client = AsyncClient("http://edge", transport=transport)
         return [event.data["status"] async for event in client.follow("j")]
@@ -140,7 +140,7 @@ def test_a_home_that_cannot_be_written_spares_no_work_and_fails_nothing(tmp_path
     (tmp_path / "home").write_text("a file where a folder should be")
     file = tmp_path / "film.mp4"
     file.write_bytes(b"film")
-    present = httpx.Response(200, json={"present": ["x"], "missing": []})
+    present = httpx2.Response(200, json={"present": ["x"], "missing": []})
     client = Client("http://edge", cache=tmp_path / "home" / "digests.json", transport=scripted(present))
     assert client.upload(file).bytes == 4
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import httpx
+import httpx2
 import pytest
 
 from bus.server.process import NatsServer
@@ -33,7 +33,7 @@ FILE_BYTES = 60_000
 class PowercutClient:
     """A client that uploads a file and submits a job for it, over and over, and remembers the answers."""
 
-    def __init__(self, http: httpx.AsyncClient, number: int, dice: random.Random) -> None:
+    def __init__(self, http: httpx2.AsyncClient, number: int, dice: random.Random) -> None:
         self._http = http
         self._name = f"client-{number}"
         self._dice = dice
@@ -57,7 +57,7 @@ class PowercutClient:
         while True:
             try:
                 answer = await self._http.request(method, path, **body)
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 await anyio.sleep(0.05)
                 continue
             if answer.status_code < 300:
@@ -117,7 +117,7 @@ async def test_what_was_answered_outlives_the_power(tmp_path: Path) -> None:
     require_fuse()
     dice = random.Random(20261121)
     async with powered(tmp_path) as (made, power, keys):
-        async with httpx.AsyncClient(
+        async with httpx2.AsyncClient(
             base_url=made.url, headers={"Authorization": f"Bearer {keys['ann']}"}, timeout=20
         ) as http:
             clients = [PowercutClient(http, number, dice) for number in range(CLIENTS)]

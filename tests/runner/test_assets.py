@@ -4,7 +4,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from edge.store.directory import open_directory
@@ -67,18 +67,18 @@ async def test_only_a_plain_file_is_brought_and_no_link_is_followed(
     assert edge.asked == []
 
 
-class Elsewhere(httpx.AsyncBaseTransport):
+class Elsewhere(httpx2.AsyncBaseTransport):
     """Redirects to `location` after it has read the request, as a server does."""
 
     def __init__(self, location: str) -> None:
         self._location = location
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        assert isinstance(request.stream, httpx.AsyncByteStream)
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        assert isinstance(request.stream, httpx2.AsyncByteStream)
         async for _ in request.stream:
             continue
         there = request.url.path == self._location == "/there"
-        return httpx.Response(404 if there else 308, headers={"Location": self._location})
+        return httpx2.Response(404 if there else 308, headers={"Location": self._location})
 
 
 @pytest.mark.parametrize("location", ["/here/", "/there"])
@@ -87,7 +87,7 @@ async def test_an_edge_that_leads_elsewhere_is_away(tmp_path: Path, location: st
     film = tmp_path / "film.mp4"
     film.write_bytes(b"film")
     leads = Elsewhere(location)
-    async with httpx.AsyncClient(base_url="http://edge", follow_redirects=True, transport=leads) as http:
+    async with httpx2.AsyncClient(base_url="http://edge", follow_redirects=True, transport=leads) as http:
         with pytest.raises(EdgeUnavailable):
             await AssetClient(http).upload("ann", film, "film.mp4")
         if location == "/here/":

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import httpx
+import httpx2
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -48,6 +48,6 @@ async def serve_app(app: ASGIApp, **config: Any) -> AsyncIterator[str]:
                 server.over.set()
 
 
-def open_client(url: str, **config: Any) -> httpx.AsyncClient:
+def open_client(url: str, **config: Any) -> httpx2.AsyncClient:
     """Return a client for plain HTTP. It skips the CA bundle, which takes 20 ms to load."""
-    return httpx.AsyncClient(base_url=url, verify=False, **config)
+    return httpx2.AsyncClient(base_url=url, verify=False, **config)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import anyio
 import anyio.abc
-import httpx
+import httpx2
 from msgspec import Struct
 
 from bus.interface import Bus
@@ -351,7 +351,7 @@ async def wait_until_ready(client: AsyncClient, timeout_s: float = 60) -> None:
     async def is_ready() -> bool:
         try:
             return (await client._http.get("/readyz")).status_code == 200
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             return False
 
     await wait_for(is_ready, timeout_s=timeout_s)

@@ -17,6 +17,7 @@ from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint
 from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.port import GpuMonitor
+from runner.host.health_file import HealthFile
 from runner.lifecycle import run_lifecycle
 from runner.outage import OutageGate
 from runner.run_clock import boot_clock
@@ -218,6 +219,7 @@ class RunnerEnvironment:
             settle_s=2.0,
             poweroff=self.poweroff,
             find_logged_in_users=lambda: self.people,
+            report_health=HealthFile(self.folder / "health").renew,
         )
 
     async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import httpx
+import httpx2
 from msgspec import Struct
 
 from edge.app import create_app
@@ -42,11 +42,11 @@ class ServedEdge(Struct, frozen=True, kw_only=True):
     keys: ApiKeyStore
     url: str
     texts: dict[str, str]
-    ann: httpx.AsyncClient
-    bob: httpx.AsyncClient
-    admin: httpx.AsyncClient
-    runner: httpx.AsyncClient
-    anyone: httpx.AsyncClient
+    ann: httpx2.AsyncClient
+    bob: httpx2.AsyncClient
+    admin: httpx2.AsyncClient
+    runner: httpx2.AsyncClient
+    anyone: httpx2.AsyncClient
 
 
 ADDRESSES = AdvertisedAddresses(edge="https://e:8443", broker="tls://e:4222")
@@ -62,7 +62,7 @@ def declare_dark_host(made: FakeBusServicesRig) -> PowerController:
     """Declare `gpu-9`, which stays off: its power driver answers, and nothing runs there."""
     declared = {"gpu-9": CommandHostConfig(on=("true",), off=("true",), state=("false",))}
     tools = drivers.DriverDependencies(
-        client=httpx.AsyncClient(verify=False), environ={}, now=made.time, new_id=lambda: "id"
+        client=httpx2.AsyncClient(verify=False), environ={}, now=made.time, new_id=lambda: "id"
     )
     chance = PowerDependencies(now=made.time, monotonic=made.time.seconds, new_id=lambda: "id", random=lambda: 0.0)
     sight = FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time)

@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-import httpx
+import httpx2
 from starlette import types as asgi
 
 from edge.core.error_handling import translate_errors
@@ -60,10 +60,10 @@ def is_local_request(request: AnyRequest) -> bool:
     return origin is not None and is_loopback(origin.host)
 
 
-def _parse_url(text: str) -> httpx.URL | None:
+def _parse_url(text: str) -> httpx2.URL | None:
     try:
-        return httpx.URL(text)
-    except httpx.InvalidURL:
+        return httpx2.URL(text)
+    except httpx2.InvalidURL:
         return None
 
 

@@ -11,7 +11,7 @@ from litestar import Response, Router, get
 from litestar.params import FromPath
 from msgspec import Struct
 
-import edge.console
+from edge import console
 from edge.http.auth import NO_AUTH
 from edge.http.dependencies import AnyRequest
 from schemas.problems import ProblemError
@@ -65,8 +65,8 @@ def content_security_policy(media_origins: tuple[str, ...] = ()) -> str:
 
 
 def _client_folder() -> Traversable:
-    packaged = files(edge.console) / _CLIENT_FILES
-    return packaged if packaged.is_dir() else Path(str(files(edge.console))).parents[1] / "clients" / "js"
+    packaged = files(console) / _CLIENT_FILES
+    return packaged if packaged.is_dir() else Path(str(files(console))).parents[1] / "clients" / "js"
 
 
 @cache
@@ -76,7 +76,7 @@ def read_console_file(name: str) -> ConsoleFile | None:
     parts = name.split("/")
     if suffix not in _MEDIA_TYPES or any(part in {"", ".", ".."} or "\\" in part for part in parts):
         return None
-    folder: Traversable = files(edge.console)
+    folder: Traversable = files(console)
     if parts[0] == _CLIENT_FILES:
         folder, parts = _client_folder(), parts[1:]
     file = folder.joinpath(*parts)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-import httpx
+import httpx2
 from msgspec import Struct
 
 from edge.power.drivers.command import CommandDriver
@@ -38,7 +38,7 @@ class UnconnectedRelay(PowerRelay):
 class DriverDependencies(Struct, frozen=True, kw_only=True):
     """Clients, clocks and settings for drivers. `client`: the caller closes it. `new_id`: returns a new token."""
 
-    client: httpx.AsyncClient
+    client: httpx2.AsyncClient
     environ: Mapping[str, str]
     now: Callable[[], datetime]
     new_id: Callable[[], str]
@@ -47,9 +47,11 @@ class DriverDependencies(Struct, frozen=True, kw_only=True):
 
 def _build_libcloud(_: str, declared: LibcloudHostConfig, dependencies: DriverDependencies) -> PowerDriver:
     try:
-        module = importlib.import_module("edge.power.drivers.libcloud")
+        module = importlib.import_module(f"{__package__}.libcloud")
     except ModuleNotFoundError as error:
-        raise DriverPackageMissing(f"driver libcloud needs {error.name}: install lamplighter[libcloud]") from error
+        raise DriverPackageMissing(
+            f"driver libcloud needs {error.name}: pip install 'lamplighter-server[libcloud]'"
+        ) from error
     driver: PowerDriver = module.LibcloudDriver(declared, dependencies.environ)
     return driver
 

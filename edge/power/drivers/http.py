@@ -8,7 +8,7 @@ receiver can ignore a repeated call.
 from collections.abc import Callable
 from datetime import datetime
 
-import httpx
+import httpx2
 import msgspec
 
 from edge.outbound.signature import signature_headers
@@ -24,7 +24,7 @@ class HttpDriver(PowerDriver):
         self,
         host: str,
         declared: HttpHostConfig,
-        client: httpx.AsyncClient,
+        client: httpx2.AsyncClient,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
     ) -> None:
@@ -56,8 +56,8 @@ class HttpDriver(PowerDriver):
         try:
             response = await self._client.post(self._declared.url, content=body, headers=headers)
         except (
-            httpx.HTTPError,
-            httpx.InvalidURL,
+            httpx2.HTTPError,
+            httpx2.InvalidURL,
             ValueError,
         ) as error:  # ValueError: a host name that idna cannot decode
             raise PowerCallFailed(

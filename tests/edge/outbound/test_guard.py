@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import anyio.abc
-import httpx
+import httpx2
 import pytest
 
 from edge.outbound.download import DownloadFailed, download
@@ -26,13 +26,13 @@ PUBLIC = "93.184.215.14"
 LOCAL = "127.0.0.1"
 
 
-async def fetched(asked: httpx.AsyncClient, url: str) -> bytes:
+async def fetched(asked: httpx2.AsyncClient, url: str) -> bytes:
     async with download(asked, url) as file:
         return b"".join([chunk async for chunk in file.chunks])
 
 
 @asynccontextmanager
-async def site(play: ServerScript) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
+async def site(play: ServerScript) -> AsyncIterator[tuple[httpx2.AsyncClient, str]]:
     """Yield a guarded client that may reach files.test, which resolves to this machine, and a URL on it."""
     async with scripted_server(play) as server:
         names = FakeDns(files_test=[[LOCAL]])
@@ -40,18 +40,18 @@ async def site(play: ServerScript) -> AsyncIterator[tuple[httpx.AsyncClient, str
             yield asked, f"http://files.test:{server.port}/a%20film.mp4"
 
 
-class Recorder(httpx.AsyncBaseTransport):
+class Recorder(httpx2.AsyncBaseTransport):
     """A transport that records the addresses of requests; `dead` addresses do not answer."""
 
     def __init__(self, dead: Sequence[str] = ()) -> None:
-        self.went: list[httpx.Request] = []
+        self.went: list[httpx2.Request] = []
         self._dead = dead
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self.went.append(request)
         if request.url.host in self._dead:
-            raise httpx.ConnectError("nobody there")
-        return httpx.Response(200, content=b"")
+            raise httpx2.ConnectError("nobody there")
+        return httpx2.Response(200, content=b"")
 
 
 async def test_a_file_comes_with_its_name_and_type() -> None:
@@ -62,7 +62,7 @@ async def test_a_file_comes_with_its_name_and_type() -> None:
 
 async def test_the_request_goes_to_the_address_and_names_the_host() -> None:
     recorder = Recorder()
-    async with httpx.AsyncClient(
+    async with httpx2.AsyncClient(
         transport=SsrfGuardTransport(AllowList(), FakeDns(films_test=[[PUBLIC]]), recorder)
     ) as asked:
         await asked.get("https://films.test:444/a?b=c")
@@ -83,7 +83,7 @@ async def test_tls_asks_for_the_name_and_not_the_address() -> None:
         tasks.start_soon(listener.serve, listen)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         async with guarded_client(AllowList(["films.test"]), FakeDns(films_test=[[LOCAL]])) as asked:
-            with pytest.raises(httpx.TransportError):
+            with pytest.raises(httpx2.TransportError):
                 await asked.get(f"https://films.test:{port}/")
         tasks.cancel_scope.cancel()
     assert b"films.test" in hello[0]
@@ -94,7 +94,7 @@ async def test_dns_that_changes_its_answer_is_asked_once_a_request() -> None:
     recorder = Recorder()
     async with (
         scripted_server(http_response()) as server,
-        httpx.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked,
+        httpx2.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked,
     ):
         await asked.get(f"http://rebind.test:{server.port}/")
         assert [request.url.host for request in recorder.went] == [PUBLIC]
@@ -110,7 +110,7 @@ async def test_dns_that_changes_its_answer_is_asked_once_a_request() -> None:
 )
 async def test_a_name_that_stands_for_a_refused_address_is_refused(answers: list[str]) -> None:
     recorder = Recorder()
-    async with httpx.AsyncClient(
+    async with httpx2.AsyncClient(
         transport=SsrfGuardTransport(AllowList(), FakeDns(evil_test=[answers]), recorder)
     ) as asked:
         with pytest.raises(UrlRefused, match=r"evil\.test"):
@@ -129,7 +129,7 @@ async def test_the_machines_own_names_are_no_way_in(host: str) -> None:
 async def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
     recorder = Recorder(dead=[PUBLIC])
     names = FakeDns(films_test=[[PUBLIC, "1.1.1.1"]])
-    async with httpx.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked:
+    async with httpx2.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked:
         assert (await asked.get("http://films.test/")).status_code == 200
     assert [request.url.host for request in recorder.went] == [PUBLIC, "1.1.1.1"]
 

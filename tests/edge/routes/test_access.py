@@ -1,7 +1,7 @@
 """Keys, scopes, health, endpoints, and problem documents."""
 
 import anyio
-import httpx
+import httpx2
 import pytest
 
 from bus.interface import BrokerStatus
@@ -122,7 +122,7 @@ async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(edge:
     body = b"x" * (16 << 20)
     head = f"POST {path} HTTP/1.1\r\nHost: edge\r\nX-API-Key: {edge.texts.get(key, key)}\r\n"
     head += f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    url = httpx.URL(edge.url)
+    url = httpx2.URL(edge.url)
     async with await anyio.connect_tcp(url.host, url.port) as stream:
         with anyio.fail_after(20):
             await stream.send(head.encode() + body)
@@ -218,7 +218,7 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(edge: ServedEd
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PATCH", "/v1/jobs", 405)])
 async def test_what_is_not_there_is_a_problem_too(edge: ServedEdge, method, path, status):
-    reply: httpx.Response = await edge.ann.request(method, path)
+    reply: httpx2.Response = await edge.ann.request(method, path)
     assert (reply.status_code, reply.json()["status"], reply.json()["code"]) == (status, status, "not_found")
     assert reply.headers["content-type"] == "application/problem+json"
 

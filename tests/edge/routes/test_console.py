@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
+import httpx2
 import pytest
 
 from edge.http.auth import CONSOLE_HEADER, SESSION_COOKIE
@@ -15,7 +15,7 @@ HEADER = {CONSOLE_HEADER: "1"}
 
 
 @asynccontextmanager
-async def signed_in(edge: ServedEdge, owner: str = "ann") -> AsyncIterator[httpx.AsyncClient]:
+async def signed_in(edge: ServedEdge, owner: str = "ann") -> AsyncIterator[httpx2.AsyncClient]:
     """Yield a browser that has signed in with the owner's key."""
     async with open_client(edge.url, timeout=20) as browser:
         reply = await browser.post("/v1/session", json={"key": edge.texts[owner]})

@@ -1,6 +1,6 @@
 """CORS: preflight requests, and the headers that pages of other origins may read."""
 
-import httpx
+import httpx2
 import pytest
 
 from edge.http.middleware import CORS_EXPOSED_HEADERS, CORS_REQUEST_HEADERS
@@ -14,7 +14,7 @@ def preflight(method: str, *headers: str, origin: str = ALLOWED_ORIGIN) -> dict[
     return {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": asked}
 
 
-def listed(reply: httpx.Response, name: str) -> set[str]:
+def listed(reply: httpx2.Response, name: str) -> set[str]:
     return {word.strip().lower() for word in reply.headers[name].split(",")}
 
 

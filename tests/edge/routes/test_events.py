@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator
 
 import anyio
-import httpx
+import httpx2
 import pytest
 import websockets
 
@@ -20,7 +20,7 @@ from tests.support.served_edge import ServedEdge
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
 
 
-async def read(client: httpx.AsyncClient, path: str, count: int | None = None, **headers: str) -> list[Event]:
+async def read(client: httpx2.AsyncClient, path: str, count: int | None = None, **headers: str) -> list[Event]:
     """Return the events of a stream, up to its end or up to `count` of them."""
     reader, found = SseParser(), []
     async with client.stream("GET", path, headers=headers) as reply:

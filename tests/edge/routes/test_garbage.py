@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from urllib.parse import quote, urlsplit
 
 import anyio
-import httpx
+import httpx2
 import pytest
 from anyio import to_thread
 from hypothesis import HealthCheck, given, settings
@@ -78,7 +78,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object
 
 async def post(
     edge: ServedEdge, path: str, body: bytes, headers: dict[str, bytes | str] | None = None
-) -> httpx.Response:
+) -> httpx2.Response:
     with anyio.fail_after(SOON_S):
         reply = await edge.admin.post(path, content=body, headers=headers)
     assert reply.status_code < 500 or (path == "/v1/hosts" and reply.status_code == 503), reply.text

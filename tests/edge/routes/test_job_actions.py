@@ -1,6 +1,6 @@
 """`/v1/jobs/actions` and the filters of `/v1/jobs`: many jobs at once, exactly the ones that were named."""
 
-import httpx
+import httpx2
 import pytest
 
 from schemas import events as e
@@ -10,7 +10,7 @@ from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for
 
 
-async def submit(client: httpx.AsyncClient, job_id: str, text: str = "hello", **fields: object) -> None:
+async def submit(client: httpx2.AsyncClient, job_id: str, text: str = "hello", **fields: object) -> None:
     reply = await client.put(f"/v1/jobs/{job_id}", json={"endpoint": "echo", "input": {"text": text}, **fields})
     assert reply.status_code == 202, reply.text
 
@@ -22,7 +22,7 @@ async def fail(edge: ServedEdge, job_id: str, code: str = "oom", message: str = 
     await edge.world.write_event(key, e.Failed(JobFailure(code, message, "image", retryable=False)))
 
 
-async def listed(client: httpx.AsyncClient, **query: object) -> list[str]:
+async def listed(client: httpx2.AsyncClient, **query: object) -> list[str]:
     reply = await client.get("/v1/jobs", params=query)
     assert reply.status_code == 200, reply.text
     return sorted(job["id"] for job in reply.json()["jobs"])

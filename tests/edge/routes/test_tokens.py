@@ -2,7 +2,7 @@
 
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 
 from edge.core.installation import get_or_create_secret
@@ -29,7 +29,7 @@ async def finished(edge: ServedEdge) -> str:
     return str(job["output"]["files"][0]["url"])
 
 
-async def token(client: httpx.AsyncClient, **asked: object) -> str:
+async def token(client: httpx2.AsyncClient, **asked: object) -> str:
     reply = await client.post("/v1/tokens", json=asked)
     assert reply.status_code == 201, reply.text
     return str(reply.json()["token"])
@@ -46,7 +46,7 @@ async def test_a_jobs_file_url_plays_without_a_header(edge: ServedEdge):
 
 
 async def test_a_signature_is_for_its_path_owner_and_time_alone(edge: ServedEdge):
-    url = httpx.URL(f"{edge.url}{await finished(edge)}")
+    url = httpx2.URL(f"{edge.url}{await finished(edge)}")
     other = await edge.world.put("ann", b"other", "other")
     changed = [
         url.copy_with(path="/v1/jobs/mine"),
@@ -71,7 +71,7 @@ async def test_every_edge_signs_with_the_secret_that_the_first_one_made(edge: Se
     first = await get_or_create_secret(table, FixedEntropy(), edge.world.time)
     assert await get_or_create_secret(table, bytes, edge.world.time) == first
     one, two = [UrlSigner(first, edge.world.time, UrlSettings(base=base)) for base in ("", "https://edge.example/")]
-    link = httpx.URL(two.sign_url("ann", "/v1/x"))
+    link = httpx2.URL(two.sign_url("ann", "/v1/x"))
     assert str(link).startswith("https://edge.example/v1/x?owner=ann&expires=")
     key = one.key_for_url("/v1/x", link.params)
     assert key is not None
@@ -122,7 +122,7 @@ async def test_a_token_ends_and_cannot_put_its_end_off(edge: ServedEdge):
 
 async def test_a_token_dies_with_its_key(edge: ServedEdge):
     key = (await edge.admin.post("/v1/keys", json={"owner": "ann"})).json()
-    async with httpx.AsyncClient(base_url=edge.url, headers={"X-API-Key": key["key"]}) as client:
+    async with httpx2.AsyncClient(base_url=edge.url, headers={"X-API-Key": key["key"]}) as client:
         query = {"token": await token(client)}
     assert (await edge.anyone.get("/v1/jobs", params=query)).status_code == 200
     await edge.keys.revoke(key["id"])

@@ -7,7 +7,7 @@ from datetime import timedelta
 from email.utils import parsedate_to_datetime
 
 import anyio
-import httpx
+import httpx2
 import pytest
 
 from tests.support.served_edge import ServedEdge
@@ -28,19 +28,19 @@ def metadata(**pairs: str) -> dict[str, str]:
     return {"Upload-Metadata": ",".join(f"{name} {b64(value)}" for name, value in pairs.items())}
 
 
-async def created(client: httpx.AsyncClient, **headers: str) -> str:
+async def created(client: httpx2.AsyncClient, **headers: str) -> str:
     told = VERSION | {"Upload-Length": str(len(BODY))} | {name.replace("_", "-"): v for name, v in headers.items()}
     reply = await client.post("/v1/uploads", headers=told)
     assert reply.status_code == 201, reply.text
     return str(reply.headers["location"])
 
 
-async def sent(client: httpx.AsyncClient, url: str, offset: int, body: bytes, **headers: str) -> httpx.Response:
+async def sent(client: httpx2.AsyncClient, url: str, offset: int, body: bytes, **headers: str) -> httpx2.Response:
     told = PIECE | {"Upload-Offset": str(offset)} | {name.replace("_", "-"): v for name, v in headers.items()}
     return await client.patch(url, headers=told, content=body)
 
 
-async def offset(client: httpx.AsyncClient, url: str) -> int:
+async def offset(client: httpx2.AsyncClient, url: str) -> int:
     reply = await client.head(url, headers=VERSION)
     assert reply.status_code == 200
     return int(reply.headers["upload-offset"])
@@ -213,7 +213,7 @@ class Paused:
 
 async def test_a_second_piece_meanwhile_is_locked_out(edge: ServedEdge):
     url, busy = await created(edge.ann), anyio.Event()
-    replies: list[httpx.Response] = []
+    replies: list[httpx2.Response] = []
 
     async def dripping() -> AsyncIterator[bytes]:
         while not busy.is_set():

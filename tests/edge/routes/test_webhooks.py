@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for
@@ -16,7 +16,7 @@ async def submit(edge: ServedEdge, **more: Any) -> dict[str, Any]:
     return answer
 
 
-async def deliveries(client: httpx.AsyncClient, job_id: str, state: str) -> list[dict[str, Any]]:
+async def deliveries(client: httpx2.AsyncClient, job_id: str, state: str) -> list[dict[str, Any]]:
     """Return the job's deliveries after all of them are in `state`."""
     found: list[dict[str, Any]] = []
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from litestar import Litestar, asgi
 from litestar.types import Receive, Scope, Send
@@ -46,12 +46,12 @@ async def url(tmp_path: Path, anyio_backend: object) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def client(anyio_backend: object) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(trust_env=False) as client:
+async def client(anyio_backend: object) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(trust_env=False) as client:
         yield client
 
 
-async def test_the_whole_file_with_its_headers(url: str, client: httpx.AsyncClient) -> None:
+async def test_the_whole_file_with_its_headers(url: str, client: httpx2.AsyncClient) -> None:
     got = await client.get(url)
     assert (got.status_code, got.content) == (200, BODY)
     assert got.headers["etag"] == ETAG
@@ -61,7 +61,7 @@ async def test_the_whole_file_with_its_headers(url: str, client: httpx.AsyncClie
     assert got.headers["content-disposition"] == "inline; filename*=utf-8''%E6%BC%94%E8%AE%B2%201.mp4"
 
 
-async def test_head_tells_the_size_and_sends_nothing(url: str, client: httpx.AsyncClient) -> None:
+async def test_head_tells_the_size_and_sends_nothing(url: str, client: httpx2.AsyncClient) -> None:
     got = await client.head(url)
     assert (got.status_code, got.content) == (200, b"")
     assert got.headers["content-length"] == str(len(BODY))
@@ -77,13 +77,13 @@ async def test_head_tells_the_size_and_sends_nothing(url: str, client: httpx.Asy
         ("bytes=5-9", 5, 10),
     ],
 )
-async def test_one_range(url: str, client: httpx.AsyncClient, asked: str, start: int, stop: int) -> None:
+async def test_one_range(url: str, client: httpx2.AsyncClient, asked: str, start: int, stop: int) -> None:
     got = await client.get(url, headers={"Range": asked})
     assert (got.status_code, got.content) == (206, BODY[start:stop])
     assert got.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(BODY)}"
 
 
-async def test_several_ranges_come_as_one_multipart(url: str, client: httpx.AsyncClient) -> None:
+async def test_several_ranges_come_as_one_multipart(url: str, client: httpx2.AsyncClient) -> None:
     got = await client.get(url, headers={"Range": "bytes=0-9,100-109"})
     kind, _, boundary = got.headers["content-type"].partition("; boundary=")
     assert (got.status_code, kind) == (206, "multipart/byteranges")
@@ -91,33 +91,33 @@ async def test_several_ranges_come_as_one_multipart(url: str, client: httpx.Asyn
     assert [part.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n") for part in parts] == [BODY[:10], BODY[100:110]]
 
 
-async def test_a_range_past_the_end_is_416_with_the_size(url: str, client: httpx.AsyncClient) -> None:
+async def test_a_range_past_the_end_is_416_with_the_size(url: str, client: httpx2.AsyncClient) -> None:
     got = await client.get(url, headers={"Range": f"bytes={len(BODY)}-"})
     assert got.status_code == 416
     assert got.headers["content-range"] == f"bytes */{len(BODY)}"
 
 
 @pytest.mark.parametrize("asked", ["lines=1-2", "bytes=abc", "bytes=5-2", "bytes=", "bytes", "bytes=1-" + "9" * 5000])
-async def test_a_range_that_cannot_be_read_is_ignored(url: str, client: httpx.AsyncClient, asked: str) -> None:
+async def test_a_range_that_cannot_be_read_is_ignored(url: str, client: httpx2.AsyncClient, asked: str) -> None:
     got = await client.get(url, headers={"Range": asked})
     assert (got.status_code, got.content) == (200, BODY)
 
 
 @pytest.mark.parametrize(("condition", "status"), [(ETAG, 206), ('"another"', 200)])
 async def test_a_resumed_download_gets_the_rest_of_the_same_file_only(
-    url: str, client: httpx.AsyncClient, condition: str, status: int
+    url: str, client: httpx2.AsyncClient, condition: str, status: int
 ) -> None:
     got = await client.get(url, headers={"Range": "bytes=5-", "If-Range": condition})
     assert got.status_code == status
 
 
 @pytest.mark.parametrize("tags", [ETAG, f"W/{ETAG}", f'"x", {ETAG}', "*"])
-async def test_a_client_that_has_it_is_told_so(url: str, client: httpx.AsyncClient, tags: str) -> None:
+async def test_a_client_that_has_it_is_told_so(url: str, client: httpx2.AsyncClient, tags: str) -> None:
     got = await client.get(url, headers={"If-None-Match": tags})
     assert (got.status_code, got.content, got.headers["etag"]) == (304, b"", ETAG)
 
 
-async def test_a_client_with_another_file_gets_this_one(url: str, client: httpx.AsyncClient) -> None:
+async def test_a_client_with_another_file_gets_this_one(url: str, client: httpx2.AsyncClient) -> None:
     assert (await client.get(url, headers={"If-None-Match": '"x"'})).status_code == 200
 
 
@@ -125,7 +125,7 @@ async def test_a_client_with_another_file_gets_this_one(url: str, client: httpx.
     ("media_type", "how"),
     [("text/html", "attachment"), ("image/svg+xml", "attachment"), ("image/png", "inline"), ("audio/wav", "inline")],
 )
-async def test_only_what_cannot_run_is_shown_in_place(client: httpx.AsyncClient, media_type: str, how: str) -> None:
+async def test_only_what_cannot_run_is_shown_in_place(client: httpx2.AsyncClient, media_type: str, how: str) -> None:
     store = FakeStore()
     await store.write(body(b"<script>"), None, 100)
     sha256 = hashlib.sha256(b"<script>").hexdigest()
@@ -136,7 +136,7 @@ async def test_only_what_cannot_run_is_shown_in_place(client: httpx.AsyncClient,
     assert ".." not in got.headers["content-disposition"]
 
 
-async def test_a_store_without_local_files_passes_the_bytes_through(client: httpx.AsyncClient) -> None:
+async def test_a_store_without_local_files_passes_the_bytes_through(client: httpx2.AsyncClient) -> None:
     store = FakeStore()
     await store.write(body(), SHA, len(BODY))
     async with serve_app(app_over(store)) as base:
@@ -153,7 +153,7 @@ async def test_a_store_without_local_files_passes_the_bytes_through(client: http
     assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(BODY)}")
 
 
-async def test_a_bucket_serves_its_bytes_itself(client: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_a_bucket_serves_its_bytes_itself(client: httpx2.AsyncClient, tmp_path: Path) -> None:
     with create_bucket() as url:
         async with open_remote(url, tmp_path) as store, serve_app(app_over(store)) as base:
             await store.write(body(), SHA, len(BODY))
@@ -166,7 +166,7 @@ async def test_a_bucket_serves_its_bytes_itself(client: httpx.AsyncClient, tmp_p
             assert (head.status_code, head.headers["content-length"]) == (200, str(len(BODY)))
 
 
-async def test_a_bucket_that_may_not_be_seen_is_read_by_the_edge(client: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_a_bucket_that_may_not_be_seen_is_read_by_the_edge(client: httpx2.AsyncClient, tmp_path: Path) -> None:
     with create_bucket() as url:
         async with open_remote(url, tmp_path, presign=False) as store, serve_app(app_over(store)) as base:
             await store.write(body(), SHA, len(BODY))

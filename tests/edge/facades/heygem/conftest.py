@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
+import httpx2
 import pytest
 from msgspec import Struct
 
@@ -38,7 +38,7 @@ class HeygemClient(Struct, frozen=True):
     placing: ResultExporter
     url: str
     root: Path
-    local: httpx.AsyncClient
+    local: httpx2.AsyncClient
     key: str
 
     async def submit(self, **fields: Any) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class HeygemClient(Struct, frozen=True):
         return await self.world.write_event(job.key, e.Succeeded(output))
 
 
-def parse_body(reply: httpx.Response) -> dict[str, Any]:
+def parse_body(reply: httpx2.Response) -> dict[str, Any]:
     """Return the body of a response, which must have status 200 and a text type."""
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"] == "text/html; charset=utf-8"

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from sqlite3 import OperationalError
 
 import anyio
-import httpx
+import httpx2
 import pytest
 
 from bus.interface import BrokerStatus, RevisionConflict
@@ -93,7 +93,7 @@ async def test_a_submit_is_dropped_when_its_client_disconnects(heygem: HeygemCli
 
     monkeypatch.setattr(routes, "_wait_for_disconnect", noted)
     heygem.world.bus.cut()
-    with pytest.raises(httpx.ReadTimeout):
+    with pytest.raises(httpx2.ReadTimeout):
         await heygem.local.post(
             "/easy/submit", json={"audio_url": "speech.wav", "video_url": "face.mp4", "code": "a"}, timeout=0.3
         )
