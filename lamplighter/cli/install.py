@@ -169,9 +169,9 @@ class _Installation:
         mine = {str(self._places.on_disk(path)) for path in (plan.data, self._places.settings(self._role))}
         left = tuple(path for path in manifest.left if path not in mine)
         manifest = structs.replace(manifest, created_user=created, left=left)
-        changed = self._write(plan, units, settings, manifest, kept)
         if token is not None:
             self._join(plan, token)
+        changed = self._write(plan, units, settings, manifest, kept)
         self._start(plan, changed=changed)
 
     def _check(self, plan: ServicePlan) -> None:
@@ -232,8 +232,7 @@ class _Installation:
                 made.mkdir(parents=True, mode=0o755)
         for folder in (plan.data, *plan.writes):
             path = self._places.on_disk(folder)
-            if not path.exists():
-                make_private_folder(path, TRAVERSE_ONLY_MODE)
+            make_private_folder(path, TRAVERSE_ONLY_MODE)
             self._give_to_user(path, plan)
 
     def _write_settings(self, file: Path, text: str, plan: ServicePlan) -> None:
@@ -247,6 +246,7 @@ class _Installation:
             shutil.chown(path, user=plan.user, group=plan.user)
 
     def _join(self, plan: ServicePlan, token: str) -> None:
+        """Join before anything else is written: a token that is refused leaves nothing."""
         data = self._places.on_disk(plan.data)
         join(RunnerSettings(data=data), read_token(token))
         for path in data.iterdir():
@@ -427,11 +427,9 @@ class _Removal:
         manifest = read_manifest(self._config)
         if not roles and not manifest.roles and not (self._with_data and manifest.left):
             raise InstallFailed(f"nothing is installed here: {self._config / MANIFEST_FILE} names no service")
-        for role in roles or list(manifest.roles):
-            if role not in manifest.roles:
-                raise InstallFailed(
-                    f"{role} is not installed here: installed are {', '.join(manifest.roles) or 'none'}"
-                )
+        if missing := [role for role in roles if role not in manifest.roles]:
+            there = ", ".join(manifest.roles) or "nothing"
+            raise InstallFailed(f"{missing[0]} is not installed here: {there} is")
         for role in roles or list(manifest.roles):
             self._remove_role(role, manifest.roles[role])
             manifest = manifest.without_role(role, tuple(self._kept))
