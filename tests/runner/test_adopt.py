@@ -76,12 +76,14 @@ def world(tmp_path: Path) -> RunnerEnvironment:
     return RunnerEnvironment(tmp_path)
 
 
-async def left_running(world: RunnerEnvironment, status: Status = Status.RUNNING) -> Job:
+async def left_running(
+    world: RunnerEnvironment, status: Status = Status.RUNNING, *, host: str = HOST, gpus: str | None = None
+) -> Job:
     """Write the record of a job that the previous runner process, i0, claimed on this host."""
     key = await world.submit("well")
     entry = await world.edge.job_store.read(key)
     assert entry is not None
-    running = replace(entry.record.job, status=status, attempt=1, claim=Claim(HOST, "i0", 1))
+    running = replace(entry.record.job, status=status, attempt=1, claim=Claim(host, "i0", 1, gpus))
     now = datetime.now(UTC)
     await world.edge.job_store.update(key, JobRecord(now, Submitted(), running), entry.revision)
     return running
@@ -266,3 +268,47 @@ async def test_a_drain_stops_and_releases_what_cannot_be_left(world: RunnerEnvir
         drained = await world.job(key)
     assert (drained.status, drained.charged_attempts, drained.free_releases) == (Status.QUEUED, 0, {"drained": 1})
     assert not world.boxes
+
+
+async def test_a_container_that_is_followed_keeps_its_gpus_until_it_ends(world: RunnerEnvironment) -> None:
+    """Else another job would be placed on them while the container runs."""
+    left = await left_running(world, gpus="GPU-a,GPU-b")
+    box = box_of(world, left, "running")
+    async with world.run_runner() as runner:
+        adopted = await world.wait_for_event(left.key, Adopted)
+        assert adopted.claim is not None
+        assert adopted.claim.gpu_uuids == ("GPU-a", "GPU-b")
+        assert [runner.host.gpu_allocator.is_in_use(uuid) for uuid in ("GPU-a", "GPU-b", "GPU-c")] == [
+            True,
+            True,
+            False,
+        ]
+        write_outputs(box)
+        box.finish(0)
+        await world.wait_until_ended(left.key)
+        await world.wait_until_clean()
+        assert not runner.host.gpu_allocator.is_in_use("GPU-a")
+
+
+@pytest.mark.parametrize(
+    ("status", "host", "numbers", "released"),
+    [
+        (Status.RUNNING, HOST, "1.1", True),
+        (Status.CANCELLING, HOST, "1.1", True),
+        (Status.RUNNING, "other", "1.1", False),
+        (Status.SUCCEEDED, HOST, "1.1", False),
+        (Status.RUNNING, HOST, "1.2", False),
+        (Status.RUNNING, HOST, "2.1", False),
+    ],
+)
+async def test_a_folder_without_a_container_releases_the_attempt_that_the_record_gives_this_host(
+    world: RunnerEnvironment, status: Status, host: str, numbers: str, released: bool
+) -> None:
+    world.slots = 0  # so that no message leads to the job
+    left = await left_running(world, status, host=host)
+    folder = world.folder / HOST / f"ada.{left.id}.{numbers}"
+    folder.mkdir(parents=True)
+    async with world.run_runner():
+        assert not folder.exists()
+    expected = ["Submitted", "Submitted", *(["AttemptReleased"] if released else [])]
+    assert await world.event_types(left.key) == expected

@@ -1,16 +1,19 @@
 """One job from start to end over the fakes: what is recorded, published, kept and removed."""
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from msgspec.structs import replace
 
-from runner.engines.port import StartFailed
+from runner.assets.port import AssetError
+from runner.engines.port import ContainerSpec, StartFailed
 from schemas.endpoint import Timeouts
 from schemas.events import AttemptReleased
 from schemas.feed import LogEndMessage, ProgressMessage
-from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric, Policy
+from schemas.ids import JobKey
+from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric, OutputFile, Policy
 from schemas.status import Status
 from tests.support.fake_engine import EndBySignal, FakeContainer, Program
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
@@ -345,3 +348,70 @@ async def test_the_last_value_of_each_metric_is_kept_on_the_job(
         JobMetric("fps", 24.5, "1/s"),
         *(JobMetric(f"m{number}", float(number)) for number in range(METRIC_LIMIT - 1)),
     )
+
+
+async def test_a_log_that_the_edge_refuses_costs_only_the_log(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = world.assets.upload
+
+    async def refuse_log(owner: str, path: Path, name: str) -> OutputFile:
+        if name == "log.txt":
+            raise AssetError("the edge refuses it: the test said so")
+        return await upload(owner, path, name)
+
+    monkeypatch.setattr(world.assets, "upload", refuse_log)
+    key = await world.submit("well")
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
+        await world.wait_until_clean()
+    assert job.output is not None
+    assert (job.status, job.log, [file.name for file in job.output.files]) == (Status.SUCCEEDED, None, ["result.txt"])
+
+
+async def test_a_container_is_removed_after_its_message_was_answered(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Look at the record and the queue when the container goes: until then it is the proof of how the job ended."""
+    key = await world.submit("well")
+    seen: list[tuple[Status, int]] = []
+    async with world.run_runner() as runner:
+        remove = runner.engine.remove
+
+        async def look(handle: str) -> None:
+            seen.append(((await world.job(key)).status, len(await world.edge.job_queue.list_pending())))
+            await remove(handle)
+
+        monkeypatch.setattr(runner.engine, "remove", look)
+        await world.wait_until_ended(key)
+        await world.wait_until_clean()
+    assert seen == [(Status.SUCCEEDED, 0)]
+
+
+@pytest.mark.parametrize(("starts", "free"), [(True, 1), (False, 0)], ids=["exited", "never started"])
+async def test_a_slot_is_free_before_the_record_only_if_the_container_has_exited(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch, starts: bool, free: int
+) -> None:
+    world.pace = replace(world.pace, heartbeat_s=3600.0)
+    recording, gate = anyio.Event(), anyio.Event()
+    key = await world.submit("well")
+    async with world.run_runner() as runner:
+        start, read = runner.engine.start, runner.bus.job_store.read
+
+        async def wait_for_gate(wanted: JobKey) -> Any:
+            recording.set()
+            await gate.wait()
+            return await read(wanted)
+
+        async def start_or_refuse(spec: ContainerSpec) -> str:
+            monkeypatch.setattr(runner.bus.job_store, "read", wait_for_gate)
+            if not starts:
+                raise StartFailed("engine_error", "the engine said no")
+            return await start(spec)
+
+        monkeypatch.setattr(runner.engine, "start", start_or_refuse)
+        await wait_with_deadline(recording.wait)
+        assert runner.host.slots.free == free
+        gate.set()
+        ended = await (world.wait_until_ended(key) if starts else world.wait_for_event(key, AttemptReleased))
+    assert ended.status is (Status.SUCCEEDED if starts else Status.QUEUED)

@@ -2,19 +2,23 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from msgspec.structs import replace
 
-from schemas.events import Adopted, AttemptReleased, JobEvent, JobRecord, Started
+from bus.interface import BrokerUnreachable, RevisionConflict
+from runner.execution.fence import ClaimLost, FencedJob, record_event
+from schemas.events import Adopted, AttemptReleased, Failed, JobEvent, JobRecord, Retried, Started, Succeeded
 from schemas.feed import LogEndMessage, LogMessage
 from schemas.ids import JobKey
-from schemas.job import Claim
+from schemas.job import Claim, Output
 from schemas.lifecycle import next_record
 from schemas.status import Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
+from tests.support.schema_samples import make_failure
 from tests.support.wait import wait_for
 
 
@@ -290,3 +294,54 @@ async def test_a_message_that_comes_while_the_last_attempt_is_cleared_away_is_no
         world.clock.ahead += 1.5
         job = await world.wait_until_ended(key)
     assert (job.status, tries) == (Status.SUCCEEDED, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "is_ours"), [("written", True), ("not written", False), ("another event", False), ("deleted", False)]
+)
+async def test_a_write_whose_answer_was_lost_counts_if_the_record_is_ours(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch, meanwhile: str, is_ours: bool
+) -> None:
+    world.slots = 0
+    key = await world.submit("well")
+    async with world.run_runner() as runner:
+        await write(world, key, Started(runner.context.claim(1)))
+        entry = await world.edge.job_store.read(key)
+        assert entry is not None
+        update = runner.bus.job_store.update
+
+        async def lose_answer(*args: Any) -> int:
+            if meanwhile == "written":
+                await update(*args)
+            if meanwhile == "another event":
+                await write(world, key, AttemptReleased("host_lost"))
+            if meanwhile == "deleted":
+                await world.edge.job_store.delete(key, entry.revision)
+            raise BrokerUnreachable("the answer was lost: the test said so")
+
+        monkeypatch.setattr(runner.bus.job_store, "update", lose_answer)
+        if is_ours:
+            assert (await record_event(runner.context, entry, Succeeded(Output()))).status is Status.SUCCEEDED
+        else:
+            with pytest.raises(RevisionConflict):
+                await record_event(runner.context, entry, Succeeded(Output()))
+
+
+async def test_a_claim_is_of_one_round_and_ends_with_it(world: RunnerEnvironment) -> None:
+    """Start the second round with the same claim, as this runner process does if it gets the job again."""
+    world.slots = 0
+    key = await world.submit("well")
+    async with world.run_runner() as runner:
+        claim = runner.context.claim(1)
+        first, second = (FencedJob(runner.context, key, round_, claim) for round_ in (1, 2))
+        await write(world, key, Started(claim))
+        assert (await first.read_job()).attempt == 1
+        await write(world, key, Failed(make_failure()))
+        with pytest.raises(ClaimLost, match="failed"):
+            await first.read_job()
+        await write(world, key, Retried())
+        await write(world, key, Started(claim))
+        with pytest.raises(ClaimLost, match="round 2"):
+            await first.read_job()
+        assert (await second.read_job()).round == 2
+    assert await world.event_types(key) == ["Submitted", "Started", "Failed", "Retried", "Started"]

@@ -3,7 +3,16 @@
 import pytest
 
 from runner.engines.port import ContainerExit, StartFailed
-from runner.execution.verdict import ClassifiedFailure, Done, ExitFacts, JobCancelled, StopReason, classify_exit
+from runner.execution.verdict import (
+    ClassifiedFailure,
+    Done,
+    ExitFacts,
+    JobCancelled,
+    StopReason,
+    blames_gpu,
+    classify_exit,
+    make_failure,
+)
 from schemas.container_protocol import ErrorLine
 from schemas.retry_policy import FAILURES, RetryRule
 
@@ -79,6 +88,7 @@ ORDERED: list[tuple[ExitFacts, str]] = [
     (ExitFacts(exit=ContainerExit(1, oom_killed=True), xid=79, error_line=LINE), "out_of_memory"),
     (ExitFacts(start_failure=StartFailed("engine_error", "no"), xid=79, error_line=LINE), "engine_error"),
     (ExitFacts(exit=ContainerExit(65), xid=79, error_line=LINE), "gpu_lost"),
+    (ExitFacts(xid=79), "gpu_lost"),
     (ExitFacts(exit=ContainerExit(65), error_line=LINE), "no_face"),
 ]
 
@@ -113,3 +123,19 @@ def test_a_signal_is_named() -> None:
     verdict = classify_exit(ExitFacts(exit=ContainerExit(139)))
     assert isinstance(verdict, ClassifiedFailure)
     assert "SIGSEGV" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("code", "started", "blamed"),
+    [
+        ("gpu_lost", True, True),
+        ("gpu_lost", False, True),
+        ("cuda_oom", True, False),
+        ("gpu_unsupported", True, False),
+        ("gpu_unsupported", False, True),
+        ("internal", True, False),
+        ("internal", False, False),
+    ],
+)
+def test_a_gpu_is_probed_after_its_own_faults_and_after_a_refused_start(code: str, started: bool, blamed: bool) -> None:
+    assert blames_gpu(make_failure(code, "why"), started=started) is blamed
