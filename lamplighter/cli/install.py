@@ -232,24 +232,25 @@ class _Installation:
                 made.mkdir(parents=True, mode=0o755)
         for folder in (plan.data, *plan.writes):
             path = self._places.on_disk(folder)
-            make_private_folder(path, TRAVERSE_ONLY_MODE)
-            self._give_to_user(path, plan)
+            if not path.exists():  # the rights of one that exists are somebody's choice
+                make_private_folder(path, TRAVERSE_ONLY_MODE)
+                self._give_to_user(path, plan)
 
     def _write_settings(self, file: Path, text: str, plan: ServicePlan) -> None:
         """Write the settings file so that the service can read it and other users cannot: it may hold keys."""
         atomic_write(file, text, SETTINGS_MODE if plan.is_system else 0o600)
-        if self._places.root == Path("/") and plan.is_system:
+        if self._places.root == Path("/") and plan.user is not None:
             shutil.chown(file, group=plan.user)
 
     def _give_to_user(self, path: Path, plan: ServicePlan) -> None:
-        if self._places.root == Path("/") and plan.is_system:
+        if self._places.root == Path("/") and plan.user is not None:
             shutil.chown(path, user=plan.user, group=plan.user)
 
     def _join(self, plan: ServicePlan, token: str) -> None:
         """Join before anything else is written: a token that is refused leaves nothing."""
         data = self._places.on_disk(plan.data)
         join(RunnerSettings(data=data), read_token(token))
-        for path in data.iterdir():
+        for path in (data, *data.iterdir()):
             self._give_to_user(path, plan)
 
     def _start(self, plan: ServicePlan, *, changed: bool) -> None:
