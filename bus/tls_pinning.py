@@ -1,17 +1,16 @@
-"""Trust one certificate and no other: a host that joins knows the sha256 of the edge's certificate.
+"""The certificate of a server that a host joins: its token names the sha256 of the certificate or of its public key.
 
-Host names are not checked. Behind a router a machine is reached under names that no certificate contains, and the
-private key of exactly this certificate is proof enough.
+What trusts it afterwards is in `schemas.certificates`.
 """
 
 import hashlib
 import socket
 import ssl
 from hmac import compare_digest
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from bus.interface import BrokerUnreachable
+from schemas.certificates import CertificateUnreadable, first_certificate, read_certificate
 
 CONNECT_TIMEOUT_S = 10.0
 DEFAULT_PORTS = {"https": 443, "tls": 4222, "nats": 4222}
@@ -23,16 +22,15 @@ class CertificateMismatch(Exception):
 
 
 def compute_fingerprint(pem: str) -> str:
-    """Return the sha256 of a PEM certificate (the first of a chain) in hex."""
-    end = "-----END CERTIFICATE-----"
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)].strip())).hexdigest()
+    """Return the sha256 of a PEM certificate (the first of a chain) in hex. Raises CertificateUnreadable."""
+    return hashlib.sha256(first_certificate(pem)).hexdigest()
 
 
 def fetch_certificate(url: str, expected: str) -> str:
     """Return the certificate of the server at `url` (https:// or tls://, the first of several) as PEM. Blocking.
 
-    Raises BrokerUnreachable, and CertificateMismatch when its sha256 is not `expected`. No secret has been sent by
-    then.
+    Raises BrokerUnreachable, and CertificateMismatch when neither its sha256 nor that of its public key is `expected`.
+    No secret has been sent by then.
     """
     parts = urlsplit(url.split(",", maxsplit=1)[0])
     address = (parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme, 0))
@@ -42,10 +40,13 @@ def fetch_certificate(url: str, expected: str) -> str:
         raise BrokerUnreachable(
             f"{url} does not answer with TLS ({error}): check address, port and firewall"
         ) from error
-    found = hashlib.sha256(der).hexdigest()
-    if not compare_digest(found, expected):
+    try:
+        shown = read_certificate(der)
+    except CertificateUnreadable as error:
+        raise CertificateMismatch(f"{url} shows no certificate ({error}): check the address") from error
+    if not any(compare_digest(found, expected) for found in (shown.sha256, shown.key_sha256)):
         raise CertificateMismatch(
-            f"{url} shows the certificate {found[:16]}…, the token names {expected[:16]}…: "
+            f"{url} shows the certificate {shown.sha256[:16]}…, the token names {expected[:16]}…: "
             "it was renewed, or another machine intercepts the connection; get a new token with `lamplighter hosts add`"
         )
     return ssl.DER_cert_to_PEM_cert(der)
@@ -71,14 +72,3 @@ def _skip_nats_info(plain: socket.socket) -> None:
         if not byte:
             break
     raise ConnectionError("the server closed the connection before it sent INFO")
-
-
-def create_pinned_ssl_context(pem: Path) -> ssl.SSLContext:
-    """Return a client context that trusts exactly the certificate in the file `pem`. Blocking. Raises OSError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_flags |= (
-        ssl.VERIFY_X509_PARTIAL_CHAIN
-    )  # the certificate itself is the trust anchor, whatever signed it
-    context.load_verify_locations(cafile=pem)
-    return context

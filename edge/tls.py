@@ -1,8 +1,8 @@
 """The certificate that the edge serves to other machines, and the addresses in join tokens.
 
 The operator names a certificate, or the edge creates one and keeps it. A created certificate is EC P-256, valid for ten
-years, and signs no other certificate (`ca` is false). Hosts pin its exact bytes, so after a renewal every host must
-enroll again.
+years, and signs no other certificate (`ca` is false). Hosts pin its public key, so after a renewal with
+another key every host must enroll again.
 """
 
 import ipaddress
@@ -114,6 +114,11 @@ def load_or_create_certificate(folder: Path, names: Sequence[str], now: datetime
 
 def _create_certificate(names: Sequence[str], now: datetime) -> tuple[bytes, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
+    pkcs8 = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key.private_bytes(*pkcs8), _sign_certificate(key, names, now)
+
+
+def _sign_certificate(key: ec.EllipticCurvePrivateKey, names: Sequence[str], now: datetime) -> bytes:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lamplighter")])
     certificate = (
         x509.CertificateBuilder()
@@ -128,8 +133,7 @@ def _create_certificate(names: Sequence[str], now: datetime) -> tuple[bytes, byt
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    pkcs8 = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return key.private_bytes(*pkcs8), certificate.public_bytes(serialization.Encoding.PEM)
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _general_name(text: str) -> x509.GeneralName:

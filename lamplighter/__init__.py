@@ -5,6 +5,7 @@
 - `client`, `async_client`: the methods.
 - `transport`, `async_transport`: HTTP calls, uploads and downloads.
 - `api` (requests and answers as values), `follow` (event streams), `upload` (resumable uploads): no I/O.
+- `trust`: which certificate of an edge is trusted.
 - `files`, `digest_cache`: local files and their digests.
 - `cli`: the command `lamplighter`. It also starts the edge, the runner and the relay.
 
@@ -21,6 +22,7 @@ from lamplighter.errors import (
     LamplighterError,
     NotFound,
     Rejected,
+    TrustInvalid,
     Unauthorized,
     Unreachable,
 )
@@ -43,6 +45,7 @@ __all__ = [
     "LamplighterError",
     "NotFound",
     "Rejected",
+    "TrustInvalid",
     "Unauthorized",
     "Unreachable",
     "UsageReport",

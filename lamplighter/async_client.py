@@ -16,11 +16,10 @@ import anyio.to_thread
 
 from lamplighter import api
 from lamplighter.api import Batch, submit_batch, submit_options
-from lamplighter.async_transport import AsyncEdgeTransport
+from lamplighter.async_transport import AsyncEdgeTransport, map_http_errors_async
 from lamplighter.errors import Busy, Unreachable
 from lamplighter.files import find_local_files, has_text_path, select_asset_inputs
 from lamplighter.follow import LONG_POLL_S, Event, FollowState, ReconnectBudget, require_success
-from lamplighter.transport import map_http_errors
 from schemas.asset import DIGEST_SCHEME
 from schemas.host import HostView
 from schemas.job_view import JobView
@@ -120,14 +119,16 @@ class AsyncClient(AsyncEdgeTransport):
 
     async def _stream_events(self, job_id: str, state: FollowState) -> AsyncIterator[Event]:
         path = api.job_path(job_id, "events")
-        with map_http_errors(self.url):
-            async with self._http.stream("GET", path, headers=state.headers) as reply:
-                if reply.status_code >= 400:
-                    raise api.error_from_response(reply.status_code, await reply.aread())
-                state.start_connection()
-                async for text in reply.aiter_text():
-                    for event in state.read(text):
-                        yield event
+        async with (
+            map_http_errors_async(self.url),
+            self._http.stream("GET", path, headers=state.headers) as reply,
+        ):
+            if reply.status_code >= 400:
+                raise api.error_from_response(reply.status_code, await reply.aread())
+            state.start_connection()
+            async for text in reply.aiter_text():
+                for event in state.read(text):
+                    yield event
 
     async def job(self, job_id: str) -> JobView:
         """Return the job. Raises NotFound.

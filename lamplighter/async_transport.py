@@ -1,6 +1,7 @@
 """HTTP calls, uploads and downloads of the awaiting client."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -18,13 +19,24 @@ from lamplighter.transport import (
     auth_headers,
     map_http_errors,
     replace_on_success,
+    unreachable,
 )
+from lamplighter.trust import make_ssl_context
 from lamplighter.upload import UploadPlan, UploadProgress, resume_key
 from schemas.asset import DIGEST_SCHEME
 from schemas.environment import bypass_proxies_for_loopback
 from schemas.job_view import JobView
 
 T = TypeVar("T")
+
+
+@asynccontextmanager
+async def map_http_errors_async(url: str) -> AsyncIterator[None]:
+    """Do what `map_http_errors` does, without blocking the event loop."""
+    try:
+        yield
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise await anyio.to_thread.run_sync(unreachable, url, error) from error
 
 
 async def _read_chunks(path: Path, start: int, advance: ByteProgress) -> AsyncIterator[bytes]:
@@ -38,12 +50,14 @@ async def _read_chunks(path: Path, start: int, advance: ByteProgress) -> AsyncIt
 class AsyncEdgeTransport:
     """A connection to one edge: calls, uploads and downloads."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as in EdgeTransport
         self,
         url: str,
         key: str | None = None,
         *,
         cache: Path = DIGEST_CACHE_FILE,
+        ca: str | None = None,
+        pin: str | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
@@ -55,6 +69,7 @@ class AsyncEdgeTransport:
                 headers=auth_headers(key),
                 timeout=HTTP_TIMEOUT,
                 transport=transport,
+                verify=make_ssl_context(self.url, ca, pin) or True,
                 mounts=bypass_proxies_for_loopback(self.url),
             )
 
@@ -78,7 +93,7 @@ class AsyncEdgeTransport:
         >>> (await client.call(api.get_json("/v1/endpoints/echo")))["name"]
         'echo'
         """
-        with map_http_errors(self.url):
+        async with map_http_errors_async(self.url):
             reply = await self._http.request(
                 call.method, call.path, params=list(call.params), json=call.body, headers=call.headers
             )
@@ -111,7 +126,7 @@ class AsyncEdgeTransport:
         request = plan.next_request()
         body = None if request.start is None else _read_chunks(file, request.start, progress.start_at(request.start))
         try:
-            with map_http_errors(self.url):
+            async with map_http_errors_async(self.url):
                 reply = await self._http.request(request.method, request.path, headers=request.headers, content=body)
         except Unreachable as error:
             plan.on_connection_error(error)
@@ -127,13 +142,15 @@ class AsyncEdgeTransport:
         'copy.txt'
         """
         target = Path(to)
-        with map_http_errors(self.url):
-            async with self._http.stream("GET", api.job_path(job.id, "files", name)) as reply:
-                if reply.status_code >= 400:
-                    raise api.error_from_response(reply.status_code, await reply.aread())
-                with replace_on_success(target) as part:
-                    async with await anyio.open_file(part, "wb") as file:
-                        async for chunk in reply.aiter_bytes(CHUNK_BYTES):
-                            await file.write(chunk)
-                            advance(len(chunk))
+        async with (
+            map_http_errors_async(self.url),
+            self._http.stream("GET", api.job_path(job.id, "files", name)) as reply,
+        ):
+            if reply.status_code >= 400:
+                raise api.error_from_response(reply.status_code, await reply.aread())
+            with replace_on_success(target) as part:
+                async with await anyio.open_file(part, "wb") as file:
+                    async for chunk in reply.aiter_bytes(CHUNK_BYTES):
+                        await file.write(chunk)
+                        advance(len(chunk))
         return target

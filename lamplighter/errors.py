@@ -7,6 +7,7 @@ LamplighterError
 │   ├── Unauthorized 401 and 403
 │   ├── Conflict     409: the resource is not in the state that the request needs
 │   └── Busy         429, 502, 503, 504 and 507: the same request may succeed later
+├── TrustInvalid     `ca` or `pin` cannot be used; nothing was sent (exit 2)
 └── JobFailed        the job ended without success: `.job` has the error (exit 1)
 """
 
@@ -20,6 +21,10 @@ class LamplighterError(Exception):
 
 class Unreachable(LamplighterError):
     """The server did not answer. Whether a submit was accepted is unknown: submit again with the same key."""
+
+
+class TrustInvalid(LamplighterError):
+    """`ca` or `pin` cannot be used. The message says what to correct."""
 
 
 class Rejected(LamplighterError):

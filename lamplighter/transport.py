@@ -11,6 +11,7 @@ import httpx2
 from lamplighter import api
 from lamplighter.digest_cache import CHUNK_BYTES, ByteProgress, DigestCache, JsonCache, ignore_progress
 from lamplighter.errors import Unreachable, error_from_problem
+from lamplighter.trust import explain_refused_certificate, find_verification_error, make_ssl_context
 from lamplighter.upload import UploadPlan, UploadProgress, resume_key
 from schemas.asset import DIGEST_SCHEME
 from schemas.environment import bypass_proxies_for_loopback
@@ -30,8 +31,16 @@ def map_http_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        why = str(error) or type(error).__name__
-        raise Unreachable(f"no answer from {url} ({why}): is the edge running, and is the address right?") from error
+        raise unreachable(url, error) from error
+
+
+def unreachable(url: str, error: Exception) -> Unreachable:
+    """Return what an error of httpx2 means. Blocking where the certificate of `url` was refused: it is read again."""
+    refused = find_verification_error(error)
+    if refused is not None:
+        return Unreachable(explain_refused_certificate(url, refused))
+    why = str(error) or type(error).__name__
+    return Unreachable(f"no answer from {url} ({why}): is the edge running, and is the address right?")
 
 
 def auth_headers(key: str | None) -> dict[str, str]:
@@ -65,14 +74,20 @@ def _read_chunks(path: Path, start: int, advance: ByteProgress) -> Iterator[byte
 
 
 class EdgeTransport:
-    """A connection to one edge: calls, uploads and downloads."""
+    """A connection to one edge: calls, uploads and downloads.
 
-    def __init__(
+    `ca`: a PEM file with the certificates to trust in place of this machine's. `pin`: `sha256:…` of the one public key
+    or certificate to trust, under any name; several with commas, or a file with the certificate.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a program may choose about its connection, by keyword
         self,
         url: str,
         key: str | None = None,
         *,
         cache: Path = DIGEST_CACHE_FILE,
+        ca: str | None = None,
+        pin: str | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
@@ -84,6 +99,7 @@ class EdgeTransport:
                 headers=auth_headers(key),
                 timeout=HTTP_TIMEOUT,
                 transport=transport,
+                verify=make_ssl_context(self.url, ca, pin) or True,
                 mounts=bypass_proxies_for_loopback(self.url),
             )
 

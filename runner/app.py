@@ -42,6 +42,7 @@ from runner.outage import OutageGate
 from runner.run_clock import boot_clock
 from runner.settings import RunnerSettings
 from runner.slots import Slots
+from schemas.certificates import PinInvalid
 
 
 class RunnerStartError(Exception):
@@ -175,10 +176,8 @@ async def _open_asset_client(settings: RunnerSettings) -> AsyncIterator[AssetCli
     try:
         async with asset_client(edge.url, edge.key, pin=edge.pin) as client:
             yield client
-    except FileNotFoundError as error:
-        raise RunnerStartError(
-            f"{edge.pin} does not exist: join again with a new token, or correct edge.pin"
-        ) from error
+    except PinInvalid as error:
+        raise RunnerStartError(f"{error}: join again with a new token, or correct edge.pin") from error
 
 
 def _open_gpu_monitor(settings: RunnerSettings) -> GpuMonitor:

@@ -17,8 +17,8 @@ from schemas.settings_loader import renamed_from
 class EdgeConnectionSettings(Struct, frozen=True):
     """Address of the edge, from which inputs are fetched and to which outputs are uploaded.
 
-    `key` is an API key with the scope `runner`. `pin` is a file with the one certificate to trust there, whatever name
-    it carries.
+    `key` is an API key with the scope `runner`. `pin`: the public key or certificate to trust there, under any name:
+    `sha256:…`, or a PEM file with the certificate.
     """
 
     url: str = "http://127.0.0.1:8000"

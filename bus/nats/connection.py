@@ -10,7 +10,6 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -25,8 +24,8 @@ from bus.nats.errors import CLIENT_ERROR_TYPES, from_client_error
 from bus.nats.requests import PendingRequest, RequestMultiplexer
 from bus.notifier import Notifier
 from bus.settings import BrokerSettings
-from bus.tls_pinning import create_pinned_ssl_context
 from schemas.backoff import Backoff
+from schemas.certificates import PinInvalid, parse_pins, pinned_context
 
 DIAL_TIMEOUT_S = 5.0
 PING_INTERVAL_S = 5
@@ -66,7 +65,7 @@ async def dial(
                 error_cb=on_error,
                 closed_cb=on_close,
             )
-    except ssl.SSLError as error:  # an OSError, too
+    except (ssl.SSLError, PinInvalid) as error:  # SSLError is an OSError, too
         await close_client(client)
         raise BrokerUnreachable(f"{doing}: {error}: check pin, ca, cert and key of the broker settings") from error
     except CLIENT_ERROR_TYPES as error:
@@ -82,9 +81,7 @@ def _tls_context(settings: BrokerSettings) -> ssl.SSLContext | None:
     if not (settings.ca or settings.pin or settings.cert or "tls://" in settings.url):
         return None
     context = (
-        create_pinned_ssl_context(Path(settings.pin))
-        if settings.pin
-        else ssl.create_default_context(cafile=settings.ca)
+        pinned_context(parse_pins(settings.pin)) if settings.pin else ssl.create_default_context(cafile=settings.ca)
     )
     if settings.cert:
         context.load_cert_chain(settings.cert, settings.key)

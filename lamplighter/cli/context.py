@@ -21,13 +21,14 @@ from msgspec import Struct
 from lamplighter.cli import display
 from lamplighter.cli.display import SafeConsole, json_line
 from lamplighter.client import Client
-from lamplighter.errors import JobFailed, LamplighterError, Rejected, Unreachable
+from lamplighter.errors import JobFailed, LamplighterError, Rejected, TrustInvalid, Unreachable
 
 FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 EXIT_CODES: dict[type[BaseException], int] = {
     JobFailed: FAILED,
     Unreachable: UNREACHABLE,
     Rejected: REFUSED,
+    TrustInvalid: USAGE,
     OSError: USAGE,  # a local file that cannot be read or written
     KeyboardInterrupt: INTERRUPTED,
 }
@@ -41,10 +42,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class EdgeAddress(Struct, frozen=True):
-    """The URL of an edge, and a key for it."""
+    """The URL of an edge, a key for it, and what its certificate is checked against (`lamplighter.trust`)."""
 
     url: str
     key: str | None = None
+    ca: str | None = None
+    pin: str | None = None
 
 
 def read_address_file(data: Path) -> EdgeAddress | None:
@@ -55,16 +58,23 @@ def read_address_file(data: Path) -> EdgeAddress | None:
         return None
 
 
-def find_address(url: str | None, key: str | None, data: Path) -> EdgeAddress:
-    """Return the address from the options, else from LAMPLIGHTER_URL and LAMPLIGHTER_KEY, else from the data folder."""
+def find_address(
+    url: str | None, key: str | None, data: Path, ca: str | None = None, pin: str | None = None
+) -> EdgeAddress:
+    """Return the address from the options, else from `LAMPLIGHTER_URL` and so on, else from the data folder.
+
+    LAMPLIGHTER_CA and LAMPLIGHTER_PIN are used only if neither `ca` nor `pin` is given.
+    """
     local = read_address_file(data)
     chosen = url or os.environ.get("LAMPLIGHTER_URL")
     secret = key or os.environ.get("LAMPLIGHTER_KEY")
+    if not (ca or pin):
+        ca, pin = os.environ.get("LAMPLIGHTER_CA"), os.environ.get("LAMPLIGHTER_PIN")
     if chosen is None and local is not None:
-        return EdgeAddress(local.url, secret or local.key)
+        return EdgeAddress(local.url, secret or local.key, ca, pin)
     if secret is None and local is not None and local.url == chosen:
         secret = local.key
-    return EdgeAddress(chosen or DEFAULT_URL, secret)
+    return EdgeAddress(chosen or DEFAULT_URL, secret, ca, pin)
 
 
 def format_command(*words: str) -> str:
@@ -101,7 +111,7 @@ class CliContext:
     @functools.cached_property
     def client(self) -> Client:
         """The client of the edge, created when a command first uses it."""
-        return Client(self.address.url, self.address.key)
+        return Client(self.address.url, self.address.key, ca=self.address.ca, pin=self.address.pin)
 
     def show(self, value: Any, human: Callable[[], None]) -> None:
         """Print `value` as one line of JSON, or let `human` print it."""
@@ -137,16 +147,21 @@ def run_default_command(context: click.Context, command: click.Command, given: M
 
 
 def client_command(function: F) -> F:
-    """Make a command of the edge's client: it gets a CliContext and the options --url --key --data --json."""
+    """Make a command of the edge's client: it gets a CliContext and the options of the edge, --data and --json."""
 
     @click.option("--url", help="Address of the edge [LAMPLIGHTER_URL, or what `up` left in --data].")
     @click.option("--key", help="API key [LAMPLIGHTER_KEY, or what `up` left in --data].")
+    @click.option("--ca", metavar="FILE", help="PEM file with the certificates to trust [LAMPLIGHTER_CA].")
+    @click.option("--pin", help="sha256:… of the edge's public key or certificate to trust [LAMPLIGHTER_PIN].")
     @click.option("--data", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR, help="Data folder of `up`.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, one value on each line.")
     @functools.wraps(function)
-    def command(url: str | None, key: str | None, data: Path, as_json: bool, **given: Any) -> None:
-        options = [*(("--url", url) if url else ()), *(("--data", str(data)) if data != DEFAULT_DATA_DIR else ())]
-        session = CliContext(find_address(url, key, data), data, as_json=as_json, address_options=options)
+    def command(  # noqa: PLR0913, PLR0917 - click calls it with every option
+        url: str | None, key: str | None, ca: str | None, pin: str | None, data: Path, as_json: bool, **given: Any
+    ) -> None:
+        named = {"--url": url, "--ca": ca, "--pin": pin, "--data": str(data) if data != DEFAULT_DATA_DIR else None}
+        options = [word for name, value in named.items() if value for word in (name, value)]
+        session = CliContext(find_address(url, key, data, ca, pin), data, as_json=as_json, address_options=options)
         try:
             function(session, **given)
         except BrokenPipeError:

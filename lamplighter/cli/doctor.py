@@ -21,7 +21,8 @@ from rich.text import Text
 
 from lamplighter.cli import display, server_parts
 from lamplighter.cli.context import FAILED, UNREACHABLE, CliContext, EdgeAddress, client_command
-from lamplighter.transport import auth_headers, map_http_errors
+from lamplighter.transport import auth_headers, map_http_errors, unreachable
+from lamplighter.trust import find_verification_error, make_ssl_context
 from schemas.environment import bypass_proxies_for_loopback
 
 MIN_FREE_BYTES = 5 * 1000**3  # a video job may need more for its frames
@@ -191,8 +192,7 @@ def _run_checks(target: DoctorTarget) -> Iterator[Finding]:
     try:
         found = list(check_edge(target))
     except httpx2.HTTPError as error:
-        fix = "start it with: lamplighter up, or choose another with --url"
-        found = [Finding(EDGE_CHECK, CheckStatus.FAIL, f"no answer from {target.address.url}: {error}", fix)]
+        found = [_describe_silent_edge(target.address.url, error)]
     yield from found
     if all(finding.verdict is not CheckStatus.FAIL for finding in found):
         for name, check in EDGE_CHECKS.items():
@@ -200,6 +200,14 @@ def _run_checks(target: DoctorTarget) -> Iterator[Finding]:
     for check in LOCAL_CHECKS:
         yield from check(target)
     yield from server_parts.check_machine()
+
+
+def _describe_silent_edge(url: str, error: httpx2.HTTPError) -> Finding:
+    if find_verification_error(error) is not None:
+        what, _, fix = str(unreachable(url, error)).partition(". ")
+        return Finding(EDGE_CHECK, CheckStatus.FAIL, what, fix)
+    fix = "start it with: lamplighter up, or choose another with --url"
+    return Finding(EDGE_CHECK, CheckStatus.FAIL, f"no answer from {url}: {error}", fix)
 
 
 def _run_edge_check(name: str, check: Check, target: DoctorTarget) -> Iterator[Finding]:
@@ -220,7 +228,11 @@ def doctor(session: CliContext) -> None:
     with map_http_errors(session.address.url):
         url = session.address.url
         http = httpx2.Client(
-            base_url=url, headers=headers, timeout=EDGE_TIMEOUT_S, mounts=bypass_proxies_for_loopback(url)
+            base_url=url,
+            headers=headers,
+            timeout=EDGE_TIMEOUT_S,
+            mounts=bypass_proxies_for_loopback(url),
+            verify=make_ssl_context(url, session.address.ca, session.address.pin) or True,
         )
     with http:
         findings = list(_run_checks(DoctorTarget(session.address, session.data, http)))

@@ -13,10 +13,10 @@ from typing import IO
 import httpx2
 from anyio import AsyncFile, CancelScope, to_thread, wrap_file
 
-from bus.tls_pinning import create_pinned_ssl_context
 from runner.assets.cache import BLOCK_BYTES, InputCache
 from runner.assets.port import AssetError, AssetGone, AssetInfo, AssetTransfer, EdgeUnavailable, NotHeld, NotPlainFile
 from schemas.asset import Digest, guess_media_type
+from schemas.certificates import parse_pins, pinned_context
 from schemas.environment import bypass_proxies_for_loopback
 from schemas.job import OutputFile
 
@@ -198,11 +198,11 @@ async def asset_client(
 ) -> AsyncIterator[AssetClient]:
     """Yield a client of the edge at `url` with the API key `key` (scope runner).
 
-    `timeout_s` of silence interrupts a transfer. `pin` is a file with the one certificate to trust. Redirects are not
-    followed then: they lead to another server.
+    `timeout_s` of silence interrupts a transfer. `pin`: see `schemas.certificates.parse_pins`, which
+    raises PinInvalid. Redirects are not followed then: they lead to another server.
     """
     headers = {"Authorization": f"Bearer {key}"}
-    verify = await to_thread.run_sync(create_pinned_ssl_context, Path(pin)) if pin else True
+    verify = pinned_context(await to_thread.run_sync(parse_pins, pin)) if pin else True
     async with httpx2.AsyncClient(
         base_url=url,
         headers=headers,

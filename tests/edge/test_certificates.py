@@ -11,6 +11,7 @@ from socket import create_connection, create_server
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -21,15 +22,29 @@ from cryptography.hazmat.primitives.serialization import (
 
 from bus.interface import BrokerUnreachable
 from bus.server.config import TlsFiles
-from bus.tls_pinning import CertificateMismatch, compute_fingerprint, create_pinned_ssl_context, fetch_certificate
+from bus.tls_pinning import CertificateMismatch, compute_fingerprint, fetch_certificate
 from edge.settings import EdgeSettings, EnrollmentSettings, PublicSettings
-from edge.tls import CertificateUnusable, advertised_addresses, load_or_create_certificate, public_certificate
+from edge.tls import (
+    CertificateUnusable,
+    _sign_certificate,
+    advertised_addresses,
+    load_or_create_certificate,
+    public_certificate,
+)
+from schemas.certificates import parse_pins, pinned_context
 
 NAMES = ("gpu.example.com", "192.0.2.7", "2001:db8::7")
 
 
 def made(folder: Path) -> TlsFiles:
     return load_or_create_certificate(folder, NAMES, datetime.now(UTC))
+
+
+def renewed(key: bytes) -> bytes:
+    """Return another certificate for the key, as PEM."""
+    private = serialization.load_pem_private_key(key, password=None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    return _sign_certificate(private, NAMES, datetime.now(UTC))
 
 
 @contextmanager
@@ -150,7 +165,7 @@ def test_who_does_not_speak_tls_is_not_reached(scheme: str, greeting: bytes):
 
 def test_a_pin_trusts_that_certificate_and_no_other(tmp_path: Path):
     ours, theirs = made(tmp_path / "ours"), made(tmp_path / "theirs")
-    context = create_pinned_ssl_context(ours.cert)
+    context = pinned_context(parse_pins(str(ours.cert)))
     with (
         answering(ours) as port,
         create_connection(("127.0.0.1", port)) as plain,
@@ -163,3 +178,17 @@ def test_a_pin_trusts_that_certificate_and_no_other(tmp_path: Path):
         pytest.raises(ssl.SSLCertVerificationError),
     ):
         context.wrap_socket(plain, server_hostname="any.name")
+
+
+def test_a_pin_names_the_public_key_so_a_renewal_that_keeps_it_is_trusted(tmp_path: Path):
+    ours = made(tmp_path)
+    pin = str(tmp_path / "before.pem")
+    Path(pin).write_bytes(ours.cert.read_bytes())
+    ours.cert.write_bytes(renewed(ours.key.read_bytes()))
+    assert compute_fingerprint(ours.cert.read_text()) != compute_fingerprint(Path(pin).read_text())
+    with (
+        answering(ours) as port,
+        create_connection(("127.0.0.1", port)) as plain,
+        pinned_context(parse_pins(pin)).wrap_socket(plain, server_hostname="any.name") as secured,
+    ):
+        assert secured.version() == "TLSv1.3"
