@@ -91,6 +91,8 @@ GROUPS: dict[str, ModuleGroup] = {
             "tests/runner/test_adopt.py",
             "tests/runner/test_deadman.py",
             "tests/runner/test_disk.py",
+            "tests/runner/gpu/test_faults_mid_job.py",
+            "tests/runner/test_standby.py",
         ),
     ),
     "cache": ModuleGroup(("runner/assets/cache.py",), ("tests/runner/test_inputs.py", "tests/runner/test_assets.py")),

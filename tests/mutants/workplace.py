@@ -94,7 +94,9 @@ class Workplace:
         failed = json.loads(self._result.read_text()) if self._result.exists() else {"test": "", "why": ""}
         if reply["code"] == 5:
             raise SystemExit(f"mutants: pytest found none of the tests:\n{self._log_tail()}")
-        hang = reply["code"] is None or "Timeout" in failed["why"] or "~~~ Stack of" in self._log_tail()
+        # The words of the package pytest-timeout, of its last resort, and of tests/event_loop.py.
+        signs = ("from pytest-timeout", "~~~ Stack of", "it still waited at")
+        hang = reply["code"] is None or any(sign in failed["why"] + self._log_tail() for sign in signs)
         return MutantOutcome(reply["code"] != 0, failed["test"], hang, reply["seconds"])
 
     @contextmanager
@@ -138,7 +140,9 @@ class Workplace:
     def _is_excluded(self, module: str) -> bool:
         first = module.partition(".")[0]
         # `_asyncio` and the like come with the modules that they are part of, and break those if they come first.
-        return first in {"plugin", "__main__"} or first.startswith("_") or (self._tree / first).exists() or (self._tree / f"{first}.py").exists()
+        if first in {"plugin", "__main__"} or first.startswith("_"):
+            return True
+        return (self._tree / first).exists() or (self._tree / f"{first}.py").exists()
 
     def _log_tail(self) -> str:
         return self._log.read_text(errors="replace")[-6000:]

@@ -7,7 +7,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from runner.claiming.recovery import RecoveryAction, choose_recovery_action
+from runner.claiming.recovery import RecoveryAction, choose_recovery_action, parse_container_folder, resolve_claimed
 from runner.engines.port import (
     NO_JOB,
     ContainerIdentity,
@@ -16,10 +16,14 @@ from runner.engines.port import (
     ContainerState,
     FoundContainer,
 )
+from runner.execution.warm_container import write_claim
+from schemas.endpoint import Timeouts
 from schemas.events import Adopted, AttemptReleased, JobRecord, Started, Submitted
 from schemas.feed import FeedMessage, LogMessage, ProgressMessage
-from schemas.job import Claim, Job
+from schemas.ids import JobKey
+from schemas.job import Claim, Job, OutputFile
 from schemas.status import Status
+from tests.runner.warm_programs import wait_for_start_line, warm_endpoint
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
 from tests.support.schema_samples import make_claim, make_job
@@ -312,3 +316,102 @@ async def test_a_folder_without_a_container_releases_the_attempt_that_the_record
         assert not folder.exists()
     expected = ["Submitted", "Submitted", *(["AttemptReleased"] if released else [])]
     assert await world.event_types(left.key) == expected
+
+
+async def test_a_container_that_is_followed_has_the_limits_of_its_endpoint(world: RunnerEnvironment) -> None:
+    world.timeouts = Timeouts(base_s=0.05, grace_s=0.1)
+    left = await left_running(world)
+    box_of(world, left, "running")
+    async with world.run_runner():
+        ended = await world.wait_until_ended(left.key)
+    assert ended.error is not None
+    assert ended.error.code == "execution_timeout"
+
+
+async def test_a_container_of_an_endpoint_that_the_host_no_longer_has_is_followed(world: RunnerEnvironment) -> None:
+    left = await left_running(world)
+    box = box_of(world, left, "running")
+    world.kinds = {"other": warm_endpoint("other", world.folder)}
+    async with world.run_runner():
+        await world.wait_for_event(left.key, Adopted)
+        write_outputs(box, {"r.txt": b"r" * 4096})
+        box.finish(0)
+        ended = await world.wait_until_ended(left.key)
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
+
+
+async def test_a_warm_container_that_has_its_claim_and_no_start_line_gets_the_line(world: RunnerEnvironment) -> None:
+    left = await left_running(world)
+    folder = world.folder / HOST / "warm-1"
+    (folder / "job" / "out").mkdir(parents=True)
+    waiting = ContainerIdentity(installation="test", host=HOST, warm_dir=folder.name)
+    write_claim(folder, replace(waiting, owner="ada", job=left.id, round=1, attempt=1))
+    spec = ContainerSpec(identity=waiting, image="well", job_dir=folder / "job", limits=ContainerLimits(1, 1.0))
+    box = FakeContainer("left-1", spec, lambda: datetime.now(UTC))
+    world.boxes[box.handle] = box
+    box.begin()
+
+    async def work() -> None:
+        await wait_for_start_line(box)
+        write_outputs(box)
+        box.finish(0)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        await wait_for(anyio.Path(folder / "job" / "start.sock").exists)
+        async with world.run_runner():
+            ended = await world.wait_until_ended(left.key)
+            await world.wait_until_clean()
+        tasks.cancel_scope.cancel()
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
+    assert (await world.event_types(left.key))[-2:] == ["Adopted", "Succeeded"]
+
+
+def test_only_a_warm_container_without_a_job_takes_the_job_of_its_claim(tmp_path: Path) -> None:
+    claimed = found("running", name="claimed").identity
+    for folder in (tmp_path, tmp_path / "warm-1"):
+        folder.mkdir(exist_ok=True)
+        write_claim(folder, claimed)
+    warm = replace(found("running", name=NO_JOB), identity=ContainerIdentity(installation="test", host=HOST))
+    waiting = replace(warm, identity=replace(warm.identity, warm_dir="warm-1"))
+    elsewhere = replace(warm, identity=replace(warm.identity, warm_dir="warm-2"))
+    working = replace(waiting, identity=replace(waiting.identity, job="j7"))
+    containers = [warm, waiting, elsewhere, working]
+    assert resolve_claimed(tmp_path, containers) == [warm, replace(waiting, identity=claimed), elsewhere, working]
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt"),
+    [
+        ("ada.j1.2.3", (JobKey("ada", "j1"), 2, 3)),
+        ("ada.j1.2.x", None),
+        ("ada.j1.x.3", None),
+        ("ada.j 1.2.3", None),
+        ("a da.j1.2.3", None),
+        ("ada.j1.2.3333333333", None),
+        ("warm-1", None),
+    ],
+)
+def test_a_folder_names_its_attempt(tmp_path: Path, name: str, attempt: tuple[JobKey, int, int] | None) -> None:
+    assert parse_container_folder(tmp_path / name) == attempt
+
+
+async def test_a_slot_whose_container_is_gone_is_used_again(world: RunnerEnvironment) -> None:
+    """Crash an execution at its upload, and lose its container at the same moment."""
+    upload, crashed = world.assets.upload, anyio.Event()
+
+    async def crash_once(owner: str, path: Path, name: str) -> OutputFile:
+        world.assets.upload = upload  # type: ignore[method-assign]
+        world.boxes.clear()
+        crashed.set()
+        raise RuntimeError("a bug: the test said so")
+
+    world.assets.upload = crash_once  # type: ignore[method-assign]
+    first = await world.submit("well")
+    async with world.run_runner():
+        await wait_with_deadline(crashed.wait)
+        second = await world.submit("well", "j2")
+        assert (await world.wait_until_ended(second)).status is Status.SUCCEEDED
+        world.clock.ahead += 31  # the message of the first one comes again
+        ended = await world.wait_until_ended(first)
+    assert (ended.status, ended.attempt, ended.free_releases) == (Status.SUCCEEDED, 2, {"host_lost": 1})

@@ -38,6 +38,7 @@ JUDGED: list[tuple[Job | None, int, type[ClaimDecision]]] = [
     (make_job(Status.CANCELLING), 1, AdoptOwn),
     (make_job(Status.RUNNING, claim=make_claim(1, host="gpu-2")), 1, HeldElsewhere),
     (make_job(Status.CANCELLING, claim=make_claim(1, host="gpu-2")), 1, HeldElsewhere),
+    (make_job(Status.RUNNING, claim=None), 1, HeldElsewhere),
     (make_job(Status.RUNNING, round=2), 1, Ack),
     (make_job(Status.SUCCEEDED), 1, Ack),
     (make_job(Status.FAILED), 1, Ack),
@@ -51,6 +52,12 @@ JUDGED: list[tuple[Job | None, int, type[ClaimDecision]]] = [
 def test_a_pointer_is_judged_by_its_record(record: Job | None, round_: int, step: type[ClaimDecision]) -> None:
     pointer = Pointer("echo", Priority.NORMAL, "ada", "j1", round_)
     assert type(decide(pointer, entry(record) if record else None, HOST, NOW)) is step
+
+
+@pytest.mark.parametrize("record", [None, make_job(Status.SCHEDULED), make_job(Status.QUEUED, round=0)])
+def test_a_pointer_that_is_ahead_of_its_record_comes_again_soon(record: Job | None) -> None:
+    pointer = Pointer("echo", Priority.NORMAL, "ada", "j1", 1)
+    assert decide(pointer, entry(record) if record else None, HOST, NOW) == Nak(2.0)
 
 
 @pytest.mark.parametrize("field", ["not_before", "backoff_until"])

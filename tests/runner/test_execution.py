@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from runner.assets.port import AssetError
-from runner.engines.port import ContainerSpec, StartFailed
+from runner.engines.port import ContainerSpec, FoundContainer, StartFailed
 from schemas.endpoint import Timeouts
 from schemas.events import AttemptReleased
 from schemas.feed import LogEndMessage, ProgressMessage
@@ -415,3 +415,40 @@ async def test_a_slot_is_free_before_the_record_only_if_the_container_has_exited
         gate.set()
         ended = await (world.wait_until_ended(key) if starts else world.wait_for_event(key, AttemptReleased))
     assert ended.status is (Status.SUCCEEDED if starts else Status.QUEUED)
+
+
+async def test_a_container_goes_by_its_handle_where_the_engine_does_not_list_it(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def list_nothing(*_: str) -> list[FoundContainer]:
+        return []
+
+    key = await world.submit("well")
+    async with world.run_runner() as runner:
+        monkeypatch.setattr(runner.engine, "find", list_nothing)
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+        await world.wait_until_clean()
+
+
+async def test_a_container_whose_start_was_not_answered_goes_and_no_other(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.slots = 2
+    working = await world.submit("waits", "working")
+    async with world.run_runner() as runner:
+        box = await world.wait_for_container()
+
+        async def create_and_fail(spec: ContainerSpec) -> str:
+            runner.engine.create(spec)
+            raise StartFailed("engine_error", "the engine did not answer")
+
+        monkeypatch.setattr(runner.engine, "start", create_and_fail)
+        lost = await world.submit("well", "lost")
+        await world.wait_for_event(lost, AttemptReleased)
+
+        async def one_left() -> bool:
+            return list(world.boxes.values()) == [box]
+
+        await wait_for(one_left)
+        assert box.state == "running"
+    assert (await world.job(working)).status is Status.RUNNING

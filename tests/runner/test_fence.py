@@ -8,9 +8,19 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from bus.interface import BrokerUnreachable, RevisionConflict
+from bus.interface import BrokerUnreachable, MessageTooLarge, RevisionConflict
 from runner.execution.fence import ClaimLost, FencedJob, record_event
-from schemas.events import Adopted, AttemptReleased, Failed, JobEvent, JobRecord, Retried, Started, Succeeded
+from schemas.events import (
+    Adopted,
+    AttemptReleased,
+    Failed,
+    JobEvent,
+    JobRecord,
+    Retried,
+    Started,
+    Succeeded,
+    encode_record,
+)
 from schemas.feed import LogEndMessage, LogMessage
 from schemas.ids import JobKey
 from schemas.job import Claim, Output
@@ -344,4 +354,26 @@ async def test_a_claim_is_of_one_round_and_ends_with_it(world: RunnerEnvironment
         with pytest.raises(ClaimLost, match="round 2"):
             await first.read_job()
         assert (await second.read_job()).round == 2
-    assert await world.event_types(key) == ["Submitted", "Started", "Failed", "Retried", "Started"]
+        entry = await world.edge.job_store.read(key)
+        assert entry is not None
+        await world.edge.job_store.delete(key, entry.revision)
+        with pytest.raises(ClaimLost, match="does not exist"):
+            await second.read_job()
+
+
+async def test_a_record_of_the_limit_is_written_and_one_byte_more_is_refused(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.slots = 0
+    later = datetime(2999, 1, 1, tzinfo=UTC)  # no event is earlier than its job, so its time is known
+    key = await world.submit("well", queued_at=later)
+    async with world.run_runner() as runner:
+        entry = await world.edge.job_store.read(key)
+        assert entry is not None
+        event = Started(runner.context.claim(1))
+        size = len(encode_record(next_record(entry.record.job, event, later)))
+        monkeypatch.setattr("runner.execution.fence.RECORD_LIMIT_BYTES", size - 1)
+        with pytest.raises(MessageTooLarge, match=f"{size} bytes"):
+            await record_event(runner.context, entry, event)
+        monkeypatch.setattr("runner.execution.fence.RECORD_LIMIT_BYTES", size)
+        assert (await record_event(runner.context, entry, event)).started_at == later

@@ -1,8 +1,12 @@
 """The verdict table by hand: every measured case, and the order of the rules."""
 
+import errno
+
 import pytest
 
+from runner.assets.port import AssetGone
 from runner.engines.port import ContainerExit, StartFailed
+from runner.execution.staging import InvalidJobInput
 from runner.execution.verdict import (
     ClassifiedFailure,
     Done,
@@ -11,6 +15,7 @@ from runner.execution.verdict import (
     StopReason,
     blames_gpu,
     classify_exit,
+    failure_before_start,
     make_failure,
 )
 from schemas.container_protocol import ErrorLine
@@ -119,10 +124,48 @@ def test_an_image_cannot_ask_for_free_attempts(code: str) -> None:
     assert verdict.failure_class.retry is RetryRule.CHARGED
 
 
-def test_a_signal_is_named() -> None:
-    verdict = classify_exit(ExitFacts(exit=ContainerExit(139)))
+@pytest.mark.parametrize(
+    ("exit_code", "message"),
+    [
+        (127, "the job exited with code 127"),
+        (128, "the job exited with code 128"),
+        (129, "the job was killed by signal 1 (exit code 129)"),
+        (134, "the job was killed by SIGABRT (exit code 134)"),
+        (137, "the job was killed by SIGKILL (exit code 137)"),
+        (139, "the job was killed by SIGSEGV (exit code 139)"),
+        (143, "the job was killed by SIGTERM (exit code 143)"),
+        (192, "the job was killed by signal 64 (exit code 192)"),
+        (193, "the job exited with code 193"),
+    ],
+)
+def test_an_exit_is_described(exit_code: int, message: str) -> None:
+    verdict = classify_exit(ExitFacts(exit=ContainerExit(exit_code)))
     assert isinstance(verdict, ClassifiedFailure)
-    assert "SIGSEGV" in verdict.message
+    assert verdict.message == message
+
+
+def test_a_stop_for_disk_says_the_figures_and_another_stop_keeps_its_reason() -> None:
+    for reason, code in ((StopReason.DISK, "disk_exceeded"), (StopReason.STALL, "stalled")):
+        verdict = classify_exit(ExitFacts(stop_reason=reason, exit=ContainerExit(143), disk_excess="9 MB of 8"))
+        assert isinstance(verdict, ClassifiedFailure)
+        assert (verdict.code, "9 MB of 8" in verdict.message) == (code, reason is StopReason.DISK)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (AssetGone("asset 12 is gone"), "asset_gone", "asset 12 is gone"),
+        (InvalidJobInput("$.file is no text"), "bad_input", "$.file is no text"),
+        (OSError(errno.ENOSPC, "no space"), "disk_full", "the host's disk is full"),
+        (OSError(errno.EDQUOT, "over quota"), "disk_full", "the host's disk is full"),
+        (OSError(errno.EACCES, "denied"), "engine_error", "denied"),
+        (ValueError("a bug"), "engine_error", "a bug"),
+    ],
+)
+def test_an_error_before_the_start_is_classified(error: Exception, code: str, message: str) -> None:
+    failure = failure_before_start(error)
+    assert (failure.code, failure.failure_class) == (code, FAILURES[code])
+    assert message in failure.message
 
 
 @pytest.mark.parametrize(
