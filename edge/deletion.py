@@ -185,16 +185,16 @@ class OwnerDeletionService:
         cancelled = entry.record.job.status not in FINAL_STATUSES
         try:
             if cancelled:
-                entry = await self._services.job_service.cancel(key)
+                entry = await self._services.job_service.cancel_unfinished(key)
             if entry.record.job.status not in FINAL_STATUSES:
                 return None
             await self._bus.job_store.delete(key, entry.revision)
         except RevisionConflict:
             return None
         except ProblemError as problem:
-            if problem.code not in {"job_final", "not_found"}:
+            if problem.code != "not_found":
                 raise
-            return None  # the job changed in the meantime: the next pass reads it again
+            return None  # another pass deleted the job
         return DeletionCounts(jobs=1, cancelled=int(cancelled))
 
     async def _delete_messages(self, owner: str) -> DeletionCounts:

@@ -11,7 +11,7 @@ from litestar import Request, WebSocket, route
 from litestar.di import NamedDependency
 from msgspec import Struct, field
 
-from bus.interface import Bus
+from bus.interface import Bus, VersionedRecord
 from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService
 from edge.core.client_throttle import AuthFailureThrottle, ThrottledClientLog, TrustedProxies
@@ -105,6 +105,13 @@ def read_content_length(request: AnyRequest) -> int | None:
     """Return the size that the request declares for its body. The server delivers no more bytes than that."""
     text = request.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdecimal() else None
+
+
+async def read_when_final(services: EdgeServices, entry: VersionedRecord, wait_s: float) -> VersionedRecord:
+    """Return the record once its job has ended, or the current record after `wait_s`."""
+    key = entry.record.job.key
+    await services.event_streams.wait_until_final(key, wait_s)
+    return await services.jobs.read(key)
 
 
 def parse_job_key(owner: OwnerDep, job_id: str) -> JobKey:

@@ -36,7 +36,7 @@ from schemas.job_action import (
     JobActionState,
 )
 from schemas.problems import ProblemError
-from schemas.status import Status
+from schemas.status import FINAL_STATUSES, Status
 
 SWEEP_INTERVAL_S = 2.0  # the time after which another edge takes an action over
 PAGE_JOBS = 50
@@ -208,14 +208,8 @@ class JobActionService:
             return _Outcome(JobActionCounts(failed=1), JobActionFailure(job_id, problem.code, problem.detail))
 
     async def _cancel(self, key: JobKey) -> _Outcome:
-        try:
-            await self._jobs.cancel(key)
-        except ProblemError as problem:
-            if problem.code != "job_final":
-                raise
-            is_cancelled = (await self._jobs.read(key)).record.job.status is Status.CANCELLED
-            return _DONE if is_cancelled else _SKIPPED
-        return _DONE
+        status = (await self._jobs.cancel_unfinished(key)).record.job.status
+        return _SKIPPED if status in FINAL_STATUSES - {Status.CANCELLED} else _DONE
 
     async def _delete(self, key: JobKey) -> _Outcome:
         try:

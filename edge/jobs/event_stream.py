@@ -19,6 +19,7 @@ from msgspec import Struct, structs
 from bus.interface import Bus, BusError, FeedItem, JobFeed, RecordChange, VersionedRecord
 from edge.core import messages
 from edge.core.concurrency import BoundedQueue, closing
+from edge.core.error_handling import translate_errors
 from edge.hosts.registry import HostNotice, HostRegistry
 from edge.jobs.view import NOBODY, Asker, JobViewBuilder
 from schemas.events import RecordUnreadable
@@ -298,6 +299,15 @@ class EventStreams:
                     return
         finally:
             close()
+
+    async def wait_until_final(self, key: JobKey, timeout_s: float) -> None:
+        """Return when the job has ended, or after `timeout_s`. Raises ProblemError `unavailable`."""
+        with translate_errors(), move_on_after(timeout_s):
+            last_id = await self._bus.feed.last_id()
+            async with aclosing(self.follow(key.owner, key.id, last_id)) as events:
+                async for event in events:
+                    if isinstance(event.data, JobView) and event.data.status in FINAL_STATUSES:
+                        break
 
     async def replay(
         self, owner: str, after: str | None = None, asker: Asker = NOBODY

@@ -6,7 +6,7 @@ fail: the reconciler repeats it.
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from msgspec import Struct, structs
@@ -40,8 +40,15 @@ _log = structlog.get_logger()
 class AcceptedSubmission(Struct, frozen=True):
     """An accepted job; its record is durable. `replayed`: an earlier request has created the job."""
 
-    record: VersionedRecord
+    entry: VersionedRecord
     replayed: bool
+
+
+class ComparedSubmission(NamedTuple):
+    """A job under the wanted id. `is_equivalent`: its work is that of the request. A new job's is."""
+
+    submission: AcceptedSubmission
+    is_equivalent: bool
 
 
 class DeletedJob(Struct, frozen=True):
@@ -96,7 +103,7 @@ class JobService:
             if may_exist or not submission.replayed:  # else the generated id is in use: generate another one
                 break
         if not _is_of_request(submission, body):
-            raise _id_in_use("conflict" if job_id is not None else "idempotency_mismatch")
+            raise id_in_use("conflict" if job_id is not None else "idempotency_mismatch")
         return submission
 
     async def submit_equivalent(
@@ -106,15 +113,25 @@ class JobService:
 
         Raises ProblemError `conflict` if the existing job does other work.
         """
+        compared = await self.submit_or_compare(key, body, trace_id=trace_id, request_id=request_id)
+        if not compared.is_equivalent:
+            raise id_in_use("conflict")
+        return compared.submission
+
+    async def submit_or_compare(
+        self, key: JobKey, body: dict[str, Any], *, trace_id: str | None = None, request_id: str = ""
+    ) -> ComparedSubmission:
+        """Create the job `key` from `body`, as `submit` does; or compare the existing job with `body`."""
         check_job_id(key.id)
         submission = await self._create_or_find(key, body, trace_id, request_id, may_exist=True)
         if _is_of_request(submission, body):
-            return submission
+            return ComparedSubmission(submission, is_equivalent=True)
         with translate_errors():
             history = await self._bus.job_store.history(key)
-        if not history or not await self._admission.is_equivalent(history, body):
-            raise _id_in_use("conflict")
-        return AcceptedSubmission(history[-1], replayed=True)
+        if not history:  # deleted since it was found
+            return ComparedSubmission(submission, is_equivalent=False)
+        is_equivalent = await self._admission.is_equivalent(history, body)
+        return ComparedSubmission(AcceptedSubmission(history[-1], replayed=True), is_equivalent)
 
     async def _create_or_find(
         self, key: JobKey, body: dict[str, Any], trace_id: str | None, request_id: str, *, may_exist: bool
@@ -189,6 +206,10 @@ class JobService:
         Raises ProblemError `job_final`, `not_found`.
         """
         return await self._cancel(key, _cancel_event)
+
+    async def cancel_unfinished(self, key: JobKey) -> VersionedRecord:
+        """Do what `cancel` does; return a job that has ended unchanged. Raises ProblemError `not_found`."""
+        return await self._cancel(key, _cancel_unfinished_event)
 
     async def cancel_waiting(self, key: JobKey) -> VersionedRecord:
         """Cancel the job if it has not started; else return it unchanged. Raises ProblemError `not_found`."""
@@ -274,7 +295,11 @@ def _job_not_found(key: JobKey) -> ProblemError:
 async def _cancel_event(job: Job) -> JobEvent | None:
     if job.status in FINAL_STATUSES:
         raise ProblemError("job_final", f"the job has already ended: {job.status}")
-    if job.status is Status.CANCELLING:
+    return await _cancel_unfinished_event(job)
+
+
+async def _cancel_unfinished_event(job: Job) -> JobEvent | None:
+    if job.status in FINAL_STATUSES or job.status is Status.CANCELLING:
         return None
     return CancelRequested() if job.status is Status.RUNNING else Cancelled()
 
@@ -284,10 +309,11 @@ async def _cancel_waiting_event(job: Job) -> JobEvent | None:
 
 
 def _is_of_request(submission: AcceptedSubmission, body: dict[str, Any]) -> bool:
-    return not submission.replayed or submission.record.record.job.request_digest == request_digest(body)
+    return not submission.replayed or submission.entry.record.job.request_digest == request_digest(body)
 
 
-def _id_in_use(code: str) -> ProblemError:
+def id_in_use(code: str) -> ProblemError:
+    """Return the problem `code` for an id whose job does other work than the request."""
     return ProblemError(
         code, "another request was accepted with this id or key: use a new one, or send the same body again"
     )

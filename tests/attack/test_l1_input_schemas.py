@@ -154,7 +154,7 @@ async def test_an_offer_of_it_is_set_aside_with_its_reason_and_others_work(fake:
     with pytest.raises(ProblemError, match="a host offers 'hostile', but its schema is not valid: ") as refused:
         await fake.jobs.submit("ann", {"endpoint": "hostile", "input": {"a": "b"}})
     assert refused.value.code == "endpoint_unknown"
-    assert (await fake.jobs.submit("ann", {"endpoint": "fine", "input": {}})).record.record.job.endpoint == "fine"
+    assert (await fake.jobs.submit("ann", {"endpoint": "fine", "input": {}})).entry.record.job.endpoint == "fine"
 
 
 async def test_an_offer_that_is_refused_does_not_replace_the_endpoint(fake: FakeBusServicesRig) -> None:

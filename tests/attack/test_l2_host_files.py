@@ -49,7 +49,7 @@ class Thief(Struct, frozen=True):
         accepted = await self.edge.world.jobs.submit("ann", body)
         await self.edge.world.publish_window.wait_until_idle()
         await self.edge.world.wait_until_indexed()
-        return accepted.record.record.job
+        return accepted.entry.record.job
 
 
 @pytest.fixture

@@ -247,7 +247,7 @@ class EdgeServicesRig:
         body = {"endpoint": "echo", "input": {"text": text}, **fields}
         accepted = await self.jobs.submit(owner, body, **named)
         await self.publish_window.wait_until_idle()
-        return accepted.record.record.job
+        return accepted.entry.record.job
 
     async def read(self, job: Job) -> Job:
         return (await self.jobs.read(job.key)).record.job

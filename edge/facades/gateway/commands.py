@@ -99,9 +99,9 @@ async def _submit_one(
         )
     body = build_submit_body(resolve_endpoint(context, task), payload)
     accepted = await _accept(services, caller.owner, body, code, name, message)
-    job = accepted.record.record.job
+    job = accepted.entry.record.job
     context.submit_metadata.store(job)
-    view = await services.job_views.build(accepted.record, caller.asker)
+    view = await services.job_views.build(accepted.entry, caller.asker)
     return SubmittedJob(view, build_job_payload(context, view), job.trace_id)
 
 

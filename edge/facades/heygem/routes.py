@@ -32,6 +32,7 @@ from edge.http.auth import NO_AUTH
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep
 from edge.http.request_body import PLACEHOLDER_DIGEST, read_json
 from edge.http.responses import file_response
+from edge.jobs.service import id_in_use
 from edge.jobs.view import Asker
 from schemas.asset import DIGEST_SCHEME, guess_media_type
 from schemas.auth import Scope
@@ -79,25 +80,14 @@ async def _submit_once(request: AnyRequest, services: EdgeServices, heygem: Heyg
 async def _accept_job(services: EdgeServices, heygem: HeygemFacade, key: JobKey, body: dict[str, Any]) -> None:
     """Accept `body` as a new job, as the existing job, or as the next round of a job that has ended."""
     for _ in range(_SUBMIT_ATTEMPTS_LIMIT):
-        conflict: ProblemError | None = None
-        known: VersionedRecord | None
-        try:
-            accepted = await services.jobs.submit_equivalent(key, body)
-        except ProblemError as error:
-            if error.code != "conflict":
-                raise
-            conflict = error
-            with translate_errors():
-                known = await services.bus.job_store.read(key)
-        else:
-            if not accepted.replayed:
-                return
-            known = accepted.record
-        if known is not None and not await _can_resubmit(heygem, known.record.job, same=conflict is None):
-            if conflict is not None:
-                raise conflict
+        submission, is_equivalent = await services.jobs.submit_or_compare(key, body)
+        if not submission.replayed:
             return
-        if known is not None and await services.jobs.resubmit(known, body):
+        if not await _can_resubmit(heygem, submission.entry.record.job, same=is_equivalent):
+            if is_equivalent:
+                return
+            raise id_in_use("conflict")
+        if await services.jobs.resubmit(submission.entry, body):
             return
     raise ProblemError("unavailable", "other submits keep changing the job of this code: try again")
 

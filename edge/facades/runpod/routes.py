@@ -16,10 +16,9 @@ from edge.core.error_handling import translate_errors
 from edge.facades.runpod import health as numbers
 from edge.facades.runpod.mapping import build_submission, id_and_status, job_output, job_status
 from edge.http.auth import require_scope
-from edge.http.dependencies import AnyRequest, AskerDep, EdgeServices, OwnerDep, ServicesDep
+from edge.http.dependencies import AnyRequest, AskerDep, EdgeServices, OwnerDep, ServicesDep, read_when_final
 from edge.http.problems import make_problem_response
 from edge.http.request_body import read_json
-from edge.http.routes.jobs import wait_until_final
 from edge.index.paging import PAGE_LIMIT, JobFilters
 from edge.jobs.view import Asker
 from schemas.auth import Scope
@@ -102,12 +101,12 @@ async def runsync(  # noqa: PLR0913, PLR0917 - a parameter per dependency
     """Submit a job, and respond when it has ended or after `wait` milliseconds."""
     entry = await _submit(request, services, owner, endpoint)
     milliseconds = max(MIN_WAIT_MS, min(MAX_WAIT_MS, wait))
-    return job_status(await _view(services, asker, await wait_until_final(services, entry, milliseconds / 1000)))
+    return job_status(await _view(services, asker, await read_when_final(services, entry, milliseconds / 1000)))
 
 
 async def _submit(request: AnyRequest, services: EdgeServices, owner: str, endpoint: str) -> VersionedRecord:
     body = build_submission(services.endpoints.get(endpoint).name, await read_json(request))
-    return (await services.jobs.submit(owner, body, trace_id=request.headers.get("x-trace-id"))).record
+    return (await services.jobs.submit(owner, body, trace_id=request.headers.get("x-trace-id"))).entry
 
 
 @get("/status/{job_id:str}", guards=_READ_GUARDS)
@@ -141,14 +140,9 @@ async def cancel(
 ) -> JsonObject:
     """Cancel a job. Return the final state of a job that has already ended."""
     entry = await _find_job(services, owner, endpoint, job_id)
-    try:
-        entry = await services.jobs.cancel(entry.record.job.key)
-    except ProblemError as error:
-        if error.code != "job_final":
-            raise
-        entry = await _find_job(services, owner, endpoint, job_id)
+    entry = await services.jobs.cancel_unfinished(entry.record.job.key)
     if entry.record.job.status in ACTIVE_STATUSES:
-        entry = await wait_until_final(services, entry, CANCEL_WAIT_TIMEOUT_S)
+        entry = await read_when_final(services, entry, CANCEL_WAIT_TIMEOUT_S)
     body = id_and_status(await _view(services, asker, entry))
     # The cancellation is stored, so a job that is still being stopped is reported as cancelled.
     return body | {"status": "CANCELLED"} if entry.record.job.status is Status.CANCELLING else body

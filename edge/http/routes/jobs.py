@@ -1,20 +1,26 @@
 """`/v1/jobs` and `/v1/batches`: submit, read, list, cancel, retry and delete jobs; logs and output files."""
 
 import re
-from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Any
 
-import anyio
 from litestar import MediaType, Response, delete, post, put
 from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter
 from litestar.types import ASGIApp
 from msgspec import Meta, Struct
 
-from bus.interface import VersionedRecord
 from edge.core.error_handling import translate_errors
 from edge.http.auth import require_scope
-from edge.http.dependencies import AnyRequest, AskerDep, EdgeServices, OwnerDep, ServicesDep, get_or_head, parse_job_key
+from edge.http.dependencies import (
+    AnyRequest,
+    AskerDep,
+    EdgeServices,
+    OwnerDep,
+    ServicesDep,
+    get_or_head,
+    parse_job_key,
+    read_when_final,
+)
 from edge.http.openapi import JobBody, json_body
 from edge.http.request_body import read_struct, read_submission
 from edge.http.responses import file_response, text_response
@@ -36,7 +42,7 @@ _PREFER_WAIT = re.compile(r"\bwait=(\d+)")
 async def _accepted_response(
     services: EdgeServices, accepted: AcceptedSubmission, asker: Asker, status: int
 ) -> Response[JobView]:
-    view = await services.job_views.build(accepted.record, asker)
+    view = await services.job_views.build(accepted.entry, asker)
     headers = {"Location": view.urls.self}
     if accepted.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -108,21 +114,9 @@ async def _wait_as_preferred(
 ) -> AcceptedSubmission:
     """Return the submission after its job has ended, or after the time in `Prefer`."""
     seconds = _seconds_to_wait(None, prefer)
-    if not seconds or accepted.record.record.job.status in FINAL_STATUSES:
+    if not seconds or accepted.entry.record.job.status in FINAL_STATUSES:
         return accepted
-    return AcceptedSubmission(await wait_until_final(services, accepted.record, seconds), accepted.replayed)
-
-
-async def wait_until_final(services: EdgeServices, entry: VersionedRecord, wait_s: float) -> VersionedRecord:
-    """Return the record once its job has ended, or the current record after `wait_s`."""
-    key = entry.record.job.key
-    with translate_errors(), anyio.move_on_after(wait_s):
-        last_id = await services.bus.feed.last_id()
-        async with aclosing(services.event_streams.follow(key.owner, key.id, last_id)) as events:
-            async for event in events:
-                if isinstance(event.data, JobView) and event.data.status in FINAL_STATUSES:
-                    break
-    return await services.jobs.read(key)
+    return AcceptedSubmission(await read_when_final(services, accepted.entry, seconds), accepted.replayed)
 
 
 async def _read_log_so_far(services: EdgeServices, key: JobKey) -> str:
@@ -145,7 +139,7 @@ async def read_job(
     entry = await services.jobs.read(parse_job_key(owner, job_id))
     seconds = _seconds_to_wait(wait, prefer)
     if seconds and entry.record.job.status not in FINAL_STATUSES:
-        entry = await wait_until_final(services, entry, seconds)
+        entry = await read_when_final(services, entry, seconds)
     return await services.job_views.build(entry, asker)
 
 
@@ -286,7 +280,7 @@ async def submit_jobs(
     batch = await submit_batch(
         services.jobs, owner, body.jobs, idempotency_key=idempotency_key, trace_id=request.headers.get("x-trace-id")
     )
-    views = await services.job_views.build_page([accepted.record for accepted in batch.accepted], asker)
+    views = await services.job_views.build_page([accepted.entry for accepted in batch.accepted], asker)
     return BatchView(views, list(batch.rejected))
 
 

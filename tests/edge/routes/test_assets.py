@@ -114,7 +114,7 @@ async def test_a_runner_writes_and_reads_in_a_jobs_owners_name(edge: ServedEdge)
     await edge.world.announce_capabilities()
     await edge.ann.put(f"/v1/assets/{SHA}", content=BODY)
     accepted = await edge.world.jobs.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{SHA}"}})
-    await edge.world.start(accepted.record.record.job)
+    await edge.world.start(accepted.entry.record.job)
     made = b"what the job made"
     reply = await edge.runner.put(f"/v1/assets/{hashlib.sha256(made).hexdigest()}?owner=ann", content=made)
     assert reply.status_code == 201

@@ -62,7 +62,7 @@ async def test_bytes_stay_while_another_owner_has_them(edge: EdgeServicesRig) ->
 async def test_what_a_living_job_needs_is_kept(edge: EdgeServicesRig) -> None:
     await edge.put("ann", BODY)
     accepted = await edge.jobs.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{DIGEST}"}})
-    job = accepted.record.record.job
+    job = accepted.entry.record.job
     error = await refused("asset_in_use", edge.assets.delete("ann", DIGEST))
     assert job.id in error.detail
     await edge.jobs.cancel(job.key)

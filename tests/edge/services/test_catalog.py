@@ -48,7 +48,7 @@ async def test_a_new_pool_gets_its_queue(fake: FakeBusServicesRig) -> None:
     await fake.publish_window.wait_until_idle()
     delivery = await fake.runner_bus.job_queue.fetch("gpu", Priority.NORMAL)
     assert delivery is not None
-    assert delivery.pointer.id == job.record.record.job.id
+    assert delivery.pointer.id == job.entry.record.job.id
 
 
 async def test_an_offer_with_a_broken_schema_is_left_out(fake: FakeBusServicesRig) -> None:

@@ -58,7 +58,7 @@ async def peopled(edge: EdgeServicesRig, keys: ApiKeyStore, owner: str) -> Job:
     await keys.create(owner, CLIENT_SCOPES, name="phone")
     asset = await edge.put(owner, f"the film of {owner}".encode(), "film.mp4")
     given = {"endpoint": "echo", "input": {"text": "hi", "file": f"sha256:{asset}"}}
-    job = (await edge.jobs.submit(owner, given | {"webhook": {"url": "https://files.test/h"}})).record.record.job
+    job = (await edge.jobs.submit(owner, given | {"webhook": {"url": "https://files.test/h"}})).entry.record.job
     result = await edge.put(owner, f"the result of {owner}".encode())
     await edge.start(job)
     note = LogMessage(FeedPosition(1, 1, 1), edge.time(), "stdout", "said")

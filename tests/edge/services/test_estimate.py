@@ -168,12 +168,12 @@ async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(fake: FakeB
     for length in (1, 2, 4):
         for card, rate in (("GPU-a", 2.0), ("GPU-b", 7.0)):
             body = {"endpoint": "echo", "input": {"text": "x", "seconds": length}}
-            job = (await fake.jobs.submit("ann", body)).record.record.job
+            job = (await fake.jobs.submit("ann", body)).entry.record.job
             await fake.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, card)))
             await fake.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=rate * length)))
             await fake.bus.job_queue.remove(job.pointer)
     body = {"endpoint": "echo", "input": {"text": "x", "seconds": 30}}
-    waiting = (await fake.jobs.submit("bob", body)).record.record.job
+    waiting = (await fake.jobs.submit("bob", body)).entry.record.job
     found = await eta(fake, waiting)
     assert found is not None
     assert after(found.finish_at, fake) == 60.0
@@ -194,7 +194,7 @@ async def test_an_absurd_length_is_none(fake: FakeBusServicesRig, length: float)
 
     async def submitted(seconds: float) -> Job:
         body = {"endpoint": "echo", "input": {"seconds": seconds}}
-        return (await fake.jobs.submit("ann", body)).record.record.job
+        return (await fake.jobs.submit("ann", body)).entry.record.job
 
     for _ in range(3):
         job = await submitted(length)

@@ -35,7 +35,7 @@ def request(url: str, **more: Any) -> dict[str, Any]:
 
 async def submitted(edge: EdgeServicesRig, url: str, **more: Any) -> Job:
     accepted = await edge.jobs.submit("ann", request(url, **more))
-    return accepted.record.record.job
+    return accepted.entry.record.job
 
 
 def at(port: int, path: str = "/a%20film.mp4") -> str:
@@ -84,11 +84,11 @@ async def test_a_url_in_two_places_is_fetched_once_and_a_job_may_wait_for_both_k
     async with scripted_server(http_response(FILM)) as server:
         url = at(server.port)
         body = {"endpoint": "echo", "input": {"file": url, "second": url}}
-        both = (await edge.jobs.submit("ann", body)).record.record.job
+        both = (await edge.jobs.submit("ann", body)).entry.record.job
         await became(edge, both, Status.QUEUED)
         assert len(server.requests) == 1
         mixed = {"endpoint": "echo", "input": {"file": url, "second": f"sha256:{digest(VOICE)}"}, "await_input": True}
-        job = (await edge.jobs.submit("ann", mixed)).record.record.job
+        job = (await edge.jobs.submit("ann", mixed)).entry.record.job
 
         async def fetched() -> bool:
             return not (await edge.read(job)).pending_urls
@@ -272,7 +272,7 @@ async def test_what_a_dead_edge_was_fetching_another_fetches(fake: FakeBusServic
             await anyio.wait_all_tasks_blocked()
             assert server.requests == []
         async with fake_bus_services(tmp_path / "second", fake.broker, fake.time):
-            await became(fake, accepted.record.record.job, Status.QUEUED)
+            await became(fake, accepted.entry.record.job, Status.QUEUED)
 
 
 async def test_a_lease_that_is_not_renewed_runs_out(fake: FakeBusServicesRig) -> None:
@@ -290,7 +290,7 @@ async def test_an_owner_with_many_slow_urls_leaves_room_for_another(fake: FakeBu
         for number in range(12):
             await submitted(fake, at(slow.port, f"/{number}"))
         body = request(at(quick.port))
-        bobs = (await fake.jobs.submit("bob", body)).record.record.job
+        bobs = (await fake.jobs.submit("bob", body)).entry.record.job
         await became(fake, bobs, Status.QUEUED)
         assert len(slow.requests) == 2
 

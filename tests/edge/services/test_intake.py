@@ -28,12 +28,12 @@ async def refused(code: str, coroutine: Any) -> ProblemError:
 async def test_a_submit_is_recorded_queued_and_published(edge: EdgeServicesRig) -> None:
     accepted = await edge.jobs.submit("ann", BODY, trace_id="t1")
     await edge.publish_window.wait_until_idle()
-    job = accepted.record.record.job
+    job = accepted.entry.record.job
     assert (job.status, job.pool, job.round, job.trace_id) == (Status.QUEUED, "echo", 1, "t1")
     assert job.input == {"text": "hello", "seconds": 0}
     assert await edge.bus.job_queue.list_pending() == {Pointer("echo", Priority.NORMAL, "ann", job.id, 1)}
     assert not accepted.replayed
-    assert isinstance(accepted.record.record.event, e.Submitted)
+    assert isinstance(accepted.entry.record.event, e.Submitted)
 
 
 async def test_the_same_key_twice_at_once_is_one_job(edge: EdgeServicesRig) -> None:
@@ -46,7 +46,7 @@ async def test_the_same_key_twice_at_once_is_one_job(edge: EdgeServicesRig) -> N
         for _ in range(5):
             tasks.start_soon(submit)
     assert sorted(answer.replayed for answer in answers) == [False, True, True, True, True]
-    assert len({answer.record.record.job.id for answer in answers}) == 1
+    assert len({answer.entry.record.job.id for answer in answers}) == 1
     assert len(await edge.list_pointers()) == 1
 
 
@@ -64,7 +64,7 @@ async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeBus
     fake.broker.fill()
     again = await fake.jobs.submit("ann", {**BODY, "trace_id": "other"}, job_id="mine")
     assert again.replayed
-    assert again.record == first.record
+    assert again.entry == first.entry
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ async def test_history_tells_every_event(edge: EdgeServicesRig) -> None:
 async def test_delete_takes_record_feed_outputs_and_logs(edge: EdgeServicesRig) -> None:
     kept, log = await edge.put("ann", b"input"), await edge.put("ann", b"log")
     accepted = await edge.jobs.submit("ann", {"endpoint": "echo", "input": {"file": f"sha256:{kept}"}})
-    job = accepted.record.record.job
+    job = accepted.entry.record.job
     await refused("job_not_final", edge.jobs.delete(job.key))
     await edge.start(job)
     await edge.write_event(job.key, e.Succeeded(Output(), log=log))

@@ -158,7 +158,7 @@ async def test_retention_forgets_jobs_and_what_only_they_named(fake: FakeBusServ
     jobs = []
     for text in ("old", "new"):
         body = {"endpoint": "echo", "input": {"text": text, "file": f"sha256:{shared if text == 'new' else inputs}"}}
-        jobs.append((await fake.jobs.submit("ann", body)).record.record.job)
+        jobs.append((await fake.jobs.submit("ann", body)).entry.record.job)
     await fake.start(jobs[0])
     await fake.write_event(
         jobs[0].key, e.Succeeded(Output((OutputFile("a", made, 1, "x/y"), OutputFile("b", shared, 1, "x/y"))))

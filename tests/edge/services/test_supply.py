@@ -36,7 +36,7 @@ async def awaiting(edge: EdgeServicesRig, *files: bytes, owner: str = "ann", **m
     names: Mapping[str, Any] = {name: more.pop(name) for name in ("job_id", "idempotency_key") if name in more}
     accepted = await edge.jobs.submit(owner, request(*files, **more), **names)
     await edge.wait_until_indexed()
-    return accepted.record.record.job
+    return accepted.entry.record.job
 
 
 async def became(edge: EdgeServicesRig, job: Job, status: Status) -> Job:
@@ -172,7 +172,7 @@ async def test_the_same_request_again_is_the_same_job_whatever_has_come_since(ed
     await edge.put("ann", FILM)
     await became(edge, job, Status.QUEUED)
     replayed = await edge.jobs.submit("ann", request(FILM), idempotency_key="k")
-    assert (replayed.replayed, replayed.record.record.job.status) == (True, Status.QUEUED)
+    assert (replayed.replayed, replayed.entry.record.job.status) == (True, Status.QUEUED)
 
 
 async def test_history_tells_what_came_when(edge: EdgeServicesRig) -> None:

@@ -25,7 +25,7 @@ async def hooked(edge: EdgeServicesRig, url: str, owner: str = "ann", **more: An
     body = {"endpoint": "echo", "input": {"text": "hello"}, "webhook": {"url": url}}
     accepted = await edge.jobs.submit(owner, body, **more)
     await edge.publish_window.wait_until_idle()
-    return accepted.record.record.job
+    return accepted.entry.record.job
 
 
 async def rows(edge: EdgeServicesRig, job: Job, *states: DeliveryState) -> list[DeliveryLogRow]:
