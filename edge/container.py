@@ -86,7 +86,7 @@ class _Domain(Struct, frozen=True, kw_only=True):
     endpoints: EndpointRegistry
     index: JobIndex
     quotas: OwnerQuotas
-    upload_states: UploadStateStore
+    uploads: UploadService
     assets: AssetService
     hosts: HostRegistry
     api_keys: ApiKeyStore
@@ -122,21 +122,12 @@ async def assemble_services(
     signing_secret = await get_or_create_secret(bus.installation_constants, os.urandom, utc_now)
     url_signer = UrlSigner(signing_secret, utc_now, settings.urls)
     jobs = _build_jobs(settings, bus, clients, domain, url_signer)
-    uploads = UploadService(
-        domain.upload_states,
-        domain.assets,
-        utc_now,
-        os.urandom,
-        settings.uploads,
-        settings.max_asset_bytes,
-        domain.quotas,
-    )
     index, power = domain.index, domain.power
     services = EdgeServices(
         bus=bus,
         store=store,
         assets=domain.assets,
-        uploads=uploads,
+        uploads=domain.uploads,
         endpoints=domain.endpoints,
         index=index,
         publish_window=jobs.publish_window,
@@ -158,7 +149,7 @@ async def assemble_services(
         sessions=SessionIssuer(signing_secret, domain.api_keys.get, utc_now, os.urandom),
         url_signer=url_signer,
         enrollment=HostEnrollment(bus, domain.api_keys, _make_host_accounts(settings), addresses, utc_now),
-        owner_deletions=_make_owner_deletions(settings, bus, domain, jobs.service, uploads),
+        owner_deletions=_make_owner_deletions(settings, bus, domain, jobs.service),
         quotas=domain.quotas,
         power=power,
         usage_reports=UsageReports(bus.usage_log, power.records, settings.prices, utc_now),
@@ -183,6 +174,7 @@ async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, cli
     index = JobIndex(settings.data / "index.sqlite", bus.job_store)
     upload_states = UploadStateStore(settings.data / "uploads")
     quotas = _make_quotas(settings, bus, index, upload_states)
+    assets = AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash)
     hosts = HostRegistry(bus, endpoints, utc_now, index.queue_ranks.count_pending)
     relay_hub = RelayHub(_fresh_id)
     observer = FleetObserver(bus, index, hosts, endpoints, utc_now)
@@ -192,8 +184,10 @@ async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, cli
         endpoints=endpoints,
         index=index,
         quotas=quotas,
-        upload_states=upload_states,
-        assets=AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash),
+        uploads=UploadService(
+            upload_states, assets, utc_now, os.urandom, settings.uploads, settings.max_asset_bytes, quotas
+        ),
+        assets=assets,
         hosts=hosts,
         api_keys=ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic),
         relay_hub=relay_hub,
@@ -290,13 +284,13 @@ def _make_quotas(settings: EdgeSettings, bus: Bus, index: JobIndex, uploads: Upl
 
 
 def _make_owner_deletions(
-    settings: EdgeSettings, bus: Bus, domain: _Domain, job_service: JobService, uploads: UploadService
+    settings: EdgeSettings, bus: Bus, domain: _Domain, job_service: JobService
 ) -> OwnerDeletionService:
     services = DeletionServices(
         bus=bus,
         job_service=job_service,
         assets=domain.assets,
-        uploads=uploads,
+        uploads=domain.uploads,
         keys=domain.api_keys,
         index=domain.index,
         quotas=domain.quotas,

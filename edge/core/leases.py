@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import structlog
 from anyio import create_task_group, move_on_after, sleep
 
-from bus.interface import BusError, RevisionConflict, Table
+from bus.compare_and_set import update_row
+from bus.interface import BusError, Table
 from edge.core.clock import Clock
 from schemas.installation import LEASE_TTL_S, Lease
 
@@ -32,9 +33,8 @@ class Leases:
         Yields whether it was acquired. Raises BusError.
         """
         key = f"{scope}.{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-        try:
-            await self._table.create(key, self._new_lease())
-        except RevisionConflict:
+        lease = self._new_lease()
+        if not (await update_row(self._table, key, lambda held: lease if held is None else None)).is_written:
             yield False
             return
         raised: Exception | None = None
