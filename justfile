@@ -91,3 +91,7 @@ base *args:
 # Start, stop or show a Docker engine of our own under DIR
 engine verb dir *socket:
     deploy/docker/engine.sh {{ verb }} {{ dir }} {{ socket }}
+
+# Build wheels, checksums, bills of materials and OCI images into dist/: --no-images, --base IMAGE
+release *args:
+    @python -m deploy.release {{ args }}

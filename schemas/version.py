@@ -1,3 +1,3 @@
 """The version of this project. Every other place reads it from here: pyproject.toml, the command line, the API."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
