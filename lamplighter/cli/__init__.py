@@ -9,7 +9,7 @@ the client commands need no server code.
 - `install` and `uninstall` set up services of systemd: `service_units`, `service_settings`, `service_places`,
   `install_manifest`. `service_notify` is how the processes report to systemd.
 - `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`.
-- `backup` and `restore` share `backup_target` and `backup_archive`.
+- `backup` and `restore` share `backup_target`, `backup_archive` and `backup_encryption`.
 
 The commands of the server are in another distribution, `lamplighter-server` (`deploy/wheels.py` lists their modules);
 only these modules may import `bus`, `edge` and `runner`, and only `server_parts` imports them. Start reading at
@@ -34,7 +34,7 @@ SERVER_COMMANDS = {
     "install": ("install", "install", "Set up edge, runner, relay or backups as systemd services."),
     "uninstall": ("install", "uninstall", "Remove what `install` set up."),
     "health": ("health", "health", "Tell whether an edge, runner or relay of this machine works."),
-    "backup": ("backup", "backup", "Back up the installation to one file."),
+    "backup": ("backup", "backup", "Back up the installation to one file, or verify a backup."),
     "restore": ("restore", "restore", "Restore an installation from a backup."),
 }
 CLIENT_COMMANDS = {

@@ -1,20 +1,24 @@
 """`lamplighter backup`: write all that an installation cannot recreate to one file, while it runs."""
 
 import asyncio
+import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 
 import click
 import msgspec
 from anyio import to_thread
+from msgspec import Struct
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bus.interface import Bus, BusError
 from bus.nats.snapshots import BACKUP_STREAMS, SnapshotClient
 from bus.open import open_for_backup
+from bus.secret_files import make_private_folder
 from edge.core.clock import utc_now
 from edge.store.factory import open_store
 from edge.store.port import AssetStore, StoreError
@@ -27,18 +31,26 @@ from lamplighter.cli.backup_archive import (
     ArchivePart,
     ArchiveWriter,
     BackupManifest,
+    BackupUnusable,
     StreamBackup,
     create_archive,
+    open_archive,
 )
+from lamplighter.cli.backup_encryption import KeyFileUnusable, is_encrypted, read_key_file
 from lamplighter.cli.backup_target import (
+    BackupExists,
     BackupRefused,
     BackupTarget,
     TargetSelection,
     exit_with_error,
+    key_file_option,
     select_target,
     target_options,
 )
 from schemas.version import VERSION
+
+NAME_PREFIX = "lamplighter-"
+NAME_PATTERN = re.compile(rf"{NAME_PREFIX}\d{{8}}T\d{{6}}Z\.zip(\.enc)?")  # sorts by age
 
 
 def progress_bar(*, quiet: bool) -> Progress:
@@ -120,58 +132,154 @@ async def _open_sources(
         yield bus, snapshots, store
 
 
-async def _write_backup(where: TargetSelection, file: Path, bar: Progress, *, assets: bool) -> BackupManifest:
+async def _write_backup(  # noqa: PLR0913 - the options of the command, where they are used
+    where: TargetSelection, file: Path, secret: bytes | None, bar: Progress, *, assets: bool, make_folder: bool
+) -> BackupManifest:
     async with (
         where.open_target(stopped=False) as place,
         _open_sources(place, assets=assets) as (bus, snapshots, store),
     ):
-        with create_archive(file) as writer, bar:
+        if make_folder and not file.parent.exists():
+            make_private_folder(file.parent)
+        with create_archive(file, secret) as writer, bar:
             return await BackupWriter(place, writer, bar).write_all(bus, snapshots, store)
 
 
-def summarize(manifest: BackupManifest, file: Path) -> dict[str, object]:
-    """Return the value that `--json` prints."""
-    return {
-        "file": str(file),
-        "made_at": manifest.made_at,
-        "release": manifest.release,
-        "jobs": manifest.job_count,
-        "assets": None if manifest.assets is None else len(manifest.assets),
-        "bytes": sum(part.bytes for part in manifest.parts),
-    }
+class BackupSummary(Struct, frozen=True):
+    """What `--json` prints. `removed`: backups that made room for the new one. `assets` is None if left out."""
+
+    file: str
+    made_at: datetime
+    release: str
+    jobs: int
+    assets: int | None
+    bytes: int
+    encrypted: bool
+    removed: tuple[str, ...] = ()
 
 
-def print_summary(manifest: BackupManifest, file: Path, verb: str, *, as_json: bool) -> None:
-    """Print what was done to stdout."""
-    facts = summarize(manifest, file)
-    if as_json:
-        sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
-        return
-    jobs = display.format_count(manifest.job_count, "job")
-    assets = (
-        "without the content of files"
-        if manifest.assets is None
-        else display.format_count(len(manifest.assets), "file")
+def summarize(manifest: BackupManifest, file: Path, removed: Iterable[Path] = ()) -> BackupSummary:
+    """Return the facts about a backup."""
+    return BackupSummary(
+        file=str(file),
+        made_at=manifest.made_at,
+        release=manifest.release,
+        jobs=manifest.job_count,
+        assets=None if manifest.assets is None else len(manifest.assets),
+        bytes=sum(part.bytes for part in manifest.parts),
+        encrypted=is_encrypted(file),
+        removed=tuple(map(str, removed)),
     )
-    click.echo(f"{verb} {jobs}, {assets} ({facts['bytes']} bytes, of {manifest.made_at:%Y-%m-%d %H:%M})")
 
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def print_summary(summary: BackupSummary, verb: str, preposition: str, *, as_json: bool) -> None:
+    """Print what was done to stdout, as in "backed up 3 jobs, 2 files (9 bytes, of 2026-11-30 02:00) to kept.zip"."""
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
+        return
+    jobs = display.format_count(summary.jobs, "job")
+    assets = "without the content of files" if summary.assets is None else display.format_count(summary.assets, "file")
+    facts = f"{summary.bytes} bytes, of {summary.made_at:%Y-%m-%d %H:%M}{', encrypted' if summary.encrypted else ''}"
+    click.echo(f"{verb} {jobs}, {assets} ({facts}) {preposition} {summary.file}")
+    for path in summary.removed:
+        click.echo(f"removed {path}")
+
+
+def choose_file(target: Path, now: datetime, *, keep: int | None, encrypted: bool, overwrite: bool) -> Path:
+    """Return the file to write: `target`, or if that is a folder, or with `keep`, a file in it with the time as name.
+
+    Raises BackupExists.
+    """
+    if keep is not None and target.is_file():
+        raise BackupExists(f"--keep needs a folder, and {target} is a file: name the folder of the backups")
+    name = f"{NAME_PREFIX}{now:%Y%m%dT%H%M%SZ}.zip{'.enc' if encrypted else ''}"
+    file = target / name if keep is not None or target.is_dir() else target
+    if file.exists() and not overwrite:
+        raise BackupExists(f"{file} exists: choose another name, or give --overwrite")
+    return file
+
+
+def remove_old_backups(folder: Path, keep: int) -> list[Path]:
+    """Remove all but the `keep` newest of the backups that `choose_file` named. Return the removed ones."""
+    kept = sorted((path for path in folder.iterdir() if NAME_PATTERN.fullmatch(path.name)), key=lambda path: path.name)
+    old = kept[:-keep]
+    for path in old:
+        path.unlink()
+    return old
+
+
+class _BackupGroup(click.Group):
+    """A group whose command without a verb writes a backup: `backup FILE` is `backup write FILE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {*self.commands, *self.get_help_option_names(ctx)}
+        return super().parse_args(ctx, args if args and args[0] in known else ["write", *args])
+
+
+@click.group(cls=_BackupGroup)
+def backup(**_: object) -> None:
+    """Back up the installation to one file, while it runs: `backup FILE`. Check a backup: `backup verify FILE`.
+
+    The options of `backup FILE` are those of `backup write`.
+    """
+
+
+@backup.command()
+@click.argument("file", type=click.Path(path_type=Path))
 @target_options
 @click.option("--assets", is_flag=True, help="Include the content of all files. Omit it where the store is a bucket.")
+@click.option("--keep", type=click.IntRange(1), help="FILE is a folder: keep so many backups in it, and no more.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@key_file_option
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON, and no progress.")
-def backup(file: Path, data: Path, config: Path | None, assets: bool, as_json: bool) -> None:
+def write(  # noqa: PLR0913, PLR0917 - the options of the command
+    file: Path,
+    data: Path,
+    config: Path | None,
+    assets: bool,
+    keep: int | None,
+    overwrite: bool,
+    key_file: Path | None,
+    as_json: bool,
+) -> None:
     """Write all jobs, keys, file references, power records and usage to FILE, while the installation runs.
 
-    FILE contains secrets: protect it as you protect a key. Exit code 3 if the broker cannot be reached, 4 if there is
-    nothing to back up, 1 if FILE cannot be written.
+    If FILE is a folder, the file in it is named by the time. FILE contains secrets: protect it as you protect a key,
+    or encrypt it with --key-file. Exit code 3 if the broker cannot be reached, 4 if there is nothing to back up, 1 if
+    FILE cannot be written.
     """
     try:
-        manifest = asyncio.run(
-            _write_backup(select_target(data, config), file, progress_bar(quiet=as_json), assets=assets)
-        )
-    except (BusError, BackupRefused, StoreError, OSError) as error:
+        secret = read_key_file(key_file) if key_file else None
+        where = select_target(data, config)
+        chosen = choose_file(file, utc_now(), keep=keep, encrypted=secret is not None, overwrite=overwrite)
+        bar = progress_bar(quiet=as_json)
+        manifest = asyncio.run(_write_backup(where, chosen, secret, bar, assets=assets, make_folder=keep is not None))
+        removed = remove_old_backups(file, keep) if keep is not None else []
+        summary = summarize(manifest, chosen, removed)
+    except (BusError, BackupRefused, BackupExists, KeyFileUnusable, StoreError, OSError) as error:
         exit_with_error(error, as_json=as_json)
     else:
-        print_summary(manifest, file, "backed up", as_json=as_json)
+        print_summary(summary, "backed up", "to", as_json=as_json)
+
+
+@backup.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@key_file_option
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+def verify(file: Path, key_file: Path | None, as_json: bool) -> None:
+    """Read all of FILE and compare each part with its digest. Nothing is restored.
+
+    Exit code 4 if FILE is damaged, 2 if the key is missing or wrong.
+    """
+    try:
+        with open_archive(file, read_key_file(key_file) if key_file else None) as reader:
+            reader.verify()
+            summary = summarize(reader.manifest, file)
+    except (BackupUnusable, KeyFileUnusable, OSError) as error:
+        exit_with_error(error, as_json=as_json)
+    else:
+        print_summary(summary, "verified", "in", as_json=as_json)
+
+
+# `backup --assets FILE` is `backup write --assets FILE`.
+backup.params.extend(parameter for parameter in write.params if isinstance(parameter, click.Option))

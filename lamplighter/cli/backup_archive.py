@@ -1,4 +1,4 @@
-"""The file of a backup: a ZIP whose manifest lists each member with its size and sha256.
+"""The file of a backup: a ZIP, encrypted or not, whose manifest lists each member with its size and sha256.
 
 It contains secrets (API keys, signing secrets, broker passwords of hosts), so only its user can read it.
 """
@@ -16,6 +16,13 @@ import msgspec
 from msgspec import Struct
 
 from bus.nats.snapshots import StreamSnapshot
+from lamplighter.cli.backup_encryption import (
+    DecryptingReader,
+    EncryptedDataDamaged,
+    EncryptingWriter,
+    KeyFileUnusable,
+    is_encrypted,
+)
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -109,8 +116,10 @@ class ArchiveWriter:
 
 
 @contextmanager
-def create_archive(file: Path) -> Iterator[ArchiveWriter]:
-    """Write `file` atomically, synced, and readable only by its user. Blocking; raises OSError.
+def create_archive(file: Path, secret: bytes | None = None) -> Iterator[ArchiveWriter]:
+    """Write `file` atomically, synced, and readable only by its user. Encrypt it if there is a `secret`.
+
+    Blocking; raises OSError.
 
     `bus.secret_files.atomic_write` takes the whole content at once, and a backup can be larger than the memory.
     """
@@ -118,13 +127,16 @@ def create_archive(file: Path) -> Iterator[ArchiveWriter]:
     handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "w+b") as raw:
+            encrypting = EncryptingWriter(raw, secret) if secret is not None else None
             # Snapshots are compressed and assets are videos: compressing them again would only cost time.
-            with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
+            with zipfile.ZipFile(encrypting or raw, "w", zipfile.ZIP_STORED) as archive:
                 writer = ArchiveWriter(archive)
                 try:
                     yield writer
                 finally:
                     writer.close()
+            if encrypting is not None:
+                encrypting.finish()
             raw.flush()
             os.fsync(raw.fileno())
         part.replace(file)
@@ -158,7 +170,7 @@ class ArchiveReader:
                     hasher.update(block)
                     size += len(block)
                     yield block
-        except (KeyError, zipfile.BadZipFile, EOFError) as error:
+        except (KeyError, zipfile.BadZipFile, EOFError, EncryptedDataDamaged) as error:
             raise _damaged_error(part.name) from error
         if (size, hasher.hexdigest()) != (part.bytes, part.sha256):
             raise _damaged_error(part.name)
@@ -171,14 +183,19 @@ class ArchiveReader:
 
 
 @contextmanager
-def open_archive(file: Path) -> Iterator[ArchiveReader]:
-    """Open `file` as a backup. Raises BackupUnusable and OSError."""
-    try:
-        archive = zipfile.ZipFile(file)
-    except zipfile.BadZipFile as error:
-        raise BackupUnusable(f"{file} is not a backup, or its end is missing: use another copy of it") from error
-    with archive:
-        yield ArchiveReader(archive)
+def open_archive(file: Path, secret: bytes | None = None) -> Iterator[ArchiveReader]:
+    """Open `file` as a backup. Raises BackupUnusable, KeyFileUnusable, and OSError."""
+    is_sealed = is_encrypted(file)
+    if is_sealed and secret is None:
+        raise KeyFileUnusable(f"{file} is encrypted: give the key file that it was made with, by --key-file")
+    with file.open("rb") as raw:
+        try:
+            source = DecryptingReader(raw, secret) if is_sealed and secret is not None else raw
+            archive = zipfile.ZipFile(source)
+        except (zipfile.BadZipFile, EncryptedDataDamaged) as error:
+            raise BackupUnusable(f"{file} is not a backup, or its end is missing: use another copy of it") from error
+        with archive:
+            yield ArchiveReader(archive)
 
 
 def _read_manifest(archive: zipfile.ZipFile) -> BackupManifest:
@@ -193,7 +210,7 @@ def _read_manifest(archive: zipfile.ZipFile) -> BackupManifest:
         return msgspec.json.decode(data, type=BackupManifest)
     except KeyError as error:
         raise BackupUnusable(f"{MANIFEST} is missing: the file is not a backup of Lamplighter") from error
-    except (msgspec.DecodeError, zipfile.BadZipFile) as error:
+    except (msgspec.DecodeError, zipfile.BadZipFile, EncryptedDataDamaged) as error:
         raise _damaged_error(MANIFEST) from error
 
 

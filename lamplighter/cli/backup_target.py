@@ -17,7 +17,8 @@ from bus.settings import BrokerSettings
 from edge.settings import EdgeSettings
 from edge.store.factory import StoreSettings
 from lamplighter.cli.backup_archive import BackupUnusable
-from lamplighter.cli.context import DEFAULT_DATA_DIR, FAILED, REFUSED, UNREACHABLE, error_line
+from lamplighter.cli.backup_encryption import KeyFileUnusable
+from lamplighter.cli.context import DEFAULT_DATA_DIR, FAILED, REFUSED, UNREACHABLE, USAGE, error_line
 from lamplighter.cli.data_dir import BROKER_FILE, KEYS_FILE, try_lock
 from lamplighter.cli.process_setup import read_settings, silence_tls_warning
 
@@ -27,6 +28,10 @@ CERTIFICATE_PATTERN = "tls/*"
 
 class BackupRefused(Exception):
     """The backup or restore cannot be done in this state. The message says why, and what to do."""
+
+
+class BackupExists(Exception):
+    """The file for a new backup exists already."""
 
 
 class BackupTarget(Struct, frozen=True):
@@ -100,6 +105,13 @@ def target_options(command: F) -> F:
     )(command)
 
 
+key_file_option = click.option(
+    "--key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file with the key that encrypts the backup, at least 16 characters. Keep a copy elsewhere.",
+)
+
+
 def select_target(data: Path, config: Path | None) -> TargetSelection:
     """Return the selection of the two options."""
     silence_tls_warning()
@@ -110,6 +122,8 @@ ERROR_EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (BrokerUnreachable, UNREACHABLE),
     (BackupRefused, REFUSED),
     (BackupUnusable, REFUSED),
+    (KeyFileUnusable, USAGE),
+    (BackupExists, USAGE),
     (Exception, FAILED),
 )
 

@@ -17,7 +17,7 @@ from edge.core.installation import check_store_fingerprint
 from edge.store.factory import open_store
 from edge.store.port import StoreError
 from lamplighter.cli import display
-from lamplighter.cli.backup import print_summary, progress_bar
+from lamplighter.cli.backup import print_summary, progress_bar, summarize
 from lamplighter.cli.backup_archive import (
     ASSETS_PREFIX,
     FILES_PREFIX,
@@ -27,11 +27,13 @@ from lamplighter.cli.backup_archive import (
     BackupUnusable,
     open_archive,
 )
+from lamplighter.cli.backup_encryption import KeyFileUnusable, read_key_file
 from lamplighter.cli.backup_target import (
     BackupRefused,
     BackupTarget,
     TargetSelection,
     exit_with_error,
+    key_file_option,
     select_target,
     target_options,
 )
@@ -101,8 +103,10 @@ async def _clear_target(snapshots: SnapshotClient, *, replace: bool) -> None:
     await snapshots.delete_all_streams()
 
 
-async def _restore_backup(where: TargetSelection, file: Path, bar: Progress, *, replace: bool) -> BackupManifest:
-    with open_archive(file) as reader:
+async def _restore_backup(
+    where: TargetSelection, file: Path, secret: bytes | None, bar: Progress, *, replace: bool
+) -> BackupManifest:
+    with open_archive(file, secret) as reader:
         await to_thread.run_sync(reader.verify)
         async with where.open_target(stopped=True) as place, open_for_backup(place.broker) as (bus, snapshots):
             await _clear_target(snapshots, replace=replace)
@@ -114,9 +118,12 @@ async def _restore_backup(where: TargetSelection, file: Path, bar: Progress, *, 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @target_options
+@key_file_option
 @click.option("--replace", is_flag=True, help="Delete the data that is there now.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON, and no progress.")
-def restore(file: Path, data: Path, config: Path | None, replace: bool, as_json: bool) -> None:
+def restore(  # noqa: PLR0913, PLR0917 - the options of the command
+    file: Path, data: Path, config: Path | None, key_file: Path | None, replace: bool, as_json: bool
+) -> None:
     """Restore the installation in FILE into an empty place. No edge may run there in the meantime.
 
     Jobs that were running are settled by the usual retry rules once the edge is up. Exit code 3 if the broker cannot be
@@ -124,10 +131,11 @@ def restore(file: Path, data: Path, config: Path | None, replace: bool, as_json:
     --replace.
     """
     try:
+        secret = read_key_file(key_file) if key_file else None
         manifest = asyncio.run(
-            _restore_backup(select_target(data, config), file, progress_bar(quiet=as_json), replace=replace)
+            _restore_backup(select_target(data, config), file, secret, progress_bar(quiet=as_json), replace=replace)
         )
-    except (BusError, BackupRefused, BackupUnusable, StoreError, OSError) as error:
+    except (BusError, BackupRefused, BackupUnusable, KeyFileUnusable, StoreError, OSError) as error:
         exit_with_error(error, as_json=as_json)
     else:
-        print_summary(manifest, file, "restored", as_json=as_json)
+        print_summary(summarize(manifest, file), "restored", "from", as_json=as_json)

@@ -79,6 +79,72 @@ async def test_what_a_settings_file_names_is_kept_and_put_elsewhere(there: There
         assert replaced.returncode == 0, replaced.stderr
 
 
+async def test_an_encrypted_backup_is_verified_and_restored_with_its_key_alone(there: There, tmp_path: Path):
+    file, key, other = tmp_path / "kept.zip.enc", tmp_path / "key", tmp_path / "other"
+    key.write_text("a key of enough characters\n")
+    other.write_text("another key of enough characters\n")
+    kept = await run_lamplighter("backup", file, "--config", there.config, "--assets", "--key-file", key)
+    assert (kept.returncode, f", encrypted) to {file}" in kept.stdout) == (0, True), kept.stderr
+    assert CONTENT[:30] not in file.read_bytes()
+    assert (await run_lamplighter("backup", "verify", file, "--key-file", key)).returncode == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    async with run_broker(elsewhere) as server:
+        config = write_settings(elsewhere, server.settings("edge"))
+        for words, said in (((), "is encrypted: give the key file"), (("--key-file", other), "another key")):
+            for verb in (("backup", "verify", file), ("restore", file, "--config", config)):
+                done = await run_lamplighter(*verb, *words)
+                assert (done.returncode, said in done.stderr, len(done.stderr.splitlines())) == (2, True, 1)
+        done = await run_lamplighter("restore", file, "--config", config, "--key-file", key)
+        assert (done.returncode, "restored 1 job, 1 file (" in done.stdout) == (0, True), done.stderr
+
+
+async def test_a_backup_is_not_written_over_and_its_file_is_named(there: There, tmp_path: Path):
+    file = tmp_path / "kept.zip"
+    words = ("backup", file, "--config", there.config)
+    kept = await run_lamplighter(*words)
+    assert kept.stdout.endswith(f" to {file}\n")
+    before = file.read_bytes()
+    again = await run_lamplighter(*words)
+    assert (again.returncode, again.stderr) == (
+        2,
+        f"lamplighter: {file} exists: choose another name, or give --overwrite\n",
+    )
+    assert file.read_bytes() == before
+    assert (await run_lamplighter(*words, "--overwrite")).returncode == 0
+
+
+async def test_a_folder_keeps_so_many_backups_and_all_other_files(there: There, tmp_path: Path):
+    folder = tmp_path / "backups"
+    missing = await run_lamplighter("backup", folder, "--keep", "2", "--data", tmp_path / "mistyped")
+    assert (missing.returncode, folder.exists()) == (4, False)
+    folder.mkdir()
+    old = [folder / f"lamplighter-2020010{day}T000000Z.zip" for day in (1, 2, 3)]
+    others = [folder / name for name in ("notes.txt", "lamplighter-mine.zip", "lamplighter-20200101T000000Z.zip.part")]
+    for path in (*old, *others):
+        path.write_text("")
+    done = await run_lamplighter("backup", folder, "--keep", "2", "--config", there.config, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    made = Path(said["file"])
+    assert said["removed"] == [str(path) for path in old[:2]]
+    assert {*folder.iterdir()} == {made, old[2], *others}
+    checked = await run_lamplighter("backup", "verify", made)
+    assert (checked.returncode, checked.stdout.startswith("verified 1 job, ")) == (0, True), checked.stderr
+    named = await run_lamplighter("backup", made, "--keep", "2", "--config", there.config)
+    assert (named.returncode, "--keep needs a folder" in named.stderr) == (2, True)
+
+
+async def test_verify_names_the_part_that_is_damaged(there: There, tmp_path: Path):
+    file = tmp_path / "kept.zip"
+    assert (await run_lamplighter("backup", file, "--config", there.config, "--assets")).returncode == 0
+    data = file.read_bytes()
+    place = data.index(CONTENT[:100])
+    file.write_bytes(data[:place] + b"X" + data[place + 1 :])
+    done = await run_lamplighter("backup", "verify", file)
+    assert (done.returncode, "in the backup is damaged" in done.stderr, "assets/" in done.stderr) == (4, True, True)
+
+
 async def test_an_edge_at_work_is_not_written_over(there: There, tmp_path: Path):
     file = tmp_path / "kept.zip"
     assert (await run_lamplighter("backup", file, "--config", there.config)).returncode == 0
