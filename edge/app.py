@@ -29,6 +29,7 @@ from edge.http.middleware import (
 )
 from edge.http.openapi import complete_document, make_openapi_config
 from edge.http.problems import handle_exception
+from edge.http.proxied import ProxiedRequests
 from edge.http.request_body import JSON_BODY_LIMIT_BYTES
 from edge.http.routes import (
     assets,
@@ -99,9 +100,8 @@ def create_app(
         facades.append(console.make_router(console_settings))
     app = _make_litestar(services, gateway, facades, cors_origins)
     complete_document(app.openapi_schema)
-    return WebSocketDenialResponse(
-        RequestBodyDrain(DefaultHeaders(cast("ASGIApp", app)))
-    )  # two spellings of ASGI types
+    inner = RequestBodyDrain(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
+    return ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
 
 
 def _make_litestar(

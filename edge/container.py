@@ -17,11 +17,11 @@ from bus.interface import Bus
 from bus.server.host_accounts import HostAccounts
 from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService
-from edge.core.client_throttle import TrustedProxies
 from edge.core.clock import utc_now
 from edge.core.installation import get_or_create_secret
 from edge.core.leases import Leases
 from edge.core.signed_urls import UrlSigner
+from edge.core.trusted_proxies import TrustedProxies
 from edge.deletion import DeletionServices, OwnerDeletionService
 from edge.facades.heygem.facade import HeygemFacade, make_heygem_facade
 from edge.hosts.endpoints import EndpointRegistry, load_endpoints
@@ -156,7 +156,9 @@ async def assemble_services(
         usage_recorder=UsageRecorder(bus.usage_log, index, power.records, settings.prices),
         relay_hub=domain.relay_hub,
         audit=AuditLog(bus.audit_log, utc_now, os.urandom),
-        trusted_proxies=TrustedProxies(settings.server.proxies),
+        trusted_proxies=TrustedProxies(
+            settings.server.trusted_proxies, requests_per_client=settings.server.connections_per_address
+        ),
         form_dir=settings.data / "forms",
         stream_limits=StreamLimiter(
             "event streams", settings.server.streams_per_key, settings.server.streams_per_owner

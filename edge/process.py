@@ -22,9 +22,10 @@ from edge.app import create_app
 from edge.container import HttpClients, assemble_services, start_tasks
 from edge.core.clock import utc_now
 from edge.core.installation import check_store_fingerprint
+from edge.core.trusted_proxies import TrustedProxies
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.facades.heygem.auth import KeylessPort
-from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
+from edge.facades.heygem.facade import HeygemFacade
 from edge.hosts.enrollment import AdvertisedAddresses
 from edge.http.dependencies import EdgeServices
 from edge.outbound import ssrf_guard
@@ -37,6 +38,7 @@ from schemas.environment import bypass_proxies_for_loopback
 from schemas.installation import BY_EDGE
 
 LAST_PUBLISHES_TIMEOUT_S = 2.0
+LOOPBACK = "127.0.0.1"  # of the port without keys
 ACCEPT_BACKLOG = 1024  # connections that the kernel queues before accept
 
 log = structlog.get_logger()
@@ -56,12 +58,13 @@ async def serve(settings: EdgeSettings) -> None:
     except OSError as error:
         reason = f"the data folder {settings.data} cannot be created ({error.strerror})"
         raise EdgeStartError(f"{reason}: choose another with LAMPLIGHTER_DATA") from error
+    keyless_port = _keyless_port(settings)
     listening = _listen(settings)
     # A socket from a parent process may be bound to another address than `bind`.
     settings = structs.replace(settings, bind=listening.getsockname()[0])
     tls, addresses = await anyio.to_thread.run_sync(_load_public_tls, settings)
     public = _listen_public(settings.public.listen) if settings.public.listen else None
-    keyless = _listen_keyless(settings.heygem)
+    keyless = _listen_keyless(keyless_port)
     async with (
         _running_services(settings, addresses) as (services, heygem),
         run_gateway(
@@ -122,9 +125,19 @@ def _listen_public(address: str) -> socket.socket:
     return _bind_socket(host.strip("[]"), int(port), "public.listen")
 
 
-def _listen_keyless(heygem: HeygemSettings) -> socket.socket | None:
-    port = heygem.keyless_port if heygem.enabled else 0
-    return _bind_socket("127.0.0.1", port, "heygem.keyless_port") if port else None
+def _keyless_port(settings: EdgeSettings) -> int:
+    """Return the port of 127.0.0.1 where `/easy/…` needs no key; 0: none."""
+    port = settings.heygem.keyless_port if settings.heygem.enabled else 0
+    if port and LOOPBACK in TrustedProxies(settings.server.trusted_proxies):
+        raise EdgeStartError(
+            f"heygem.keyless_port answers programs of {LOOPBACK} without a key, and server.trusted_proxies has a proxy "
+            "at that address: let the proxy connect from 127.0.0.2 and trust that (docs/proxy.md), or close the port"
+        )
+    return port
+
+
+def _listen_keyless(port: int) -> socket.socket | None:
+    return _bind_socket(LOOPBACK, port, "heygem.keyless_port") if port else None
 
 
 def _bind_socket(host: str, port: int, setting: str) -> socket.socket:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import structlog
@@ -19,45 +19,20 @@ _log = structlog.get_logger()
 
 def client_network(address: str) -> str:
     """Return the name under which `address` is counted: the address itself, or the /64 of an IPv6 address."""
-    parsed = _parse_address(address)
+    parsed = parse_address(address)
     if isinstance(parsed, IPv6Address):
         return str(ip_network((parsed, _IPV6_PREFIX), strict=False))
     return address if parsed is None else str(parsed)
 
 
-def _parse_address(address: str) -> IPv4Address | IPv6Address | None:
+def parse_address(address: str) -> IPv4Address | IPv6Address | None:
+    """Return the address, an IPv4 one if it is mapped into IPv6; None for a text that is not an address."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:  # a Unix socket has no address
         return None
     mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
     return mapped or parsed
-
-
-class TrustedProxies:
-    """The networks of the reverse proxies whose X-Forwarded-For header is trusted."""
-
-    def __init__(self, networks: Sequence[str]) -> None:
-        self._networks = [ip_network(network) for network in networks]
-
-    def __contains__(self, address: str) -> bool:
-        parsed = _parse_address(address)
-        return parsed is not None and any(parsed in network for network in self._networks)
-
-    def client_address(self, peer: str, forwarded: str | None) -> str:
-        """Return the address of the client: the last one in `forwarded` that is not a proxy, else `peer`.
-
-        `forwarded`: the X-Forwarded-For header.
-        """
-        if forwarded is None or peer not in self:
-            return peer
-        for hop in reversed(forwarded.split(",")):
-            address = hop.strip()
-            if _parse_address(address) is None:
-                return peer
-            if address not in self:
-                return address
-        return peer
 
 
 class AuthFailureThrottle:

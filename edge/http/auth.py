@@ -81,20 +81,19 @@ async def is_still_valid(services: EdgeServices, key: ApiKey, text: str) -> bool
     return await authenticate(services, text) is not None
 
 
-def read_client_address(connection: AnyConnection, services: EdgeServices) -> str:
-    """Return the address of the client: from a trusted proxy's header, or else from the connection."""
-    peer = connection.client.host if connection.client else ""
-    return services.trusted_proxies.client_address(peer, connection.headers.get("x-forwarded-for"))
+def read_client_address(connection: AnyConnection) -> str:
+    """Return the address of the client, which `edge.http.proxied` has put in place of a trusted proxy's."""
+    return connection.client.host if connection.client else ""
 
 
 async def authenticate_throttled(connection: AnyConnection, services: EdgeServices, text: str) -> ApiKey | None:
     """Authenticate as `authenticate` does, log failures, and delay addresses that fail often. Raises BusError."""
     key = await authenticate(services, text)
     if key is None:
-        client = read_client_address(connection, services)
+        client = read_client_address(connection)
         credential = parse_credential(text)
         services.client_events.log("authentication_failed", client, key_id=credential.id if credential else "")
-        if client not in services.trusted_proxies:
+        if not services.trusted_proxies.is_shared(client):
             await sleep(services.auth_failures.count_failure(client))
     return key
 
@@ -103,9 +102,7 @@ async def record_audit_event(
     request: AnyConnection, services: EdgeServices, action: AuditAction, subject: str, **of_key: Any
 ) -> None:
     """Record in the audit log what the request's key did to `subject`. `of_key`: owner and scopes of that key."""
-    await services.audit.record(
-        action, subject, by=request.auth.id, client=read_client_address(request, services), **of_key
-    )
+    await services.audit.record(action, subject, by=request.auth.id, client=read_client_address(request), **of_key)
 
 
 async def _authenticate_signed_url(connection: AnyConnection, services: EdgeServices) -> ApiKey | None:

@@ -14,9 +14,10 @@ from msgspec import Struct, field
 from bus.interface import Bus, VersionedRecord
 from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService
-from edge.core.client_throttle import AuthFailureThrottle, ThrottledClientLog, TrustedProxies
+from edge.core.client_throttle import AuthFailureThrottle, ThrottledClientLog
 from edge.core.messages import Language
 from edge.core.signed_urls import UrlSigner
+from edge.core.trusted_proxies import TrustedProxies
 from edge.deletion import OwnerDeletionService
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.enrollment import HostEnrollment

@@ -20,6 +20,7 @@ BODY_DRAIN_TIMEOUT_S = 10.0
 LARGE_FRAMES_EXTENSION = "lamplighter.widen"  # call it to accept large frames, once the client is authenticated
 _DENIAL_EXTENSION = "websocket.http.response"  # the standard extension to answer a handshake with a response
 _DENIAL_CAUSE = "lamplighter.refused"
+WS_TRY_AGAIN_LATER_CODE = 1013
 
 # uvicorn reports a fault of the application for every denied handshake and every request that is not HTTP.
 _IGNORED_SERVER_MESSAGES = frozenset(
@@ -127,19 +128,25 @@ class WebSocketDenialResponse:
             accepted = accepted or message["type"] == "websocket.accept"
             error = scope.get(_DENIAL_CAUSE)
             if message["type"] == "websocket.close" and not accepted and error is not None:
-                await _send_denial(error, scope["path"], send)
+                await send_problem(error, scope, send)
             else:
                 await send(message)
 
         await self._app(scope, receive, send_denial_on_close)
 
 
-async def _send_denial(error: Exception, path: str, send: Send) -> None:
-    response = make_problem_response(error, path)
+async def send_problem(error: Exception, scope: Scope, send: Send) -> None:
+    """Answer a request, or the handshake of a WebSocket, with the problem document of `error`."""
+    is_socket = scope["type"] == "websocket"
+    if is_socket and _DENIAL_EXTENSION not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": WS_TRY_AGAIN_LATER_CODE})
+        return
+    response = make_problem_response(error, scope["path"])
     headers = {**response.headers, "Content-Type": response.media_type, "Content-Length": str(len(response.body))}
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": f"{_DENIAL_EXTENSION}.start", "status": response.status, "headers": raw})
-    await send({"type": f"{_DENIAL_EXTENSION}.body", "body": response.body})
+    prefix = _DENIAL_EXTENSION if is_socket else "http.response"
+    await send({"type": f"{prefix}.start", "status": response.status, "headers": raw})
+    await send({"type": f"{prefix}.body", "body": response.body})
 
 
 class DefaultHeaders:

@@ -7,8 +7,10 @@ from typing import Annotated, NamedTuple, Protocol
 
 from msgspec import Meta, Struct
 
-from edge.core.client_throttle import ThrottledClientLog, TrustedProxies, client_network
+from edge.core.client_throttle import ThrottledClientLog, client_network
+from edge.core.trusted_proxies import TrustedProxies
 from schemas.problems import ProblemError
+from schemas.settings_loader import renamed_from
 
 EVICTION_BATCH_LIMIT = 64  # connections closed at once when all slots are taken
 ADDRESS_RETRY_AFTER_S = 10
@@ -25,8 +27,8 @@ class ServerSettings(Struct, frozen=True):
     `handshake_s`: the limit of a TLS handshake. `stall_s`: how long a request body may pause.
     `connections`: open connections in total, lowered where the process may open fewer files.
     `connections_per_address`: open connections of one IPv4 address or IPv6 /64.
-    `proxies`: networks of trusted proxies. They are exempt from the limit per address, and their `X-Forwarded-For`
-    names the client.
+    `trusted_proxies`: networks of reverse proxies. Their `X-Forwarded-For` or `Forwarded` names the client, and
+    `connections_per_address` then limits the open requests of that client. Without it such headers are ignored.
     `streams_per_key` and `streams_per_owner`: open event streams, over HTTP or a WebSocket.
     `sockets_per_key` and `sockets_per_owner`: open sockets of the gateway, where an owner's sockets share one stream.
     """
@@ -37,14 +39,14 @@ class ServerSettings(Struct, frozen=True):
     stall_s: Seconds = 120.0
     connections: Count = 8192
     connections_per_address: Count = 256
-    proxies: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    trusted_proxies: Annotated[tuple[str, ...], renamed_from("proxies")] = ()
     streams_per_key: Count = 200
     streams_per_owner: Count = 400
     sockets_per_key: Count = 1000
     sockets_per_owner: Count = 2000
 
     def __post_init__(self) -> None:
-        for network in self.proxies:
+        for network in self.trusted_proxies:
             ip_network(network)  # raises ValueError, which names the network
 
 
@@ -79,7 +81,7 @@ class ConnectionLimiter:
     def __init__(self, settings: ServerSettings, limit: int) -> None:
         self._limit = limit
         self._limit_per_address = settings.connections_per_address
-        self._proxies = TrustedProxies(settings.proxies)
+        self._proxies = TrustedProxies(settings.trusted_proxies)
         self._slots: set[ConnectionSlot] = set()
         self._count_by_client: Counter[str] = Counter()
 
@@ -89,7 +91,7 @@ class ConnectionLimiter:
     def acquire_slot(self, address: str) -> ConnectionSlot:
         """Reserve a slot for `address`. Raises ProblemError `too_many_connections` or `unavailable`."""
         client = client_network(address)
-        if self._count_by_client[client] >= self._limit_per_address and address not in self._proxies:
+        if self._count_by_client[client] >= self._limit_per_address and not self._proxies.is_shared(address):
             raise ProblemError(
                 "too_many_connections",
                 f"{client} has {self._limit_per_address} open connections, which is the limit: close some",

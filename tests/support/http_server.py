@@ -35,7 +35,9 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def serve_app(app: ASGIApp, **config: Any) -> AsyncIterator[str]:
     """Serve the app for the duration of the block and yield its base URL. `config`: more options of uvicorn."""
-    server = _Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=5, **config))
+    server = _Server(
+        uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=5, proxy_headers=False, **config)
+    )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listening])

@@ -9,7 +9,7 @@ import httpx2
 from msgspec import Struct
 
 from edge.app import create_app
-from edge.core.client_throttle import TrustedProxies
+from edge.core.trusted_proxies import TrustedProxies
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.hosts.enrollment import AdvertisedAddresses, BrokerAccounts, HostEnrollment
 from edge.hosts.samples import HostSamples
@@ -49,6 +49,7 @@ class ServedEdge(Struct, frozen=True, kw_only=True):
     anyone: httpx2.AsyncClient
 
 
+LOOPBACK_PROXY, NO_PROXY = TrustedProxies(("127.0.0.1",)), TrustedProxies(())
 ADDRESSES = AdvertisedAddresses(edge="https://e:8443", broker="tls://e:4222")
 
 
@@ -73,7 +74,12 @@ def _hex(dice: FixedEntropy) -> str:
     return dice(8).hex()
 
 
-def make_services(made: FakeBusServicesRig, keys: ApiKeyStore, accounts: BrokerAccounts | None = None) -> EdgeServices:
+def make_services(
+    made: FakeBusServicesRig,
+    keys: ApiKeyStore,
+    accounts: BrokerAccounts | None = None,
+    proxies: TrustedProxies = LOOPBACK_PROXY,
+) -> EdgeServices:
     power = declare_dark_host(made)
     prices = {"gpu-9": PowerPrice(per_hour=2.0)}
     return EdgeServices(
@@ -109,19 +115,21 @@ def make_services(made: FakeBusServicesRig, keys: ApiKeyStore, accounts: BrokerA
         usage_recorder=UsageRecorder(made.bus.usage_log, made.index, power.records, prices),
         audit=AuditLog(made.bus.audit_log, made.time, FixedEntropy()),
         form_dir=made.folder,
-        trusted_proxies=TrustedProxies(("127.0.0.1",)),
+        trusted_proxies=proxies,
         relay_hub=RelayHub(partial(_hex, FixedEntropy()), made.time),
         stream_limits=StreamLimiter("event streams", STREAMS_PER_KEY, STREAMS_PER_OWNER),
     )
 
 
 @asynccontextmanager
-async def serve_edge(folder: Path, accounts: BrokerAccounts | None = None) -> AsyncIterator[ServedEdge]:
+async def serve_edge(
+    folder: Path, accounts: BrokerAccounts | None = None, proxies: TrustedProxies = LOOPBACK_PROXY
+) -> AsyncIterator[ServedEdge]:
     """Serve an edge that keeps its files in `folder`. `accounts`: lets hosts enroll."""
     async with fake_bus_services(folder) as made:
         keys = ApiKeyStore(made.bus.api_keys, made.time, FixedEntropy(), made.time.seconds)
         texts = {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
-        services = make_services(made, keys, accounts)
+        services = make_services(made, keys, accounts, proxies)
         async with (
             run_gateway(services, GATEWAY_LIMITS, heygem_endpoint="heygem") as gateway,
             serve_app(

@@ -8,15 +8,12 @@ from starlette import types as asgi
 from edge.core.error_handling import translate_errors
 from edge.http.auth import authenticate_throttled, read_credential
 from edge.http.dependencies import AnyRequest, EdgeServices
-from edge.http.problems import make_problem_response
+from edge.http.middleware import send_problem
+from edge.http.proxied import is_proxied
 from schemas.auth import Scope
 from schemas.environment import is_loopback
 from schemas.ids import Token
 from schemas.problems import ProblemError
-
-# A request with one of these headers came through a proxy, so its loopback address does not identify the sender.
-_PROXY_HEADERS = ("forwarded", "x-forwarded-", "x-real-ip", "via", "true-client-ip", "cf-")
-
 
 _KEYLESS_SCOPE_KEY = "lamplighter.keyless"
 _EASY_PREFIX = "/easy/"
@@ -45,12 +42,12 @@ async def authenticate_owner(request: AnyRequest, services: EdgeServices, scope:
 def is_local_request(request: AnyRequest) -> bool:
     """Return whether the request comes from a program on this machine, and not from a web page of another site.
 
-    The request must arrive on the keyless port without a header of a proxy. `Host` must be a loopback name with the
-    port of the socket, so that a foreign name that resolves to 127.0.0.1 (DNS rebinding) does not pass. `Origin`, if
-    present, must be a loopback name. A TCP tunnel to the port cannot be detected.
+    The request must arrive on the keyless port, not from a trusted proxy, and without a header of a proxy. `Host` must
+    be a loopback name with the port of the socket, so that a foreign name that resolves to 127.0.0.1 (DNS rebinding)
+    does not pass. `Origin`, if present, must be a loopback name. A TCP tunnel to the port cannot be detected.
     """
     headers = request.headers
-    if not is_from_keyless_port(request.scope) or any(name.lower().startswith(_PROXY_HEADERS) for name in headers):
+    if not is_from_keyless_port(request.scope) or is_proxied(request.scope):
         return False
     sent_to = _parse_url(f"//{headers.get('host', '')}")
     _, own_port = request.scope.get("server") or ("", None)
@@ -83,14 +80,7 @@ class KeylessPort:
             scope[_KEYLESS_SCOPE_KEY] = True
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await _send_not_found(scope["path"], send)
+            detail = f"this port serves only {_EASY_PREFIX}: use the edge's main port, with a key"
+            await send_problem(ProblemError("not_found", detail), scope, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
-
-
-async def _send_not_found(path: str, send: asgi.Send) -> None:
-    detail = f"this port serves only {_EASY_PREFIX}: use the edge's main port, with a key"
-    response = make_problem_response(ProblemError("not_found", detail), path)
-    headers = [(b"content-type", response.media_type.encode()), (b"content-length", str(len(response.body)).encode())]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.body})

@@ -11,6 +11,7 @@ import pytest
 from msgspec import Struct
 
 from edge.app import create_app
+from edge.core.trusted_proxies import TrustedProxies
 from edge.facades.gateway.gateway import run_gateway
 from edge.facades.heygem.auth import KeylessPort
 from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
@@ -24,7 +25,7 @@ from schemas.ids import JobKey
 from schemas.job import Job, Output, OutputFile
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
 from tests.support.http_server import open_client, serve_app
-from tests.support.served_edge import make_services
+from tests.support.served_edge import NO_PROXY, make_services
 
 HEYGEM = parse_endpoint((Path(__file__).parents[4] / "images/heygem/endpoint.toml").read_text())
 OWNER = "easy"
@@ -79,7 +80,9 @@ def parse_body(reply: httpx2.Response) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def run_heygem_edge(folder: Path, root: Path | None) -> AsyncIterator[HeygemClient]:
+async def run_heygem_edge(
+    folder: Path, root: Path | None, proxies: TrustedProxies = NO_PROXY
+) -> AsyncIterator[HeygemClient]:
     async with fake_bus_services(folder) as made:
         await made.bus.capabilities.put(
             "gpu-1", HostCapabilities(host="gpu-1", incarnation="i1", at=made.time(), endpoints=(HEYGEM,))
@@ -89,7 +92,7 @@ async def run_heygem_edge(folder: Path, root: Path | None) -> AsyncIterator[Heyg
         key = (await keys.create("ann", CLIENT_SCOPES)).text
         placing = ResultExporter(root, folder / "placing", made.bus.job_store, made.store, made.index)
         heygem = HeygemFacade(HeygemSettings(enabled=True, data_root=root), placing)
-        services = make_services(made, keys)
+        services = make_services(made, keys, proxies=proxies)
         async with (
             run_gateway(services, heygem_endpoint="heygem") as gateway,
             serve_app(create_app(services, gateway, heygem=heygem)) as url,
