@@ -141,11 +141,12 @@ async def job_events(
     """
     key = parse_job_key(owner, job_id)
     resume_after = last_event_id or after
-    record = await services.jobs.read(key)
-    with translate_errors():
-        if resume_after and record.record.job.status in FINAL_STATUSES:
-            if await services.event_streams.is_at_end(owner, key.id, resume_after):
-                return Response(None, status_code=204)
+    entry = await services.jobs.read(key)
+    if resume_after and entry.record.job.status in FINAL_STATUSES:
+        with translate_errors():
+            is_at_end = await services.event_streams.is_at_end(owner, key.id, resume_after)
+        if is_at_end:
+            return Response(None, status_code=204)
     return _sse_response(services.event_streams.follow(owner, key.id, resume_after, asker), request, services)
 
 
