@@ -82,8 +82,9 @@ export class SseParser {
 
 /**
  * @typedef {object} FollowOptions
- * @property {string} [after] The id of the last event that is known already.
+ * @property {string} [after] The id of the last event that is known already; `now` leaves out all that has happened.
  * @property {AbortSignal} [signal]
+ * @property {import("./http.js").RequestOptions["query"]} [query] For example `{owner}`, with an admin's key.
  * @property {number} [reconnectS] How many seconds to try again after the connection was lost; 300. A page that stays
  *   open gives Infinity. Time in which the computer sleeps does not count.
  * @property {number} [silenceS] After how many seconds without a byte a connection counts as dead; 40.
@@ -100,7 +101,7 @@ export class SseParser {
  * @returns {AsyncGenerator<JobEvent, void, undefined>}
  */
 export async function* followEvents(http, path, options) {
-  const { after, signal, reconnectS = 300, silenceS = SILENCE_S, onConnection = () => {}, endless = false } = options;
+  const { after, signal, query, reconnectS = 300, silenceS = SILENCE_S, onConnection = () => {}, endless = false } = options;
   const parser = new SseParser(after);
   let isEnded = false, wasOpen = false, failures = 0, waitedMs = 0;
   for (;;) {
@@ -108,7 +109,7 @@ export async function* followEvents(http, path, options) {
     const watchdog = new Watchdog(silenceS * 1000, signal);
     try {
       const headers = { Accept: "text/event-stream", ...(parser.lastId ? { "Last-Event-ID": parser.lastId } : {}) };
-      const response = await http.send("GET", path, { headers, signal: watchdog.signal });
+      const response = await http.send("GET", path, { headers, query, signal: watchdog.signal });
       if (response.status === 204) return; // the last event was sent before
       if (!response.ok || !response.body) throw await errorFromResponse(response);
       wasOpen = true;

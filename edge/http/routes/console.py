@@ -23,7 +23,7 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
     ".json": "application/json",
 }
-_CLIENT_FILES = "client"  # clients/js, as /console/client/… ; a wheel has a copy inside the package
+_CLIENT_FILES = "client"  # clients/js/src, as /console/client/… ; a wheel has a copy inside the package
 
 
 class ConsoleSettings(Struct, frozen=True):
@@ -66,7 +66,7 @@ def content_security_policy(media_origins: tuple[str, ...] = ()) -> str:
 
 def _client_folder() -> Traversable:
     packaged = files(console) / _CLIENT_FILES
-    return packaged if packaged.is_dir() else Path(str(files(console))).parents[1] / "clients" / "js"
+    return packaged if packaged.is_dir() else Path(str(files(console))).parents[1] / "clients" / "js" / "src"
 
 
 @cache

@@ -32,6 +32,7 @@ from schemas.status import FINAL_STATUSES
 
 KEEPALIVE_INTERVAL_S = 15.0
 WS_NORMAL_CODE = 1000
+START_NOW = "now"  # instead of an event id: without what has happened before
 
 T = TypeVar("T")
 
@@ -84,13 +85,21 @@ class _StreamGuard:
             return False  # checked again when the broker is back
 
 
-async def _ensure_broker(services: EdgeServices) -> None:
-    """Raise ProblemError `unavailable` while the broker is unreachable. An open stream could only break off."""
+async def _read_last_id(services: EdgeServices) -> str:
+    """Return the id of the last event of all owners.
+
+    Raises ProblemError `unavailable` while the broker is unreachable: an open stream could only break off.
+    """
     with translate_errors():
-        await services.bus.feed.last_id()
+        return await services.bus.feed.last_id()
 
 
-async def _format_events(items: AsyncIterator[StreamItem], guard: _StreamGuard) -> AsyncIterator[bytes]:
+async def _format_events(
+    items: AsyncIterator[StreamItem], guard: _StreamGuard, start_id: str | None = None
+) -> AsyncIterator[bytes]:
+    """Yield the texts of a stream. `start_id`: sent before the first event, so that a client can resume from there."""
+    if start_id is not None:
+        yield f"id: {start_id}\r\n\r\n".encode()
     async for item in with_keepalive(items, KEEPALIVE_INTERVAL_S):
         if await guard.is_revoked(idle=item is None):
             return
@@ -115,8 +124,10 @@ class _LimitedStream(Stream):
         return cast("ASGIResponse", respond)  # Litestar only calls it
 
 
-def _sse_response(items: AsyncIterator[StreamItem], request: AnyRequest, services: EdgeServices) -> Stream:
-    return _LimitedStream(_format_events(items, _StreamGuard(request, services)), request, services)
+def _sse_response(
+    items: AsyncIterator[StreamItem], request: AnyRequest, services: EdgeServices, start_id: str | None = None
+) -> Stream:
+    return _LimitedStream(_format_events(items, _StreamGuard(request, services), start_id), request, services)
 
 
 # Without a length limit: an unknown id means the start of the stream, and must not end in an error.
@@ -161,10 +172,14 @@ async def owner_events(
 ) -> Stream:
     """Stream the events of all jobs of the owner, and host notices. The stream does not end.
 
-    `Last-Event-ID` or `?after=` resumes a stream; without an id it starts with the oldest stored event.
+    `Last-Event-ID` or `?after=` resumes a stream; without an id it starts with the oldest stored event, and with
+    `now` at the present.
     """
-    await _ensure_broker(services)
-    return _sse_response(services.event_streams.follow(owner, None, last_event_id or after, asker), request, services)
+    last_id = await _read_last_id(services)
+    resume_after = last_event_id or after
+    is_new = resume_after == START_NOW
+    items = services.event_streams.follow(owner, None, last_id if is_new else resume_after, asker)
+    return _sse_response(items, request, services, last_id if is_new else None)
 
 
 async def _send_events(socket: AnySocket, items: AsyncIterator[StreamItem], guard: _StreamGuard) -> None:
@@ -214,7 +229,7 @@ async def owner_socket(
     socket: AnySocket, services: ServicesDep, owner: OwnerDep, asker: AskerDep, after: AfterQuery = None
 ) -> None:
     """Send the events of all jobs of the owner over a WebSocket."""
-    await _ensure_broker(services)
+    await _read_last_id(services)
     with services.stream_limits.count_stream(socket.auth):
         await socket.accept()
         await _send_events(

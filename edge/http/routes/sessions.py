@@ -7,7 +7,13 @@ from litestar.datastructures import Cookie
 from msgspec import Struct
 
 from edge.core.error_handling import translate_errors
-from edge.http.auth import NO_AUTH, SESSION_COOKIE, authenticate_throttled
+from edge.http.auth import (
+    NO_AUTH,
+    SESSION_COOKIE,
+    authenticate_throttled,
+    read_credential,
+    read_session_cookie,
+)
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep
 from edge.http.openapi import json_body
 from edge.http.request_body import read_struct
@@ -93,10 +99,19 @@ async def start_session(request: AnyRequest, services: ServicesDep) -> Response[
     return Response(_to_view(key), status_code=201, cookies=[cookie])
 
 
-@get("/v1/session")
-async def read_session(request: AnyRequest) -> SessionView:
-    """Return the key behind the request and its scopes."""
-    return _to_view(request.auth)
+@get("/v1/session", opt={NO_AUTH: True})
+async def read_session(request: AnyRequest, services: ServicesDep) -> Response[SessionView | None]:
+    """Return the key behind the request and its scopes; null if nobody is signed in."""
+    text = read_credential(request)
+    if text is None:
+        return Response(None, status_code=200)
+    with translate_errors():
+        key = await authenticate_throttled(request, services, text)
+    if key is not None:
+        return Response(_to_view(key), status_code=200)
+    if text != read_session_cookie(request):
+        raise ProblemError("unauthorized", "the key is not valid: send another one")
+    return Response(None, status_code=200, cookies=[_make_cookie(request, "", 0)])
 
 
 @delete("/v1/session", status_code=204, opt={NO_AUTH: True})

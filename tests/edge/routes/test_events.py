@@ -227,3 +227,20 @@ async def a_word_after_silence() -> AsyncIterator[str]:
     with anyio.move_on_after(0.05):
         await anyio.sleep_forever()
     yield "word"
+
+
+async def test_a_stream_from_now_leaves_out_the_past_and_says_where_it_began(edge: ServedEdge):
+    await run(edge, "past")
+    async with edge.ann.stream("GET", "/v1/events?after=now") as reply:
+        lines = reply.aiter_lines()
+        start = await anext(lines)
+        assert start.startswith("id: ")
+        await edge.ann.put("/v1/jobs/new", json=ECHO)
+        reader, found = SseParser(), []
+        async for line in lines:
+            found += reader.feed(line)
+            if found:
+                break
+    assert found[0].data["id"] == "new"
+    again = await read(edge.ann, f"/v1/events?after={start.removeprefix('id: ')}", count=1)
+    assert again[0].data["id"] == "new"
