@@ -15,7 +15,7 @@ from runner.assets.port import AssetError, NotPlainFile
 from runner.engines.port import ContainerExit, StartFailed
 from runner.execution.outputs import OutputRefused
 from runner.execution.staging import InvalidJobInput
-from runner.gpu import xid as xids
+from runner.gpu.health import APPLICATION_XIDS, describe_xid
 from schemas.container_protocol import EXIT_FAILURES, ErrorLine, ExitCode
 from schemas.retry_policy import DRAINED_CODE, FAILURES, HOST_LOST_CODE, FailureClass, classify_failure
 from schemas.status import Blame
@@ -114,10 +114,10 @@ def _not_started(facts: ExitFacts) -> Verdict | None:
 
 def _gpu_erred(facts: ExitFacts) -> Verdict | None:
     """Skip application faults (XID 13, 31, …): they are the job's own, and its exit code says more than the driver."""
-    if facts.xid is None or facts.xid in xids.APPLICATION_XIDS:
+    if facts.xid is None or facts.xid in APPLICATION_XIDS:
         return None
     code = "gpu_lost" if facts.xid == XID_OFF_THE_BUS else "gpu_unhealthy"
-    return make_failure(code, f"the driver reported {xids.describe_xid(facts.xid)}")
+    return make_failure(code, f"the driver reported {describe_xid(facts.xid)}")
 
 
 def _vanished(facts: ExitFacts) -> Verdict | None:

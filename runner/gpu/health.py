@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from runner.gpu import xid as xids
 from runner.gpu.process_owner import NO_PROCESSES, OwnProcesses, is_foreign
 from schemas.gpu import (
     ClockReasons,
@@ -26,6 +25,26 @@ from schemas.host import GpuReport
 
 HealthCheck = Callable[[GpuHealth, GpuSample], str]
 """Returns what this sample shows to be wrong; "" if nothing is."""
+
+# What an XID means. Sources: NVIDIA's XID catalogue, and the skip list of its Kubernetes device plugin.
+# Faults of the job: the driver ended its context, and the GPU is fine.
+APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 109})
+
+# Faults of the GPU. An XID in neither table counts as one too: a probe is cheap, a bad GPU is not.
+GPU_XIDS = {
+    48: "double bit ECC error",
+    61: "firmware breakpoint",
+    62: "firmware halt",
+    63: "memory row remapping recorded",
+    64: "memory row remapping failed",
+    74: "NVLink error",
+    79: "fell off the bus",
+    92: "high rate of single bit ECC errors",
+    94: "contained memory error",
+    95: "uncontained memory error",
+    119: "GSP firmware timeout",
+    120: "GSP firmware error",
+}
 
 
 class GpuHealthPolicy(Struct, frozen=True):
@@ -47,7 +66,7 @@ class GpuHealthPolicy(Struct, frozen=True):
     owner_settle_s: float = 2.0
     owner_quiet_s: float = 60.0
     drawing_mb: int = 1500
-    application_xids: frozenset[int] = xids.APPLICATION_XIDS
+    application_xids: frozenset[int] = APPLICATION_XIDS
 
 
 DEFAULT_POLICY = GpuHealthPolicy()
@@ -183,11 +202,17 @@ def assess_lost(previous: GpuHealth, gpu: LostGpu, now: float) -> GpuHealth:
     return _with_status(replace(previous, fault=gpu.why, fault_persists=True), GpuHealthStatus.LOST, gpu.why, now)
 
 
+def describe_xid(xid: int) -> str:
+    """Return a phrase for logs and reasons, such as "XID 79, fell off the bus"."""
+    meaning = "application fault" if xid in APPLICATION_XIDS else GPU_XIDS.get(xid, "GPU fault")
+    return f"XID {xid}, {meaning}"
+
+
 def handle_xid(previous: GpuHealth, event: XidEvent, now: float, policy: GpuHealthPolicy = DEFAULT_POLICY) -> GpuHealth:
     """Apply an XID that the driver reported. An application's fault says nothing about the GPU."""
     if event.xid in policy.application_xids:
         return previous
-    return mark_faulty(previous, xids.describe_xid(event.xid), now)
+    return mark_faulty(previous, describe_xid(event.xid), now)
 
 
 def mark_faulty(previous: GpuHealth, reason: str, now: float) -> GpuHealth:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from . import spline
 from .landmarks import (
     CHEEKS,
     CHIN_SKIN,
@@ -18,6 +17,7 @@ from .landmarks import (
 from .lips import Axes, Lips
 
 _NODES = 44  # nodes a side of the fields' grid: a cell is about a twentieth of a mouth
+_STIFFNESS = 2e-3  # lets a spline miss its targets a little, because landmarks jitter
 _FADE = 0.12  # share of the box over which the movement fades to zero towards its border
 _SEAM, _SEAM_GROWS = 1.0, 0.6  # width in pixels of the blend between the fields at the lips; wider beyond the corners
 _AROUND = JAW_LINE + CHEEKS + CHIN_SKIN
@@ -83,7 +83,7 @@ def _field(source: torch.Tensor, target: torch.Tensor, moving: list[int], axes: 
 
     where = scaled(_nodes(side, source.device).reshape(1, -1, 2).expand(len(source), -1, -1))
     moves = (here - there) / axes.unit[:, None, None]
-    found = spline.field(scaled(there), moves, where) * axes.unit[:, None, None]
+    found = spline_field(scaled(there), moves, where) * axes.unit[:, None, None]
     return found.reshape(len(source), _NODES, _NODES, 2).permute(0, 3, 1, 2)
 
 
@@ -105,3 +105,33 @@ def _border(side: int, device: torch.device) -> torch.Tensor:
     low, high = torch.zeros(4, device=device), torch.full((4,), float(side), device=device)
     edges = ((steps, low), (high, steps), (side - steps, high), (low, side - steps))
     return torch.cat([torch.stack(edge, -1) for edge in edges])
+
+
+def spline_field(targets: torch.Tensor, moves: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Return the smoothest field with value `moves` (N, K, 2) at `targets` (N, K, 2), at `where` (N, G, 2): N, G, 2.
+
+    It is a thin-plate spline (Bookstein 1989). Coordinates should be of order 1: the radial function's scale and the
+    stiffness assume it.
+    """
+    count, points, _ = targets.shape
+    affine = _affine(targets)
+    system = torch.zeros(count, points + 3, points + 3, device=targets.device)
+    system[:, :points, :points] = _bend(targets, targets) + _STIFFNESS * torch.eye(points, device=targets.device)
+    system[:, :points, points:], system[:, points:, :points] = affine, affine.transpose(1, 2)
+    wanted = torch.cat([moves, moves.new_zeros(count, 3, 2)], 1)
+    weights = torch.linalg.solve(system, wanted)
+    return _bend(where, targets) @ weights[:, :points] + _affine(where) @ weights[:, points:]
+
+
+def _bend(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return r^2 log r^2 between all points of a (N, A, 2) and b (N, B, 2).
+
+    r^2 is computed as a^2 - 2ab + b^2, which is three times as fast as subtracting first.
+    """
+    lengths = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None]
+    squares = torch.baddbmm(lengths, a, b.transpose(1, 2), alpha=-2).clamp_(min=1e-9)
+    return squares.log().mul_(squares)
+
+
+def _affine(points: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.ones_like(points[..., :1]), points], -1)

@@ -1,26 +1,42 @@
 """Run one job step by step: read the speech, find the face, draw each picture, write the file."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import jobkit
-from lipsync.encode import COMMENT, create_video
+from lipsync.encode import COMMENT, Coding, create_video
 from lipsync.engine import PreviewEngine
-from lipsync.options import PreviewOptions
 
 from . import features, sound, voice
-from .clip import Clip
+from .clip import Clip, back_and_forth
 from .compose import Composer, Layout
-from .playback import back_and_forth
 from .render import Person
 from .scan import scan
 
 RESULT = "result.mp4"
 _LONGEST_S = 2 * 3600
 _SCANNED = 0.3  # the job's progress when the first pass is done
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """The settings of a job, which the edge has checked against endpoint.toml.
+
+    `gain` scales how far the mouth opens; `max_side` bounds the result's longer side, in pixels.
+    """
+
+    coding: Coding
+    gain: float
+    max_side: int
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "PreviewOptions":
+        coding = Coding(int(fields.get("fps", 25)), int(fields.get("crf", 20)), str(fields.get("preset", "superfast")))
+        return cls(coding, float(fields.get("gain", 1.0)), int(fields.get("max_side", 1920)))
 
 
 def work(job: jobkit.Job, engine: PreviewEngine) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import pytest
 
 import jobkit
 from lipsync import sound
-from lipsync.clip import Clip
-from lipsync.playback import back_and_forth
+from lipsync.clip import Clip, back_and_forth
 from tests.images.preview.sample_videos import write_numbered_video, write_resized_video, write_wav
 
 
@@ -65,7 +64,7 @@ def test_a_turned_phone_video_is_put_upright(tmp_path: Path, samples: Path) -> N
 
 
 def test_a_short_clip_goes_there_and_back_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipsync.playback._HELD_BYTES", 64 * 48 * 6 * 3)  # three pictures at a time
+    monkeypatch.setattr("lipsync.clip._HELD_BYTES", 64 * 48 * 6 * 3)  # three pictures at a time
     clip = Clip(write_numbered_video(tmp_path / "a.mp4", [i / 25 for i in range(8)]), 25, 1920)
     order = [*range(8), *range(6, 0, -1), *range(8)]
     shown = [

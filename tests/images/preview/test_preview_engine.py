@@ -15,7 +15,7 @@ import pytest
 
 from lipsync.encode import COMMENT, Coding
 from lipsync.engine import PreviewEngine
-from lipsync.options import PreviewOptions
+from lipsync.work import PreviewOptions
 from schemas.container_protocol import ErrorLine, ExitCode, MetricLine, ProgressLine
 from schemas.endpoint import parse_endpoint
 from tests.images.job_process import IMAGES, make_job, parse_messages, run_program

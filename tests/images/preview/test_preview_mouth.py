@@ -16,8 +16,8 @@ from lipsync.picture import Bytes
 from lipsync.pose import similarity
 from lipsync.render import Person
 from lipsync.scan import Scan, scan
-from lipsync.spline import field
 from lipsync.tracker import tracks
+from lipsync.warp import spline_field
 
 SILENT = torch.zeros(1, 5)
 AH = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]])
@@ -122,4 +122,4 @@ def test_spline_moves_its_points_as_told() -> None:
     dice = torch.Generator().manual_seed(2)
     points = torch.rand(1, 40, 2, generator=dice) * 4
     moves = 0.1 * torch.sin(points.flip(-1))
-    assert (field(points, moves, points) - moves).abs().max() < 0.02
+    assert (spline_field(points, moves, points) - moves).abs().max() < 0.02

@@ -5,8 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from runner.gpu import xid
-from runner.gpu.health import GpuHealthPolicy, assess, assess_all, assess_lost, clear_fault, handle_xid, mark_faulty
+from runner.gpu.health import (
+    APPLICATION_XIDS,
+    GPU_XIDS,
+    GpuHealthPolicy,
+    assess,
+    assess_all,
+    assess_lost,
+    clear_fault,
+    describe_xid,
+    handle_xid,
+    mark_faulty,
+)
 from runner.gpu.process_owner import OwnProcesses
 from schemas.gpu import (
     GpuHealth,
@@ -178,10 +188,10 @@ def test_xids(number: int, fitness: GpuHealthStatus) -> None:
 
 
 def test_the_xid_tables_do_not_overlap_and_speak() -> None:
-    assert not xid.APPLICATION_XIDS & xid.GPU_XIDS.keys()
-    assert xid.describe_xid(79) == "XID 79, fell off the bus"
-    assert xid.describe_xid(13) == "XID 13, application fault"
-    assert xid.describe_xid(7777) == "XID 7777, GPU fault"
+    assert not APPLICATION_XIDS & GPU_XIDS.keys()
+    assert describe_xid(79) == "XID 79, fell off the bus"
+    assert describe_xid(13) == "XID 13, application fault"
+    assert describe_xid(7777) == "XID 7777, GPU fault"
 
 
 def test_the_list_of_application_faults_is_a_setting() -> None:
