@@ -110,11 +110,16 @@ def source_files(root: Path) -> Iterator[str]:
                     yield (Path(parent) / name).relative_to(root).as_posix()
 
 
+def moved_modules(root: Path) -> dict[str, str]:
+    """Return the new name of each module that gets one."""
+    moved = {module_of(path): module_of(place_of(path)) for path in source_files(root) if path.endswith(".py")}
+    return {old: new for old, new in moved.items() if old != new}
+
+
 def relocate(root: Path, target: Path) -> None:
     """Write all files of both distributions below `target`, under their new names. Raises RelocationError."""
     files = list(source_files(root))
-    moved = {module_of(path): module_of(place_of(path)) for path in files if path.endswith(".py")}
-    modules = ModuleMap({old: new for old, new in moved.items() if old != new})
+    modules = ModuleMap(moved_modules(root))
     broken: list[str] = []
     for path in files:
         new = target / place_of(path)
@@ -124,8 +129,7 @@ def relocate(root: Path, target: Path) -> None:
             continue
         source = (root / path).read_text()
         broken += module_strings(source, path, modules.new_names)
-        text = rewrite_imports(source, path, modules)
-        new.write_text(text)
+        new.write_text(rewrite_imports(source, path, modules))
     for name, text in NEW_FILES.items():
         (target / name).write_text(text)
     if broken:

@@ -6,6 +6,7 @@ import anyio.to_thread
 import pytest
 
 import lamplighter
+import schemas
 from lamplighter import AsyncClient, Client
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for
@@ -50,5 +51,5 @@ async def test_a_batch_tells_which_were_taken(face: ServedEdge, tmp_path: Path, 
 
 def test_what_is_public_is_exported_and_typed():
     assert all(hasattr(lamplighter, name) for name in lamplighter.__all__)
-    for package in ("lamplighter", "schemas"):
-        assert (Path(lamplighter.__file__).parents[1] / package / "py.typed").exists()
+    for package in (lamplighter, schemas):
+        assert (Path(package.__path__[0]) / "py.typed").exists()

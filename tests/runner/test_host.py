@@ -53,9 +53,10 @@ async def test_a_host_says_that_it_is_there_and_what_it_runs(world: RunnerEnviro
 
 async def test_each_heartbeat_renews_the_health_file(world: RunnerEnvironment) -> None:
     async with world.run_runner():
-        await wait_for(anyio.Path(world.folder / "health").exists)
-        await anyio.Path(world.folder / "health").unlink()
-        await wait_for(anyio.Path(world.folder / "health").exists)
+        file = anyio.Path(world.health_file)
+        await wait_for(file.exists)
+        await file.unlink()
+        await wait_for(file.exists)
 
 
 async def test_a_container_that_cannot_be_removed_stops_nobody_else(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import events as e
-from schemas.job import AttemptUsage, Job, JobMetric, Output, PendingUrl, Policy
+from schemas.job import AttemptUsage, Job, JobMetric, Output, PendingUrl
 from schemas.lifecycle import (
     TRANSITIONS,
     TRANSITIONS_WITHOUT_INPUT,

@@ -137,6 +137,7 @@ class RunnerEnvironment:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.health_file = folder.with_name(f"{folder.name}.health")
         self.clock = FakeBrokerClock()
         self.calendar = timedelta(0)
         self.uptime = boot_clock()
@@ -219,7 +220,7 @@ class RunnerEnvironment:
             settle_s=2.0,
             poweroff=self.poweroff,
             find_logged_in_users=lambda: self.people,
-            report_health=HealthFile(self.folder / "health").renew,
+            report_health=HealthFile(self.health_file).renew,
         )
 
     async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:
