@@ -5,14 +5,18 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import anyio
 
 from lamplighter.cli import display
 from lamplighter.cli.doctor import CheckStatus, Finding
 from runner.engines.docker import DockerEngine, DockerSettings
+from runner.engines.own_container import find_container_faults
 from runner.engines.port import EngineError
+from runner.engines.selection import docker_settings
 from runner.gpu.monitor import NvmlMonitor, nvml_spawner
+from runner.settings import RunnerSettings
 from schemas.gpu import GpuMonitorState
 
 ENGINE_PROBE_TIMEOUT_S = 20.0
@@ -21,6 +25,7 @@ ENGINE_PROBE_TIMEOUT_S = 20.0
 def check_machine() -> Iterator[Finding]:
     """Yield the findings of all checks here."""
     yield from asyncio.run(check_local_engine())
+    yield from asyncio.run(check_own_container())
     yield from asyncio.run(check_local_gpus())
 
 
@@ -35,6 +40,13 @@ async def check_local_engine() -> list[Finding]:
     except (EngineError, TimeoutError) as error:
         return [Finding("engine", CheckStatus.WARN, f"no Docker engine: {error}", fix)]
     return [Finding("engine", CheckStatus.OK, f"{info.name} {info.version}", "; ".join(info.notes))]
+
+
+async def check_own_container() -> list[Finding]:
+    """Check what a runner needs of the container that we are in. Nothing outside of a container."""
+    data = Path(os.environ.get("LAMPLIGHTER_DATA", RunnerSettings().data))
+    faults = await find_container_faults(data, docker_settings(os.environ.get("LAMPLIGHTER_DOCKER_SOCKET"), 1))
+    return [Finding("container", CheckStatus.FAIL, fault.what, fault.fix) for fault in faults]
 
 
 async def check_local_gpus() -> list[Finding]:

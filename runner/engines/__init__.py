@@ -5,6 +5,7 @@ the port. `docker` runs jobs in containers (`docker_container_config` and `docke
 `process` runs them as child processes, each beside a shim (`process_shim`, a program of its own) that keeps a state
 folder (`process_state`).
 
-`selection` decides which engine a host uses. Only `selection` and the CLI name a concrete engine; everything else
-imports `port`. One contract suite tests both engines and the fake of the tests.
+`selection` decides which engine a host uses. `own_container` checks a runner that is in a container itself. Only
+`selection` and the CLI name a concrete engine; everything else imports `port`. One contract suite tests both engines
+and the fake of the tests.
 """

@@ -9,7 +9,7 @@ import math
 import os
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
@@ -341,6 +341,10 @@ class DockerEngine:
 
     async def probe(self) -> EngineInfo:
         return parse_engine_info(await self._call(lambda: self._connect().info()))
+
+    async def inspect(self, container: str) -> Mapping[str, Any]:
+        """Return the engine's description of any container, also one that is not of a job. Raises NoSuchContainer."""
+        return dict(await self._call(lambda: self._connect().inspect_container(container)))
 
     async def _state(self, handle: str) -> dict[str, Any]:
         """Return the state of a container that was started. Raises NoSuchContainer."""

@@ -21,6 +21,7 @@ from msgspec import Struct
 from bus.secret_files import atomic_write
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.job_user import NoSuchUser, current_user_name, resolve_job_user
+from runner.engines.own_container import find_container_faults
 from runner.engines.port import ContainerEngine, EngineError, EngineName
 from runner.engines.process import CannotRunJobs, ProcessEngine
 
@@ -81,13 +82,16 @@ class SelectedEngine(NamedTuple):
 async def select_engine(config: EngineConfig, images: Iterable[Path], now: datetime) -> SelectedEngine:
     """Decide on the engine and build it; check that its user can run jobs from the folders `images`.
 
-    Raises EngineUnusable.
+    A runner in a container is checked for what it needs of that container. Raises EngineUnusable.
     """
     docker_found = find_docker(config.docker_socket, os.environ)
     try:
         choice = await anyio.to_thread.run_sync(choose_engine, config.data, config.engine, docker_found, now)
         match choice.decision.engine:
             case "docker":
+                faults = await find_container_faults(config.data, docker_settings(config.docker_socket, config.slots))
+                if faults:
+                    raise EngineUnusable("; ".join(map(str, faults)))
                 return _select_docker(config, choice)
             case "process":
                 return await _select_process(config, choice, images)

@@ -29,9 +29,13 @@ class EnrollmentUnreadable(Exception):
 def join(settings: RunnerSettings, token: str) -> None:
     """Keep the token's content in the data folder with mode 0600, replacing an earlier one. Blocking.
 
-    Raises JoinTokenInvalid, WrongCertificate, BrokerUnreachable. Nothing is kept then.
+    A token that is kept already changes nothing: the service of a container has it at every start, also while the edge
+    is away. Raises JoinTokenInvalid, WrongCertificate, BrokerUnreachable. Nothing is kept then.
     """
     invitation = decode_join_token(token)
+    kept = settings.data / ENROLLMENT_FILE
+    if kept.exists() and kept.read_bytes() == msgspec.json.encode(invitation):
+        return
     certificates = {
         name: fetch_certificate(url, pin)
         for name, url, pin in (
@@ -43,7 +47,7 @@ def join(settings: RunnerSettings, token: str) -> None:
     make_private_folder(settings.data, TRAVERSE_ONLY_MODE)
     for name, certificate in certificates.items():
         atomic_write(settings.data / name, certificate)
-    atomic_write(settings.data / ENROLLMENT_FILE, msgspec.json.encode(invitation))
+    atomic_write(kept, msgspec.json.encode(invitation))
 
 
 def is_enrolled(settings: RunnerSettings) -> bool:
