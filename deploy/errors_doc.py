@@ -10,7 +10,8 @@ from schemas.retry_policy import FAILURES
 HEAD = """# Every error
 
 Made from `schemas/problems.py`, `schemas/retry_policy.py`, `edge/core/messages.py` and `deploy/errors_doc.py` by
-`just docs`; a test compares. Codes are a contract; texts are for people and may change.
+`just docs`; a test compares. Codes are a contract; texts are for people and may change. They come in the language of
+`Accept-Language`, English or Chinese, else in that of the key.
 
 A request that is refused wrote nothing. HTTP answers a problem document (RFC 9457), the gateway an `error` with the
 same code:
@@ -27,13 +28,14 @@ the digests of `asset_missing`. 429 and 503 carry `Retry-After` in seconds. A wr
 
 FAILURE_HEAD = """## A job that failed
 
-`error` of a Job: `{"code","message","blame","retryable","log_tail"}`; `message` is the image's or the host's own,
-`Job.message` one of the texts here, in the language of `Accept-Language`. `log_tail` has the last five lines that the
-attempt wrote to stderr, with control characters escaped; `lamplighter logs ID` prints all of it. `retryable` says
-whether `retry` may succeed with the same request: false where the input or the policy has to change first. `blame` says
-whose it is: the client's, the image's, the GPU's, the host's. The column "tried again" says what happens without a
-`retry` by the owner: `never`; `counted`, up to `policy.max_attempts`; `once`; or `free`, three times for faults of GPUs
-and ten times in all. Use `retry` to run an ended job again. An image's own code is kept, and classed by its exit code.
+`error` of a Job: `{"code","message","blame","retryable","log_tail"}`; `message` is the image's or the host's own, in
+the reader's language unless the image is somebody else's, `Job.message` one of the texts here. `log_tail` has the last
+five lines that the attempt wrote to stderr, with control characters escaped; `lamplighter logs ID` prints all of it.
+`retryable` says whether `retry` may succeed with the same request: false where the input or the policy has to change
+first. `blame` says whose it is: the client's, the image's, the GPU's, the host's. The column "tried again" says what
+happens without a `retry` by the owner: `never`; `counted`, up to `policy.max_attempts`; `once`; or `free`, three times
+for faults of GPUs and ten times in all. Use `retry` to run an ended job again. An image's own code is kept, and classed
+by its exit code.
 """
 
 WAITING_HEAD = """## A job that waits
@@ -57,15 +59,17 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
     "body_malformed": LocalizedText(
         "Send a JSON object, or a form as docs/api.md shows it", "请发送 JSON 或文档所示的表单"
     ),
-    "field_unknown": LocalizedText("Leave the named field out: it is misspelt or of another API", "请去掉未知字段"),
-    "unauthorized": LocalizedText("Send a key that exists and has not ended", "请使用有效的密钥"),
-    "forbidden": LocalizedText("Use a key with the scope that `detail` names", "请使用有该权限的密钥"),
-    "not_found": LocalizedText(
-        "Check the id; what belongs to another owner is not there either", "请检查编号是否属于您"
+    "field_unknown": LocalizedText(
+        "Leave the named field out: it is misspelt or of another API", "请去掉所指出的字段：拼写有误，或属于其他 API"
     ),
-    "endpoint_unknown": LocalizedText("Take a name from `GET /v1/endpoints`", "请从接口列表中选择任务类型"),
+    "unauthorized": LocalizedText("Send a key that exists and has not ended", "请使用有效的密钥"),
+    "forbidden": LocalizedText("Use a key with the scope that `detail` names", "请使用有 detail 中所写权限的密钥"),
+    "not_found": LocalizedText(
+        "Check the id; what belongs to another owner is not there either", "请检查编号；其他用户的内容也视为不存在"
+    ),
+    "endpoint_unknown": LocalizedText("Take a name from `GET /v1/endpoints`", "请从 GET /v1/endpoints 中选择任务类型"),
     "head_timeout": LocalizedText("Send the request again, its line and headers at once", "请重新发送请求"),
-    "conflict": LocalizedText("Take another id, or send the same body", "请更换任务编号"),
+    "conflict": LocalizedText("Take another id, or send the same body", "请更换编号，或发送相同的内容"),
     "job_final": LocalizedText(
         "Nothing is left to stop; use `retry` to run again what did not succeed", "任务已结束，未成功的可以重试"
     ),
@@ -73,29 +77,36 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
     "deadline_passed": LocalizedText("Submit again with a later deadline", "请设置新的截止时间后重新提交"),
     "asset_in_use": LocalizedText("Delete it once the jobs that name it have ended", "请等待相关任务结束后再删除"),
     "owner_deleting": LocalizedText("Wait until the owner's deletion is done", "请等待该用户的删除完成"),
-    "offset_mismatch": LocalizedText("Ask with HEAD and go on at `Upload-Offset`", "请用HEAD查询后从返回的位置继续"),
+    "offset_mismatch": LocalizedText("Ask with HEAD and go on at `Upload-Offset`", "请用 HEAD 查询后从返回的位置继续"),
     "tus_version": LocalizedText("Send the header `Tus-Resumable: 1.0.0`", "请发送请求头 Tus-Resumable: 1.0.0"),
-    "body_too_large": LocalizedText("Upload large things as assets and name their digest", "请先上传文件再引用摘要"),
+    "body_too_large": LocalizedText(
+        "Upload large things as assets and name their digest", "请先上传文件，再引用其哈希值"
+    ),
     "media_type_unknown": LocalizedText(
         "Send the `Content-Type` that `detail` names", "请使用 detail 中写明的 Content-Type"
     ),
     "input_invalid": LocalizedText(
-        "Correct the fields in `errors`; the schema is at `GET /v1/endpoints/{name}`", "请修改所列字段"
+        "Correct the fields in `errors`; the schema is at `GET /v1/endpoints/{name}`",
+        "请修改 errors 中的字段；schema 见 GET /v1/endpoints/{name}",
     ),
-    "asset_missing": LocalizedText("Upload the digests in `missing`, or submit with `await_input`", "请先上传所列文件"),
-    "digest_mismatch": LocalizedText("Hash the file again and upload it", "请重新计算摘要并上传"),
+    "asset_missing": LocalizedText(
+        "Upload the digests in `missing`, or submit with `await_input`",
+        "请先上传 missing 中的文件，或用 await_input 提交",
+    ),
+    "digest_mismatch": LocalizedText("Hash the file again and upload it", "请重新计算哈希值并上传"),
     "idempotency_mismatch": LocalizedText("Take a new Idempotency-Key for a new job", "新任务请使用新的请求编号"),
     "url_refused": LocalizedText(
-        "Upload the file, or ask the operator to allow the host (`outbound.allow`)", "请直接上传文件"
+        "Upload the file, or ask the operator to allow the host (`outbound.allow`)",
+        "请直接上传文件，或请管理员放行该主机（outbound.allow）",
     ),
     "upload_locked": LocalizedText("Try again in a second", "请一秒后重试"),
     "rate_limited": LocalizedText("Wait for `Retry-After` seconds", "请等待 Retry-After 秒后重试"),
     "quota_exceeded": LocalizedText(
-        "Let jobs end or delete files; the operator sets the quotas", "请等待任务结束或删除文件"
+        "Let jobs end or delete files; the operator sets the quotas", "请等待任务结束或删除文件；配额由管理员设置"
     ),
     "too_many_connections": LocalizedText(
         "Close streams, sockets or connections that you need no more; the operator sets the limits (`[server]`)",
-        "请关闭不再使用的连接",
+        "请关闭不再使用的连接；上限由管理员设置（[server]）",
     ),
     "head_too_large": LocalizedText("Send fewer or shorter headers, or a shorter URL", "请减少请求头或缩短网址"),
     "checksum_mismatch": LocalizedText("Send the piece again", "请重新发送该片段"),
@@ -116,7 +127,7 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
     "asset_gone": LocalizedText("Upload the file again, then `retry`", "请重新上传文件后重试"),
     "disk_exceeded": LocalizedText(
         "Submit a smaller input, or give the endpoint more `disk_mb`; the message has the figures",
-        "请减小输入或增大磁盘限额",
+        "请缩短或压缩输入，或为该任务类型调大 disk_mb；数值见错误信息",
     ),
     "internal": IMAGE_LOG,
     "output_missing": IMAGE_LOG,
@@ -124,20 +135,20 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
     "model_load_failed": IMAGE_LOG,
     "stalled": LocalizedText(
         "Raise `policy.stall_timeout_s` if it works in silence; else read the log",
-        "如程序本来就很久没有输出，请调大 stall_timeout_s；否则请查看日志",
+        "如程序本来就很久没有输出，请调大 policy.stall_timeout_s；否则请查看日志",
     ),
     "output_too_large": LocalizedText("Put large results into files, not into `data`", "请将大结果写入文件"),
     "out_of_memory": LocalizedText(
         "Submit a smaller input, or give the endpoint more memory", "请缩短或压缩输入，或为该任务类型分配更多内存"
     ),
     "execution_timeout": LocalizedText(
-        "Raise `policy.execution_timeout_s` or shorten the input", "请增大超时时间或缩短输入"
+        "Raise `policy.execution_timeout_s` or shorten the input", "请调大 policy.execution_timeout_s，或缩短输入"
     ),
     "gpu_lost": OPERATOR,
     "gpu_unhealthy": OPERATOR,
     "gpu_unsupported": LocalizedText("The operator builds the image for this GPU", "请管理员提供适配该显卡的镜像"),
     "cuda_oom": LocalizedText(
-        "Submit a smaller input; other programs may hold the GPU's memory", "请减小输入或释放显存"
+        "Submit a smaller input; other programs may hold the GPU's memory", "请缩短或压缩输入；其他程序可能占用了显存"
     ),
     "gpu_fault_repeated": OPERATOR,
     "host_lost": OPERATOR,
@@ -152,7 +163,7 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
 def problem_table() -> str:
     """Return the Markdown table of the codes with which requests are refused."""
     rows = [
-        f"| `{code}` | {row.status} | {row.title}<br>{messages.PROBLEM_TEXTS_ZH[code]} "
+        f"| `{code}` | {row.status} | {row.title}<br>{messages.PROBLEM_TITLES_ZH[code]} "
         f"| {_bilingual(PROBLEM_ADVICE[code])} |"
         for code, row in PROBLEM_TYPES.items()
     ]

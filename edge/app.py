@@ -12,7 +12,6 @@ from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from starlette.types import ASGIApp
 
-from edge.core.messages import Language, choose_language
 from edge.facades.gateway import gateway as gateway_route
 from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem_routes
@@ -28,7 +27,7 @@ from edge.http.middleware import (
     store_denial_cause,
 )
 from edge.http.openapi import complete_document, make_openapi_config
-from edge.http.problems import handle_exception
+from edge.http.problems import find_language, handle_exception
 from edge.http.proxied import ProxiedRequests
 from edge.http.request_body import JSON_BODY_LIMIT_BYTES
 from edge.http.routes import (
@@ -48,6 +47,7 @@ from edge.http.routes import (
 )
 from edge.http.routes.console import ConsoleSettings
 from edge.jobs.view import Asker
+from schemas.texts import Language
 
 MODULES = (
     *(jobs, job_actions, events, assets, uploads, webhooks, endpoints, hosts, keys, sessions, owners, health),
@@ -65,7 +65,7 @@ async def _provide_owner(request: AnyConnection, services: ServicesDep) -> str:
 
 async def _provide_language(request: AnyConnection, owner: OwnerDep) -> Language:
     del owner
-    return choose_language(request.headers.get("accept-language"), request.auth.language)
+    return find_language(request.scope)
 
 
 async def _provide_asker(request: AnyConnection, language: LanguageDep) -> Asker:

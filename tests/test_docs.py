@@ -40,7 +40,7 @@ def test_a_page_that_is_made_is_what_the_tables_say(page, made):
 
 
 def test_every_code_has_a_text_and_says_what_to_do():
-    assert set(errors_doc.PROBLEM_ADVICE) == set(messages.PROBLEM_TEXTS_ZH) == set(PROBLEM_TYPES)
+    assert set(errors_doc.PROBLEM_ADVICE) == set(messages.PROBLEM_TITLES_ZH) == set(PROBLEM_TYPES)
     assert set(errors_doc.FAILURE_ADVICE) == set(messages.FAILURE_TEXTS) == set(FAILURES)
 
 

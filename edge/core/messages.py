@@ -4,22 +4,20 @@ The Chinese texts of wait reasons and statuses must not change: clients of the g
 """
 
 from collections.abc import Mapping
-from enum import StrEnum
 from math import ceil
 from typing import NamedTuple
 
+from msgspec import structs
+
+from edge.core.host_texts_zh import HOST_TEXTS_ZH
+from edge.core.job_texts_zh import JOB_TEXTS_ZH
+from edge.core.refusal_texts_zh import REFUSALS_ZH
 from schemas.job import JobFailure
-from schemas.problems import ProblemError
+from schemas.problems import FieldError, Problem, ProblemError
 from schemas.status import Status, WaitReason
+from schemas.texts import Catalogue, Language
 
 DEFAULT_WAKE_S = 120.0  # the forecast until a wake was measured
-
-
-class Language(StrEnum):
-    """A language of the user texts; the value is its tag in `Accept-Language`."""
-
-    EN = "en"
-    ZH = "zh"
 
 
 class LocalizedText(NamedTuple):
@@ -53,35 +51,36 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     WaitReason.NOT_BEFORE: LocalizedText("Waiting for the time it was scheduled for", "等待预定时间"),
     WaitReason.BACKOFF: LocalizedText("An attempt failed; the next one follows shortly", "上次尝试失败，稍后自动重试"),
     WaitReason.NO_HOST: LocalizedText("No host that can run it has joined yet", "还没有可运行该任务的服务器接入"),
-    WaitReason.GPU_NONE: LocalizedText("No host has the GPU that it needs", "没有服务器具备该任务所需的GPU"),
+    WaitReason.GPU_NONE: LocalizedText("No host has the GPU that it needs", "没有服务器具备该任务所需的 GPU"),
     WaitReason.HOST_FAULT: LocalizedText(
-        "The GPU host does not start; its owner must look", "GPU服务器启动失败，需要管理员检查"
+        "The GPU host does not start; its owner must look", "GPU 服务器启动失败，需要管理员检查"
     ),
     WaitReason.HOST_BLOCKED: LocalizedText(
-        "The GPU host may not be switched on now", "GPU服务器暂时无法开机，任务继续排队"
+        "The GPU host may not be switched on now", "GPU 服务器暂时无法开机，任务继续排队"
     ),
     WaitReason.HOST_BOOTING: LocalizedText(
-        "GPU is booting, about {minutes} minutes", "GPU服务器正在启动，请等待约{minutes}分钟"
+        "GPU is booting, about {minutes} minutes", "GPU 服务器正在启动，请等待约 {minutes} 分钟"
     ),
     WaitReason.HOST_WAKING: LocalizedText(
         "GPU is starting, about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"
     ),
-    WaitReason.HOST_OFF: LocalizedText("GPU is off; the job waits about {minutes} minutes", "GPU已关机，正在等待开机"),
+    WaitReason.HOST_OFF: LocalizedText("GPU is off; the job waits about {minutes} minutes", "GPU 已关机，正在等待开机"),
     WaitReason.HOST_OFF_UNSWITCHED: LocalizedText(
         "Nobody can switch {host} on from here: start its runner",
-        "{host}已关机，且无法远程开机：请在该机器上启动runner",
+        "{host} 已关机，且无法远程开机：请在该机器上启动 runner",
     ),
-    WaitReason.PAUSED: LocalizedText("The GPU host takes no new jobs at the moment", "GPU服务器暂停接收新任务"),
+    WaitReason.PAUSED: LocalizedText("The GPU host takes no new jobs at the moment", "GPU 服务器暂停接收新任务"),
     WaitReason.ENGINE_AWAY: LocalizedText(
-        "Docker does not answer on the GPU host; the job waits until it does", "GPU服务器上的Docker没有响应，任务等待中"
+        "Docker does not answer on the GPU host; the job waits until it does",
+        "GPU 服务器上的 Docker 没有响应，任务等待中",
     ),
     WaitReason.IMAGE_MISSING: LocalizedText(
-        "The GPU host does not have the program's image", "GPU服务器上没有该程序的镜像，任务等待中"
+        "The GPU host does not have the program's image", "GPU 服务器上没有该程序的镜像，任务等待中"
     ),
-    WaitReason.GPU_UNHEALTHY: LocalizedText("The GPU is not healthy; the job waits", "GPU状态异常，任务等待中"),
-    WaitReason.GPU_BUSY_OWNER: LocalizedText("The GPU is in use by its owner", "GPU正被机主使用，任务等待中"),
+    WaitReason.GPU_UNHEALTHY: LocalizedText("The GPU is not healthy; the job waits", "GPU 状态异常，任务等待中"),
+    WaitReason.GPU_BUSY_OWNER: LocalizedText("The GPU is in use by its owner", "GPU 正被机主使用，任务等待中"),
     WaitReason.VRAM_SHORT: LocalizedText("Waiting for free GPU memory", "等待可用显存"),
-    WaitReason.DISK_SHORT: LocalizedText("The GPU host is short of disk space", "GPU服务器磁盘空间不足，任务等待中"),
+    WaitReason.DISK_SHORT: LocalizedText("The GPU host is short of disk space", "GPU 服务器磁盘空间不足，任务等待中"),
     WaitReason.QUOTA: LocalizedText("Waiting for your own earlier jobs", "您之前的任务尚未完成，任务排队中"),
     WaitReason.BEHIND: LocalizedText("Waiting for the jobs ahead of it", "前面还有任务，正在排队"),
 }
@@ -90,7 +89,7 @@ NEXT_IN_LINE_TEXT = LocalizedText("Next in line", "马上开始")  # BEHIND, wit
 
 FAILURE_TEXTS: Mapping[str, LocalizedText] = {
     "bad_job": LocalizedText("The job cannot be carried out as asked", "任务参数无效"),
-    "bad_input": LocalizedText("The input cannot be used", "输入无效"),
+    "bad_input": LocalizedText("The input cannot be used", "输入内容无法使用"),
     "unreadable_video": LocalizedText("The video cannot be read", "视频无法读取"),
     "unreadable_audio": LocalizedText("The audio cannot be read", "音频无法读取"),
     "no_face": LocalizedText("No face was found in the video", "视频中未检测到人脸"),
@@ -107,19 +106,19 @@ FAILURE_TEXTS: Mapping[str, LocalizedText] = {
     "output_too_large": LocalizedText("The result is too large to record", "结果过大，无法保存"),
     "out_of_memory": LocalizedText("The program ran out of memory", "内存不足"),
     "execution_timeout": LocalizedText("The job took longer than allowed", "任务执行超时"),
-    "gpu_lost": LocalizedText("The GPU was lost while the job ran", "任务执行中GPU掉线"),
-    "gpu_unhealthy": LocalizedText("The GPU is not usable", "GPU不可用"),
-    "gpu_unsupported": LocalizedText("The GPU cannot run this program", "GPU不支持该程序"),
+    "gpu_lost": LocalizedText("The GPU was lost while the job ran", "任务执行中 GPU 掉线"),
+    "gpu_unhealthy": LocalizedText("The GPU is not usable", "GPU 不可用"),
+    "gpu_unsupported": LocalizedText("The GPU cannot run this program", "GPU 不支持该程序"),
     "cuda_oom": LocalizedText("The GPU ran out of memory", "显存不足"),
-    "gpu_fault_repeated": LocalizedText("GPU faults ended the job again and again", "GPU反复故障，任务失败"),
-    "host_lost": LocalizedText("The GPU host was lost while the job ran", "任务执行中GPU服务器失联"),
-    "engine_error": LocalizedText("The GPU host could not start the program", "GPU服务器无法启动程序"),
-    "image_missing": LocalizedText("The GPU host does not have the program", "GPU服务器缺少程序镜像"),
-    "disk_full": LocalizedText("The GPU host's disk is full", "GPU服务器磁盘已满"),
+    "gpu_fault_repeated": LocalizedText("GPU faults ended the job again and again", "GPU 反复故障，任务失败"),
+    "host_lost": LocalizedText("The GPU host was lost while the job ran", "任务执行中 GPU 服务器失联"),
+    "engine_error": LocalizedText("The GPU host could not start the program", "GPU 服务器无法启动程序"),
+    "image_missing": LocalizedText("The GPU host does not have the program", "GPU 服务器缺少程序镜像"),
+    "disk_full": LocalizedText("The GPU host's disk is full", "GPU 服务器磁盘已满"),
     "host_fault_repeated": LocalizedText(
-        "Faults of GPU hosts ended the job again and again", "GPU服务器反复故障，任务失败"
+        "Faults of GPU hosts ended the job again and again", "GPU 服务器反复故障，任务失败"
     ),
-    "drained": LocalizedText("The GPU host was being shut down", "GPU服务器正在关闭"),
+    "drained": LocalizedText("The GPU host was being shut down", "GPU 服务器正在关闭"),
 }
 
 OTHER_FAILURE_TEXT = LocalizedText("The program failed: {code}", "程序错误：{code}")
@@ -130,35 +129,35 @@ HOST_OFF_TEXT = LocalizedText("GPU is off; the job waits about {minutes} minutes
 NOTICE_TEXTS: Mapping[str, LocalizedText] = {
     "host_waking": LocalizedText("GPU is starting, about {minutes} minutes", "任务已排队，请等待约{minutes}分钟"),
     "host_online": LocalizedText("The GPU host is online and takes jobs", "GPU服务器已上线，可以开始处理任务"),
-    "host_offline": LocalizedText("The GPU host is offline", "GPU服务器已离线"),
-    "host_blocked": LocalizedText("The GPU host may not be switched on now", "GPU服务器暂时无法开机"),
+    "host_offline": LocalizedText("The GPU host is offline", "GPU 服务器已离线"),
+    "host_blocked": LocalizedText("The GPU host may not be switched on now", "GPU 服务器暂时无法开机"),
     "host_fault": LocalizedText(
-        "The GPU host does not start; its owner must look", "GPU服务器启动失败，需要管理员检查"
+        "The GPU host does not start; its owner must look", "GPU 服务器启动失败，需要管理员检查"
     ),
-    "gpu_unhealthy": LocalizedText("A GPU is not healthy", "GPU状态异常"),
-    "gpu_recovered": LocalizedText("The GPU is healthy again", "GPU已恢复正常"),
-    "paused": LocalizedText("The GPU host takes no new jobs", "GPU服务器暂停接收新任务"),
-    "resumed": LocalizedText("The GPU host takes jobs again", "GPU服务器恢复接收任务"),
+    "gpu_unhealthy": LocalizedText("A GPU is not healthy", "GPU 状态异常"),
+    "gpu_recovered": LocalizedText("The GPU is healthy again", "GPU 已恢复正常"),
+    "paused": LocalizedText("The GPU host takes no new jobs", "GPU 服务器暂停接收新任务"),
+    "resumed": LocalizedText("The GPU host takes jobs again", "GPU 服务器恢复接收任务"),
 }
 
-# For the title and detail of a problem. In English the text is the detail itself.
-PROBLEM_TEXTS_ZH: Mapping[str, str] = {
-    "body_malformed": "消息格式错误",
+# The titles of problems. schemas/problems.py has the English ones.
+PROBLEM_TITLES_ZH: Mapping[str, str] = {
+    "body_malformed": "请求格式错误",
     "field_unknown": "包含未知字段",
     "unauthorized": "密钥无效，请检查密钥",
     "forbidden": "密钥没有此权限",
-    "not_found": "任务或文件不存在",
+    "not_found": "请求的内容不存在",
     "endpoint_unknown": "没有服务器提供该任务类型",
     "head_timeout": "请求头接收超时",
-    "conflict": "任务已存在，且内容不同",
+    "conflict": "编号已被其他请求使用",
     "job_final": "任务已结束",
     "job_not_final": "任务尚未结束",
     "deadline_passed": "任务的截止时间已过",
     "asset_in_use": "文件正被未结束的任务使用，无法删除",
     "owner_deleting": "该用户的数据正在删除",
     "offset_mismatch": "上传位置不一致，请先查询再继续",
-    "tus_version": "不支持该tus版本",
-    "body_too_large": "消息过大，文件请先上传",
+    "tus_version": "不支持该 tus 版本",
+    "body_too_large": "请求过大，文件请先上传",
     "media_type_unknown": "不支持该内容类型",
     "input_invalid": "参数无效",
     "asset_missing": "文件尚未上传",
@@ -175,6 +174,9 @@ PROBLEM_TEXTS_ZH: Mapping[str, str] = {
     "unavailable": "服务暂时不可用，请稍后再试",
     "store_full": "服务器存储空间已满",
 }
+
+# Every English sentence that a client may get and that no table above has by its key.
+CATALOGUE = Catalogue(REFUSALS_ZH, JOB_TEXTS_ZH, HOST_TEXTS_ZH)
 
 DELETED_TEXT = LocalizedText("Deleted", "删除成功")
 DELETE_FAILED_TEXT = LocalizedText("Not deleted: there is no such file", "删除失败：文件不存在")
@@ -213,12 +215,28 @@ def format_failure(error: JobFailure, language: Language) -> str:
     return FAILURE_TEXTS.get(error.code, OTHER_FAILURE_TEXT).render(language, code=error.code)
 
 
+def localize_error(error: JobFailure | None, language: Language) -> JobFailure | None:
+    """Return the error of a job with its message in `language`. A message that an image defines stays as it is."""
+    if error is None or language is Language.EN:
+        return error
+    return structs.replace(error, message=CATALOGUE.translate(error.message))
+
+
+def localize_problem(problem: Problem, language: Language) -> Problem:
+    """Return a problem document with its title, detail and field errors in `language`."""
+    if language is Language.EN:
+        return problem
+    errors = tuple(FieldError(error.path, CATALOGUE.translate(error.message)) for error in problem.errors)
+    detail = CATALOGUE.translate(problem.detail)
+    if errors and problem.detail == f"{errors[0].path}: {problem.errors[0].message}":
+        detail = f"{errors[0].path}：{errors[0].message}"
+    return structs.replace(problem, title=PROBLEM_TITLES_ZH[problem.code], detail=detail, errors=errors)
+
+
 def format_problem(problem: ProblemError, language: Language) -> str:
-    """Return the text of a problem: in English its detail, in Chinese its kind and the paths of the faulty fields."""
-    if language is not Language.ZH:
-        return problem.detail
-    paths = "".join(f" {error.path}" for error in problem.errors)
-    return f"{PROBLEM_TEXTS_ZH[problem.code]}{paths and '：' + paths.strip()}"
+    """Return the text of a problem: in English its detail, in Chinese its title and its detail."""
+    shown = localize_problem(problem.problem, language)
+    return shown.detail if language is Language.EN else f"{shown.title}：{shown.detail}"
 
 
 def format_notice(kind: str, language: Language, wake_s: float | None = None) -> str:

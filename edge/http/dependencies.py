@@ -15,7 +15,6 @@ from bus.interface import Bus, VersionedRecord
 from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService
 from edge.core.client_throttle import AuthFailureThrottle, ThrottledClientLog
-from edge.core.messages import Language
 from edge.core.signed_urls import UrlSigner
 from edge.core.trusted_proxies import TrustedProxies
 from edge.deletion import OwnerDeletionService
@@ -46,6 +45,7 @@ from edge.usage.report import UsageReports
 from edge.webhooks.dispatcher import WebhookServices
 from schemas.ids import JobKey, is_token
 from schemas.problems import ProblemError
+from schemas.texts import Language
 
 
 class EdgeServices(Struct, frozen=True, kw_only=True):

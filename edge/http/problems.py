@@ -12,8 +12,10 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
 from edge.core.error_handling import problem_for_known_error
+from edge.core.messages import choose_language, localize_problem
 from edge.core.validation import describe_allowed_values
 from schemas.problems import FieldError, ProblemError
+from schemas.texts import Language
 
 log = structlog.get_logger()
 
@@ -78,10 +80,10 @@ def problem_for_error(error: Exception, kinds: Mapping[str, Any] = MappingProxyT
     return ProblemError("internal", "the server failed to handle this request: its log has the cause")
 
 
-def _headers(problem: ProblemError, error: Exception) -> dict[str, str]:
+def _headers(problem: ProblemError, error: Exception, language: Language) -> dict[str, str]:
     retry_later = problem.problem.status in RETRY_LATER_STATUSES
     retry_after_s = problem.retry_after_s or (DEFAULT_RETRY_AFTER_S if retry_later else None)
-    headers = {"Retry-After": str(retry_after_s)} if retry_after_s else {}
+    headers = {"Content-Language": language.value, **({"Retry-After": str(retry_after_s)} if retry_after_s else {})}
     if problem.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     litestar_headers = error.headers if isinstance(error, HTTPException) and error.headers else {}
@@ -103,14 +105,26 @@ class ProblemResponse(NamedTuple):
 
 
 def make_problem_response(
-    error: Exception, path: str, kinds: Mapping[str, Any] = MappingProxyType({})
+    error: Exception,
+    path: str,
+    kinds: Mapping[str, Any] = MappingProxyType({}),
+    language: Language = Language.EN,
 ) -> ProblemResponse:
     """Return the response for `error` from a request for `path`. `kinds`: as in `problem_for_error`."""
     raised = problem_for_error(error, kinds)
     not_allowed = isinstance(error, HTTPException) and error.status_code == METHOD_NOT_ALLOWED
     status = METHOD_NOT_ALLOWED if not_allowed else raised.problem.status
-    problem = msgspec.structs.replace(raised.problem, instance=path, status=status)
-    return ProblemResponse(status, _headers(raised, error), msgspec.json.encode(problem))
+    problem = msgspec.structs.replace(localize_problem(raised.problem, language), instance=path, status=status)
+    return ProblemResponse(status, _headers(raised, error, language), msgspec.json.encode(problem))
+
+
+def find_language(scope: Mapping[str, Any]) -> Language:
+    """Return the language of an ASGI request: by `Accept-Language`, else the key's, else English.
+
+    Also for a request that failed before its key was known.
+    """
+    accept = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept-language"), None)
+    return choose_language(accept, getattr(scope.get("auth"), "language", None))
 
 
 def handle_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -118,7 +132,7 @@ def handle_exception(request: Request[Any, Any, Any], error: Exception) -> Respo
     handler = request.scope.get("route_handler")  # absent if no path matched
     parameters = handler.parsed_fn_signature.parameters if isinstance(handler, HTTPRouteHandler) else {}
     kinds = {name: parameter.annotation for name, parameter in parameters.items()}
-    response = make_problem_response(error, request.url.path, kinds)
+    response = make_problem_response(error, request.url.path, kinds, find_language(request.scope))
     return Response(
         response.body, status_code=response.status, headers=response.headers, media_type=response.media_type
     )

@@ -9,7 +9,6 @@ from msgspec import structs
 
 from bus.interface import BusError, JobFeed, VersionedRecord
 from edge.core import messages
-from edge.core.messages import Language
 from edge.core.signed_urls import SignUrl
 from edge.index.index import JobIndex
 from edge.jobs.eta import EtaEstimator
@@ -18,10 +17,11 @@ from edge.jobs.wait_reason import WaitReasons
 from schemas.job import Job, Output
 from schemas.job_view import FileView, JobUrls, JobView, OutputView, ProgressView
 from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status, WaitReason
+from schemas.texts import Language
 
 # The fields of the record that the view has under the same name.
 _COPIED_FIELDS = (
-    *("id", "owner", "endpoint", "status", "input", "error", "round", "attempt", "priority", "tags", "trace_id"),
+    *("id", "owner", "endpoint", "status", "input", "round", "attempt", "priority", "tags", "trace_id"),
     *("created_at", "queued_at", "started_at", "finished_at", "not_before", "deadline", "usage", "metrics"),
 )
 
@@ -77,6 +77,7 @@ class JobViewBuilder:
             revision=entry.revision,
             reason=reason,
             message=self._format_message(job, reason, position, asker.language),
+            error=messages.localize_error(job.error, asker.language),
             missing=tuple(f"sha256:{digest}" for digest in job.missing),
             queue_position=position,
             eta=self._eta.estimate(job, reason, position),

@@ -64,9 +64,10 @@ def collect_outputs(out: Path, limit_bytes: int | None = None) -> CollectedOutpu
         size = sum(_check_file(folder, name) for name in names)
         if limit_bytes is not None and size > limit_bytes:
             problem = (
-                f"the outputs are {to_mib(size)} MiB, holes included, and the job may use {to_mib(limit_bytes)} of disk"
+                f"the outputs are {to_mib(size)} MiB, holes included, "
+                f"and the job may use {to_mib(limit_bytes)} of disk: {REMEDY}"
             )
-            raise OutputRefused("disk_exceeded", f"{problem}: {REMEDY}")
+            raise OutputRefused("disk_exceeded", problem)
         files = tuple(out / name for name in names if name != OUTPUT_FILE)
         return CollectedOutput(_read_output_file(folder) if OUTPUT_FILE in names else {}, files)
     finally:

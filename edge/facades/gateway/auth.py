@@ -4,7 +4,7 @@ from anyio import fail_after
 from msgspec import Struct
 
 from edge.core.error_handling import translate_errors
-from edge.core.messages import Language, choose_language
+from edge.core.messages import choose_language
 from edge.facades.gateway.frames import AnySocket, receive_frame
 from edge.http.auth import authenticate_throttled, is_still_valid, read_credential, resolve_owner
 from edge.http.dependencies import EdgeServices
@@ -12,6 +12,7 @@ from edge.jobs.view import Asker
 from schemas.auth import ApiKey, Scope
 from schemas.gateway_protocol import EnvelopeType, read_frame
 from schemas.problems import ProblemError
+from schemas.texts import Language
 
 AUTH_TIMEOUT_S = 10.0
 

@@ -8,7 +8,6 @@ from msgspec import structs
 
 from edge.core import messages
 from edge.core.concurrency import gather_bounded
-from edge.core.messages import Language
 from edge.core.validation import input_invalid_problem
 from edge.facades.gateway.auth import SocketCaller
 from edge.facades.gateway.context import CommandContext
@@ -32,6 +31,7 @@ from schemas.ids import JobKey, is_token
 from schemas.job import Submission
 from schemas.job_view import JobView
 from schemas.problems import FieldError, ProblemError
+from schemas.texts import Language
 
 BATCH_JOBS_LIMIT = 1000  # jobs of one message
 CONCURRENT_SUBMITS_LIMIT = 16
@@ -151,7 +151,10 @@ def _batch_reply(
 ) -> Envelope:
     problems = [(index, one) for index, one in enumerate(results) if isinstance(one, ProblemError)]
     accepted = [one for one in results if isinstance(one, SubmittedJob)]
-    rejected = tuple(RejectedJobPayload(index=index, problem=one.problem) for index, one in problems)
+    rejected = tuple(
+        RejectedJobPayload(index=index, problem=messages.localize_problem(one.problem, caller.language))
+        for index, one in problems
+    )
     if not accepted:
         envelope = error_reply(context, problems[0][1], message, caller.language)
         return structs.replace(envelope, payload={"jobs": (), "rejected": rejected})

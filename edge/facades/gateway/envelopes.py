@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from edge.core import messages
-from edge.core.messages import DEFAULT_WAKE_S, Language
+from edge.core.messages import DEFAULT_WAKE_S
 from edge.facades.gateway.context import CommandContext, SubmitMetadata
 from edge.hosts.registry import HostNotice
 from edge.jobs.event_stream import ProgressEvent, StreamItem
@@ -25,6 +25,7 @@ from schemas.ids import JobKey
 from schemas.job_view import JobView
 from schemas.problems import ProblemError
 from schemas.status import FINAL_STATUSES, WAITING_STATUSES, Status
+from schemas.texts import Language
 
 HEYGEM_TASK = "heygem_submit"
 # Final states without success and without a failure on the job.

@@ -12,7 +12,6 @@ from litestar.types import ASGIApp
 
 from bus.interface import VersionedRecord
 from edge.core.error_handling import problem_for_known_error, translate_errors
-from edge.core.messages import Language
 from edge.facades.heygem.auth import authenticate_owner
 from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
 from edge.facades.heygem.mapping import (
@@ -41,6 +40,7 @@ from schemas.job import Job
 from schemas.job_view import JobView
 from schemas.problems import ProblemError
 from schemas.status import FINAL_STATUSES, Status
+from schemas.texts import Language
 
 # The vendor's server answers every method with 200; the code in the body says what is wrong.
 _any_method = partial(route, http_method=["GET", "POST", "PUT", "PATCH", "DELETE"], status_code=200)

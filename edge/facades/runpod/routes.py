@@ -17,7 +17,7 @@ from edge.facades.runpod import health as numbers
 from edge.facades.runpod.mapping import build_submission, id_and_status, job_output, job_status
 from edge.http.auth import require_scope
 from edge.http.dependencies import AnyRequest, AskerDep, EdgeServices, OwnerDep, ServicesDep, read_when_final
-from edge.http.problems import make_problem_response
+from edge.http.problems import find_language, make_problem_response
 from edge.http.request_body import read_json
 from edge.index.paging import PAGE_LIMIT, JobFilters
 from edge.jobs.view import Asker
@@ -208,12 +208,12 @@ async def _find_job(services: EdgeServices, owner: str, endpoint: str, job_id: s
 
 
 async def _view(services: EdgeServices, asker: Asker, entry: VersionedRecord) -> JobView:
-    return await services.job_views.build(entry, Asker(key_id=asker.key_id))  # RunPod's API is in English
+    return await services.job_views.build(entry, asker)
 
 
 def exception_handler(request: AnyRequest, error: Exception) -> Response[bytes]:
     """Return the problem document with RunPod's field `error`. The exception handler of the facade."""
-    response = make_problem_response(error, request.url.path)
+    response = make_problem_response(error, request.url.path, language=find_language(request.scope))
     problem = msgspec.json.decode(response.body)
     body = msgspec.json.encode({"error": problem["detail"], **problem})
     return Response(body, status_code=response.status, headers=response.headers, media_type="application/json")

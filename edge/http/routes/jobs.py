@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from litestar import MediaType, Response, delete, post, put
 from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter
 from litestar.types import ASGIApp
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from edge.core.error_handling import translate_errors
+from edge.core.messages import localize_problem
 from edge.http.auth import require_scope
 from edge.http.dependencies import (
     AnyRequest,
@@ -281,7 +282,8 @@ async def submit_jobs(
         services.jobs, owner, body.jobs, idempotency_key=idempotency_key, trace_id=request.headers.get("x-trace-id")
     )
     views = await services.job_views.build_page([accepted.entry for accepted in batch.accepted], asker)
-    return BatchView(views, list(batch.rejected))
+    rejected = [structs.replace(one, problem=localize_problem(one.problem, asker.language)) for one in batch.rejected]
+    return BatchView(views, rejected)
 
 
 ROUTES = (

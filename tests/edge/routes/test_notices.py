@@ -8,9 +8,10 @@ import anyio
 import pytest
 import websockets
 
-from edge.core.messages import NOTICE_TEXTS, Language, format_notice
+from edge.core.messages import NOTICE_TEXTS, format_notice
 from edge.hosts.registry import HostNotice
 from lamplighter.follow import SseParser
+from schemas.texts import Language
 from tests.edge.routes.test_events import socket_url
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for

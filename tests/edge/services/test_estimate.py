@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from bus.interface import RecordChange
-from edge.core.messages import DEFAULT_WAKE_S, Language
+from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.registry import WakeForecast
 from edge.jobs.eta import (
     RUNS_PER_ENDPOINT_LIMIT,
@@ -26,6 +26,7 @@ from schemas.host import GpuReport, HostCapabilities
 from schemas.job import AttemptUsage, Claim, Job, Output
 from schemas.job_view import Eta
 from schemas.status import Status, WaitReason
+from schemas.texts import Language
 from tests.support.edge_services import ECHO_ENDPOINT, FakeBusServicesRig
 
 TEN = collect_run_times(FinishedRun(float(seconds)) for seconds in (50, 10, 20, 30, 40))

@@ -3,7 +3,6 @@
 import anyio
 import pytest
 
-from edge.core.messages import Language
 from edge.jobs.event_stream import (
     EventStreams,
     LogEvent,
@@ -19,6 +18,7 @@ from schemas.feed import FeedPosition, LogEndMessage, LogMessage, ProgressMessag
 from schemas.job import Claim, Job, Output
 from schemas.job_view import JobView
 from schemas.lifecycle import next_record
+from schemas.texts import Language
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig
 
 

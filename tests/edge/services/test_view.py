@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from edge.core import messages
-from edge.core.messages import Language, LocalizedText, WaitInfo, choose_language
+from edge.core.messages import LocalizedText, WaitInfo, choose_language
 from edge.jobs.view import Asker
 from schemas import events as e
 from schemas.feed import FeedPosition, ProgressMessage
@@ -13,6 +13,7 @@ from schemas.job import Job, JobFailure, Output, OutputFile
 from schemas.job_view import FileView, JobUrls, JobView, ProgressView
 from schemas.retry_policy import FAILURES
 from schemas.status import Status, WaitReason
+from schemas.texts import Language
 from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig
 
 
@@ -123,16 +124,16 @@ def test_the_texts_of_the_protocol_are_exact() -> None:
         (WaitInfo(WaitReason.BEHIND, ahead=0), "Next in line", "马上开始"),
         (WaitInfo(WaitReason.BEHIND, ahead=1), "Waiting for the jobs ahead of it", "前面还有任务，正在排队"),
         (WaitInfo(WaitReason.QUOTA, ahead=0), "Waiting for your own earlier jobs", "您之前的任务尚未完成，任务排队中"),
-        (WaitInfo(WaitReason.HOST_OFF, 61.0), "GPU is off; the job waits about 2 minutes", "GPU已关机，正在等待开机"),
+        (WaitInfo(WaitReason.HOST_OFF, 61.0), "GPU is off; the job waits about 2 minutes", "GPU 已关机，正在等待开机"),
         (
             WaitInfo(WaitReason.HOST_OFF_UNSWITCHED, host="gpu-1"),
             "Nobody can switch gpu-1 on from here: start its runner",
-            "gpu-1已关机，且无法远程开机：请在该机器上启动runner",
+            "gpu-1 已关机，且无法远程开机：请在该机器上启动 runner",
         ),
         (
             WaitInfo(WaitReason.IMAGE_MISSING),
             "The GPU host does not have the program's image",
-            "GPU服务器上没有该程序的镜像，任务等待中",
+            "GPU 服务器上没有该程序的镜像，任务等待中",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from tests.support.wait import wait_for
 ACCEPTED = {"code": 10000, "data": {}, "msg": 10000, "success": True}
 WAITING = {
     "code": "code-1",
-    "msg": "gpu-1已关机，且无法远程开机：请在该机器上启动runner",
+    "msg": "gpu-1 已关机，且无法远程开机：请在该机器上启动 runner",
     "progress": 0,
     "result": "",
     "status": 1,

@@ -1,0 +1,62 @@
+"""The Chinese of the sentences about hosts: why a host changed its power state, and what a power driver reported."""
+
+from collections.abc import Mapping
+
+HOST_TEXTS_ZH: Mapping[str, str] = {
+    "quiet hours": "免打扰时段",
+    "its owner wants it off": "机主要求关机",
+    "its owner wants it off until {time}": "机主要求关机，直到 {time}",
+    "its daily budget is used up": "当日预算已用完",
+    "its owner wants it on": "机主要求开机",
+    "a job waits for it": "有任务在等待它",
+    "it came on by itself": "自行开机",
+    "not seen yet": "尚未出现",
+    "its runner answers and is in use": "其 runner 有响应，正在使用",
+    "a job is recorded as running there": "记录显示有任务在其上运行",
+    "its runner answers": "其 runner 有响应",
+    "its heartbeats stopped": "心跳已停止",
+    "it is off": "已关机",
+    "it powered off by itself": "自行关机",
+    "it is needed again": "再次需要",
+    "no job waits for it any more": "不再有任务等待它",
+    "the fault was acknowledged": "故障已确认",
+    "no capacity: {message}": "没有可用资源：{message}",
+    "cannot be powered on: {message}": "无法开机：{message}",
+    "no heartbeat, not even after a power cycle": "重新上电后仍没有心跳",
+    "no heartbeat in time: one power cycle": "未按时收到心跳：重新上电一次",
+    "there is capacity again": "资源已恢复",
+    "its power driver reports that it is on": "电源驱动报告已开机",
+    "nothing to do": "空闲",
+    "its heartbeats stopped while it drained": "排空期间心跳停止",
+    "it is drained": "已排空",
+    "its runner is not drained": "其 runner 尚未排空",
+    "cannot be powered off: {message}": "无法关机：{message}",
+    "it did not power off in time": "未按时关机",
+    "jobs wait for it, and its runner answers": "有任务在等待它，且其 runner 有响应",
+    "the power driver did not answer in {limit} s": "电源驱动在 {limit} 秒内没有响应",
+    "{message}; run it by hand to see why": "{message}；请手动运行以查看原因",
+    "{program} cannot be run ({why}): correct the host's argv": "无法运行 {program}（{why}）：请更正该服务器的 argv",
+    "{url} does not answer ({why}): is it up?": "{url} 没有响应（{why}）：请确认其已启动",
+    "{url} answered {status}: see its log": "{url} 返回 {status}：请查看其日志",
+    "{node} is still stopping: the call is repeated later": "{node} 仍在关机：稍后会再次调用",
+    "{provider} did not start {node}: check it in the provider's console": (
+        "{provider} 没有启动 {node}：请在服务商的控制台检查"
+    ),
+    "{provider} did not stop {node}: check it in the provider's console": (
+        "{provider} 没有停止 {node}：请在服务商的控制台检查"
+    ),
+    "{provider} has no node {node}: correct `node`": "{provider} 没有节点 {node}：请更正 node",
+    "{provider} rejects the key in {variable}": "{provider} 拒绝了 {variable} 中的密钥",
+    "the variable {name} is not set: put the cloud's key there": "未设置变量 {name}：请将云服务的密钥放入其中",
+    'the reply is not {{"state": …}}: {why}': '返回内容不是 {{"state": …}}：{why}',
+    "the power driver reports no capacity": "电源驱动报告没有可用资源",
+    "no relay is connected for {host}: start `lamplighter relay` there": (
+        "{host} 没有连接的 relay：请在其所在网络启动 lamplighter relay"
+    ),
+    "no packet to {address} ({why}): is the edge on the host's network?": (
+        "无法向 {address} 发送数据包（{why}）：请确认 edge 与该服务器在同一网络"
+    ),
+    "it failed without a message: see its log": "出错但没有说明：请查看其日志",
+    "the relay: {message}": "relay：{message}",
+    'the relay\'s reply is not {{"state": …}}: {why}': 'relay 的返回内容不是 {{"state": …}}：{why}',
+}
