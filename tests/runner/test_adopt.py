@@ -22,6 +22,7 @@ from schemas.events import Adopted, AttemptReleased, JobRecord, Started, Submitt
 from schemas.feed import FeedMessage, LogMessage, ProgressMessage
 from schemas.ids import JobKey
 from schemas.job import Claim, Job, OutputFile
+from schemas.lifecycle import next_record
 from schemas.status import Status
 from tests.runner.warm_programs import wait_for_start_line, warm_endpoint
 from tests.support.fake_engine import FakeContainer
@@ -142,6 +143,21 @@ async def test_a_container_that_never_ran_costs_nothing(world: RunnerEnvironment
         await world.wait_until_clean()
     assert (ended.status, ended.attempt, ended.charged_attempts) == (Status.SUCCEEDED, 2, 0)
     assert ended.free_releases == {"host_lost": 1}
+
+
+async def test_a_container_that_never_ran_is_removed_if_its_attempt_was_released_already(
+    world: RunnerEnvironment,
+) -> None:
+    left = await left_running(world)
+    entry = await world.edge.job_store.read(left.key)
+    assert entry is not None
+    released = next_record(left, AttemptReleased("host_lost"), datetime.now(UTC))
+    await world.edge.job_store.update(left.key, released, entry.revision)
+    box_of(world, left, "created")
+    async with world.run_runner():
+        ended = await world.wait_until_ended(left.key)
+        await world.wait_until_clean()
+    assert (ended.status, ended.attempt, ended.free_releases) == (Status.SUCCEEDED, 2, {"host_lost": 1})
 
 
 async def test_a_container_that_is_gone_costs_nothing(world: RunnerEnvironment) -> None:

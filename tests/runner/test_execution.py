@@ -414,6 +414,11 @@ async def test_a_slot_is_free_before_the_record_only_if_the_container_has_exited
         assert runner.host.slots.free == free
         gate.set()
         ended = await (world.wait_until_ended(key) if starts else world.wait_for_event(key, AttemptReleased))
+
+        async def is_free() -> bool:
+            return runner.host.slots.free == 1
+
+        await wait_for(is_free)
     assert ended.status is (Status.SUCCEEDED if starts else Status.QUEUED)
 
 

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -222,3 +223,118 @@ async def test_a_name_is_asked_for_once_and_anew_when_the_asset_was_deleted(tmp_
     await cache.drop([sha256_of(A)])
     await cache.filename_suffix("ann", sha256_of(A))
     assert len(source.asked_about) == 3
+
+
+async def test_a_file_fetched_ahead_is_there_for_its_job(
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
+) -> None:
+    cache = cache_of(tmp_path, source)
+    await cache.prefetch("ann", sha256_of(A))
+    await cache.prefetch("ann", sha256_of(A))
+    assert source.fetched == [sha256_of(A)]
+    await cache.stage("ann", sha256_of(A), job("1"))
+    assert source.fetched == [sha256_of(A)]
+
+
+async def test_a_failed_download_takes_no_room(
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
+) -> None:
+    cache = cache_of(tmp_path, source, max_bytes=2000)
+    source.fault = EdgeUnavailable("cut")
+    with pytest.raises(EdgeUnavailable):
+        await cache.prefetch("ann", sha256_of(A))
+    await cache.prefetch("ann", sha256_of(B))
+    await cache.prefetch("ann", sha256_of(C))
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted([sha256_of(B), sha256_of(C)])
+
+
+async def test_an_asset_deleted_during_its_download_does_not_stay(tmp_path: Path, source: FakeAssetFetch) -> None:
+    cache = cache_of(tmp_path, source)
+    source.gate = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cache.prefetch, "ann", sha256_of(A))
+        await source.asked.wait()
+        (tmp_path / "cache" / sha256_of(A)).with_suffix(".part").unlink(missing_ok=True)
+        tasks.start_soon(cache.drop, [sha256_of(A)])
+        await anyio.wait_all_tasks_blocked()
+        source.gate.set()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+async def test_a_name_is_forgotten_with_its_asset_though_no_file_is_here(tmp_path: Path) -> None:
+    source = FakeAssetFetch(A, B)
+    cache = cache_of(tmp_path, source)
+    for body in (A, B):
+        await cache.filename_suffix("ann", sha256_of(body))
+    await cache.drop([sha256_of(A)])
+    for body in (A, B):
+        await cache.filename_suffix("ann", sha256_of(body))
+    assert source.asked_about == [("ann", sha256_of(A)), ("ann", sha256_of(B)), ("ann", sha256_of(A))]
+
+
+async def test_a_few_names_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.assets.cache._INFO_LIMIT", 2)
+    source = FakeAssetFetch(A, B, C)
+    cache = cache_of(tmp_path, source)
+    for body in (A, B, A, C, C, A):
+        await cache.filename_suffix("ann", sha256_of(body))
+    assert [digest for _, digest in source.asked_about] == [sha256_of(body) for body in (A, B, C, A)]
+
+
+def test_a_damaged_file_is_removed_where_it_is_found(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path)
+    shelf.part_path(sha256_of(A)).write_bytes(A)
+    shelf.add(sha256_of(A))
+    assert shelf.contains(sha256_of(A))
+    path = tmp_path / "cache" / sha256_of(A)
+    path.chmod(0o644)
+    path.write_bytes(B)
+    assert not shelf.contains(sha256_of(A))
+    assert not path.exists()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut must not leave the name and no bytes."""
+    shelf, synced, fsync = shelf_of(tmp_path), [], os.fsync
+    shelf.part_path(sha256_of(A)).write_bytes(A)
+
+    def record(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, shelf.contains(sha256_of(A))))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    shelf.add(sha256_of(A))
+    assert synced == [(f"{sha256_of(A)}.part", False)]
+
+
+async def test_a_link_that_fails_for_another_reason_is_not_a_copy(
+    tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "link", no_room)
+    with pytest.raises(OSError, match="no space"):
+        await cache_of(tmp_path, source).stage("ann", sha256_of(A), job("1"))
+    assert not job("1").exists()
+
+
+@pytest.mark.parametrize(("free", "fits"), [(3499, False), (3500, True)])
+def test_what_has_arrived_of_a_download_needs_no_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
+) -> None:
+    shelf = shelf_of(tmp_path, reserve=500)
+    shelf.part_path(sha256_of(B)).write_bytes(bytes(3000))
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+    if fits:
+        shelf.make_room({sha256_of(B): 6000}, set())
+    else:
+        with pytest.raises(DiskShort, match="1 bytes short"):
+            shelf.make_room({sha256_of(B): 6000}, set())
+
+
+def test_the_mark_of_a_verified_file_by_hand() -> None:
+    """Another formula would have every file of an older cache hashed again."""
+    assert verification_mtime_ns("0000001" + "0" * 57, 5) == (16 + 5) * 10**9
+    assert verification_mtime_ns("ffffffff" + "0" * 56, 1) == 0
+    assert verification_mtime_ns("7fffffff" + "f" * 56, 0) == (2**31 - 1) * 10**9

@@ -11,7 +11,6 @@ from schemas.retry_policy import (
     DRAINED_CODE,
     FAILURES,
     FREE_RELEASE_LIMIT,
-    GPU_FREE_RELEASE_LIMIT,
     FailureClass,
     RetryRule,
     classify_failure,
@@ -81,15 +80,21 @@ def test_memory_gets_one_retry_however_many_attempts_are_left():
 
 def test_gpu_faults_are_free_three_times():
     assert isinstance(
-        decide(make_job(Status.RUNNING, free_releases={"gpu_lost": GPU_FREE_RELEASE_LIMIT - 1}), "gpu_unhealthy"),
+        decide(make_job(Status.RUNNING, free_releases={"gpu_lost": 2}), "gpu_unhealthy"),
         AttemptReleased,
     )
     ended = decide(make_job(Status.RUNNING, free_releases={"gpu_lost": 2, "gpu_unhealthy": 1}), "gpu_lost")
     assert (ended.error.code, ended.error.blame) == ("gpu_fault_repeated", Blame.GPU)
     assert isinstance(
-        decide(make_job(Status.RUNNING, free_releases={"gpu_lost": GPU_FREE_RELEASE_LIMIT}), "host_lost"),
+        decide(make_job(Status.RUNNING, free_releases={"gpu_lost": 3}), "host_lost"),
         AttemptReleased,
     )
+
+
+def test_releases_for_other_reasons_leave_a_gpu_fault_its_own():
+    """An image's own code may stand among the releases: it has no row."""
+    subject = make_job(Status.RUNNING, free_releases={"host_lost": 3, DRAINED_CODE: 3, "too_dark": 3})
+    assert isinstance(decide(subject, "gpu_lost"), AttemptReleased)
 
 
 def test_ten_free_releases_in_all():
@@ -130,6 +135,32 @@ def test_an_images_own_code_takes_the_class_of_its_exit():
     own = classify_failure("too_dark", FailureClass(Blame.CLIENT, RetryRule.NEVER))
     ended = decide(make_job(Status.RUNNING), "too_dark", own)
     assert (ended.error.code, ended.error.blame) == ("too_dark", Blame.CLIENT)
+
+
+@pytest.mark.parametrize(
+    ("tries", "jitter", "delay_s"),
+    [(0, 0.0, 2.0), (1, 0.0, 4.0), (0, 0.5, 3.0), (7, 0.0, 256.0), (8, 0.0, 300.0), (99, 0.5, 450.0)],
+)
+def test_the_backoff_by_hand(tries, jitter, delay_s):
+    assert retry_backoff(tries, jitter) == timedelta(seconds=delay_s)
+
+
+def test_no_backoff_ends_after_its_limit():
+    assert timedelta(seconds=599) < retry_backoff(10_000, 0.999) < JITTERED_BACKOFF_LIMIT == timedelta(seconds=600)
+
+
+@pytest.mark.parametrize(
+    ("code", "before", "delay_s"),
+    [
+        ("internal", {}, 3.0),
+        ("internal", {"charged_attempts": 1, "free_releases": {"gpu_lost": 2}}, 6.0),
+        ("gpu_lost", {"charged_attempts": 1}, 3.0),
+        ("gpu_lost", {"charged_attempts": 1, "free_releases": {"gpu_lost": 1, "host_lost": 1}}, 12.0),
+    ],
+)
+def test_a_release_waits_longer_after_each_of_its_kind(code, before, delay_s):
+    released = decide(make_job(Status.RUNNING, policy=Policy(max_attempts=9), **before), code, jitter=0.5)
+    assert released.not_before == NOW + timedelta(seconds=delay_s)
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))

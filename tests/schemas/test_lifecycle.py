@@ -170,6 +170,30 @@ def test_success_keeps_output_usage_and_log():
     assert (done.output.data, done.usage.run_s, done.log, done.finished_at) == ({"text": "hi"}, 1.5, "f" * 64, LATER)
 
 
+@pytest.mark.parametrize("end", [e.Cancelled(), e.Failed(make_failure()), e.Succeeded(Output())])
+def test_an_end_that_says_nothing_of_usage_log_and_metrics_keeps_what_is_recorded(end):
+    kept = {"usage": AttemptUsage(run_s=2.0), "log": "f" * 64, "metrics": (JobMetric("fps", 1.0),)}
+    done = apply_event(make_job(S.CANCELLING, **kept), end, LATER)
+    assert (done.finished_at, done.usage, done.log, done.metrics) == (LATER, *kept.values())
+
+
+def test_a_release_ends_a_job_that_is_being_cancelled():
+    done = apply_event(make_job(S.CANCELLING), e.AttemptReleased("internal", charged=True, not_before=LATER), LATER)
+    assert (done.status, done.finished_at) == (S.CANCELLED, LATER)
+    assert (done.charged_attempts, done.backoff_until) == (0, None)
+
+
+def test_a_released_job_waits_in_the_queue_from_then_on():
+    assert apply_event(make_job(S.RUNNING, queued_at=NOW), e.AttemptReleased("internal"), LATER).queued_at == LATER
+
+
+def test_an_illegal_event_says_which_job_and_why():
+    with pytest.raises(IllegalTransition) as caught:
+        apply_event(make_job(S.QUEUED), e.Started(make_claim(2)), LATER)
+    assert str(caught.value) == "Started on queued job ada/j1 round 1: the next attempt is 1"
+    assert (caught.value.job, caught.value.event) == (make_job(S.QUEUED), e.Started(make_claim(2)))
+
+
 def test_reprioritised_moves_the_pointer_to_another_subject():
     moved = apply_event(make_job(S.QUEUED, priority=Priority.LOW), e.Reprioritised(Priority.NORMAL), LATER)
     assert moved.pointer.priority is Priority.NORMAL
