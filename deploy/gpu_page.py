@@ -1,4 +1,4 @@
-"""Write the output of `pytest -m gpu` on this machine into docs/gpu.md, with date, card and driver. Run: just gpu-page.
+"""Write the output of `pytest -m gpu` on this machine into docs/gpu.md, with date, GPU and driver. Run: just gpu-page.
 
 If this machine has the image of HeyGem's vendor, the output of the selfcheck is added.
 """
@@ -19,12 +19,12 @@ TESTS = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-rA", "--color=no",
 HEYGEM_BASES = ("guiji2025/duix.avatar", "guiji2025/duix.avatar-5090")  # HEYGEM_BASE names another
 
 
-def with_output(page: str, at: datetime, cards: str, output: str, heygem: str = "") -> str:
+def with_output(page: str, at: datetime, gpus: str, output: str, heygem: str = "") -> str:
     """Return the page with everything below its mark replaced by this output, followed by the section `heygem`."""
     head, mark, _ = page.partition(MARK)
     if not mark:
         raise ValueError(f"{PAGE.name} has lost its mark: {MARK.strip()}")
-    said = f"On {at:%Y-%m-%d}, with:\n\n```text\n{cards.strip()}\n```\n\n`pytest -m gpu` said:\n\n```text\n"
+    said = f"On {at:%Y-%m-%d}, with:\n\n```text\n{gpus.strip()}\n```\n\n`pytest -m gpu` said:\n\n```text\n"
     return f"{head}{mark}\n{said}{output.strip()}\n```\n{heygem}"
 
 
@@ -47,16 +47,16 @@ def _has_image(image: str) -> bool:
 
 
 def main() -> int:
-    """Run the tests and write the page. Return the tests' exit code, or 2 if there is no card."""
+    """Run the tests and write the page. Return the tests' exit code, or 2 if there is no GPU."""
     try:
-        cards = subprocess.run(GPU_QUERY, capture_output=True, text=True, check=True).stdout
+        gpus = subprocess.run(GPU_QUERY, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"no card to write about: {error}; run this on a machine with an NVIDIA card and its driver")
+        print(f"no GPU to write about: {error}; run this on a machine with an NVIDIA GPU and its driver")
         return 2
     environ: Mapping[str, str] = os.environ | {"REQUIRE_GPU": "1"}
     done = subprocess.run(TESTS, capture_output=True, text=True, check=False, env=environ, cwd=PAGE.parents[1])
     output = done.stdout.replace(str(PAGE.parents[1]), ".")
-    PAGE.write_text(with_output(PAGE.read_text(), datetime.now(UTC), cards, output, heygem_section(environ)))
+    PAGE.write_text(with_output(PAGE.read_text(), datetime.now(UTC), gpus, output, heygem_section(environ)))
     print(f"{PAGE.name} says now what the tests said (exit {done.returncode})")
     return done.returncode
 

@@ -1,7 +1,7 @@
 """`images/heygem/selfcheck BASE`: what is assumed of the vendor's image, against the image itself, and one job in it.
 
 Builds our layer on BASE, starts a container with the runner's own engine (read-only root, not root, no network, no
-capabilities, the limits of endpoint.toml, one card where there is one) whose program is survey.py instead of main.py,
+capabilities, the limits of endpoint.toml, one GPU where there is one) whose program is survey.py instead of main.py,
 and reads the facts that it tells.
 """
 
@@ -98,7 +98,7 @@ def _judge_frame_counter(ran: SelfcheckRun) -> tuple[Any, bool | None]:
 
 
 def _judge_driver_libraries(ran: SelfcheckRun) -> tuple[Any, bool | None]:
-    """Judge the driver libraries. With a card, the container toolkit mounts the host's; without, there must be none."""
+    """Judge the driver libraries. With a GPU, the container toolkit mounts the host's; without, there must be none."""
     found = ran.facts.get("driver_libraries", [])
     return found, None if ran.gpus else not found
 
@@ -170,7 +170,7 @@ def samples(folder: Path) -> tuple[Path, Path]:
 
 
 def list_gpus() -> tuple[str, ...]:
-    """Return the UUIDs of the host's cards; empty without a driver."""
+    """Return the UUIDs of the host's GPUs; empty without a driver."""
     if shutil.which(LIST_CARDS[0]) is None:
         return ()
     done = subprocess.run(LIST_CARDS, capture_output=True, text=True, check=False)

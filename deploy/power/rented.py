@@ -1,7 +1,7 @@
 """Power a rented GPU box on or off by its provider's API: `rented.py compshare|autodl on|off|state`.
 
 It follows the exit contract of the `command` driver. `on` and `off` exit with 0 if the order was accepted or there was
-nothing to do, 75 if the provider has no free card, and otherwise 1 with the reason in the last line. `state` prints one
+nothing to do, 75 if the provider has no free GPU, and otherwise 1 with the reason in the last line. `state` prints one
 word. The state is read before an order is sent, because neither provider promises that repeated orders are harmless.
 Uses the standard library only.
 

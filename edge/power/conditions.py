@@ -236,14 +236,14 @@ def is_empty(case: PowerCase) -> bool:
     return facts.active_jobs == 0 and (facts.heartbeat is None or facts.heartbeat.unfinished_jobs == 0)
 
 
-def is_draining(case: PowerCase) -> bool:
-    """Return whether the runner accepts no new jobs, and none is left."""
+def reports_drained(case: PowerCase) -> bool:
+    """Return whether the heartbeat says that the runner accepts no new jobs, and that none is left."""
     return case.facts.heartbeat is not None and case.facts.heartbeat.draining and is_empty(case)
 
 
 def is_drained(case: PowerCase) -> bool:
-    """Return whether `is_draining` holds, and belongs to the current drain."""
-    return is_draining(case) and case.facts.absence_counts and case.facts.in_state_s >= DRAIN_SETTLE_S
+    """Return whether `reports_drained` holds, and belongs to the current drain."""
+    return reports_drained(case) and case.facts.absence_counts and case.facts.in_state_s >= DRAIN_SETTLE_S
 
 
 def is_fault_acknowledged(case: PowerCase) -> bool:

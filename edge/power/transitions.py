@@ -28,7 +28,7 @@ class PowerTransition(NamedTuple):
 START, STOP = PowerVerb.START, PowerVerb.STOP
 WAKE_ALLOWED = all_of(c.is_wake_wanted, unless(c.is_prohibited))
 WORK_ALLOWED = all_of(c.is_needed, unless(c.is_prohibited))
-RUNNER_IN_USE = all_of(c.is_heartbeating, c.any_of(WORK_ALLOWED, unless(c.is_draining)))
+RUNNER_IN_USE = all_of(c.is_heartbeating, c.any_of(WORK_ALLOWED, unless(c.reports_drained)))
 CALL_DONE, CALL_NO_CAPACITY, CALL_FAILED = (
     c.is_call_done,
     c.call_ended_with(PowerCallOutcome.NO_CAPACITY),
@@ -94,7 +94,7 @@ TRANSITIONS: Mapping[S, Sequence[PowerTransition]] = {
         PowerTransition(c.is_reported_off, S.OFF, IS_OFF),
         PowerTransition(all_of(unless(CALL_DONE), c.is_heartbeating, WORK_ALLOWED), S.ONLINE, NEEDED_AGAIN),
         PowerTransition(
-            all_of(unless(CALL_DONE), c.is_heartbeating, unless(c.is_draining)),
+            all_of(unless(CALL_DONE), c.is_heartbeating, unless(c.reports_drained)),
             S.DRAINING,
             "its runner is not drained",
         ),

@@ -30,7 +30,7 @@ def test_without_a_card_nothing_is_written(monkeypatch: pytest.MonkeyPatch, caps
     before = PAGE.read_text()
     assert gpu_page.main() == 2
     assert PAGE.read_text() == before
-    assert "no card to write about" in capsys.readouterr().out
+    assert "no GPU to write about" in capsys.readouterr().out
 
 
 def test_heygems_selfcheck_is_on_the_page_where_its_image_is(monkeypatch: pytest.MonkeyPatch):

@@ -21,9 +21,9 @@ class FailureRule(NamedTuple):
     advice: str
 
 
-LESS = "lower HEYGEM_BATCH_SIZE, set HEYGEM_SHARPEN=never, or use a card with more memory"
-DRIVER = "the card, its driver and this image do not fit together: see README.md"
-OTHER_BASE = "this image has no code for the card: build on the base for its generation, see README.md"
+LESS = "lower HEYGEM_BATCH_SIZE, set HEYGEM_SHARPEN=never, or use a GPU with more memory"
+DRIVER = "the GPU, its driver and this image do not fit together: see README.md"
+OTHER_BASE = "this image has no code for the GPU: build on the base for its generation, see README.md"
 FACE = "send a video that shows one face only; if it does, build with the larger detector: see DETECTOR in README.md"
 OUR_FILE = "it could not use a file that this worker wrote for it: the disk may be full, or its ffmpeg or ffprobe fail"
 AGAIN = "HeyGem blocked; a new container usually gets past it"

@@ -18,7 +18,7 @@ class WorkerSettings(NamedTuple):
     stall_s: limit without a new frame, stage or byte. It is below the runner's 180 s, so that we can name the cause.
     base_s + per_audio_s x seconds of audio: limit for the vendor's work on a job. The slowest reported run took 7.4 s
     for each second of audio (RTX 50 with GFPGAN).
-    batch_size: frames that the card processes at once; a smaller batch needs less memory.
+    batch_size: frames that the GPU processes at once; a smaller batch needs less memory.
     sharpen: "never" keeps the vendor from sharpening blurred faces (GFPGAN); with "auto" the vendor decides.
     label: text that is burnt into every result; empty for no label. label_font: path of its font file.
     """

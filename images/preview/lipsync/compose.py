@@ -19,7 +19,7 @@ from .scan import Scan
 _BOX, _WINDOW = 1.2, 1.6  # sides of the box, in face widths, and of the window, in mouth widths
 _USUAL = 0.98  # the box fits this share of the pictures, so that a glitch of the tracker does not make it large
 _SMALLEST = 32
-_PIXELS = {"cpu": 600_000, "cuda": 8_000_000}  # box pixels in a batch: fit the CPU's cache, keep a card busy
+_PIXELS = {"cpu": 600_000, "cuda": 8_000_000}  # box pixels in a batch: fit the CPU's cache, keep a GPU busy
 _MOST = 24  # pictures in a batch; all of them are in memory at once
 
 

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class WorkerPool:
-    """Threads that are kept between calls. `count`: 1 if a card does the work."""
+    """Threads that are kept between calls. `count`: 1 if a GPU does the work."""
 
     def __init__(self, count: int) -> None:
         self._count = count
