@@ -45,7 +45,7 @@ from edge.jobs.wait_reason import WaitReasons
 from edge.outbound.url_policy import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
-from edge.owners.quotas import OwnerQuotas, StreamLimiter
+from edge.owners.quotas import OwnerQuotas, RequestLimiter, StreamLimiter
 from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
@@ -160,6 +160,7 @@ async def assemble_services(
             settings.server.trusted_proxies, requests_per_client=settings.server.connections_per_address
         ),
         form_dir=settings.data / "forms",
+        request_limits=RequestLimiter(settings.server.requests_per_minute, time.monotonic),
         stream_limits=StreamLimiter(
             "event streams", settings.server.streams_per_key, settings.server.streams_per_owner
         ),

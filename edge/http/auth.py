@@ -12,6 +12,8 @@ from litestar.types import Guard
 from edge.core.error_handling import translate_errors
 from edge.core.signed_urls import NO_KEY, SIGNATURE_PARAMETER
 from edge.http.dependencies import EdgeServices
+from edge.http.middleware import add_response_headers
+from edge.owners.quotas import rate_limited
 from edge.owners.sessions import SESSION_PREFIX
 from edge.owners.tokens import TOKEN_PREFIX
 from schemas.auth import ApiKey, Scope, parse_credential
@@ -98,6 +100,18 @@ async def authenticate_throttled(connection: AnyConnection, services: EdgeServic
     return key
 
 
+def count_request(connection: AnyConnection, services: EdgeServices, key: ApiKey) -> None:
+    """Count a request of `key` for its rate, and tell the client what is left. Raises ProblemError `rate_limited`."""
+    state = None if key.id == NO_KEY else services.request_limits.count(key)
+    if state is None:
+        return
+    figures = {"limit": state.limit, "remaining": state.remaining, "reset": state.reset_s}
+    add_response_headers(connection.scope, [(f"ratelimit-{name}", str(value)) for name, value in figures.items()])
+    if state.retry_after_s:
+        services.client_events.log("request_refused", read_client_address(connection), code="rate_limited")
+        raise rate_limited(key, state)
+
+
 async def record_audit_event(
     request: AnyConnection, services: EdgeServices, action: AuditAction, subject: str, **of_key: Any
 ) -> None:
@@ -130,6 +144,7 @@ class AuthenticationMiddleware(AbstractAuthenticationMiddleware):
                 key = await authenticate_throttled(connection, services, text)
         if key is None:
             raise ProblemError("unauthorized", "send a valid key as 'Authorization: Bearer lamp_…' or 'X-API-Key'")
+        count_request(connection, services, key)
         return AuthenticationResult(user=key.owner, auth=key)
 
 

@@ -34,7 +34,7 @@ from edge.jobs.view import Asker, JobViewBuilder
 from edge.jobs.wait_reason import WaitReasons
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
-from edge.owners.quotas import OwnerQuotas, StreamLimiter
+from edge.owners.quotas import OwnerQuotas, RequestLimiter, StreamLimiter
 from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
@@ -86,6 +86,7 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     audit: AuditLog
     form_dir: Path
     stream_limits: StreamLimiter
+    request_limits: RequestLimiter
     trusted_proxies: TrustedProxies
     client_events: ThrottledClientLog = field(default_factory=ThrottledClientLog)
     auth_failures: AuthFailureThrottle = field(default_factory=AuthFailureThrottle)

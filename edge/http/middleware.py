@@ -20,6 +20,7 @@ BODY_DRAIN_TIMEOUT_S = 10.0
 LARGE_FRAMES_EXTENSION = "lamplighter.widen"  # call it to accept large frames, once the client is authenticated
 _DENIAL_EXTENSION = "websocket.http.response"  # the standard extension to answer a handshake with a response
 _DENIAL_CAUSE = "lamplighter.refused"
+_ADDED_HEADERS = "lamplighter.headers"
 WS_TRY_AGAIN_LATER_CODE = 1013
 
 # uvicorn reports a fault of the application for every denied handshake and every request that is not HTTP.
@@ -47,6 +48,7 @@ CORS_REQUEST_HEADERS = (
 CORS_EXPOSED_HEADERS = (
     *("Location", "ETag", "Content-Range", "Accept-Ranges", "Content-Disposition", "Content-Length", "Retry-After"),
     *("Idempotent-Replayed", "Lamplighter-Asset", "WWW-Authenticate"),
+    *("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"),
     *("Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm"),
     *("Upload-Offset", "Upload-Length", "Upload-Defer-Length", "Upload-Metadata", "Upload-Expires"),
 )
@@ -149,8 +151,14 @@ async def send_problem(error: Exception, scope: Scope, send: Send) -> None:
     await send({"type": f"{prefix}.body", "body": response.body})
 
 
+def add_response_headers(scope: Any, headers: Iterable[tuple[str, str]]) -> None:
+    """Add headers to whatever response this request gets, also to an error. Names in lower case."""
+    added = cast("dict[str, Any]", scope).setdefault(_ADDED_HEADERS, [])
+    added.extend((name.encode(), value.encode("latin-1")) for name, value in headers)
+
+
 class DefaultHeaders:
-    """Adds the default headers that a response lacks."""
+    """Adds the headers of `add_response_headers`, and the default ones that a response lacks."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -164,7 +172,8 @@ class DefaultHeaders:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 present = {name.lower() for name, _ in headers}
-                message["headers"] = [*headers, *(pair for pair in _DEFAULT_HEADERS if pair[0] not in present)]
+                defaults = (pair for pair in _DEFAULT_HEADERS if pair[0] not in present)
+                message["headers"] = [*headers, *scope.get(_ADDED_HEADERS, ()), *defaults]
             await send(message)
 
         await self._app(scope, receive, send_with_defaults)

@@ -1,4 +1,4 @@
-"""Limits of one owner: waiting jobs, running jobs, bytes, submits a minute (429 beyond them), and open streams.
+"""Limits of one owner: waiting jobs, running jobs, bytes, submits a minute (429 beyond them), open streams, requests.
 
 With one edge the limits are exact: an upload reserves its bytes before they are read. With several edges they are
 approximate. An edge learns of waiting jobs through STATE (milliseconds) and reads the bytes again every 30 s. Submits
@@ -8,19 +8,18 @@ a minute and open streams are counted by each edge for itself.
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from math import ceil
 from typing import Annotated
 
 from anyio import to_thread
 from msgspec import Meta, Struct, structs
 
 from bus.interface import Table
-from edge.core.clock import MINUTE_S
+from edge.core.rate_limiter import RateLimiter, RateState
 from edge.index.index import JobIndex
 from edge.index.row import RowChange
 from edge.store.upload_state import UploadKey, UploadStateStore
 from schemas.asset import AssetReference
-from schemas.auth import ApiKey
+from schemas.auth import ApiKey, Scope
 from schemas.ids import JobKey
 from schemas.problems import ProblemError
 from schemas.status import WAITING_STATUSES
@@ -55,13 +54,6 @@ class OwnerQuotaOverride(Struct, frozen=True):
     running: QuotaAmount | None = None
     bytes: QuotaAmount | None = None
     submits_per_minute: QuotaAmount | None = None
-
-
-class _TokenBucket(Struct):
-    """Remaining submits at the time `at`, in seconds."""
-
-    tokens: float
-    at: float
 
 
 class _CachedBytes(Struct):
@@ -112,7 +104,7 @@ class OwnerQuotas:
         self._index = index
         self._references = references
         self._monotonic = monotonic
-        self._buckets: dict[str, _TokenBucket] = {}
+        self._submits = RateLimiter(monotonic)
         self._cached_bytes: dict[str, _CachedBytes] = {}
         self._reserved: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
@@ -161,7 +153,7 @@ class OwnerQuotas:
         self.check_not_deleting(key.owner)
         limits = self.for_owner(key.owner)
         if limits.submits_per_minute and is_new:
-            self._take_submit_token(key.owner, limits.submits_per_minute)
+            self._count_submit_rate(key.owner, limits.submits_per_minute)
         if not limits.waiting:
             yield
             return
@@ -173,19 +165,14 @@ class OwnerQuotas:
             self._drop_pending_job(key)
             raise
 
-    def _take_submit_token(self, owner: str, per_minute: int) -> None:
-        now = self._monotonic()
-        bucket = self._buckets.setdefault(owner, _TokenBucket(float(per_minute), now))
-        bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.at) * per_minute / MINUTE_S)
-        bucket.at = now
-        if bucket.tokens < 1:
-            retry_after_s = ceil((1 - bucket.tokens) * MINUTE_S / per_minute)
+    def _count_submit_rate(self, owner: str, per_minute: int) -> None:
+        retry_after_s = self._submits.count(owner, per_minute).retry_after_s
+        if retry_after_s:
             raise ProblemError(
                 "rate_limited",
                 f"at most {per_minute} submits a minute: try again in {retry_after_s} s",
                 retry_after_s=retry_after_s,
             )
-        bucket.tokens -= 1
 
     def _check_waiting(self, owner: str, most: int) -> None:
         if not self._index.is_caught_up:
@@ -307,6 +294,29 @@ def quota_exceeded(room: int) -> ProblemError:
 def _merge_quota(default: OwnerQuota, override: OwnerQuotaOverride) -> OwnerQuota:
     changes = {name: value for name, value in structs.asdict(override).items() if value is not None}
     return structs.replace(default, **changes)
+
+
+class RequestLimiter:
+    """Limit the requests of one key a minute, at this edge. Keys of runners have no limit: their jobs bound them.
+
+    `per_minute`: 0 is no limit. `monotonic`: in seconds.
+    """
+
+    def __init__(self, per_minute: int, monotonic: Callable[[], float]) -> None:
+        self._per_minute = per_minute
+        self._requests = RateLimiter(monotonic)
+
+    def count(self, key: ApiKey) -> RateState | None:
+        """Count a request of `key`; None if it has no limit. The caller refuses it if the state says so."""
+        if not self._per_minute or Scope.RUNNER in key.scopes:
+            return None
+        return self._requests.count(key.id, self._per_minute)
+
+
+def rate_limited(key: ApiKey, state: RateState) -> ProblemError:
+    """Return the error for a request of `key` over the limit."""
+    message = f"the key {key.id} may make {state.limit} requests a minute: try again in {state.retry_after_s} s"
+    return ProblemError("rate_limited", message, retry_after_s=state.retry_after_s)
 
 
 class StreamLimiter:

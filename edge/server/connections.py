@@ -29,6 +29,7 @@ class ServerSettings(Struct, frozen=True):
     `connections_per_address`: open connections of one IPv4 address or IPv6 /64.
     `trusted_proxies`: networks of reverse proxies. Their `X-Forwarded-For` or `Forwarded` names the client, and
     `connections_per_address` then limits the open requests of that client. Without it such headers are ignored.
+    `requests_per_minute`: of one key, except those with the scope runner; 0: no limit.
     `streams_per_key` and `streams_per_owner`: open event streams, over HTTP or a WebSocket.
     `sockets_per_key` and `sockets_per_owner`: open sockets of the gateway, where an owner's sockets share one stream.
     """
@@ -40,6 +41,7 @@ class ServerSettings(Struct, frozen=True):
     connections: Count = 8192
     connections_per_address: Count = 256
     trusted_proxies: Annotated[tuple[str, ...], renamed_from("proxies")] = ()
+    requests_per_minute: Annotated[int, Meta(ge=0)] = 30_000
     streams_per_key: Count = 200
     streams_per_owner: Count = 400
     sockets_per_key: Count = 1000

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from msgspec import Struct
@@ -18,7 +19,7 @@ from edge.http.routes.console import ConsoleSettings
 from edge.jobs.bulk_actions import JobActionService
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
-from edge.owners.quotas import StreamLimiter
+from edge.owners.quotas import RequestLimiter, StreamLimiter
 from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
@@ -79,6 +80,7 @@ def make_services(
     keys: ApiKeyStore,
     accounts: BrokerAccounts | None = None,
     proxies: TrustedProxies = LOOPBACK_PROXY,
+    requests_per_minute: int = 30_000,
 ) -> EdgeServices:
     power = declare_dark_host(made)
     prices = {"gpu-9": PowerPrice(per_hour=2.0)}
@@ -117,19 +119,18 @@ def make_services(
         form_dir=made.folder,
         trusted_proxies=proxies,
         relay_hub=RelayHub(partial(_hex, FixedEntropy()), made.time),
+        request_limits=RequestLimiter(requests_per_minute, made.time.seconds),
         stream_limits=StreamLimiter("event streams", STREAMS_PER_KEY, STREAMS_PER_OWNER),
     )
 
 
 @asynccontextmanager
-async def serve_edge(
-    folder: Path, accounts: BrokerAccounts | None = None, proxies: TrustedProxies = LOOPBACK_PROXY
-) -> AsyncIterator[ServedEdge]:
-    """Serve an edge that keeps its files in `folder`. `accounts`: lets hosts enroll."""
+async def serve_edge(folder: Path, accounts: BrokerAccounts | None = None, **options: Any) -> AsyncIterator[ServedEdge]:
+    """Serve an edge that keeps its files in `folder`. `accounts`: lets hosts enroll. `options`: of make_services."""
     async with fake_bus_services(folder) as made:
         keys = ApiKeyStore(made.bus.api_keys, made.time, FixedEntropy(), made.time.seconds)
         texts = {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
-        services = make_services(made, keys, accounts, proxies)
+        services = make_services(made, keys, accounts, **options)
         async with (
             run_gateway(services, GATEWAY_LIMITS, heygem_endpoint="heygem") as gateway,
             serve_app(

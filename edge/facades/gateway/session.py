@@ -18,6 +18,7 @@ from edge.hosts.registry import HostNotice
 from edge.http.auth import KEY_REVOKED_REASON, WS_UNAUTHORIZED_CODE
 from edge.http.problems import problem_for_error
 from edge.jobs.event_stream import parse_resume_token
+from edge.owners.quotas import rate_limited
 from edge.power.relay_hub import REQUEST_KINDS, RelayConnection
 from schemas.auth import Scope
 from schemas.gateway_protocol import ClientMessage, Envelope, EnvelopeType, FrameUnreadable, encode_envelope, read_frame
@@ -148,9 +149,16 @@ class GatewaySession(PushSubscriber, RelayConnection):
             if not await self.caller.is_still_valid(self._context.services):
                 self.end(WS_UNAUTHORIZED_CODE)
                 return []
+            self._count_request()
             return await self._dispatch(message, tasks)
         except Exception as error:  # an error of one request must not end the connection
             return [error_reply(self._context, problem_for_error(error), message, self.caller.language)]
+
+    def _count_request(self) -> None:
+        """Count a message as a request of the caller's key. Raises ProblemError `rate_limited`."""
+        state = self._context.services.request_limits.count(self.caller.key)
+        if state is not None and state.retry_after_s:
+            raise rate_limited(self.caller.key, state)
 
     async def _dispatch(self, message: ClientMessage, tasks: TaskGroup) -> list[Envelope]:
         if message.type in COMMANDS:

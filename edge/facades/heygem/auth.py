@@ -6,7 +6,7 @@ import httpx2
 from starlette import types as asgi
 
 from edge.core.error_handling import translate_errors
-from edge.http.auth import authenticate_throttled, read_credential
+from edge.http.auth import authenticate_throttled, count_request, read_credential
 from edge.http.dependencies import AnyRequest, EdgeServices
 from edge.http.middleware import send_problem
 from edge.http.proxied import is_proxied
@@ -36,6 +36,7 @@ async def authenticate_owner(request: AnyRequest, services: EdgeServices, scope:
         raise ProblemError("unauthorized", "the key is not valid, or was revoked: send another")
     if not key.allows(scope):
         raise ProblemError("forbidden", f"the key lacks the scope {scope}: use a key that has it")
+    count_request(request, services, key)
     return key.owner
 
 
