@@ -47,6 +47,7 @@ bench *args:
 docs:
     python -m deploy.lifecycle_doc > docs/lifecycle.md
     python -m deploy.errors_doc > docs/errors.md
+    python -m deploy.settings_doc > docs/settings.md
 
 # Run the tests that need an NVIDIA card and keep what they said in docs/gpu.md
 gpu-page:

@@ -4,23 +4,29 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from schemas.settings_schema import SECRET
+
 
 class BrokerSettings(Struct, frozen=True):
-    """The address of the broker and the login. Values that are files are paths.
-
-    `url`: one address, or several with commas (a cluster); `tls://` asks for TLS, checked against the file `ca` if
-    given. `monitor`: the HTTP monitor, the only place that tells whether writes are synced; one for each server of a
-    cluster, with commas; empty: not used. `cert` and `key`: files for mutual TLS. `pin`: the public key or certificate
-    to trust, under any name: `sha256:…`, or a PEM file with the certificate. `replicas`: the number of servers of a
-    cluster that keep each stream. Unset, existing streams keep their number and new ones get 1.
-    """
+    """The address of the broker and the login. Values that are files are paths."""
 
     url: str = "nats://127.0.0.1:4222"
+    """Address of the broker, or several with commas (a cluster). `tls://` asks for TLS."""
     user: str = ""
-    password: str = ""
+    """User name at the broker."""
+    password: Annotated[str, SECRET] = ""
+    """Password of `user`."""
     monitor: str = ""
+    """Address of the broker's HTTP monitor, the only place that tells whether writes are synced. One for each server of
+    a cluster, with commas. Empty: not used.
+    """
     ca: str | None = None
+    """File with the authority's certificate that the broker's is checked against. Unset: the system's authorities."""
     pin: str | None = None
+    """The public key or certificate to trust, under any name: `sha256:…`, or a PEM file with the certificate."""
     cert: str | None = None
+    """File with our own certificate, for mutual TLS."""
     key: str | None = None
+    """File with the private key of `cert`."""
     replicas: Annotated[int, Meta(ge=1, le=5)] | None = None
+    """How many servers of a cluster keep each stream. Unset: existing streams keep their number, new ones get 1."""

@@ -120,8 +120,6 @@ def _load_public_tls(settings: EdgeSettings) -> tuple[TlsFiles | None, Advertise
 
 def _listen_public(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
-    if not port.isdecimal():
-        raise EdgeStartError(f"public.listen is {address!r}: write address:port, as in 0.0.0.0:8443")
     return _bind_socket(host.strip("[]"), int(port), "public.listen")
 
 

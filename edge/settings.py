@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from bus.settings import BrokerSettings
 from edge.assets.uploads import UploadSettings
@@ -24,41 +24,49 @@ from schemas.host_config import AnyHostConfig, PowerPrice
 from schemas.ids import Token
 from schemas.settings_loader import renamed_from
 
+MAX_PORT = 65535
+
 
 class CorsSettings(Struct, frozen=True):
-    """The `[cors]` section: web pages of `origins`, like `https://app.example.com`, may call the API."""
+    """The `[cors]` section: which web pages may call the API."""
 
     origins: tuple[str, ...] = ()
+    """Web pages that may call the API, as in `https://app.example.com`."""
 
 
 class PublicSettings(Struct, frozen=True):
-    """The `[public]` section: how other machines reach this installation. Unset, the edge listens on `bind` only.
-
-    `listen`: address:port where the edge also serves HTTPS. `url` and `broker`: the addresses in join tokens.
-    `cert` and `key`: PEM files. Without them the edge creates a certificate for `names` once, in `data`/tls.
-    `broker_cert`: the broker's certificate, if it differs. `pin`: hosts trust exactly these certificates. Turn `pin`
-    off for certificates of a public authority, which are renewed every few weeks.
-    """
+    """The `[public]` section: how other machines reach this installation."""
 
     listen: str = ""
+    """Address and port where the edge also serves HTTPS, as in `0.0.0.0:8443`. Empty: it listens on `bind` only."""
     url: str = ""
+    """The edge's address in join tokens, as in `https://gpu.example.com:8443`."""
     broker: str = ""
+    """The broker's address in join tokens, as in `tls://gpu.example.com:4222`."""
     names: tuple[str, ...] = ()
+    """Names and addresses for the certificate that the edge creates once, in `data`/tls, when `cert` is unset."""
     cert: Path | None = None
+    """PEM file of the certificate. Unset: the edge creates one for `names`."""
     key: Path | None = None
+    """PEM file of the certificate's private key."""
     broker_cert: Path | None = None
+    """PEM file of the broker's certificate, if it differs from `cert`."""
     pin: bool = True
+    """Hosts trust exactly these certificates. Turn it off for certificates of a public authority, which are renewed."""
+
+    def __post_init__(self) -> None:
+        host, _, port = self.listen.rpartition(":")
+        if self.listen and not (host and port.isdecimal() and int(port) <= MAX_PORT):
+            raise ValueError(f"`listen` is {self.listen!r}: it must be address:port, as in 0.0.0.0:8443")
 
 
 class EnrollmentSettings(Struct, frozen=True):
-    """The `[enrollment]` section: how enrolled hosts get an account at the broker (`bus.server.host_accounts`).
-
-    `nats_conf_dir`: the folder of nats.conf, where the edge writes `hosts.conf`. `reload_command`: the argv that makes
-    the broker read both again.
-    """
+    """The `[enrollment]` section: how enrolled hosts get an account at the broker (`bus.server.host_accounts`)."""
 
     nats_conf_dir: Annotated[Path | None, renamed_from("folder")] = None
+    """The folder of nats.conf, where the edge writes `hosts.conf`. Unset: hosts cannot be added."""
     reload_command: Annotated[tuple[str, ...], renamed_from("reload")] = ()
+    """The program, with its arguments, that makes the broker read nats.conf again."""
 
 
 class OwnerSettings(Struct, frozen=True):
@@ -70,20 +78,23 @@ class OwnerSettings(Struct, frozen=True):
 class EdgeSettings(Struct, frozen=True):
     """All settings of one edge process. Names carry the units.
 
-    `allow_unsynced`: accept jobs although the broker may lose them in a power cut.
-    `hosts`: the hosts whose power the edge controls, from `[hosts.NAME]`.
-    `quotas`: the limits of every owner; an entry of `owners` overrides single limits.
-    `trash_s`: how long deleted bytes can still be restored, for a reference that is created at the same moment.
-    `fd`: a listening socket from a parent process; it takes precedence over `bind` and `port`.
+    `hosts`: the hosts whose power the edge controls, from `[hosts.NAME]`. `quotas`: the limits of every owner; an entry
+    of `owners` overrides single limits.
     """
 
     bind: str = "127.0.0.1"
-    port: int = 8000
+    """Address on which the edge serves HTTP without TLS."""
+    port: Annotated[int, Meta(ge=0, le=MAX_PORT)] = 8000
+    """Port of `bind`; 0 picks a free one."""
     fd: int | None = None
+    """A listening socket from a parent process. It takes precedence over `bind` and `port`."""
     data: Path = Path(".lamplighter")
+    """Folder of the edge's files: uploads, results, the index."""
     endpoints: tuple[Path, ...] = ()
+    """Folders with an `endpoint.toml`, or of several. They are offered also while no host has reported them."""
     broker: BrokerSettings = BrokerSettings(user="edge", monitor="http://127.0.0.1:8222")
     allow_unsynced: bool = False
+    """Accept jobs although the broker may lose them in a power cut."""
     public: PublicSettings = PublicSettings()
     enrollment: Annotated[EnrollmentSettings, renamed_from("joining")] = EnrollmentSettings()
     server: ServerSettings = ServerSettings()
@@ -99,12 +110,19 @@ class EdgeSettings(Struct, frozen=True):
     quotas: OwnerQuota = OwnerQuota()
     owners: dict[Token, OwnerSettings] = field(default_factory=dict)
     trash_s: float = 60.0
+    """How long deleted bytes can still be restored, for a reference that is created at the same moment."""
     max_asset_bytes: int = 20 * 1024**3
+    """Size of the largest file that may be uploaded."""
     reconcile_every_s: float = 15.0
+    """Interval between two comparisons of records, queue and files."""
     low_max_wait_s: float = 12 * 3600.0
+    """After this time a waiting job of priority `low` becomes `normal`, so that it can wake a host."""
     retention_days: float = 30.0
+    """How long ended jobs and their files are kept."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level that is logged."""
     log_format: Literal["json", "text"] = "text"
+    """The format of the log."""
 
     @property
     def trash(self) -> timedelta:

@@ -32,7 +32,8 @@ def load_endpoints(folders: Iterable[Path]) -> Mapping[str, LocalEndpoint]:
         files = sorted([*folder.glob(ENDPOINT_FILE), *folder.glob(f"*/{ENDPOINT_FILE}")])
         if not files:
             raise EndpointInvalid(
-                f"there is no {ENDPOINT_FILE} in {folder} or one level below: set `endpoints` to folders of images"
+                f"there is no {ENDPOINT_FILE} in {folder} or one level below: give folders of images with --endpoints, "
+                "or set `endpoints`"
             )
         for path in files:
             endpoint = _load_endpoint(path)

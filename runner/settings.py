@@ -12,78 +12,85 @@ from schemas.backoff import Backoff
 from schemas.ids import Token
 from schemas.power import ForeignUse
 from schemas.settings_loader import renamed_from
+from schemas.settings_schema import SECRET
 
 
 class EdgeConnectionSettings(Struct, frozen=True):
-    """Address of the edge, from which inputs are fetched and to which outputs are uploaded.
-
-    `key` is an API key with the scope `runner`. `pin`: the public key or certificate to trust there, under any name:
-    `sha256:…`, or a PEM file with the certificate.
-    """
+    """The edge of this runner, and the key for it."""
 
     url: str = "http://127.0.0.1:8000"
-    key: str = ""
+    """Address of the edge, where inputs are fetched and outputs are uploaded."""
+    key: Annotated[str, SECRET] = ""
+    """An API key with the scope `runner`."""
     pin: str | None = None
+    """The public key or certificate to trust, under any name: `sha256:…`, or a PEM file with the certificate."""
 
 
 class WarmSettings(Struct, frozen=True):
-    """Warm containers, started before their jobs for endpoints with `warm = true`: at most `count` of each.
-
-    `recycle_s` is the age at which a waiting container is replaced, because a driver may change its device rules.
-    `ready_s` limits the loading time. `memory_reserve_mb` of the host's memory stay free. After a failed start the next
-    one follows `backoff_s` later, then twice that, up to `backoff_most_s`.
-    """
+    """Warm containers, started before their jobs."""
 
     on: bool = True
+    """Start containers before their jobs, for endpoints with `warm = true`."""
     count: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Warm containers of each endpoint."""
     recycle_s: Annotated[float, Meta(gt=0)] = 1800.0
+    """Age at which a waiting container is replaced, because a driver may change its device rules."""
     ready_s: Annotated[float, Meta(gt=0)] = 900.0
+    """How long a container may load."""
     memory_reserve_mb: Annotated[int, Meta(ge=0)] = 1024
+    """Memory of the host that stays free."""
     backoff_s: Annotated[float, Meta(gt=0)] = 2.0
+    """Delay after a failed start. It doubles each time."""
     backoff_most_s: Annotated[float, Meta(gt=0)] = 300.0
+    """The longest delay after failed starts."""
 
 
 class ProcessSettings(Struct, frozen=True):
-    """The process engine. `user` runs the jobs.
-
-    "" is the runner's own user. Unset, it is the user `nobody` where the runner is root.
-    """
+    """The process engine."""
 
     user: str | None = None
+    """The user that runs the jobs. Empty: the runner's own. Unset: `nobody` where the runner is root."""
 
 
 class DeadManSettings(Struct, frozen=True):
-    """The dead-man timer: the machine runs `poweroff` after edge or broker were silent for `after_s`.
+    """The dead-man timer: the machine runs `poweroff` after edge or broker were silent for a time.
 
-    It does so only while the host has nothing of any job and is not in use. `keep_on_for` lists whose use counts,
-    as at the edge; `[]` ignores users.
+    It does so only while the host has nothing of any job and is not in use.
     """
 
     after_s: Annotated[float, Meta(gt=0)] | None = None
+    """How long edge or broker must be silent before the machine runs `poweroff`. Unset: never."""
     keep_on_for: Annotated[tuple[ForeignUse, ...], renamed_from("stays_for")] = ("users", "programs")
+    """Whose use keeps the machine on, as at the edge: `users`, `programs`. `[]` ignores both."""
 
 
 class RunnerIntervals(Struct, frozen=True):
-    """Intervals and delays in seconds. Tests make them short.
-
-    `heartbeat_s` renews the claim of a job, `presence_s` publishes the host's heartbeat. `retry_least_s` and
-    `retry_most_s` bound the backoff. `engine_s` is the interval between two probes of a healthy engine. After all slots
-    were busy for `ahead_s`, the next job's inputs are prefetched. `disk_s` is the interval between two checks of a
-    job's disk use, and `disk_walk_s` the longest time between two counts of its files.
-    """
+    """Intervals and delays. Tests make them short."""
 
     heartbeat_s: float = 10.0
+    """Interval between two renewals of a job's claim."""
     presence_s: float = 3.0
+    """Interval between two heartbeats of the host."""
     idle_s: float = 2.0
+    """The longest wait for the next message of an idle slot."""
     retry_least_s: float = 0.2
+    """The first delay after a failed call to the edge, the broker or the engine."""
     retry_most_s: float = 5.0
+    """The longest delay after failed calls."""
     tick_s: float = 0.25
+    """Interval between two looks at a running container."""
     sweep_s: float = 30.0
+    """Interval between two searches for containers and files that nobody needs."""
     image_missing_s: float = 60.0
+    """Interval between two checks whether a missing image is there now."""
     engine_s: float = 10.0
+    """Interval between two probes of a healthy engine."""
     ahead_s: float = 1.0
+    """After all slots were busy for this time, the next job's inputs are prefetched."""
     disk_s: float = 0.5
+    """Interval between two checks of a job's disk use."""
     disk_walk_s: float = 5.0
+    """The longest time between two counts of a job's files."""
 
     @property
     def retry_backoff(self) -> Backoff:
@@ -92,33 +99,41 @@ class RunnerIntervals(Struct, frozen=True):
 
 
 class RunnerSettings(Struct, frozen=True, kw_only=True):
-    """One runner. `data` holds its jobs and its cache; two runners never share it.
-
-    `cache_bytes` limits the input cache. `grace_s` is how long a drain waits for jobs. `poweroff` is the program that
-    powers this machine off when the edge orders it and nothing is left to do. `engine = auto` decides once for a data
-    folder (`runner.engines.selection`). `health_file` is a file to touch after each heartbeat (`lamplighter health`).
-    """
+    """One runner."""
 
     host: Token = "local"
+    """The name of this host."""
     installation: Token = "lamplighter"
+    """Marks this installation's containers: several may share one engine."""
     data: Path = Path(".lamplighter/runner")
+    """Folder of this runner's jobs and its cache. Two runners never share it."""
     health_file: Path | None = None
+    """File that is touched after each heartbeat, for `lamplighter health`."""
     endpoints: tuple[Path, ...] = (Path("images"),)
+    """Folders with an `endpoint.toml`, or of several: what this host offers."""
     broker: BrokerSettings = BrokerSettings(user="runner")
     edge: EdgeConnectionSettings = EdgeConnectionSettings()
     engine: EngineName | Literal["auto"] = "auto"
+    """What runs the jobs. `auto` decides once for a data folder: Docker if this machine has it, else processes."""
     docker_socket: str | None = None
+    """Address of the Docker engine. Unset: as DOCKER_HOST says, else the usual socket."""
     process: ProcessSettings = ProcessSettings()
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Jobs that run at the same time."""
     cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3
+    """Size of the cache of input files."""
     grace_s: Annotated[float, Meta(ge=0)] = 10.0
+    """How long a drain waits for running jobs."""
     poweroff: tuple[str, ...] = ()
+    """The program, with its arguments, that powers this machine off when the edge orders it and no work is left."""
     dead_man: DeadManSettings = DeadManSettings()
     gpu: GpuSettings = GpuSettings()
     warm: WarmSettings = WarmSettings()
     pace: RunnerIntervals = RunnerIntervals()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level that is logged."""
     log_format: Literal["json", "text"] = "text"
+    """The format of the log."""
 
     def __post_init__(self) -> None:
         if self.dead_man.after_s is not None and not self.poweroff:

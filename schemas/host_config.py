@@ -8,27 +8,45 @@ from msgspec import Meta, Struct
 
 from schemas.ids import Token
 from schemas.power import ForeignUse
-from schemas.settings_loader import SETTING_PREFIX, renamed_from
+from schemas.settings_loader import renamed_from
+from schemas.settings_schema import SECRET, SETTING_PREFIX, unit_of
 from schemas.webhook import decode_secret
 
 Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
-Argv = Annotated[tuple[str, ...], Meta(min_length=1)]
-TimeSpan = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
-EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(?![\s\S])")]
-Mac = Annotated[str, Meta(pattern=r"^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$")]
+Timeout = Annotated[float, Meta(gt=0), unit_of("seconds")]
+Duration = Annotated[float, Meta(ge=0), unit_of("seconds")]
+Argv = Annotated[tuple[str, ...], Meta(min_length=1, description='a list of words, as in ["program", "argument"]')]
+TimeSpan = Annotated[
+    str,
+    Meta(
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$", description="a span of the day, as in 23:00-07:00"
+    ),
+]
+EnvName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(?![\s\S])", description="the name of an environment variable")
+]
+Mac = Annotated[
+    str,
+    Meta(pattern=r"^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$", description="six bytes in hex, as in a4:bb:6d:00:11:22"),
+]
+HttpUrl = Annotated[str, Meta(pattern=r"^https?://", description="an address that starts with http:// or https://")]
 
 
 class PowerPrice(Struct, frozen=True, forbid_unknown_fields=True):
     """The price of an hour: the rent, or the electricity of a machine that draws `watts` while it is on.
 
-    The owner has to measure the draw: a GPU's energy counter does not include the rest of the machine.
+    The owner has to measure the draw.
     """
 
     per_hour: NonNegative = 0.0
+    """Price of an hour with power, as for a rented machine."""
     per_kwh: NonNegative = 0.0
-    watts: NonNegative = 0.0
+    """Price of a kilowatt-hour."""
+    watts: Annotated[float, Meta(ge=0), unit_of("watts")] = 0.0
+    """Power that the whole machine draws while it is on. A GPU's energy counter does not include the rest."""
     currency: Annotated[str, Meta(min_length=1, max_length=8)] = "CNY"
+    """The currency, as it is shown."""
 
     def __post_init__(self) -> None:
         if bool(self.per_kwh) != bool(self.watts):
@@ -41,37 +59,43 @@ class PowerPrice(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DailyBudget(Struct, frozen=True, forbid_unknown_fields=True):
-    """The limit of one day: hours with power, or money in the currency of the price. The day is the host's."""
+    """The limit of one day, in hours with power or in money."""
 
-    hours: Positive | None = None
+    hours: Annotated[float, Meta(gt=0), unit_of("hours")] | None = None
+    """Hours with power in one day of the host."""
     money: Positive | None = None
+    """Money for one day of the host, in the currency of the price."""
 
 
 class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="driver"):
-    """The settings of every declared host, whatever its power driver. Durations are seconds.
-
-    `wake_priority`: the host with the lowest number is woken first. `quiet_hours`: spans of the host's day, such as
-    `23:00-07:00`, in which it is not woken, and is powered off once it is idle. `keep_on_for`: which use by others
-    keeps it on: people who are logged in (`users`), other programs on its GPUs (`programs`); `[]` ignores both.
-    `timezone`: an IANA name; without one, the edge's own. `wake_delay`: how long work must wait before the host is
-    woken. `min_on`: how long the host stays on at least. `idle_after`: how long it stays on without work.
-    `boot_timeout` and `stop_timeout`: how long powering on and off may take. `fallback_after`: how long the host may be
-    blocked before the next one is woken. `timeout`: how long one call of the driver may take.
-    """
+    """The settings of every declared host, whatever its power driver."""
 
     wake_priority: Annotated[int, renamed_from("rank")] = 1
+    """The host with the lowest number is woken first."""
     price: PowerPrice | None = None
     budget: DailyBudget | None = None
     quiet_hours: Annotated[tuple[TimeSpan, ...], renamed_from("quiet")] = ()
+    """Spans of the host's day in which it is not woken, and is powered off once it is idle."""
     keep_on_for: Annotated[tuple[ForeignUse, ...], renamed_from("stays_for")] = ("users", "programs")
+    """Which use by others keeps the host on: `users`, people who are logged in; `programs`, other programs on its GPUs.
+    `[]` ignores both.
+    """
     timezone: str | None = None
-    wake_delay: NonNegative = 0.0
-    min_on: NonNegative = 600.0
-    idle_after: NonNegative = 900.0
-    boot_timeout: Positive = 600.0
-    stop_timeout: Positive = 600.0
-    fallback_after: NonNegative = 600.0
-    timeout: Positive = 60.0
+    """An IANA name such as Asia/Shanghai, for `quiet_hours` and `budget`. Unset: the edge's own."""
+    wake_delay: Duration = 0.0
+    """How long work must wait before the host is woken."""
+    min_on: Duration = 600.0
+    """How long the host stays on at least."""
+    idle_after: Duration = 900.0
+    """How long the host stays on without work."""
+    boot_timeout: Timeout = 600.0
+    """How long powering on may take, until the runner reports."""
+    stop_timeout: Timeout = 600.0
+    """How long powering off may take."""
+    fallback_after: Duration = 600.0
+    """How long the host may be blocked before the next one is woken."""
+    timeout: Timeout = 60.0
+    """How long one call of the driver may take."""
 
     def __post_init__(self) -> None:
         if self.budget and self.budget.money is not None and self.price is None:
@@ -110,15 +134,19 @@ def _is_within(clock: time, start: time, end: time) -> bool:
 class CommandHostConfig(HostConfig, frozen=True, tag="command"):
     """Powered by programs of the owner; deploy/power/README.md describes their exit codes.
 
-    Without `off` the runner powers its own machine off; without `state` the host counts as off when it is silent. The
-    programs inherit only some variables (`schemas.environment`): `inherit` names more of them, `env` sets some.
+    The programs inherit only some variables of the edge (`schemas.environment`), and those that `inherit` names.
     """
 
     on: Argv
+    """The program, with its arguments, that powers the host on."""
     off: Argv | None = None
+    """The program that powers it off. Unset: the runner powers its own machine off."""
     state: Argv | None = None
-    env: dict[EnvName, str] = {}
+    """The program that reports the power state. Unset: the host counts as off when it is silent."""
+    env: Annotated[dict[EnvName, str], SECRET] = {}
+    """Variables for these programs."""
     inherit: tuple[EnvName, ...] = ()
+    """Names of the edge's own variables that these programs get, so that their values are in no file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,10 +162,12 @@ class CommandHostConfig(HostConfig, frozen=True, tag="command"):
 
 
 class HttpHostConfig(HostConfig, frozen=True, tag="http"):
-    """Powered by a signed webhook to `url`; `secret` is `whsec_…`."""
+    """Powered by a signed webhook."""
 
-    url: Annotated[str, Meta(pattern=r"^https?://")]
-    secret: str
+    url: HttpUrl
+    """Where the webhook is sent."""
+    secret: Annotated[str, SECRET]
+    """Signs the webhook: `whsec_` and base64."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,8 +179,11 @@ class WolHostConfig(HostConfig, frozen=True, tag="wol"):
     """Woken by a magic packet to `mac`; its runner powers it off."""
 
     mac: Mac
+    """The hardware address of the host's network card."""
     broadcast: str = "255.255.255.255"
+    """The address that the magic packet is sent to."""
     port: Annotated[int, Meta(ge=1, le=65535)] = 9
+    """The UDP port that the magic packet is sent to."""
 
     @property
     def runner_powers_off(self) -> bool:
@@ -158,23 +191,25 @@ class WolHostConfig(HostConfig, frozen=True, tag="wol"):
 
 
 class LibcloudHostConfig(HostConfig, frozen=True, tag="libcloud"):
-    """The machine `node` of a cloud, through apache-libcloud.
-
-    `provider` is libcloud's name, such as `ec2`. The credentials are read from the environment variables that `key_env`
-    and `secret_env` name, so that they are in no file. `options` are passed to the driver of the provider.
-    """
+    """A machine of a cloud, through apache-libcloud."""
 
     provider: str
+    """The provider's name in apache-libcloud, such as `ec2`."""
     node: str
+    """The machine's id at the provider."""
     key_env: str
+    """The environment variable that holds the key, so that it is in no file."""
     secret_env: str | None = None
-    options: dict[str, str | int | bool] = {}
+    """The environment variable that holds the secret."""
+    options: Annotated[dict[str, str | int | bool], SECRET] = {}
+    """Arguments for libcloud's driver, such as `region`."""
 
 
 class RelayHostConfig(HostConfig, frozen=True, tag="relay"):
-    """Powered by a relay on the host's own network, which knows it as `name`, or by its id."""
+    """Powered by a relay on the host's own network."""
 
     name: Token | None = None
+    """The host's name at the relay. Unset: its name here."""
 
 
 AnyHostConfig = CommandHostConfig | HttpHostConfig | WolHostConfig | LibcloudHostConfig | RelayHostConfig

@@ -5,14 +5,16 @@ A setting that was renamed is still read under its old name, for one release: `r
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, inspect
 
+from schemas.settings_faults import SettingFault, find_faults, unknown_fault
+from schemas.settings_schema import SETTING_PREFIX, convert_path, variable_name
+
 T = TypeVar("T")
-SETTING_PREFIX = "LAMPLIGHTER_"
+DEFAULT_SOURCE = "lamplighter.toml"
 _RENAMED_FROM = "renamed_from"
 
 
@@ -66,26 +68,48 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _convert_path(kind: type, value: Any) -> Any:
-    """Convert the one type that msgspec cannot read by itself: paths."""
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"a setting of type {kind.__name__} cannot be read from {value!r}")
-
-
-def load_settings(kind: type[T], text: str, environ: Mapping[str, str]) -> T:
+def load_settings(kind: type[T], text: str, environ: Mapping[str, str], source: str = DEFAULT_SOURCE) -> T:
     """Return the settings of `kind` from TOML `text`, overridden by `environ`. Raises SettingsInvalid.
 
     Variables are text, so numbers and booleans are read leniently. Names that the Struct does not have are ignored,
-    because the processes of a host share the file. Names of the last release are read as the new ones.
+    because the processes of a host share the file. Names of the last release are read as the new ones. `source`: the
+    name of the file, for messages.
     """
+    given = merge_given(kind, text, environ, source)
     try:
-        given = [_rename(table, [inspect.type_info(kind)]) for table in (tomllib.loads(text), _nest_variables(environ))]
-        return msgspec.convert(_merge(*given), kind, strict=False, dec_hook=_convert_path)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise SettingsInvalid(
-            f"{error}: correct it in lamplighter.toml or in its {SETTING_PREFIX}* variable"
-        ) from error
+        return msgspec.convert(given, kind, strict=False, dec_hook=convert_path)
+    except msgspec.ValidationError as error:
+        lines = [describe_fault(fault, environ, source) for fault in find_faults(kind, given)] or [str(error)]
+        more = f" ({len(lines) - 1} more: `lamplighter config check`)" if len(lines) > 1 else ""
+        raise SettingsInvalid(f"{lines[0]}{more}") from error
+
+
+def merge_given(kind: type, text: str, environ: Mapping[str, str], source: str = DEFAULT_SOURCE) -> dict[str, Any]:
+    """Return all that TOML `text` and `environ` set, under the new names. Raises SettingsInvalid."""
+    tables = (parse_toml(text, source), _nest_variables(environ))
+    return _merge(*(_rename(table, [inspect.type_info(kind)]) for table in tables))
+
+
+def parse_toml(text: str, source: str = DEFAULT_SOURCE) -> dict[str, Any]:
+    """Return the tables of a settings file. Raises SettingsInvalid."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsInvalid(f"{source} is not valid TOML: {error}: correct it there") from error
+
+
+def find_variable(setting: str, environ: Mapping[str, str]) -> str | None:
+    """Return the variable that sets `setting` or a table around it, None if no variable does."""
+    parts = setting.split(".")
+    names = [variable_name(".".join(parts[:count]).partition("[")[0]) for count in range(len(parts), 0, -1)]
+    given = {name.upper(): name for name in environ}
+    return next((given[name] for name in names if name in given), None)
+
+
+def describe_fault(fault: SettingFault, environ: Mapping[str, str], source: str = DEFAULT_SOURCE) -> str:
+    """Return one line: the setting, what is wrong with it, and where to correct it."""
+    where = find_variable(fault.name, environ) or source
+    return f"{fault.name} {fault.problem}: correct it in {where}".strip()
 
 
 def select_variables(kind: type[Struct], environ: Mapping[str, str]) -> dict[str, str]:
@@ -99,16 +123,18 @@ def select_variables(kind: type[Struct], environ: Mapping[str, str]) -> dict[str
     return {name: environ[name] for name, head in heads.items() if head in fields.by_name or head in fields.new_names}
 
 
-def unknown_names(kinds: Iterable[type], text: str) -> list[str]:
+def unknown_settings(kinds: Iterable[type], text: str, source: str = DEFAULT_SOURCE) -> list[SettingFault]:
     """Return the names in TOML `text`, with dots, that none of the Structs `kinds` has: probably typos."""
-    return list(_walk_unknown_names(tomllib.loads(text), [inspect.type_info(kind) for kind in kinds], ""))
+    return list(_walk_unknown_names(parse_toml(text, source), [inspect.type_info(kind) for kind in kinds], ""))
 
 
-def renamed_settings(kinds: Iterable[type], text: str, environ: Mapping[str, str]) -> list[RenamedSetting]:
+def renamed_settings(
+    kinds: Iterable[type], text: str, environ: Mapping[str, str], source: str = DEFAULT_SOURCE
+) -> list[RenamedSetting]:
     """Return the settings in TOML `text` and `environ` that are given under their name of the last release."""
     known = [inspect.type_info(kind) for kind in kinds]
     found: list[RenamedSetting] = []
-    for table in (tomllib.loads(text), _nest_variables(environ)):
+    for table in (parse_toml(text, source), _nest_variables(environ)):
         _rename(table, known, found)
     return found
 
@@ -166,12 +192,12 @@ def _rename_inside(
             return value
 
 
-def _walk_unknown_names(table: dict[str, Any], kinds: Iterable[inspect.Type], path: str) -> Iterator[str]:
+def _walk_unknown_names(table: dict[str, Any], kinds: Iterable[inspect.Type], path: str) -> Iterator[SettingFault]:
     fields = _known_fields(kinds)
     for name, value in table.items():
         new = fields.new_names.get(name, name)
         if new not in fields.by_name and fields.open_ended is None:
-            yield path + name
+            yield unknown_fault(path + name, name, fields.by_name)
             continue
         tables = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
         for inner in tables:

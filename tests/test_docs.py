@@ -8,11 +8,15 @@ from pathlib import Path
 import click
 import pytest
 
-from deploy import errors_doc, lifecycle_doc
+from deploy import errors_doc, lifecycle_doc, settings_doc
 from edge.core import messages
 from lamplighter.cli import COMMANDS, main
+from lamplighter.cli.context import ClientSettings
+from lamplighter.cli.process_setup import SECRET_FIELDS
+from lamplighter.cli.settings_file import SETTINGS_TYPES
 from schemas.problems import PROBLEM_TYPES
 from schemas.retry_policy import FAILURES
+from schemas.settings_schema import list_settings
 from tests.architecture import EDGE_LAYERS
 from tests.support.doc_pages import DOCS, ROOT, read_blocks, read_fences, run_block
 
@@ -34,9 +38,28 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in text.splitlines() if OURS.match(line)]
 
 
-@pytest.mark.parametrize(("page", "made"), [("lifecycle", lifecycle_doc), ("errors", errors_doc)])
+@pytest.mark.parametrize(
+    ("page", "made"), [("lifecycle", lifecycle_doc), ("errors", errors_doc), ("settings", settings_doc)]
+)
 def test_a_page_that_is_made_is_what_the_tables_say(page, made):
     assert (ROOT / f"docs/{page}.md").read_text() == made.document(), "run: just docs"
+
+
+@pytest.mark.parametrize("kind", [*SETTINGS_TYPES, ClientSettings], ids=lambda kind: kind.__name__)
+def test_every_setting_has_a_meaning(kind):
+    settings = list(list_settings(kind))
+    assert settings
+    assert [setting.name for setting in settings if not settings_doc.meaning_of(setting)] == []
+
+
+FILES_NAMED_LIKE_SECRETS = {"public.key", "broker.key"}  # paths
+
+
+@pytest.mark.parametrize("kind", [*SETTINGS_TYPES, ClientSettings], ids=lambda kind: kind.__name__)
+def test_every_secret_is_marked_so_that_it_is_never_shown(kind):
+    named = {s.name for s in list_settings(kind) if s.name.rpartition(".")[2] in SECRET_FIELDS}
+    marked = {s.name for s in list_settings(kind) if s.is_secret}
+    assert named - FILES_NAMED_LIKE_SECRETS <= marked
 
 
 def test_every_code_has_a_text_and_says_what_to_do():

@@ -17,7 +17,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import NoRespondersError
+from nats.errors import NoRespondersError, NoServersError
 
 from bus.interface import BrokerDenied, BrokerUnreachable, BusError
 from bus.nats.errors import CLIENT_ERROR_TYPES, from_client_error
@@ -68,6 +68,12 @@ async def dial(
     except (ssl.SSLError, PinInvalid) as error:  # SSLError is an OSError, too
         await close_client(client)
         raise BrokerUnreachable(f"{doing}: {error}: check pin, ca, cert and key of the broker settings") from error
+    except NoServersError as error:
+        await close_client(client)
+        raise BrokerUnreachable(
+            f"no broker answers at {settings.url}: start it, as with `nats-server -c nats.conf`, or correct broker.url "
+            "(LAMPLIGHTER_BROKER__URL); `lamplighter up` starts a broker of its own"
+        ) from error
     except CLIENT_ERROR_TYPES as error:
         await close_client(client)
         raise from_client_error(error, doing) from error

@@ -144,10 +144,12 @@ class ExclusiveWriter:
 
 
 class UploadSettings(Struct, frozen=True):
-    """Settings of uploads. `ttl_s`: an upload without new bytes expires. `max_open`: unfinished uploads per owner."""
+    """Settings of uploads."""
 
     ttl_s: Annotated[float, Meta(gt=0)] = 86_400.0
+    """An upload without new bytes expires after this time."""
     max_open: Annotated[int, Meta(ge=1)] = 1000
+    """Unfinished uploads of one owner."""
 
 
 class _OpenUpload:

@@ -27,14 +27,12 @@ _SIGNED_URL_SCOPES = (Scope.JOBS_READ, Scope.ASSETS_READ)
 
 
 class UrlSettings(Struct, frozen=True):
-    """Settings of signed URLs.
-
-    `ttl_s`: the minimum time for which the file URLs of a job work. `base`: a prefix such as `https://edge.example`;
-    without it the URLs are paths on the edge that answered.
-    """
+    """Settings of signed URLs."""
 
     ttl_s: Annotated[float, Meta(gt=0)] = 3600.0
+    """The minimum time for which the file URLs of a job work."""
     base: str = ""
+    """Prefix of these URLs, as in `https://edge.example`. Empty: they are paths on the edge that answered."""
 
 
 class SignUrl(Protocol):

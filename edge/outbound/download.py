@@ -98,17 +98,16 @@ def _describe_error(error: httpx2.HTTPError) -> str:
 
 
 class OutboundSettings(Struct, frozen=True):
-    """Settings for requests to URLs that clients name.
-
-    `allow`: hosts that are permitted although their addresses are not public, as `host` or `host:port`.
-    `fetch_timeout_s`: for one file, all attempts included. `fetches`: concurrent downloads. `fetches_of_owner`:
-    concurrent downloads of one owner.
-    """
+    """Settings for requests to URLs that clients name."""
 
     allow: tuple[str, ...] = ()
+    """Hosts that input URLs and webhooks may name although their addresses are not public, as `host` or `host:port`."""
     fetch_timeout_s: Annotated[float, Meta(gt=0)] = 1800.0
+    """How long the download of one file may take, all attempts included."""
     fetches: Annotated[int, Meta(ge=1)] = 8
+    """Downloads at the same time."""
     fetches_of_owner: Annotated[int, Meta(ge=1)] = 2
+    """Downloads at the same time for one owner."""
 
 
 class PerOwnerLimiter:

@@ -22,6 +22,7 @@ from schemas.asset import AssetReference
 from schemas.auth import ApiKey, Scope
 from schemas.ids import JobKey
 from schemas.problems import ProblemError
+from schemas.settings_schema import unit_of
 from schemas.status import WAITING_STATUSES
 
 BYTES_CACHE_TTL_S = 30.0
@@ -35,25 +36,29 @@ QuotaAmount = Annotated[int, Meta(ge=0)]
 
 
 class OwnerQuota(Struct, frozen=True):
-    """The limits of every owner. 0: no limit.
-
-    `waiting`: scheduled and queued jobs. `running`: jobs that are published to hosts, so at most so many run.
-    `bytes`: of the owner's assets. Outputs of jobs count, but are never refused.
-    """
+    """The limits of every owner."""
 
     waiting: QuotaAmount = 0
+    """Scheduled and queued jobs of one owner; 0: no limit."""
     running: QuotaAmount = 0
-    bytes: QuotaAmount = 0
+    """Jobs of one owner that are published to hosts, so at most so many run; 0: no limit."""
+    bytes: Annotated[QuotaAmount, unit_of("bytes")] = 0
+    """Bytes of one owner's files; 0: no limit. Outputs of jobs count, but are never refused."""
     submits_per_minute: QuotaAmount = 0
+    """Submits of one owner; 0: no limit."""
 
 
 class OwnerQuotaOverride(Struct, frozen=True):
     """Limits of one owner that replace the common ones. None: the common limit applies."""
 
     waiting: QuotaAmount | None = None
+    """Replaces `quotas.waiting` for this owner."""
     running: QuotaAmount | None = None
-    bytes: QuotaAmount | None = None
+    """Replaces `quotas.running` for this owner."""
+    bytes: Annotated[QuotaAmount, unit_of("bytes")] | None = None
+    """Replaces `quotas.bytes` for this owner."""
     submits_per_minute: QuotaAmount | None = None
+    """Replaces `quotas.submits_per_minute` for this owner."""
 
 
 class _CachedBytes(Struct):

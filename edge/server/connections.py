@@ -21,31 +21,34 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 
 class ServerSettings(Struct, frozen=True):
-    """The `[server]` section: limits of the HTTP server.
-
-    `head_bytes` and `head_s`: limits of a request line with its headers, and of the trailers of a chunked body.
-    `handshake_s`: the limit of a TLS handshake. `stall_s`: how long a request body may pause.
-    `connections`: open connections in total, lowered where the process may open fewer files.
-    `connections_per_address`: open connections of one IPv4 address or IPv6 /64.
-    `trusted_proxies`: networks of reverse proxies. Their `X-Forwarded-For` or `Forwarded` names the client, and
-    `connections_per_address` then limits the open requests of that client. Without it such headers are ignored.
-    `requests_per_minute`: of one key, except those with the scope runner; 0: no limit.
-    `streams_per_key` and `streams_per_owner`: open event streams, over HTTP or a WebSocket.
-    `sockets_per_key` and `sockets_per_owner`: open sockets of the gateway, where an owner's sockets share one stream.
-    """
+    """The `[server]` section: limits of the HTTP server."""
 
     head_bytes: Annotated[int, Meta(ge=1024)] = 32 * 1024
+    """Limit of a request line with its headers, and of the trailers of a chunked body."""
     head_s: Seconds = 10.0
+    """How long a request line with its headers may take."""
     handshake_s: Seconds = 10.0
+    """How long a TLS handshake may take."""
     stall_s: Seconds = 120.0
+    """How long a request body may pause."""
     connections: Count = 8192
+    """Open connections in total. Lowered where the process may open fewer files."""
     connections_per_address: Count = 256
+    """Open connections of one IPv4 address or IPv6 /64."""
     trusted_proxies: Annotated[tuple[str, ...], renamed_from("proxies")] = ()
+    """Networks of reverse proxies. Their `X-Forwarded-For` or `Forwarded` names the client, and
+    `connections_per_address` then limits the open requests of that client. Without it such headers are ignored.
+    """
     requests_per_minute: Annotated[int, Meta(ge=0)] = 30_000
+    """Requests of one key a minute, except of keys with the scope runner; 0: no limit."""
     streams_per_key: Count = 200
+    """Open event streams of one key, over HTTP or a WebSocket."""
     streams_per_owner: Count = 400
+    """Open event streams of one owner."""
     sockets_per_key: Count = 1000
+    """Open sockets of the gateway of one key."""
     sockets_per_owner: Count = 2000
+    """Open sockets of the gateway of one owner. They share one event stream."""
 
     def __post_init__(self) -> None:
         for network in self.trusted_proxies:

@@ -13,17 +13,16 @@ from edge.store.port import AssetStore, StoreError
 
 
 class StoreSettings(Struct, frozen=True):
-    """Settings of the asset store.
-
-    `url`: empty for a folder in `data`, `file:///mnt/shared` for a folder that several edges share, or
-    `s3://bucket/prefix`, `gs://…`, `az://account/container/…` for a bucket.
-    `presign`: clients and runners fetch from the bucket by URLs that expire. Without it the edge passes the bytes
-    through. `replace`: accept this store in place of the one that the installation had. Set it for one start.
-    """
+    """Settings of the asset store."""
 
     url: str = ""
+    """Where files are kept. Empty: a folder in `data`. `file:///mnt/shared`: a folder that several edges share.
+    `s3://bucket/prefix`, `gs://…` or `az://account/container/…`: a bucket.
+    """
     presign: bool = True
+    """Clients and runners fetch from the bucket by URLs that expire. Off: the edge passes the bytes through."""
     replace: bool = False
+    """Accept this store in place of the one that the installation had. Set it for one start."""
 
 
 class StorePackageMissing(StoreError):

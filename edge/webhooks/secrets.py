@@ -12,6 +12,7 @@ from edge.core.clock import Clock, Entropy
 from edge.core.error_handling import translate_errors
 from edge.outbound.signature import is_secret, make_secret
 from schemas.problems import FieldError, ProblemError
+from schemas.settings_schema import SECRET
 from schemas.webhook import DISABLED_URL_LIMIT, WebhookConfig
 
 ROTATION_GRACE = timedelta(hours=24)  # how long the previous secret also signs
@@ -19,17 +20,18 @@ _SECRET_BYTES = 32
 
 
 class WebhookSettings(Struct, frozen=True):
-    """Settings of webhooks.
+    """Settings of webhooks."""
 
-    `secret`: signs for owners without a secret of their own (`whsec_` and 24 to 64 bytes in base64). If it is empty,
-    a secret is created for each owner. `timeout_s`: for one attempt, including the response.
-    `at_once`: concurrent attempts. `at_once_each`: concurrent attempts to one receiver.
+    secret: Annotated[str, SECRET] = ""
+    """Signs the webhooks of owners without a secret of their own: `whsec_` and 24 to 64 bytes in base64. Empty: a
+    secret is created for each owner.
     """
-
-    secret: str = ""
     timeout_s: Annotated[float, Meta(gt=0)] = 20.0
+    """How long one attempt may take, including the response."""
     at_once: Annotated[int, Meta(ge=1)] = 64
+    """Attempts at the same time."""
     at_once_each: Annotated[int, Meta(ge=1)] = 4
+    """Attempts at the same time to one receiver."""
 
     def __post_init__(self) -> None:
         if self.secret and not is_secret(self.secret):

@@ -5,7 +5,8 @@ the client commands need no server code.
 
 - Client commands (`jobs`, `assets`, `hosts`, `keys`, `owners`, `usage`, `top`, `doctor`…) share `context`: the address
   of the edge, output, exit codes. `display` formats their output.
-- `edge`, `runner` and `relay` start one process each, and share `process_setup`.
+- `edge`, `runner` and `relay` start one process each, and share `process_setup`. `settings_file` reads their settings,
+  `config` checks and shows them.
 - `install` and `uninstall` set up services of systemd: `service_units`, `service_settings`, `service_places`,
   `install_manifest`. `service_notify` is how the processes report to systemd.
 - `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`.
@@ -34,6 +35,7 @@ SERVER_COMMANDS = {
     "install": ("install", "install", "Set up edge, runner, relay or backups as systemd services."),
     "uninstall": ("install", "uninstall", "Remove what `install` set up."),
     "health": ("health", "health", "Tell whether an edge, runner or relay of this machine works."),
+    "config": ("config", "config", "Check the settings, and show where each came from."),
     "backup": ("backup", "backup", "Back up the installation to one file, or verify a backup."),
     "restore": ("restore", "restore", "Restore an installation from a backup."),
 }

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import click
 import msgspec
@@ -22,6 +22,8 @@ from lamplighter.cli import display
 from lamplighter.cli.display import SafeConsole, json_line
 from lamplighter.client import Client
 from lamplighter.errors import JobFailed, LamplighterError, Rejected, TrustInvalid, Unreachable
+from schemas.settings_loader import load_settings, select_variables
+from schemas.settings_schema import SECRET
 
 FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 EXIT_CODES: dict[type[BaseException], int] = {
@@ -33,12 +35,24 @@ EXIT_CODES: dict[type[BaseException], int] = {
     KeyboardInterrupt: INTERRUPTED,
 }
 DEFAULT_URL = "http://127.0.0.1:8000"
-PIPE_WIDTH_COLUMNS = 200  # columns of a table that goes to a file or another program
 ADDRESS_FILE = "client.json"  # written by `up` to its data folder
 DEFAULT_DATA_DIR = Path(".lamplighter")
 PROGRAM = "lamplighter"
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ClientSettings(Struct, frozen=True):
+    """The variables of the client commands."""
+
+    url: str | None = None
+    """Address of the edge, as in `https://gpu.example.com:8443`. Unset: what `up` left in its data folder."""
+    key: Annotated[str, SECRET] | None = None
+    """An API key. Unset: what `up` left in its data folder."""
+    ca: str | None = None
+    """PEM file with the authorities to trust. Unset: the system's."""
+    pin: str | None = None
+    """The public key or certificate to trust, under any name: `sha256:…`, or a PEM file with the certificate."""
 
 
 class EdgeAddress(Struct, frozen=True):
@@ -66,10 +80,10 @@ def find_address(
     LAMPLIGHTER_CA and LAMPLIGHTER_PIN are used only if neither `ca` nor `pin` is given.
     """
     local = read_address_file(data)
-    chosen = url or os.environ.get("LAMPLIGHTER_URL")
-    secret = key or os.environ.get("LAMPLIGHTER_KEY")
+    given = load_settings(ClientSettings, "", select_variables(ClientSettings, os.environ))
+    chosen, secret = url or given.url, key or given.key
     if not (ca or pin):
-        ca, pin = os.environ.get("LAMPLIGHTER_CA"), os.environ.get("LAMPLIGHTER_PIN")
+        ca, pin = given.ca, given.pin
     if chosen is None and local is not None:
         return EdgeAddress(local.url, secret or local.key, ca, pin)
     if secret is None and local is not None and local.url == chosen:
@@ -105,7 +119,7 @@ class CliContext:
         self.data = data
         self.address_options = address_options
         self.as_json = as_json
-        self.out = SafeConsole(markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH_COLUMNS)
+        self.out = display.make_console()
         self.err = SafeConsole(markup=False, stderr=True, soft_wrap=True)  # one line stays one line
 
     @functools.cached_property

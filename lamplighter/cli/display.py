@@ -5,6 +5,7 @@ set the title, fill the clipboard (OSC 52) or reverse the line (bidirectional ov
 `\\x1b`. `--json` keeps the exact text.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -52,6 +53,14 @@ class SafeConsole(Console):
 def _escape_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
     for segment in segments:
         yield segment if segment.control else segment._replace(text=escape_controls(segment.text))
+
+
+PIPE_WIDTH_COLUMNS = 200  # columns of a table that goes to a file or another program
+
+
+def make_console() -> SafeConsole:
+    """Return the console of a command's answer, on stdout."""
+    return SafeConsole(markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH_COLUMNS)
 
 
 STATUS_STYLES = {

@@ -14,13 +14,13 @@ from edge.settings import EdgeSettings
 from edge.store.port import StoreError
 from lamplighter.cli.context import UNREACHABLE, USAGE
 from lamplighter.cli.process_setup import (
-    config_option,
     exit_on_error,
     format_option,
     level_option,
     raise_open_file_limit,
     read_settings,
 )
+from lamplighter.cli.settings_file import config_option
 from schemas.endpoint import EndpointInvalid
 
 EXIT_CODES: dict[type[Exception], int] = {

@@ -8,8 +8,9 @@ import httpx2
 
 from edge.settings import EdgeSettings
 from lamplighter.cli.context import FAILED
-from lamplighter.cli.process_setup import config_option, read_settings
+from lamplighter.cli.process_setup import read_settings
 from lamplighter.cli.relay_client import RelaySettings
+from lamplighter.cli.settings_file import config_option
 from runner.host.health_file import fault_of
 from runner.settings import RunnerSettings
 from schemas.environment import bypass_proxies_for_loopback

@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,15 +15,12 @@ from typing import Any, TypeVar
 import click
 import structlog
 
-from edge.settings import EdgeSettings
 from lamplighter.cli.context import USAGE, error_line
 from lamplighter.cli.display import escape_controls
-from lamplighter.cli.relay_client import RelaySettings
-from runner.settings import RunnerSettings
-from schemas.settings_loader import SettingsInvalid, load_settings, renamed_settings, unknown_names
+from lamplighter.cli.settings_file import RETIRED_SETTINGS, SettingsFile, read_settings_file
+from schemas.settings_loader import SettingsInvalid
 
 T = TypeVar("T")
-SETTINGS_TYPES = (EdgeSettings, RunnerSettings, RelaySettings)  # one lamplighter.toml may have settings of all
 SECRET_FIELDS = frozenset({"key", "password", "secret", "token", "authorization"})
 
 _log = structlog.get_logger()
@@ -45,15 +42,6 @@ def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
-DEFAULT_CONFIG = Path("lamplighter.toml")
-config_option = click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    envvar="LAMPLIGHTER_CONFIG",
-    help="The settings file. LAMPLIGHTER_* variables override it.",
-)
 level_option = click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Lowest level to log [info]."
 )
@@ -69,28 +57,30 @@ def raise_open_file_limit() -> None:
         _log.warning("file_limit_raise_failed", soft=soft, hard=hard, error=str(error))
 
 
-def _read_config(config: Path) -> str:
-    """Return the text of the file. Only the default file may be missing."""
-    return "" if config == DEFAULT_CONFIG and not config.exists() else config.read_text()
+def read_settings(
+    kind: type[T], config: Path, log_level: str | None, log_format: str | None, options: Mapping[str, str | None] = {}
+) -> T:
+    """Return the settings of this process, and configure logging by them. Exit with code 2 if they are invalid.
 
-
-def read_settings(kind: type[T], config: Path, log_level: str | None, log_format: str | None) -> T:
-    """Return the settings of this process, and configure logging by them. Exit with code 2 if they are invalid."""
-    chosen = {"LAMPLIGHTER_LOG_LEVEL": log_level, "LAMPLIGHTER_LOG_FORMAT": log_format}
+    `options`: the values of more options, by the variable that each replaces.
+    """
+    chosen = {"LAMPLIGHTER_LOG_LEVEL": log_level, "LAMPLIGHTER_LOG_FORMAT": log_format, **options}
     environ = os.environ | {name: value for name, value in chosen.items() if value is not None}
-    try:
-        text = _read_config(config)
-        settings = load_settings(kind, text, environ)
-    except (SettingsInvalid, OSError, UnicodeDecodeError) as error:
-        click.echo(f"lamplighter: {error}", err=True)
-        sys.exit(USAGE)
+    with exit_on_error({SettingsInvalid: USAGE}):
+        file = read_settings_file(config)
+        settings = file.load(kind, environ)
     logged: Any = settings
     configure_logging(logged.log_level, logged.log_format)
-    for old, new in renamed_settings((kind,), text, environ):
-        _log.warning("setting_renamed", name=old, new_name=new, fix="use the new name: the next release drops the old")
-    for name in unknown_names(SETTINGS_TYPES, text):
-        _log.warning("setting_unknown", name=name, file=str(config), fix="correct its spelling, or remove it")
+    warn_of_old_names(file, (kind,), environ)
     return settings
+
+
+def warn_of_old_names(file: SettingsFile, kinds: Iterable[type], environ: Mapping[str, str]) -> None:
+    """Log the settings whose names will stop working, or have stopped."""
+    for old, new in file.renamed(kinds, environ):
+        _log.warning("setting_renamed", name=old, new_name=new, fix="use the new name: the next release drops the old")
+    for name in file.retired_names():
+        _log.warning("setting_retired", name=name, file=str(file.path), reason=RETIRED_SETTINGS[name], fix="remove it")
 
 
 class _StderrLogger(structlog.WriteLogger):

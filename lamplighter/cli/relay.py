@@ -13,9 +13,10 @@ import uvloop
 from edge.core.clock import utc_now
 from edge.power.drivers.factory import DriverDependencies, DriverPackageMissing, build_drivers
 from lamplighter.cli.context import REFUSED, USAGE
-from lamplighter.cli.process_setup import config_option, exit_on_error, format_option, level_option, read_settings
+from lamplighter.cli.process_setup import exit_on_error, format_option, level_option, read_settings
 from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, RelaySettings, serve_edge
 from lamplighter.cli.service_notify import ServiceNotifier
+from lamplighter.cli.settings_file import config_option
 from runner.host.health_file import HealthFile
 from schemas.environment import bypass_proxies_for_loopback
 

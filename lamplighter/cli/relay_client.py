@@ -4,7 +4,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import anyio
 import msgspec
@@ -21,6 +21,7 @@ from schemas.gateway_protocol import ClientMessage, EnvelopeType, FrameUnreadabl
 from schemas.host_config import AnyHostConfig
 from schemas.ids import Token
 from schemas.power import ReportedPower
+from schemas.settings_schema import SECRET
 
 RECONNECT_BACKOFF = Backoff(first_s=0.25, limit_s=15.0)  # jitter doubles it at most
 CLOSE_CODE_UNAUTHORIZED = 4401
@@ -29,23 +30,25 @@ _log = structlog.get_logger()
 
 
 class RelayTarget(Struct, frozen=True):
-    """The edges of a relay, as in https://edge.example.com, and a key with the scope `relay`."""
+    """The edges of a relay, and the key for them."""
 
     urls: tuple[str, ...] = ()
-    key: str = ""
+    """Addresses of the edges, as in `https://edge.example.com`."""
+    key: Annotated[str, SECRET] = ""
+    """An API key with the scope `relay`."""
 
 
 class RelaySettings(Struct, frozen=True):
-    """The settings of `lamplighter relay`: `[relay]`, and under `[hosts.NAME]` the driver of each host.
-
-    `health_file` is a file to touch while an edge is connected (`lamplighter health`).
-    """
+    """The settings of `lamplighter relay`: `[relay]`, and under `[hosts.NAME]` the driver of each host."""
 
     relay: RelayTarget = RelayTarget()
     hosts: dict[Token, AnyHostConfig] = field(default_factory=dict)
     health_file: Path | None = None
-    log_level: str = "info"
-    log_format: str = "text"
+    """File that is touched while an edge is connected, for `lamplighter health`."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level that is logged."""
+    log_format: Literal["json", "text"] = "text"
+    """The format of the log."""
 
 
 class RelayKeyRejected(Exception):

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import click
+import msgspec
 import uvloop
 
 from bus.interface import BusError
@@ -13,7 +14,6 @@ from bus.tls_pinning import CertificateMismatch
 from lamplighter.cli.context import REFUSED, UNREACHABLE, USAGE
 from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
 from lamplighter.cli.process_setup import (
-    config_option,
     exit_on_error,
     format_option,
     level_option,
@@ -21,8 +21,9 @@ from lamplighter.cli.process_setup import (
     read_settings,
 )
 from lamplighter.cli.service_notify import ServiceNotifier
+from lamplighter.cli.settings_file import config_option
 from runner.app import RunnerStartError, serve
-from runner.host.enrollment import EnrollmentUnreadable, HostRemoved, join
+from runner.host.enrollment import EnrollmentUnreadable, HostRemoved, JoinNotCompleted, join
 from runner.settings import RunnerSettings
 from schemas.endpoint import EndpointInvalid
 from schemas.enrollment import JoinTokenInvalid
@@ -32,6 +33,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     RunnerStartError: USAGE,
     EndpointInvalid: USAGE,
     EnrollmentUnreadable: USAGE,
+    JoinNotCompleted: USAGE,
     JoinTokenInvalid: USAGE,
     CertificateMismatch: REFUSED,
     HostRemoved: REFUSED,
@@ -51,11 +53,20 @@ STOP_MARGIN_S = 60.0  # after the grace time a drain still stops jobs, removes w
     envvar=JOIN_VARIABLE,
     help="The token that `lamplighter hosts add` printed. Later starts remember it. -: standard input; @FILE: a file.",
 )
-def runner(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
+@click.option(
+    "--endpoints",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of an image (its endpoint.toml), or of several [images]. May be repeated.",
+)
+def runner(
+    config: Path, log_level: str | None, log_format: str | None, token: str | None, endpoints: tuple[Path, ...]
+) -> None:
     """Run jobs on this host."""
     os.umask(PRIVATE_UMASK)
     notifier = ServiceNotifier.from_environment(os.environ)
-    settings = read_settings(RunnerSettings, config, log_level, log_format)
+    folders = msgspec.json.encode([str(folder) for folder in endpoints]).decode() if endpoints else None
+    settings = read_settings(RunnerSettings, config, log_level, log_format, {"LAMPLIGHTER_ENDPOINTS": folders})
     raise_open_file_limit()
     with exit_on_error(EXIT_CODES):
         if token is not None:

@@ -35,13 +35,16 @@ from lamplighter.cli.data_dir import (
     lock_or_exit,
     write_private_json,
 )
-from lamplighter.cli.process_setup import configure_logging, exit_on_error
+from lamplighter.cli.process_setup import configure_logging, exit_on_error, warn_of_old_names
 from lamplighter.cli.public_access import PublicAccess, PublicOptions, public_options
 from lamplighter.cli.service_notify import ServiceNotifier
+from lamplighter.cli.settings_file import CONFIG_VARIABLE, SettingsFile, config_option, read_settings_file
 from lamplighter.cli.supervisor import BrokerSupervisor, ChildMisconfigured, ChildRegistry, SupervisedProcess
+from lamplighter.cli.up_settings import config_variable, load_up_settings
 from runner.settings import RunnerSettings
 from schemas.environment import DOCKER_PREFIXES, GPU_PREFIXES, build_child_environment, bypass_proxies_for_loopback
-from schemas.settings_loader import SETTING_PREFIX, select_variables
+from schemas.settings_loader import SettingsInvalid, select_variables
+from schemas.settings_schema import SETTING_PREFIX
 
 IMAGES = Path(images.__path__[0])
 READY_TIMEOUT_S = 60.0
@@ -57,7 +60,7 @@ log = structlog.get_logger()
 
 
 class UpOptions(Struct, frozen=True, kw_only=True):
-    """The options of the command `up`, as its flags give them."""
+    """The options of the command `up`. Where the command line has none, the settings count, then the defaults."""
 
     port: int
     data: Path
@@ -65,11 +68,51 @@ class UpOptions(Struct, frozen=True, kw_only=True):
     endpoints: tuple[Path, ...]
     grace_s: float
     slots: int
+    easy_port: int
+    heygem: bool
+    config: str
     no_runner: bool
-    config: Path | None
     as_json: bool
     log_files: bool = True
-    easy_port: int | None = None
+
+
+class _Flags(Struct, frozen=True, kw_only=True):
+    """The options of the command line that replace settings; None where one is not given."""
+
+    port: int | None
+    data: Path | None
+    engine: str | None
+    endpoints: tuple[Path, ...]
+    grace_s: float | None
+    slots: int | None
+    easy_port: int | None
+    no_runner: bool
+    as_json: bool
+    log_files: bool
+
+
+def _resolve_options(flags: _Flags, file: SettingsFile) -> UpOptions:
+    """Return the options, by command line, settings and defaults. Raises SettingsInvalid."""
+    settings = load_up_settings(file, os.environ)
+    edge, runner = settings.edge, settings.runner
+    if flags.easy_port and settings.is_given("heygem.enabled") and not edge.heygem.enabled:
+        raise SettingsInvalid("--easy-port needs /easy/, but heygem.enabled is false: remove one of the two")
+    data = flags.data or (edge.data if settings.is_given("data") else DEFAULT_DATA_DIR)
+    folders = flags.endpoints or (runner.endpoints if settings.is_given("endpoints") else (IMAGES,))
+    return UpOptions(
+        port=edge.port if flags.port is None else flags.port,
+        data=data.resolve(),
+        engine=flags.engine or runner.engine,
+        endpoints=folders,
+        grace_s=runner.grace_s if flags.grace_s is None else flags.grace_s,
+        slots=flags.slots or runner.slots,
+        easy_port=flags.easy_port or edge.heygem.keyless_port,
+        heygem=edge.heygem.enabled if settings.is_given("heygem.enabled") else True,
+        config=config_variable(file),
+        no_runner=flags.no_runner,
+        as_json=flags.as_json,
+        log_files=flags.log_files,
+    )
 
 
 def _edge_environ(options: UpOptions, opened: PublicAccess, fd: int) -> dict[str, str]:
@@ -82,8 +125,8 @@ def _edge_environ(options: UpOptions, opened: PublicAccess, fd: int) -> dict[str
         "LAMPLIGHTER_FD": str(fd),
         "LAMPLIGHTER_DATA": str(options.data / "edge"),
         "LAMPLIGHTER_BROKER__MONITOR": opened.server.monitor_url,
-        HEYGEM_VARIABLE: os.environ.get(HEYGEM_VARIABLE, "1"),
-        **({KEYLESS_PORT_VARIABLE: str(options.easy_port)} if options.easy_port else {}),
+        HEYGEM_VARIABLE: str(int(options.heygem)),
+        KEYLESS_PORT_VARIABLE: str(options.easy_port),
     }
 
 
@@ -105,7 +148,7 @@ def _runner_environ(options: UpOptions, opened: PublicAccess, url: str, keys: Lo
 def _shared_environ(options: UpOptions, opened: PublicAccess, user: str) -> dict[str, str]:
     folders = [str(folder.resolve()) for folder in options.endpoints]
     return opened.shared_environ() | {
-        "LAMPLIGHTER_CONFIG": str(options.config.resolve()) if options.config else os.devnull,
+        CONFIG_VARIABLE: options.config,
         "LAMPLIGHTER_BROKER__URL": opened.server.url,
         "LAMPLIGHTER_BROKER__USER": user,
         "LAMPLIGHTER_BROKER__PASSWORD": opened.server.passwords[user],
@@ -126,6 +169,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     BrokerUnreachable: UNREACHABLE,
     StartTimeout: UNREACHABLE,
     ChildMisconfigured: USAGE,
+    SettingsInvalid: USAGE,
     OSError: USAGE,
 }
 
@@ -254,20 +298,16 @@ async def _announce_when_ready(
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), help="0 picks a free one [8000].")
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    default=DEFAULT_DATA_DIR,
-    show_default=True,
-    help="Folder for everything that is stored.",
+    help=f"Folder for everything that is stored [{DEFAULT_DATA_DIR}].",
 )
 @click.option(
     "--engine",
     type=click.Choice(["auto", "docker", "process"]),
-    default="auto",
-    show_default=True,
-    help="What runs jobs. auto decides once, at the first start: Docker if this machine has it.",
+    help="What runs jobs [auto]. auto decides once, at the first start: Docker if this machine has it.",
 )
 @click.option(
     "--endpoints",
@@ -275,17 +315,8 @@ async def _announce_when_ready(
     type=click.Path(exists=True, path_type=Path, file_okay=False),
     help="Folder of an image (its endpoint.toml), or of several [this project's images]. May be repeated.",
 )
-@click.option(
-    "--slots", type=click.IntRange(1, 256), default=1, show_default=True, help="Jobs that run at the same time."
-)
-@click.option(
-    "--grace",
-    "grace_s",
-    type=click.FloatRange(0),
-    default=10.0,
-    show_default=True,
-    help="Seconds for running jobs to end.",
-)
+@click.option("--slots", type=click.IntRange(1, 256), help="Jobs that run at the same time [1].")
+@click.option("--grace", "grace_s", type=click.FloatRange(0), help="Seconds for running jobs to end [10].")
 @click.option(
     "--easy-port",
     type=click.IntRange(1, 65535),
@@ -293,11 +324,7 @@ async def _announce_when_ready(
     "of this machine: they can submit jobs, and read all jobs that were submitted this way.",
 )
 @click.option("--no-runner", is_flag=True, help="Run no jobs on this machine; other hosts join.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="A lamplighter.toml for edge and runner, with [hosts.NAME] for example. Settings of `up` override it.",
-)
+@config_option
 @public_options
 @click.option(
     "--log-level",
@@ -312,15 +339,18 @@ async def _announce_when_ready(
     help="Write the logs of broker, edge and runner to files in --data, or all to stderr, for journald or Docker.",
 )
 @click.option("--json", "as_json", is_flag=True, help="When ready, print one line of JSON: url, key, data.")
-def up(log_level: str, log_format: str, endpoints: tuple[Path, ...], data: Path, **given: object) -> None:
-    """Serve broker, edge and runner on this machine until Ctrl-C. Only on loopback, unless --public is given."""
+def up(log_level: str, log_format: str, config: Path, **given: object) -> None:
+    """Serve broker, edge and runner on this machine until Ctrl-C. Only on loopback, unless --public is given.
+
+    Options override the settings file.
+    """
     os.umask(PRIVATE_UMASK)
     notifier = ServiceNotifier.from_environment(os.environ)
     configure_logging(log_level, log_format)
-    folders = endpoints or (IMAGES,)
-    options = msgspec.convert(
-        {**given, "data": data.resolve(), "endpoints": folders}, UpOptions, dec_hook=lambda _, v: v
-    )
+    with exit_on_error(EXIT_CODES):
+        file = read_settings_file(config)
+        options = _resolve_options(msgspec.convert(given, _Flags, dec_hook=lambda _, value: value), file)
+    warn_of_old_names(file, (EdgeSettings, RunnerSettings), os.environ)
     with lock_or_exit(options.data):
         public = msgspec.convert(given, PublicOptions)
         opened = PublicAccess(public, options.data, log_to_stderr=not options.log_files)

@@ -39,24 +39,23 @@ async def no_pid(_: str) -> int | None:
 
 
 class GpuProbeSettings(Struct, frozen=True):
-    """Timing of GPU probes, in seconds.
-
-    The timeout of a probe, the pause after a failed one, and the limit of that pause, which doubles each time.
-    """
+    """Timing of GPU probes."""
 
     patience_s: float = 300.0
+    """How long a probe of a GPU may take."""
     first_s: float = 10.0
+    """The pause after a failed probe. It doubles each time."""
     most_s: float = 600.0
+    """The longest pause after failed probes."""
 
 
 class GpuSettings(Struct, frozen=True):
-    """`watch` off: the runner works as on a host without GPUs.
-
-    `injection` is how Docker gives GPUs to containers; `auto` tries each mode at start.
-    """
+    """The GPUs of the host, and what the runner does with them."""
 
     watch: bool = True
+    """Monitor the GPUs. Off: the runner works as on a host without GPUs."""
     injection: GpuInjection | Literal["auto"] = "auto"
+    """How Docker gives GPUs to containers. `auto` tries each way at the start."""
     fitness: GpuHealthPolicy = GpuHealthPolicy()
     placement: PlacementPolicy = PlacementPolicy()
     price: MeterPrice = MeterPrice()

@@ -48,25 +48,30 @@ GPU_XIDS = {
 
 
 class GpuHealthPolicy(Struct, frozen=True):
-    """Limits of the assessment. Temperatures are degrees below the GPU's own slowdown threshold.
-
-    `slowdown_c` replaces the threshold of a GPU that publishes none. `brakes` are the clock reasons that make a GPU
-    hot: only the hardware's own slowdowns. Many GPUs run at their software thermal target all day, and that is not a
-    fault.
-
-    A foreign process counts after `owner_settle_s`: the driver may list a process of ours for a moment after its
-    container is gone. A process that only draws counts from `drawing_mb` on (a game, not a desktop).
-    """
+    """Limits of the assessment. Temperatures are relative to the GPU's own slowdown threshold."""
 
     hot_margin_c: int = 5
+    """A GPU is hot when it is this close to its slowdown temperature."""
     cool_margin_c: int = 15
+    """A hot GPU is fit again when it is this far below its slowdown temperature."""
     slowdown_c: int = 90
+    """The slowdown temperature of a GPU that publishes none."""
     brakes: int = ClockReasons.HW_SLOWDOWN | ClockReasons.HW_THERMAL | ClockReasons.HW_POWER_BRAKE
+    """Bits of the clock reasons that make a GPU hot: only the hardware's own slowdowns. Many GPUs run at their software
+    thermal target all day, and that is not a fault.
+    """
     brake_quiet_s: float = 30.0
+    """A GPU that braked is fit again after this time without a brake."""
     owner_settle_s: float = 2.0
+    """A foreign process counts after this time. The driver may list a process of ours for a moment after its container
+    is gone.
+    """
     owner_quiet_s: float = 60.0
+    """A GPU is free again after this time without a foreign process."""
     drawing_mb: int = 1500
+    """A process that only draws counts as foreign from this much GPU memory on: a game, not a desktop."""
     application_xids: frozenset[int] = APPLICATION_XIDS
+    """XID errors that a program causes; they are no fault of the GPU."""
 
 
 DEFAULT_POLICY = GpuHealthPolicy()

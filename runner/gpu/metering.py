@@ -14,10 +14,12 @@ JOULES_PER_KWH = 3_600_000
 
 
 class MeterPrice(Struct, frozen=True):
-    """Cost of the host per hour that it runs a job, and per kWh that its GPUs use. Either may be unknown."""
+    """The cost of the host while it runs jobs. Either may be unknown."""
 
     per_hour: float | None = None
+    """Price of an hour in which the host runs a job, for the cost of each job."""
     per_kwh: float | None = None
+    """Price of a kilowatt-hour that its GPUs use."""
 
 
 NO_PRICE = MeterPrice()

@@ -38,11 +38,14 @@ class PlacementCapacity(Struct, frozen=True):
 
 
 class PlacementPolicy(Struct, frozen=True):
-    """`reserve_mb` stay free on every GPU, for CUDA contexts and the desktop; `disk_reserve_mb` on the disk."""
+    """What stays free on a host, and how many containers share a GPU."""
 
     reserve_mb: int = 512
+    """Memory that stays free on every GPU, for CUDA contexts and the desktop."""
     disk_reserve_mb: int = 2048
+    """Space that stays free on the disk."""
     containers_per_gpu: int = 1
+    """Containers that may share one GPU."""
 
 
 class Placed(Struct, frozen=True):

@@ -19,6 +19,7 @@ from runner.settings import RunnerSettings
 from schemas.enrollment import JoinToken, decode_join_token
 
 ENROLLMENT_FILE = "joined.json"
+JOIN_FAILED_FILE = "join_failed.txt"
 EDGE_PIN, BROKER_PIN = "edge.pem", "broker.pem"
 
 
@@ -26,12 +27,28 @@ class EnrollmentUnreadable(Exception):
     """The kept enrollment cannot be used; the message says what to do."""
 
 
+class JoinNotCompleted(Exception):
+    """An earlier `join` failed, and no later one succeeded; the message says what to do."""
+
+
 def join(settings: RunnerSettings, token: str) -> None:
     """Keep the token's content in the data folder with mode 0600, replacing an earlier one. Blocking.
 
     A token that is kept already changes nothing: the service of a container has it at every start, also while the edge
-    is away. Raises JoinTokenInvalid, WrongCertificate, BrokerUnreachable. Nothing is kept then.
+    is away. Raises JoinTokenInvalid, CertificateMismatch, BrokerUnreachable. Then only the reason is kept, so that a
+    later start without a token does not run as a host of its own.
     """
+    make_private_folder(settings.data, TRAVERSE_ONLY_MODE)
+    try:
+        _join(settings, token)
+    except Exception as error:
+        if not is_enrolled(settings):
+            atomic_write(settings.data / JOIN_FAILED_FILE, str(error).encode())
+        raise
+    (settings.data / JOIN_FAILED_FILE).unlink(missing_ok=True)
+
+
+def _join(settings: RunnerSettings, token: str) -> None:
     invitation = decode_join_token(token)
     kept = settings.data / ENROLLMENT_FILE
     if kept.exists() and kept.read_bytes() == msgspec.json.encode(invitation):
@@ -44,7 +61,6 @@ def join(settings: RunnerSettings, token: str) -> None:
         )
         if pin is not None
     }
-    make_private_folder(settings.data, TRAVERSE_ONLY_MODE)
     for name, certificate in certificates.items():
         atomic_write(settings.data / name, certificate)
     atomic_write(kept, msgspec.json.encode(invitation))
@@ -58,9 +74,10 @@ def is_enrolled(settings: RunnerSettings) -> bool:
 def apply_enrollment(settings: RunnerSettings) -> RunnerSettings:
     """Return `settings` with the kept host, broker and edge; unchanged without an enrollment.
 
-    Raises EnrollmentUnreadable.
+    Raises EnrollmentUnreadable, and JoinNotCompleted after a failed `join`.
     """
     if not is_enrolled(settings):
+        _raise_if_join_failed(settings.data / JOIN_FAILED_FILE)
         return settings
     file = settings.data / ENROLLMENT_FILE
     try:
@@ -81,6 +98,15 @@ def apply_enrollment(settings: RunnerSettings) -> RunnerSettings:
             settings.edge, url=kept.edge, key=kept.key, pin=_pin_path(settings.data / EDGE_PIN, kept.edge_pin)
         ),
     )
+
+
+def _raise_if_join_failed(file: Path) -> None:
+    if file.exists():
+        reason = file.read_text(encoding="utf-8", errors="replace")
+        raise JoinNotCompleted(
+            f"this host was to join an installation, and that failed ({reason}): run `lamplighter runner --join TOKEN` "
+            f"again, or remove {file} to start without joining"
+        )
 
 
 def _pin_path(file: Path, pin: str | None) -> str | None:

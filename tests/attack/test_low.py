@@ -1,6 +1,7 @@
 """L3, L6, L7, L8: smaller findings of the penetration test."""
 
 import io
+import os
 import ssl
 import sys
 from collections.abc import MutableMapping
@@ -113,7 +114,9 @@ def test_l7_up_prints_its_key_on_a_terminal_only(tmp_path: Path, monkeypatch: py
         grace_s=1,
         slots=1,
         no_runner=True,
-        config=None,
+        easy_port=0,
+        heygem=True,
+        config=os.devnull,
         as_json=False,
     )
     _announce(options, EdgeAddress("http://127.0.0.1:1", "lamp_x_0123456789abcdef"), ())

@@ -16,7 +16,7 @@ from lamplighter.cli.service_places import InstallFailed, check_program_reachabl
 from lamplighter.cli.service_settings import render_settings
 from lamplighter.cli.service_units import Role, ServicePlan, render_units
 from lamplighter.cli.up import IMAGES
-from schemas.settings_loader import load_settings, unknown_names
+from schemas.settings_loader import load_settings, unknown_settings
 from tests.support.service_unit import parse_unit
 from tests.support.systemd_analyze import analyze
 
@@ -136,7 +136,7 @@ def test_each_line_of_a_settings_file_is_a_setting_when_its_mark_is_removed(role
     settings = [line.removeprefix("# ") for line in lines if line.startswith("# ") and (" = " in line or "[" in line)]
     text = "\n".join(line for line in settings if " = " in line or line.startswith("["))
     assert load_settings(kinds[role], text, {}) is not None
-    assert unknown_names([kinds[role]], text) == []
+    assert unknown_settings([kinds[role]], text) == []
 
 
 def test_print_changes_nothing(tmp_path: Path):

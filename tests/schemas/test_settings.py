@@ -13,7 +13,7 @@ from schemas.settings_loader import (
     renamed_from,
     renamed_settings,
     select_variables,
-    unknown_names,
+    unknown_settings,
 )
 
 
@@ -56,7 +56,7 @@ name = "x"
 
 
 def test_what_no_struct_has_is_named_where_it_stands():
-    assert unknown_names([SampleSettings], TEXT) == [
+    assert [fault.name for fault in unknown_settings([SampleSettings], TEXT)] == [
         "wats",
         "plug.nmae",
         "plug.parts.a.pim",
@@ -70,7 +70,7 @@ def test_one_of_several_structs_is_enough():
         plugs: SamplePlug = SamplePlug()
         wats: int = 0
 
-    assert unknown_names([SampleSettings, Other], "wats = 6\n[plugs]\nname = 'x'") == []
+    assert unknown_settings([SampleSettings, Other], "wats = 6\n[plugs]\nname = 'x'") == []
 
 
 class Fan(Struct, frozen=True):
@@ -126,7 +126,7 @@ def test_settings_under_an_old_name_are_named_with_the_new_one() -> None:
 
 
 def test_an_old_name_is_not_misspelt_and_its_variable_is_handed_on() -> None:
-    assert unknown_names([FanSettings], OLD_TEXT + "wight = 1") == ["shelf.wight"]
+    assert [fault.name for fault in unknown_settings([FanSettings], OLD_TEXT + "wight = 1")] == ["shelf.wight"]
     given = {"LAMPLIGHTER_BLOWER__SPEED": "2", "LAMPLIGHTER_SPEED": "3"}
     assert select_variables(FanSettings, given) == {"LAMPLIGHTER_BLOWER__SPEED": "2"}
 

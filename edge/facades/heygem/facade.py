@@ -18,21 +18,21 @@ from schemas.ids import Token
 class HeygemSettings(Struct, frozen=True):
     """The `[heygem]` section: routes for clients of HeyGem.
 
-    `enabled`: whether the edge serves `/easy/…`. `endpoint`: the endpoint that runs the jobs of these clients; its
-    input has the assets `video` and `audio`. `data_root`: the folder that the edge shares with clients; the vendor's
-    container mounts it at /code/data. A client that may submit can name every file in this folder, so share it only
-    between clients that trust each other.
-
-    `keyless_port`: a port on 127.0.0.1 where `/easy/…` needs no key; 0 disables it. Every program and user of this
-    machine can then submit jobs there and read the jobs of `owner`. So can every client that reaches the port through
-    a proxy or tunnel that adds no header.
+    A client that may submit can name every file in `data_root`, so share it only between clients that trust each other.
+    Every program and user of this machine can submit jobs at `keyless_port` and read the jobs of `owner`. So can every
+    client that reaches the port through a proxy or tunnel that adds no header.
     """
 
     enabled: bool = False
+    """Serve `/easy/…`, the routes of a HeyGem server. `lamplighter up` turns it on unless this says otherwise."""
     endpoint: Token = "heygem"
+    """The endpoint that runs the jobs of these clients. Its input has the assets `video` and `audio`."""
     data_root: Path | None = None
+    """Folder that the edge shares with these clients. The vendor's container mounts it at /code/data."""
     owner: Token = "easy"
+    """The owner of jobs that arrive at `keyless_port`."""
     keyless_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Port on 127.0.0.1 where `/easy/…` needs no key; 0 disables it."""
 
 
 class HeygemFacade(Struct, frozen=True):

@@ -27,10 +27,12 @@ _CLIENT_FILES = "client"  # clients/js/src, as /console/client/… ; a wheel has
 
 
 class ConsoleSettings(Struct, frozen=True):
-    """The `[console]` section. `enabled`: serve the console. `path`: where its page is, such as `/` or `/console`."""
+    """The `[console]` section: the web page for people."""
 
     enabled: bool = True
+    """Serve the console."""
     path: str = "/"
+    """Where its page is, such as `/` or `/console`."""
 
 
 class ConsoleFile(NamedTuple):
