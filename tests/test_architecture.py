@@ -20,7 +20,7 @@ REGISTRY = re.compile(
 SERVER_COMMANDS = {
     *("up", "edge", "runner", "relay", "backup", "restore", "health", "install"),
     *("server_commands", "machine_checks", "process_setup", "relay_client", "supervisor", "data_dir", "public_access"),
-    *("backup_archive", "backup_target"),
+    *("backup_archive", "backup_target", "config", "settings_file", "up_settings"),
     *("install_manifest", "service_notify", "service_places", "service_settings", "service_units"),
 }
 MACHINE = re.compile(r"(?<![\w.~}])/(wor[k]|roo[t])/|/op[t]/(wheels|pypi)")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from lamplighter.cli.supervisor import ProcessIdentity, read_process_identity
@@ -229,6 +230,26 @@ def test_a_killed_up_is_cleared_away_by_the_next_and_jobs_stay(tmp_path):
         assert second["key"] == first["key"]
         assert json.loads(lamplighter(data, "job", job["id"], "--json").stdout)["status"] == "succeeded"
         assert json.loads(lamplighter(data, "submit", "echo", "--wait", "--json").stdout)["status"] == "succeeded"
+
+
+def test_up_reads_the_settings_file_of_its_folder_and_an_option_overrides_it(tmp_path):
+    """Declared hosts and limits count; the edge and the runner get the same file."""
+    (tmp_path / "lamplighter.toml").write_text(
+        "slots = 3\nretention_days = 2\nmax_asset_bytes = 10\n[heygem]\nenabled = false\n"
+        '[hosts.gpu-1]\ndriver = "wol"\nmac = "a4:bb:6d:00:11:22"\n'
+    )
+    file = tmp_path / "large.bin"
+    file.write_bytes(bytes(11))
+    with up(tmp_path / "data", "--slots", "2", tree=tmp_path) as (process, said):
+        hosts = json.loads(lamplighter(tmp_path / "data", "hosts", "--json").stdout.splitlines()[0])
+        shown = {host["id"]: host for host in hosts} if isinstance(hosts, list) else {hosts["id"]: hosts}
+        assert "gpu-1" in shown
+        assert lamplighter(tmp_path / "data", "upload", file).returncode == 4
+        given = {name_of(pid): environ_of(pid) for pid in children(process.pid) if name_of(pid)}
+        assert httpx2.get(f"{said['url']}/easy/query?code=a").status_code == 404
+    assert given["runner"]["LAMPLIGHTER_SLOTS"] == "2"
+    config = str(tmp_path / "lamplighter.toml")
+    assert {given[name]["LAMPLIGHTER_CONFIG"] for name in ("edge", "runner")} == {config}
 
 
 DRIVER_PROGRAM = """
