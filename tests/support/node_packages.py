@@ -21,6 +21,7 @@ PACKAGES = (
     "openapi-typescript@7.13.0",
     "openapi-fetch@0.17.0",
     "@types/node@20.19.25",
+    "axe-core@4.14.1",
 )
 
 

@@ -104,7 +104,7 @@ export function jobsPage(main, query) {
     return h("div", { class: "row", role: "row", "data-id": job.id },
       can("jobs:write") && h("span", { class: "box", role: "cell" }, box),
       h("span", { role: "cell", class: "status" }, statusPill(job.status)),
-      h("a", { role: "cell", href: `#/jobs/${encodeURIComponent(job.id)}`, class: "id", title: job.id }, job.id),
+      h("span", { role: "cell", class: "id" }, h("a", { href: `#/jobs/${encodeURIComponent(job.id)}`, title: job.id }, job.id)),
       h("span", { role: "cell", class: "endpoint" }, job.endpoint),
       h("span", { role: "cell", class: "what soft", title: job.error?.message ?? job.message ?? "" }, what),
       h("span", { role: "cell", class: "num soft", title: fullTime(job.created_at) }, time(job.created_at)),

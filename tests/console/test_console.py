@@ -1,0 +1,309 @@
+"""The console in a real browser: what a creator and an operator do with it, and what must not happen to them."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import anyio
+import pytest
+from playwright.async_api import expect
+
+from tests.console.conftest import Console
+from tests.support.installation import ROOT
+from tests.support.node_packages import MODULES_DIR, require_node_packages
+from tests.support.wait import wait_for
+
+PAGES = ("new", "jobs", "hosts", "endpoints", "usage", "access")
+CONSOLE = ROOT / "edge" / "console"
+SIZE_LIMIT_BYTES = 200_000
+UNSPACED = re.compile(r"[\u4e00-\u9fff][A-Za-z0-9]|[A-Za-z0-9][\u4e00-\u9fff]")
+PAYLOADS = (
+    "<script>window.taken = 1</script>",
+    '"><img src=x onerror="window.taken = 1">',
+    "<svg onload=window.taken=1>",
+    "javascript:window.taken=1",
+    "{{constructor.constructor('window.taken=1')()}}",
+    "</pre><iframe srcdoc='<script>parent.taken=1</script>'></iframe>",
+)
+
+
+def make_video(path: Path) -> Path:
+    """Make a film of two seconds: a picture that is not black, with a tone."""
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("no ffmpeg is on PATH: install Debian's ffmpeg")
+    sources = ("-f", "lavfi", "-i", "testsrc=size=320x180:rate=25", "-f", "lavfi", "-i", "sine=frequency=440")
+    codecs = ("-t", "2", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac", "-movflags", "+faststart")
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-y", *sources, *codecs, str(path)], check=True)
+    return path
+
+
+async def test_a_creator_uploads_a_film_while_the_host_is_off_and_watches_the_result(console: Console, tmp_path: Path):
+    film = make_video(tmp_path / "face.mp4")
+    async with console.open_page(path="endpoints") as watched:
+        page = watched.page
+        await expect(page.get_by_text("no host offers it now").first).to_be_visible()
+        await console.go(watched, "new?endpoint=echo")
+        await page.set_input_files("input[type=file]", str(film))
+        await expect(page.get_by_text("Uploaded,")).to_be_visible()
+        await page.locator("summary", has_text="Options").click()
+        await page.fill("[name=seconds]", "2")
+        await page.get_by_role("button", name="Submit").click()
+        await expect(page.locator(".big")).to_contain_text("No host that can run it has joined yet")
+        runner = await console.running.installation.start_runner()
+        try:
+            await expect(page.locator(".bar")).to_be_visible(timeout=60_000)
+            video = page.locator(".result video")
+            await expect(video).to_be_visible(timeout=60_000)
+            await expect(page.locator(".big")).to_have_text("Done")
+            await expect(page.get_by_label("Log", exact=True)).to_contain_text("step 1 of 10")
+            drawn = await video.evaluate("""async (video) => {
+              video.muted = true;
+              await video.play();
+              while (video.currentTime < 0.3) await new Promise((resolve) => setTimeout(resolve, 20));
+              const canvas = new OffscreenCanvas(32, 18), context = canvas.getContext("2d");
+              context.drawImage(video, 0, 0, 32, 18);
+              const pixels = context.getImageData(0, 0, 32, 18).data;
+              return [video.currentTime, Math.max(...pixels.filter((_, at) => at % 4 < 3))];
+            }""")
+            assert drawn[0] >= 0.3
+            assert drawn[1] > 50, "the picture is black"
+        finally:
+            await runner.stop()
+
+
+async def test_an_upload_goes_on_after_a_reload_of_the_page(console: Console, tmp_path: Path):
+    file = tmp_path / "long.mp4"
+    file.write_bytes(bytes(range(256)) * 4096 * 24)  # 24 MiB
+    async with console.open_page(path="new?endpoint=echo") as watched:
+        page = watched.page
+        slow = await watched.context.new_cdp_session(page)
+        limits = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 4 * 2**20}
+        await slow.send("Network.enable")
+        await slow.send("Network.emulateNetworkConditions", limits)
+        await page.set_input_files("input[type=file]", str(file))
+        progress = page.locator(".upload progress")
+
+        async def is_under_way() -> bool:
+            return (
+                await progress.count() == 1 and 2**20 < float(await progress.get_attribute("value") or 0) < 20 * 2**20
+            )
+
+        await expect(page.get_by_text("Uploading:")).to_be_visible(timeout=30_000)
+        await wait_for(is_under_way, timeout_s=30)
+        await page.reload()
+        await expect(page.get_by_text("Uploading:")).to_be_visible(timeout=30_000)
+        begun = float(await progress.get_attribute("value") or 0)
+        assert begun > 2**20, "it began anew"
+        await slow.send("Network.emulateNetworkConditions", {**limits, "uploadThroughput": -1})
+        await expect(page.get_by_text("Uploaded,")).to_be_visible(timeout=60_000)
+        await page.get_by_role("button", name="Remove").click()
+        await page.set_input_files("input[type=file]", str(file))
+        await expect(page.get_by_text("Already there,")).to_be_visible(timeout=30_000)
+
+
+async def test_an_open_page_survives_a_restart_of_the_edge(console: Console):
+    installation = console.running.installation
+    async with console.open_page(path="jobs") as watched:
+        await expect(watched.page.locator(".title")).to_contain_text("Jobs")
+        await installation.edge.stop()
+        await expect(watched.page.locator(".banner")).to_contain_text("not reachable")
+        await installation.start_edge()
+        await expect(watched.page.locator(".banner")).to_be_hidden(timeout=60_000)
+        job = await console.running.ann.submit("echo", text="after the restart")
+        await expect(watched.page.get_by_role("link", name=job.id)).to_be_visible()
+        watched.errors.clear()  # the browser reports each request that found no edge
+
+
+async def test_two_tabs_show_the_same_job_and_a_cancel_in_one_shows_in_the_other(console: Console):
+    job = await console.running.ann.submit("echo", text="two tabs")
+    async with (
+        console.open_page(path=f"jobs/{job.id}") as first,
+        console.open_page(path="jobs?text=two+tabs") as second,
+    ):
+        row = second.page.locator(f"[data-id='{job.id}']")
+        await expect(row).to_contain_text("queued")
+        await first.page.get_by_role("button", name="Cancel").click()
+        await first.page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        await expect(first.page.locator(".big")).to_have_text("Cancelled")
+        await expect(row).to_contain_text("cancelled")
+
+
+async def test_many_jobs_are_cancelled_and_deleted_with_a_report(console: Console):
+    jobs = [await console.running.ann.submit("echo", text=f"many-{number}") for number in range(5)]
+    await console.running.ann.cancel(jobs[0].id)
+    async with console.open_page(path="jobs?text=many-") as watched:
+        page = watched.page
+        await expect(page.locator(".rows .row")).to_have_count(5)
+        await page.get_by_role("button", name="Cancel").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        await expect(page.locator("main summary").last).to_contain_text("5 of 5")
+        await page.locator(".rows .row input").first.check()
+        await expect(page.get_by_text("1 selected")).to_be_visible()
+        await page.get_by_role("button", name="Delete").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        await expect(page.locator(".rows .row")).to_have_count(4)
+
+
+async def test_markup_in_anything_that_a_client_chooses_does_nothing(console: Console):
+    text = " ".join(PAYLOADS)
+    tags = {f"t{number}": payload for number, payload in enumerate(PAYLOADS)}
+    body = {"endpoint": "echo", "input": {"text": text}, "tags": tags}
+    job = (await console.running.ann._http.post("/v1/jobs", json=body)).json()
+    name = '"><img src=x onerror=window.taken=1>.txt'
+    await console.running.ann.submit("echo", text=name)
+    runner = await console.running.installation.start_runner()
+    try:
+        await console.running.ann.wait(job["id"])
+        async with console.open_page(path=f"jobs/{job['id']}") as watched:
+            await expect(watched.page.locator("details[open] pre")).to_contain_text(PAYLOADS[0])
+            for path in ("jobs", "new", "hosts", f"jobs?text={PAYLOADS[0]}"):
+                await console.go(watched, path)
+                await expect(watched.page.locator("main h1, main .filters").first).to_be_visible()
+            assert await watched.page.evaluate("window.taken") is None
+    finally:
+        await runner.stop()
+
+
+@pytest.mark.parametrize("language", ["en-GB", "zh-CN"])
+async def test_every_page_is_there_in_both_languages_on_a_desk_and_on_a_phone(console: Console, language: str):
+    for options in ({"viewport": {"width": 1280, "height": 800}}, {"viewport": {"width": 360, "height": 740}}):
+        async with console.open_page("admin", locale=language, **options) as watched:
+            for path in PAGES:
+                await console.go(watched, path)
+                heading = watched.page.locator("main h1").first
+                await expect(heading).to_be_visible()
+                assert bool(re.search("[\u4e00-\u9fff]", await heading.inner_text())) == (language == "zh-CN")
+                wide = await watched.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+                assert wide <= 0, f"{path} is wider than the screen by {wide} px"
+
+
+async def test_the_language_can_be_switched_and_is_kept(console: Console):
+    async with console.open_page() as watched:
+        await watched.page.get_by_role("button", name="中文").click()
+        await expect(watched.page.get_by_role("link", name="新建任务")).to_be_visible()
+        await watched.page.reload()
+        await expect(watched.page.get_by_role("link", name="新建任务")).to_be_visible()
+
+
+async def test_no_page_has_a_serious_fault_for_people_who_use_a_screen_reader(console: Console):
+    require_node_packages()
+    axe = (MODULES_DIR / "axe-core" / "axe.min.js").read_text()
+    job = await console.running.ann.submit("echo", text="accessible")
+    faults: list[str] = []
+    async with console.open_page(None) as signed_out:
+        faults += await find_faults(signed_out.page, axe, "sign-in")
+    async with console.open_page("ann") as watched:
+        for path in (*PAGES[:-1], f"jobs/{job.id}"):
+            await console.go(watched, path)
+            await expect(watched.page.locator("main h1").first).to_be_visible()
+            faults += await find_faults(watched.page, axe, path)
+    async with console.open_page("admin", path="access", color_scheme="dark") as admin:
+        await expect(admin.page.locator("main table")).to_be_visible()
+        faults += await find_faults(admin.page, axe, "access")
+    assert faults == []
+
+
+async def find_faults(page: object, axe: str, name: str) -> list[str]:
+    """Return what axe-core calls serious or critical."""
+    await page.evaluate(axe)  # type: ignore[attr-defined]
+    found = await page.evaluate("async () => (await axe.run()).violations")  # type: ignore[attr-defined]
+    return [
+        f"{name}: {rule['id']}: {node['html'][:160]}"
+        for rule in found
+        if rule["impact"] in {"serious", "critical"}
+        for node in rule["nodes"]
+    ]
+
+
+async def test_a_key_sees_only_what_it_may_do(console: Console):
+    async with console.open_page("ann") as watched:
+        labels = await watched.page.locator("nav a").all_inner_texts()
+        assert "Keys" not in labels
+        await console.go(watched, "hosts")
+        await expect(watched.page.get_by_role("heading", name="Hosts")).to_be_visible()
+        assert await watched.page.get_by_role("button", name="Add a host").count() == 0
+
+
+async def test_a_revoked_key_ends_the_session(console: Console):
+    created = await console.running.admin._http.post("/v1/keys", json={"owner": "eve", "name": "soon gone"})
+    made = created.json()
+    async with console.open_page(None) as watched:
+        page = watched.page
+        await page.fill("#key", made["key"])
+        await page.click("form .primary")
+        await page.wait_for_selector("nav")
+        assert made["key"] not in json.dumps(await page.evaluate("({ ...localStorage, ...sessionStorage })"))
+        assert await page.evaluate("document.cookie") == ""
+        await console.running.admin._http.delete(f"/v1/keys/{made['id']}")
+        await page.reload()
+        await expect(page.locator("#key")).to_be_visible()
+        watched.errors.clear()  # the stream was refused in between
+
+
+async def test_a_sign_in_link_works_once_and_leaves_no_trace(console: Console):
+    made = (await console.running.ann._http.post("/v1/session/tickets")).json()
+    async with console.open_page(None) as watched:
+        await watched.page.goto(f"{console.url}{made['path']}")
+        await watched.page.reload()
+        await expect(watched.page.locator("nav")).to_be_visible()
+        assert made["ticket"] not in watched.page.url
+    async with console.open_page(None) as again:
+        await again.page.goto(f"{console.url}{made['path']}")
+        await again.page.reload()
+        await expect(again.page.locator("#key")).to_be_visible()
+        again.errors.clear()  # the refusal of the used ticket
+
+
+async def test_thousands_of_jobs_scroll_and_only_what_is_seen_is_drawn(console: Console):
+    ann = console.running.ann
+    for batch in range(3):
+        body = [
+            {"endpoint": "echo", "input": {"text": f"crowd {batch}-{n}"}, "not_before": "2099-01-01T00:00:00Z"}
+            for n in range(1000)
+        ]
+        reply = await ann._http.post("/v1/batches", json={"jobs": body}, timeout=120)
+        assert reply.status_code == 202, reply.text
+    async with console.open_page(path="jobs") as watched:
+        viewport = watched.page.locator(".viewport")
+        await expect(watched.page.locator(".rows .row").first).to_be_visible()
+        for _ in range(60):
+            await viewport.evaluate("(list) => { list.scrollTop = list.scrollHeight; }")
+            if int(await viewport.get_attribute("aria-rowcount") or 0) >= 3000:
+                break
+            await anyio.sleep(0.1)
+        assert int(await viewport.get_attribute("aria-rowcount") or 0) >= 3000
+        assert await watched.page.locator(".rows .row").count() < 80
+
+
+def test_every_text_has_both_languages_and_the_same_values():
+    shim = "globalThis.localStorage = { getItem: () => 'en', setItem() {} }; "
+    script = shim + (CONSOLE / "text.js").read_text() + "\nconsole.log(JSON.stringify(TEXTS));"
+    if shutil.which("node") is None:
+        pytest.skip("no node is on PATH: install Debian's nodejs")
+    told = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, text=True, check=True)
+    texts = json.loads(told.stdout)
+    values = re.compile(r"\{\w+\}")
+    for key, pair in texts.items():
+        assert len(pair) == 2, key
+        assert all(pair), key
+        assert sorted(values.findall(pair[0])) == sorted(values.findall(pair[1])), key
+        assert not re.search(r"[\u4e00-\u9fff][A-Za-z0-9]|[A-Za-z0-9][\u4e00-\u9fff]", pair[1]), (
+            f"{key}: no space between scripts"
+        )
+    sources = "\n".join(file.read_text() for file in CONSOLE.rglob("*.js"))
+    used = set(re.findall(r'\bt\("([\w ]+)"', sources))
+    assert used <= set(texts), used - set(texts)
+
+
+def test_the_console_is_small_and_names_no_other_host():
+    files = [
+        file for folder in (CONSOLE, ROOT / "clients" / "js" / "src") for file in folder.rglob("*") if file.is_file()
+    ]
+    shipped = [file for file in files if file.suffix in {".js", ".css", ".html", ".svg"}]
+    assert sum(file.stat().st_size for file in shipped) <= SIZE_LIMIT_BYTES
+    for file in shipped:
+        found = set(re.findall(r"https?://[^\s\"'`)>]+", file.read_text()))
+        assert found <= {"http://www.w3.org/2000/svg"}, (file, found)
+        assert "innerHTML" not in file.read_text(), file
