@@ -1,9 +1,10 @@
 """`just mutants`: change the modules of the plan, one place at a time, and count the changes that no test notices.
 
-    python -m tests.mutants [MODULE…] [--sample N] [--seed S] [--jobs N] [--json]
+    python -m tests.mutants [MODULE…] [--sample N] [--seed S] [--jobs N] [--json] [--again FILE]
 
 MODULE is a group of tests/mutants/plan.py, a path, or a path with a line (edge/jobs/service.py:120). By default SAMPLE
 mutants of each group are tested, chosen by the seed; `--sample 0` tests all. A mutant that hangs counts as killed.
+`--again` takes the output of an earlier run with --json: what was killed then counts and is not tested again.
 Exits 1 when fewer than 90 % of the tested mutants are killed, in all or in one group.
 """
 
@@ -91,17 +92,32 @@ def in_function(mutant: Mutant) -> bool:
     return False
 
 
+Results = dict[str, list[tuple[Mutant, MutantOutcome]]]
+KilledBefore = dict[tuple[str, int, str], MutantOutcome]
+
+
+def read_killed(files: Iterable[Path]) -> KilledBefore:
+    """Return the outcomes of the killed mutants in the output of earlier runs, by path, line and change."""
+    rows = [row for file in files for row in json.loads(file.read_text())["mutants"] if row["killed"]]
+    fields = MutantOutcome._fields
+    return {
+        (row["path"], row["line"], row["change"]): MutantOutcome(**{field: row[field] for field in fields})
+        for row in rows
+    }
+
+
 class MutationRun:
     """A run over groups, on several workplaces at once."""
 
-    def __init__(self, choices: dict[str, GroupChoice], folder: Path, jobs: int) -> None:
+    def __init__(self, choices: dict[str, GroupChoice], folder: Path, jobs: int, before: KilledBefore) -> None:
         self._choices = choices
+        self._before = before
         self._jobs = jobs
         self._idle: queue.Queue[Workplace] = queue.Queue()
         self._places = [Workplace(folder / str(number)) for number in range(jobs)]
         for place in self._places:
             self._idle.put(place)
-        self._total = sum(len(choice.tested) for choice in choices.values())
+        self._total = sum(not self._was_killed(mutant) for choice in choices.values() for mutant in choice.tested)
         self._done = 0
 
     def __enter__(self) -> "MutationRun":
@@ -111,13 +127,19 @@ class MutationRun:
         for place in self._places:
             place.close()
 
-    def results(self) -> dict[str, list[tuple[Mutant, MutantOutcome]]]:
+    def _was_killed(self, mutant: Mutant) -> MutantOutcome | None:
+        return self._before.get((mutant.path, mutant.line, mutant.change))
+
+    def results(self) -> Results:
         """Test every chosen mutant."""
+        work = [(name, mutant) for name, choice in self._choices.items() for mutant in choice.tested]
+        groups = {name for name, mutant in work if not self._was_killed(mutant)}
         with ThreadPoolExecutor(self._jobs) as threads:
-            records = dict(threads.map(self._record, self._choices))
-            work = [(name, mutant) for name, choice in self._choices.items() for mutant in choice.tested]
-            outcomes = threads.map(lambda one: self._test(one[0], one[1], records[one[0]]), work)
-            results: dict[str, list[tuple[Mutant, MutantOutcome]]] = {name: [] for name in self._choices}
+            records = dict(threads.map(self._record, sorted(groups)))
+            outcomes = threads.map(
+                lambda one: self._was_killed(one[1]) or self._test(one[0], one[1], records[one[0]]), work
+            )
+            results: Results = {name: [] for name in self._choices}
             for (name, mutant), outcome in zip(work, outcomes, strict=True):
                 results[name].append((mutant, outcome))
         return results
@@ -173,9 +195,7 @@ class GroupCounts(NamedTuple):
         return self.killed / self.tested if self.tested else 1.0
 
 
-def rows_of(
-    choices: dict[str, GroupChoice], results: dict[str, list[tuple[Mutant, MutantOutcome]]]
-) -> list[GroupCounts]:
+def rows_of(choices: dict[str, GroupChoice], results: Results) -> list[GroupCounts]:
     """Return one row a group, and their sum."""
     rows = []
     for name, choice in choices.items():
@@ -184,7 +204,7 @@ def rows_of(
         hung = sum(outcome.hang for outcome in outcomes)
         mutants = choice.possible + len(choice.equivalent)
         rows.append(
-            GroupCounts(name, mutants, len(choice.equivalent), len(outcomes), killed, hung, len(outcomes) - killed)
+            GroupCounts(name, choice.total, len(choice.equivalent), len(outcomes), killed, hung, len(outcomes) - killed)
         )
     return [*rows, GroupCounts("all", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True)))]
 
@@ -201,7 +221,7 @@ def table(rows: list[GroupCounts]) -> str:
     return "\n".join(lines)
 
 
-def as_json(results: dict[str, list[tuple[Mutant, MutantOutcome]]], rows: list[GroupCounts]) -> dict[str, Any]:
+def as_json(results: Results, rows: list[GroupCounts]) -> dict[str, Any]:
     mutants = [
         {
             "group": name,
@@ -244,6 +264,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SEED, help="of the choice of mutants (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tests at once (default: the CPU cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--again", type=Path, action="append", default=[], help="output of an earlier run with --json")
     asked = parser.parse_args()
     if rotten := unmatched_equivalents():
         for entry in rotten:
@@ -253,7 +274,7 @@ def main() -> int:
     choices = {name: choose(name, group, asked.sample, asked.seed, lines) for name, group in groups.items()}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         Path(folder).chmod(0o711)  # jobs of the process engine run as another user
-        with MutationRun(choices, Path(folder).resolve(), asked.jobs) as run:
+        with MutationRun(choices, Path(folder).resolve(), asked.jobs, read_killed(asked.again)) as run:
             results = run.results()
     rows = rows_of(choices, results)
     if asked.json:
