@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ FIXES: Mapping[str, str] = {
 }
 DEFAULT_FIX = "read the end of the host's log, and run `lamplighter doctor` where a host runs"
 
+OWNERS = 100
 CREATE_CONCURRENCY = 64
 METRICS = api.ApiRequest(method="GET", path="/metrics", read=api.decode_text)
 
@@ -139,6 +141,19 @@ def _last_log_error(log: Path) -> str:
         if event.get("level") in {"warning", "error", "critical"}:
             return line[:LOG_TAIL_BYTES]
     return "no warning in its log"
+
+
+def make_job(number: int, **fields: Any) -> Job:
+    """Return a job of `echo`. Its owner is one of OWNERS."""
+    return Job(
+        id=f"job-{number}",
+        owner=f"owner-{number % OWNERS}",
+        endpoint="echo",
+        pool="echo",
+        request_digest=f"{number:064x}",
+        created_at=datetime.now(UTC),
+        **fields,
+    )
 
 
 async def create_jobs(made: BenchInstallation, jobs: Iterable[Job]) -> None:

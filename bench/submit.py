@@ -4,11 +4,10 @@ Then measure it at 64 connections while 20,000 jobs wait for a file that never a
 """
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 from bench.figures import Figure, p50, p99
 from bench.http_load import LoadResult, post_request, run_load, run_timed
-from bench.installation import BenchInstallation, create_jobs, run_installation
+from bench.installation import BenchInstallation, create_jobs, make_job, run_installation
 from schemas.job import Job, Pointer
 from schemas.status import Priority, Status
 
@@ -16,7 +15,6 @@ BODY = b'{"endpoint":"echo","input":{"text":"hello"}}'
 COUNTS = {1: 1000, 16: 4000, 64: 4000}
 AIM_AT_16 = 1200.0
 SCHEDULED = 20_000
-OWNERS = 100
 AT_ONCE = 64
 AIM_P99_TO_P50 = 4.0
 
@@ -33,17 +31,8 @@ async def _publish_only(scene_: BenchInstallation, count: int, tasks_at_once: in
 
 def _scheduled(number: int) -> Job:
     """Return a job that lacks a file, as a submit with `await_input` records it."""
-    return Job(
-        id=f"scheduled-{number}",
-        owner=f"owner-{number % OWNERS}",
-        endpoint="echo",
-        pool="echo",
-        status=Status.SCHEDULED,
-        request_digest=f"{number:064x}",
-        input={"file": f"sha256:{number:064x}"},
-        missing=(f"{number:064x}",),
-        created_at=datetime.now(UTC),
-    )
+    given = {"file": f"sha256:{number:064x}"}
+    return make_job(number, status=Status.SCHEDULED, input=given, missing=(f"{number:064x}",))
 
 
 async def _load_with_scheduled_jobs() -> AsyncIterator[Figure]:

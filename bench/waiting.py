@@ -5,29 +5,17 @@ from datetime import UTC, datetime
 
 from bench.figures import Figure, p50
 from bench.http_load import get_request, post_request, run_load
-from bench.installation import create_jobs, run_installation
+from bench.installation import create_jobs, make_job, run_installation
 from bench.submit import BODY
 from schemas.job import Job
 from schemas.status import Status
 
 JOBS = 100_000
-OWNERS = 100
 SAMPLES = 300
 
 
 def _job(number: int) -> Job:
-    now = datetime.now(UTC)
-    return Job(
-        id=f"waiting-{number}",
-        owner=f"owner-{number % OWNERS}",
-        endpoint="echo",
-        pool="echo",
-        status=Status.QUEUED,
-        request_digest=f"{number:064x}",
-        input={"text": "hello"},
-        created_at=now,
-        queued_at=now,
-    )
+    return make_job(number, status=Status.QUEUED, input={"text": "hello"}, queued_at=datetime.now(UTC))
 
 
 async def rows() -> AsyncIterator[Figure]:

@@ -8,9 +8,7 @@ import os
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,7 +23,7 @@ from schemas.host import HostHeartbeat
 from tests.e2e.test_up import lamplighter, up
 from tests.support.bus_samples import NOW
 from tests.support.bytecode import BYTECODE_ENVIRON
-from tests.support.installation import ROOT
+from tests.support.command import joined_runner
 from tests.support.namespaces import EDGE, HOST, HostNetwork, host_network
 
 pytestmark = pytest.mark.timeout(180)
@@ -68,34 +66,6 @@ def home(net: HostNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield Home(data, said["url"])
 
 
-@contextmanager
-def runner(net: HostNetwork, data: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a runner on the other machine; it is stopped when the block ends."""
-    environ = {
-        "LAMPLIGHTER_CONFIG": os.devnull,
-        "LAMPLIGHTER_DATA": str(data),
-        "LAMPLIGHTER_ENDPOINTS": json.dumps([str(ROOT / "images" / "echo")]),
-        "LAMPLIGHTER_ENGINE": "process",
-        "LAMPLIGHTER_WARM__ON": "0",
-        "LAMPLIGHTER_GRACE_S": "1",
-    }
-    argv = [*net.at_host, sys.executable, "-m", "lamplighter", "runner", *more]
-    with subprocess.Popen(
-        argv,
-        env=os.environ | environ,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            with suppress(ValueError):  # the test has read its output to the end
-                process.communicate(timeout=ENDED_S)
-
-
 def refused(process: subprocess.Popen[str]) -> str:
     """Return the one line with which the process ended."""
     _, said = process.communicate(timeout=ENDED_S)
@@ -132,25 +102,27 @@ def test_it_joins_works_comes_back_by_itself_and_is_put_out_at_once(
     with pytest.raises(ConnectionRefusedError):  # private ports listen on loopback only
         connects(EDGE, int(home.url.rsplit(":", 1)[1]))
     token, data = home.add("gpu-1"), tmp_path / "host"
-    with runner(net, data, "--join", token):
+    with joined_runner(data, "--join", token, prefix=net.at_host):
         echoed(home, tmp_path, "by its token")
     assert {mode(data / name) for name in ("joined.json", "edge.pem", "broker.pem")} == {0o600}
     assert mode(home.data / "tls" / "key.pem") == 0o600
-    with runner(net, data) as process:
+    with joined_runner(data, prefix=net.at_host) as process:
         echoed(home, tmp_path, "by what it kept")
         said = lamplighter(home.data, "hosts", "remove", "gpu-1")
         assert said.returncode == 0, said.stderr
         assert "host gpu-1 removed; revoked: its key for files, its broker account" in said.stdout
         assert json.loads(lamplighter(home.data, "hosts", "list", "--json").stdout) == []
         assert "gpu-1 was removed" in refused(process)
-    with runner(net, tmp_path / "again", "--join", token) as process:
+    with joined_runner(tmp_path / "again", "--join", token, prefix=net.at_host) as process:
         assert "gpu-1 was removed" in refused(process)
 
 
 def test_it_speaks_to_nobody_whose_certificate_was_not_named(net: HostNetwork, home: Home, tmp_path: Path) -> None:
     asked = decode_join_token(home.add("gpu-2"))
     for pins in ({"edge_pin": "0" * 64}, {"broker_pin": "f" * 64}):
-        with runner(net, tmp_path / "host", "--join", encode_join_token(replace(asked, **pins))) as process:
+        with joined_runner(
+            tmp_path / "host", "--join", encode_join_token(replace(asked, **pins)), prefix=net.at_host
+        ) as process:
             assert "the token names" in refused(process)
     assert not (tmp_path / "host" / "joined.json").exists()
 
@@ -182,7 +154,7 @@ def test_a_host_joins_once_and_only_who_joined_is_removed(home: Home) -> None:
 
 
 def test_what_is_no_token_is_said_to_be_none(net: HostNetwork, tmp_path: Path) -> None:
-    with runner(net, tmp_path, "--join", "nonsense") as process:
+    with joined_runner(tmp_path, "--join", "nonsense", prefix=net.at_host) as process:
         _, said = process.communicate(timeout=ENDED_S)
     assert process.returncode == 2
     assert "not a join token" in said

@@ -8,7 +8,9 @@ from msgspec import Struct
 
 from tests.network.network_faults import ServicePorts
 from tests.support.installation import IMAGES, Installation, RunningInstallation, run_installation
-from tests.support.namespaces import EDGE, HostNetwork, host_network
+from tests.support.namespaces import EDGE, HostNetwork, net
+
+__all__ = ["net"]
 
 
 class SeparatedInstallation(Struct, frozen=True):
@@ -17,12 +19,6 @@ class SeparatedInstallation(Struct, frozen=True):
     running: RunningInstallation
     net: HostNetwork
     ports: ServicePorts
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[HostNetwork]:
-    with host_network() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

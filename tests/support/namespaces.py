@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from msgspec import Struct
 
 from tests.support.requirements import require
@@ -105,3 +106,10 @@ def host_network() -> Iterator[HostNetwork]:
         os.close(home)
         for name in (edge, host):
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[HostNetwork]:
+    """Yield the two networks of one module's tests."""
+    with host_network() as made:
+        yield made

@@ -1,11 +1,5 @@
 """A host that joined before hosts had accounts at the broker: its token and its runner go on, and it can be put out."""
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,33 +9,11 @@ from schemas.enrollment import decode_join_token
 from schemas.status import Status
 from tests.backup.test_drill import client_of, reached
 from tests.e2e.test_up import lamplighter, up
-from tests.support.installation import ROOT
+from tests.support.command import joined_runner
 from tests.support.reserved_ports import reserve_ports
 
 HERE = "127.0.0.1"
 ENDED_S = 60.0
-
-
-@contextmanager
-def host(data: Path, tree: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """A runner of the release in `tree`; ended when the block is left."""
-    environ = {
-        "LAMPLIGHTER_CONFIG": os.devnull,
-        "LAMPLIGHTER_DATA": str(data),
-        "LAMPLIGHTER_ENDPOINTS": json.dumps([str(tree / "images" / "echo")]),
-        "LAMPLIGHTER_ENGINE": "process",
-        "LAMPLIGHTER_WARM__ON": "0",
-        "LAMPLIGHTER_GRACE_S": "1",
-    }
-    argv = [sys.executable, "-m", "lamplighter", "runner", *more]
-    with subprocess.Popen(
-        argv, env=os.environ | environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tree
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(ENDED_S)
 
 
 def works(client: Client, text: str) -> None:
@@ -60,15 +32,20 @@ def _goes_on(before_accounts: Path, tmp_path: Path, tls: str, broker: str) -> No
     with up(data, *public, tree=before_accounts) as (_, said), client_of(said, tmp_path) as client:
         made = lamplighter(data, "hosts", "add", "gpu-1")
         token = made.stdout.split()[-1]
-        with host(tmp_path / "host", before_accounts, "--join", token):
+        with joined_runner(tmp_path / "host", "--join", token, tree=before_accounts):
             works(client, "before")
-    runner_of_before = host(tmp_path / "host", before_accounts)  # it dials until there is a broker again
+    # It dials until there is a broker again.
+    runner_of_before = joined_runner(tmp_path / "host", tree=before_accounts)
     with runner_of_before as runner, up(data, *public) as (_, said), client_of(said, tmp_path) as client:
         works(client, "a runner of before, and this release")
         assert decode_join_token(token).password not in (data / "broker" / "hosts.conf").read_text()
         assert not (data / "broker" / "joined.conf").exists()
         assert runner.poll() is None
-    with up(data, *public) as (_, said), client_of(said, tmp_path) as client, host(tmp_path / "host", ROOT) as runner:
+    with (
+        up(data, *public) as (_, said),
+        client_of(said, tmp_path) as client,
+        joined_runner(tmp_path / "host") as runner,
+    ):
         works(client, "this release")
         assert lamplighter(data, "hosts", "remove", "gpu-1").returncode == 0
         assert runner.wait(ENDED_S) == 4

@@ -3,7 +3,7 @@
 The tests depend on their order: the daily on-time that one of them uses stays used.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,17 +12,11 @@ from lamplighter import AsyncClient
 from schemas.power import PowerState as S
 from tests.e2e.power.switched_hosts import PowerScenario, SwitchedHost, run_switched_installation
 from tests.support.installation import wait_until_ready
-from tests.support.namespaces import HostNetwork, host_network
+from tests.support.namespaces import HostNetwork
 
 pytestmark = [pytest.mark.long(13), pytest.mark.timeout(240)]
 SECONDS_A_DAY = 6
 BUDGET = f"{{ hours = {SECONDS_A_DAY / 3600} }}"
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[HostNetwork]:
-    with host_network() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

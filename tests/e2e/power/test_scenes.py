@@ -3,7 +3,7 @@
 The tests of this file share one host and run in order; each begins and ends with the host off.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
@@ -16,17 +16,11 @@ from schemas.power import PowerState as S
 from tests.e2e.power.switched_hosts import TLS_PORT, PowerScenario, run_switched_installation
 from tests.support.installation import wait_until_ready
 from tests.support.job_checks import events_of, read_history, wait_for_reason, wait_until_running
-from tests.support.namespaces import HostNetwork, host_network
+from tests.support.namespaces import HostNetwork
 from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.long(13), pytest.mark.timeout(240)]
 ROUND = [S.WAKING, S.ONLINE, S.DRAINING, S.STOPPING, S.OFF]
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[HostNetwork]:
-    with host_network() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
