@@ -106,7 +106,7 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     where there was nothing to test (no GPU, the process engine). `engine_away`: why the engine does not answer, null
     while it does; nothing starts there until it answers again. `run_as`: the user of jobs under the process engine.
     `blocked_work`: the tasks that the runner cannot do now, each with its reason (`fetch input: the edge is not
-    reachable`).
+    reachable`). `version`: that of the runner; null before 0.2.
     """
 
     host: Token
@@ -126,6 +126,7 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     warm: tuple[WarmPoolStatus, ...] = ()
     blocked_work: tuple[str, ...] = field(default=(), name="waits")
     unschedulable: dict[str, str] = field(default_factory=dict, name="cannot")
+    version: str | None = None
 
 
 HOST_ENDPOINTS_LIMIT = 200  # in one offer; the edge keeps up to three queues and one checked schema for each
@@ -152,7 +153,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     `busy` null: the host is not up. `unschedulable` says why an endpoint cannot start there now; `cannot` is its old
     name, answered beside it for one release. `engine`: docker or process; `engine_away`: why it does not answer now;
     `run_as`: the user of jobs under the process engine. `waits`: the tasks that its runner cannot do now, each with the
-    reason.
+    reason. `version`: that of its runner.
     """
 
     id: Token
@@ -174,6 +175,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     cannot: dict[str, str] = field(default_factory=dict)
     hold: dict[str, Any] | None = None
     history: tuple[dict[str, Any], ...] = ()
+    version: str | None = None
 
 
 class AssetTombstone(Struct, frozen=True):

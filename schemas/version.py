@@ -1,3 +1,19 @@
-"""The version of this project. Every other place reads it from here: pyproject.toml, the command line, the API."""
+"""The version of this project. Every other place reads it from here: the wheels, the command line, the API.
+
+Edge and runner of neighbouring releases work together: fields are only added, and renamed ones are read under both
+names for one release.
+"""
 
 VERSION = "0.2.0"
+
+
+def are_neighbours(one: str, other: str) -> bool:
+    """Return whether two versions are of the same minor release or of adjacent ones.
+
+    Versions of two major releases are not neighbours. A text that is no version is taken for a neighbour.
+    """
+    try:
+        (major, minor), (other_major, other_minor) = (map(int, text.split(".")[:2]) for text in (one, other))
+    except ValueError:
+        return True
+    return major == other_major and abs(minor - other_minor) <= 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.wheels import SERVER_COMMAND_MODULES
 from tests.architecture import EDGE_LAYERS, LAYERS, OWNERS, RUNNER_LAYERS, broken_laws
 
 ROOT = Path(__file__).parent.parent
@@ -17,12 +18,6 @@ SHIPPED = ("schemas/", "bus/", "edge/", "runner/", "lamplighter/", "images/")
 REGISTRY = re.compile(
     r"py[p]i\.org|python[h]osted\.|download\.py[t]orch\.|registry\.np[m]js|(deb|security)\.deb[i]an\.org"
 )
-SERVER_COMMANDS = {
-    *("up", "edge", "runner", "relay", "backup", "restore", "health", "install"),
-    *("server_commands", "machine_checks", "process_setup", "relay_client", "supervisor", "data_dir", "public_access"),
-    *("backup_archive", "backup_target", "config", "settings_file", "up_settings"),
-    *("install_manifest", "service_notify", "service_places", "service_settings", "service_units"),
-}
 MACHINE = re.compile(r"(?<![\w.~}])/(wor[k]|roo[t])/|/op[t]/(wheels|pypi)")
 
 
@@ -43,7 +38,9 @@ def test_layers_are_these():
         "lamplighter/": ["schemas"],
         "images/": ["jobkit"],
         "images/jobkit/": ["jobkit"],
-    } | {f"lamplighter/cli/{name}.py": ["bus", "edge", "images", "runner", "schemas"] for name in SERVER_COMMANDS}
+    } | {
+        f"lamplighter/cli/{name}.py": ["bus", "edge", "images", "runner", "schemas"] for name in SERVER_COMMAND_MODULES
+    }
     assert set(OWNERS) == {"nats", "docker", "pynvml", "obstore", "torch", "litestar", "libcloud", "httpx"}
 
 

@@ -20,7 +20,10 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # What a part begins with; where it stands alone, its packages are taken for their files.
-ROOTS = {"runtime": PROJECT["dependencies"], **{part: EXTRAS[part] for part in ("setup", "preview", "dev", "runpod")}}
+ROOTS = {
+    "runtime": [*PROJECT["dependencies"], *EXTRAS["server"]],
+    **{part: EXTRAS[part] for part in ("setup", "preview", "dev", "runpod")},
+}
 
 
 def pinned(parts: Iterable[str]) -> dict[str, str]:

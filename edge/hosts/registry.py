@@ -157,6 +157,7 @@ class HostRegistry:
             engine=heartbeat.engine or None,
             engine_away=heartbeat.engine_away,
             run_as=heartbeat.run_as,
+            version=heartbeat.version,
             injection=heartbeat.injection,
             gpus=heartbeat.gpus,
             warm=heartbeat.warm,

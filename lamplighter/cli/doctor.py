@@ -21,9 +21,11 @@ from rich.text import Text
 
 from lamplighter.cli import display, server_parts
 from lamplighter.cli.context import FAILED, UNREACHABLE, CliContext, EdgeAddress, client_command
+from lamplighter.cli.hosts import version_warning
 from lamplighter.transport import auth_headers, map_http_errors, unreachable
 from lamplighter.trust import find_verification_error, make_ssl_context
 from schemas.environment import bypass_proxies_for_loopback
+from schemas.version import VERSION
 
 MIN_FREE_BYTES = 5 * 1000**3  # a video job may need more for its frames
 CLOCK_SKEW_LIMIT_S = 30.0
@@ -87,6 +89,8 @@ def check_readiness(target: DoctorTarget) -> Iterable[Finding]:
     if reply.status_code == httpx2.codes.OK:
         yield Finding("broker", CheckStatus.OK, "reachable, synced, and its store has room")
     answer = reply.json()
+    if version := answer.get("version"):
+        yield Finding("version", CheckStatus.OK, f"edge {version}, this command {VERSION}")
     degraded = answer.get("degraded", answer.get("ailing", ()))  # an edge of the release before has only `ailing`
     for verdict, lines in ((CheckStatus.FAIL, answer.get("why", ())), (CheckStatus.WARN, degraded)):
         for line in lines:
@@ -110,13 +114,15 @@ def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
     if reply.status_code != httpx2.codes.OK:
         yield Finding("hosts", CheckStatus.WARN, "this key may not list them", "use a key with the scope hosts:read")
         return
-    hosts: list[dict[str, Any]] = reply.json()["hosts"]
+    answer = reply.json()
+    hosts: list[dict[str, Any]] = answer["hosts"]
     if not hosts:
         yield Finding("hosts", CheckStatus.WARN, "no host has connected yet", "start one with: lamplighter runner")
     for host in hosts:
         verdict = CheckStatus.OK if host["state"] == "online" else CheckStatus.WARN
         offered = ", ".join(host["endpoints"]) or "nothing"
         yield Finding(f"host {host['id']}", verdict, f"{host['state']}, offers {offered}")
+        yield from _check_version(answer.get("version"), host)
         for gpu in host["gpus"]:
             verdict = CheckStatus.OK if gpu["fitness"] == "fit" else CheckStatus.WARN
             yield Finding(f"gpu {gpu['uuid']}", verdict, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")
@@ -124,6 +130,17 @@ def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
         yield from _check_blocked_tasks(host)
         yield from _check_endpoints(host)
         yield from _check_gpu_injection(host)
+
+
+def _check_version(edge_version: str | None, host: dict[str, Any]) -> Iterable[Finding]:
+    """Check that the host's runner is at most one minor release from the edge. One before 0.2 does not tell."""
+    if version := host.get("version"):
+        name, warning = f"version of {host['id']}", version_warning(edge_version, host)
+        if warning is None:
+            yield Finding(name, CheckStatus.OK, f"runner {version}")
+        else:
+            what, _, fix = warning.partition(": ")
+            yield Finding(name, CheckStatus.WARN, what, fix)
 
 
 def _check_engine(host: dict[str, Any]) -> Iterable[Finding]:

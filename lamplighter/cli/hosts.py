@@ -7,6 +7,7 @@ import click
 from lamplighter import api
 from lamplighter.cli import display
 from lamplighter.cli.context import CliContext, client_command, run_default_command
+from schemas.version import are_neighbours
 
 # What the edge revokes before it answers the removal of a host (edge.hosts.enrollment).
 REVOKED = ("its key for files", "its broker account and connections", "its presence and offer", "its power override")
@@ -23,17 +24,31 @@ def hosts(context: click.Context, /, **given: Any) -> None:
 @client_command
 def list_hosts(session: CliContext) -> None:
     """List the GPU hosts."""
-    found = session.client.call(api.get_json("/v1/hosts"))["hosts"]
-    session.show(found, lambda: print_hosts(session, found))
+    answer = session.client.call(api.get_json("/v1/hosts"))
+    session.show(answer["hosts"], lambda: print_hosts(session, answer["hosts"], answer.get("version")))
 
 
 hosts.params.extend(list_hosts.params)  # `hosts --json` is `hosts list --json`
 
 
-def print_hosts(session: CliContext, found: list[dict[str, Any]]) -> None:
-    """Print the hosts as a table, or a hint if no host has connected yet."""
-    columns = ("HOST", "STATE", "SINCE", "ENGINE", "ENDPOINTS", "GPUS", "GPU ACCESS", "WARM", "JOBS")
+def print_hosts(session: CliContext, found: list[dict[str, Any]], edge_version: str | None = None) -> None:
+    """Print the hosts as a table, or a hint if no host has connected yet.
+
+    Warn of each runner whose version is too far from the edge's; an edge before 0.2 does not tell its own.
+    """
+    columns = ("HOST", "STATE", "VERSION", "SINCE", "ENGINE", "ENDPOINTS", "GPUS", "GPU ACCESS", "WARM", "JOBS")
     display.print_table(session.out, columns, map(_host_row, found), "no host has connected yet: start a runner")
+    for host in found:
+        if warning := version_warning(edge_version, host):
+            session.err.print(f"lamplighter: host {host['id']}: {warning}", style="yellow", markup=False)
+
+
+def version_warning(edge_version: str | None, host: dict[str, Any]) -> str | None:
+    """Return what to do about a runner that is more than one minor release from its edge, None where it is not."""
+    version = host.get("version")
+    if edge_version is None or version is None or are_neighbours(edge_version, version):
+        return None
+    return f"its runner is {version} and the edge {edge_version}, more than one release apart: upgrade the older one"
 
 
 def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
@@ -41,6 +56,7 @@ def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
     return (
         host["id"],
         host["state"],
+        host.get("version") or "-",
         host["since"] or "-",
         display.format_engine(host),
         ", ".join(host["endpoints"]),

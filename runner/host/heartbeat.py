@@ -17,6 +17,7 @@ from runner.host.engine_monitor import EngineMonitor
 from runner.login_sessions import LoginLookup
 from runner.slots import Slots
 from schemas.host import ActivityCounts, HostCapabilities, HostHeartbeat, RunningExecution
+from schemas.version import VERSION
 
 
 class HostActivity:
@@ -123,6 +124,7 @@ class HeartbeatPublisher:
             blocked_work=tuple(
                 reason[:REASON_LIMIT_CHARS] for reason in self._context.outage.reasons[:BLOCKED_WORK_LIMIT]
             ),
+            version=VERSION,
             unschedulable={name: str(reason) for name, reason in unschedulable.items()},
         )
 

@@ -10,8 +10,10 @@ import pytest
 from lamplighter.cli import display
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.doctor import CheckStatus, DoctorTarget, Finding, check_hosts
+from lamplighter.cli.hosts import version_warning
 from schemas.host import HostHeartbeat, HostView, WarmPoolStatus
 
+EDGE_VERSION = "0.4.0"
 DIED = WarmPoolStatus("heygem", 0, 1, "the container died while it waited: no weights", 8.0)
 
 
@@ -32,7 +34,7 @@ def test_warm_slots_in_words(slots: WarmPoolStatus, told: str):
 def found(**host: Any) -> dict[str, Finding]:
     """What doctor finds of a host that speaks like this."""
     view = HostView(id="gpu-1", state="online", **host)
-    answer = msgspec.json.encode({"hosts": [view]})
+    answer = msgspec.json.encode({"hosts": [view], "version": EDGE_VERSION})
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, content=answer))
     with httpx2.Client(base_url="http://edge", transport=transport) as http:
         patient = DoctorTarget(EdgeAddress("http://edge", "key"), Path(), http)
@@ -101,6 +103,25 @@ def test_doctor_tells_of_an_engine_that_is_away_once():
         engine="docker", engine_away="no socket", unschedulable={"echo": "engine_away", "heygem": "engine_away"}
     )
     assert [name for name, row in rows.items() if row.verdict is not CheckStatus.OK] == ["engine of gpu-1"]
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict", "text"),
+    [
+        ("0.3.9", CheckStatus.OK, "runner 0.3.9"),
+        ("0.2.0", CheckStatus.WARN, "its runner is 0.2.0 and the edge 0.4.0, more than one release apart"),
+        ("0.6.0", CheckStatus.WARN, "its runner is 0.6.0 and the edge 0.4.0, more than one release apart"),
+    ],
+)
+def test_doctor_warns_of_a_runner_that_is_far_from_its_edge(version: str, verdict: CheckStatus, text: str):
+    finding = found(version=version)["version of gpu-1"]
+    assert (finding.verdict, finding.what) == (verdict, text)
+    assert finding.fix == ("" if verdict is CheckStatus.OK else "upgrade the older one")
+
+
+def test_a_runner_or_an_edge_that_tells_no_version_is_not_judged():
+    assert "version of gpu-1" not in found()
+    assert version_warning(None, {"version": "9.0.0"}) is None
 
 
 def test_doctor_tells_what_a_runner_waits_for():

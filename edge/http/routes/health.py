@@ -8,6 +8,7 @@ from edge.core.error_handling import translate_errors
 from edge.http.auth import NO_AUTH, require_scope
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep, get_or_head
 from schemas.auth import ApiKey, Scope
+from schemas.version import VERSION
 
 
 class LivenessView(Struct, frozen=True):
@@ -20,13 +21,14 @@ class ReadinessView(Struct, frozen=True):
     """Whether the edge accepts new jobs. `reasons`: why it does not, one text for each; empty if it does.
 
     `degraded`: faults that do not affect clients yet, such as the failure of one server of a broker cluster. `ailing`
-    is the old name of `degraded`, kept for one release.
+    is the old name of `degraded`, kept for one release. `version`: that of this edge.
     """
 
     status: str
     reasons: tuple[str, ...] = field(default=(), name="why")
     degraded: tuple[str, ...] = ()
     ailing: tuple[str, ...] = ()
+    version: str = VERSION
 
 
 @get_or_head("/livez", opt={NO_AUTH: True})

@@ -21,12 +21,14 @@ from schemas.ids import Token, is_token
 from schemas.installation import AuditAction
 from schemas.job import Moment
 from schemas.problems import ProblemError
+from schemas.version import VERSION
 
 
 class HostListView(Struct, frozen=True):
-    """All hosts that were ever connected or are declared, without the removed ones."""
+    """All hosts that were ever connected or are declared, without the removed ones. `version`: that of this edge."""
 
     hosts: list[HostView]
+    version: str = VERSION
 
 
 @get_or_head("/v1/hosts", guards=[require_scope(Scope.HOSTS_READ)])

@@ -7,6 +7,7 @@ import pytest
 from bus.interface import BrokerStatus
 from schemas.auth import Scope
 from schemas.host import GpuReport
+from schemas.version import VERSION
 from tests.support.served_edge import ServedEdge
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}
@@ -81,7 +82,9 @@ async def test_bad_keys_are_not_made(edge: ServedEdge, body, code):
 
 async def test_health_needs_no_key_and_says_what_is_in_the_way(edge: ServedEdge):
     assert (await edge.anyone.get("/livez")).json() == {"status": "ok"}
-    assert (await edge.anyone.get("/readyz")).status_code == 200
+    ready = await edge.anyone.get("/readyz")
+    assert (ready.status_code, ready.json()["version"]) == (200, VERSION)
+    assert (await edge.admin.get("/v1/hosts")).json()["version"] == VERSION
     edge.world.bus.health.cut()
     ready = await edge.anyone.get("/readyz")
     assert ready.status_code == 503
@@ -148,6 +151,7 @@ async def test_hosts_are_told_while_on_and_while_off(edge: ServedEdge):
     assert set(host) == {
         *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
         *("busy", "cannot", "unschedulable", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
+        "version",
     }
     assert (await edge.ann.get("/v1/hosts/none")).status_code == 404
 
