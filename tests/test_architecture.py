@@ -101,6 +101,13 @@ def test_no_shipped_file_breaks_the_law():
     assert not [law for path in shipped for law in broken_laws(path.relative_to(ROOT).as_posix(), path.read_text())]
 
 
+def test_nothing_here_imports_the_http_library_of_litestar():
+    """Its errors are not those of httpx2, which everything here catches."""
+    imports = re.compile(r"^\s*(import|from) httpx\b", re.MULTILINE)
+    files = [path for path in tracked() if path.suffix == ".py"]
+    assert not [path for path in files if imports.search(path.read_text())]
+
+
 @pytest.mark.parametrize(
     ("path", "source"),
     [

@@ -2,7 +2,7 @@
 
 import re
 
-import httpx
+import httpx2
 import pytest
 
 from schemas import events
@@ -59,7 +59,7 @@ async def test_field_errors_name_the_field_and_say_what_in_chinese(edge: ServedE
     assert shown["errors"] == [{"path": "$.input.text", "message": "5 的类型不是 'string'"}]
 
 
-async def refuse_everywhere(edge: ServedEdge) -> list[httpx.Response]:
+async def refuse_everywhere(edge: ServedEdge) -> list[httpx2.Response]:
     job = {"endpoint": "echo", "input": {"text": "hello"}}
     ann, bare = edge.ann, {"X-API-Key": edge.texts["ann"], **ZH}
     return [
