@@ -49,6 +49,10 @@ docs:
     python -m deploy.errors_doc > docs/errors.md
     python -m deploy.settings_doc > docs/settings.md
 
+# Take the pictures of docs/console.md
+console-shots:
+    @python -m tests.console.shots
+
 # Run the tests that need an NVIDIA card and keep what they said in docs/gpu.md
 gpu-page:
     @python -m deploy.gpu_page

@@ -253,6 +253,11 @@ def create_key(owner: str, scopes: list[str], **fields: str | None) -> ApiReques
     return ApiRequest(method="POST", path="/v1/keys", read=decode_json, body=body)
 
 
+def create_sign_in_ticket() -> ApiRequest[Any]:
+    """Create a ticket that signs one browser in to the console with the rights of this key."""
+    return ApiRequest(method="POST", path="/v1/session/tickets", read=decode_json)
+
+
 def rotate_key(key_id: str, grace_s: float) -> ApiRequest[Any]:
     """Give a key a new secret. The old secret stays valid for `grace_s`."""
     return ApiRequest(

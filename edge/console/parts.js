@@ -28,11 +28,11 @@ export function copyButton(text) {
 
 const BAND = { online: "on", draining: "on", waking: "wake", stopping: "wake", blocked: "bad", fault: "bad" };
 
-/** The power history of a host as a band that ends now. `changes`: of `history`, oldest first. */
-export function powerBand(changes, state, hours) {
+/** The power history of a host as a band that ends now. `changes`: of `history`, oldest first; without any, `since`. */
+export function powerBand(changes, state, since, hours) {
   const end = Date.now(), start = end - hours * 3600e3, spans = [];
   const points = changes.map((change) => ({ at: Date.parse(change.at), state: change.state, why: change.why }));
-  if (!points.length) points.push({ at: start, state, why: "" });
+  if (!points.length && since) points.push({ at: Date.parse(since), state, why: "" });
   points.forEach((point, index) => {
     const from = Math.max(start, point.at), to = Math.min(end, points[index + 1]?.at ?? end);
     if (to > from) spans.push({ ...point, from, to });
@@ -75,6 +75,7 @@ export function curve(points, { start, end, top, gapMs, label, text }) {
 export function dayBars(days, label) {
   const top = Math.max(...days.map((day) => day.value), 1e-9), width = 100 / days.length;
   const drawing = svg("svg", { viewBox: "0 0 100 40", preserveAspectRatio: "none", class: "bars", role: "img", "aria-label": `${label}: ${days.map((day) => `${day.label} ${day.text}`).join("; ")}` });
+  drawing.append(svg("line", { x1: 0, x2: 100, y1: 40, y2: 40, class: "axis", "vector-effect": "non-scaling-stroke" }));
   days.forEach((day, index) => {
     const height = (day.value / top) * 38;
     const bar = svg("rect", { x: index * width + width * 0.15, width: width * 0.7, y: 40 - height, height });

@@ -55,6 +55,7 @@ CLIENT_COMMANDS = {
     "power": ("hosts", "power", "Keep a host on or off, or switch it automatically."),
     "usage": ("usage", "usage", "Show usage and cost."),
     "endpoints": ("endpoints", "endpoints", "List the endpoints, or the fields of one endpoint."),
+    "console": ("keys", "console", "Print a link that opens the console in a browser, signed in."),
     "keys": ("keys", "keys", "Create, list, rotate and revoke API keys."),
     "owners": ("owners", "owners", "Delete all data of an owner."),
     "top": ("top", "top", "Watch hosts and jobs."),

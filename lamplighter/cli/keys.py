@@ -1,4 +1,4 @@
-"""`lamplighter keys`: create, list, rotate and revoke API keys. Needs a key with the scope admin."""
+"""`lamplighter keys`: create, list, rotate and revoke API keys, which needs the scope admin; `lamplighter console`."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +11,15 @@ from lamplighter.cli.context import CliContext, client_command
 from schemas.auth import CLIENT_SCOPES, Scope
 
 SCOPES = f"May be repeated [{' '.join(CLIENT_SCOPES)}]."
+
+
+@click.command()
+@client_command
+def console(session: CliContext) -> None:
+    """Print a link that opens the console in a browser, signed in with this key. It works once, for 15 minutes."""
+    made = session.client.call(api.create_sign_in_ticket())
+    link = f"{session.client.url}{made['path']}"
+    session.show({"url": link, "expires_at": made["expires_at"]}, lambda: session.out.print(link, soft_wrap=True))
 
 
 @click.group()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from tests.console.conftest import Console
 from tests.support.installation import ROOT
@@ -205,10 +205,10 @@ async def test_no_page_has_a_serious_fault_for_people_who_use_a_screen_reader(co
     assert faults == []
 
 
-async def find_faults(page: object, axe: str, name: str) -> list[str]:
+async def find_faults(page: Page, axe: str, name: str) -> list[str]:
     """Return what axe-core calls serious or critical."""
-    await page.evaluate(axe)  # type: ignore[attr-defined]
-    found = await page.evaluate("async () => (await axe.run()).violations")  # type: ignore[attr-defined]
+    await page.evaluate(axe)
+    found = await page.evaluate("async () => (await axe.run()).violations")
     return [
         f"{name}: {rule['id']}: {node['html'][:160]}"
         for rule in found

@@ -46,7 +46,7 @@ export function hostsPage(main, path) {
       hold && h("p", { class: "note" }, t(hold.want === "on" ? "held_on" : "held_off"), hold.until ? ` ${t("until", { time: time(hold.until) })}` : ""),
       host.engine_away && h("p", { class: "error" }, `${t("engine_away")}: ${host.engine_away}`),
       host.waits?.length > 0 && h("ul", { class: "error" }, host.waits.map((text) => h("li", {}, text))),
-      powerBand(host.history ?? [], host.state, hours),
+      powerBand(host.history ?? [], host.state, host.since, hours),
       host.gpus.map((gpu) => gpuPanel(gpu, samples, hours)),
       h("dl", {},
         h("dt", {}, t("running_jobs")), h("dd", {}, host.jobs.length ? host.jobs.map((id) => h("a", { class: "mono", href: `#/jobs/${encodeURIComponent(id)}` }, id, " ")) : t("none")),
