@@ -94,7 +94,7 @@ def test_every_package_of_the_edge_has_a_layer():
     assert named == packages_of("edge") - {"facades"} | facades
 
 
-def test_no_shipped_file_breaks_the_law():
+def test_no_shipped_file_breaks_an_import_rule():
     files = [path for path in tracked() if path.suffix == ".py"]
     shipped = [path for path in files if path.relative_to(ROOT).as_posix().startswith(SHIPPED)]
     assert len(shipped) > 20, "the walker found next to nothing to check"

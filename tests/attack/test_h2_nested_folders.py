@@ -131,7 +131,7 @@ def as_nobody(folder: Path, act: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave something that another user cannot remove")
-def test_what_cannot_be_removed_is_told_and_the_rest_goes(tmp_path: Path) -> None:
+def test_what_cannot_be_removed_is_reported_and_the_rest_goes(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     stuck = mine / "job" / "a" / "root's"
     stuck.mkdir(parents=True)

@@ -248,7 +248,7 @@ def test_an_engine_without_the_profile_is_not_sent_it(tmp_path: Path) -> None:
     assert host["SecurityOpt"] == ["no-new-privileges"]
 
 
-def test_a_container_with_cards_has_the_engine_s_own_namespace(tmp_path: Path) -> None:
+def test_a_container_with_gpus_has_the_engine_s_own_namespace(tmp_path: Path) -> None:
     mine = ContainerIdentity(installation="i", host="h")
     spec = ContainerSpec(identity=mine, image="x", job_dir=tmp_path, limits=ContainerLimits(1, 1.0), gpus=("GPU-a",))
     assert "CgroupnsMode" not in container_config(spec, "1:1", "cdi", None)["HostConfig"]

@@ -34,7 +34,7 @@ async def test_three_hundred_wrong_keys_are_one_line_with_their_address(edge: Se
     assert WRONG not in str(logs)
 
 
-async def test_every_door_counts_and_a_proxy_says_who_it_was(edge: ServedEdge):
+async def test_every_way_in_counts_and_a_proxy_names_the_client(edge: ServedEdge):
     """The address of the client behind a trusted proxy."""
     with capture_logs() as logs:
         await edge.anyone.get("/v1/jobs", headers={"X-API-Key": WRONG, "X-Forwarded-For": "192.0.2.1, 198.51.100.7"})

@@ -76,7 +76,7 @@ async def dies_before_it_has_anything(there: BrokerTrio) -> str:
 
 @pytest.mark.long(25)
 @pytest.mark.timeout(240)
-async def test_a_server_that_never_catches_up_is_told_of_and_the_restore_done_again(tmp_path: Path) -> None:
+async def test_a_server_that_never_catches_up_is_reported_and_the_restore_done_again(tmp_path: Path) -> None:
     async with run_broker_trio(tmp_path / "three") as there:
         settings = replace(there.settings, replicas=3)
         async with open_for_backup(settings) as (bus, _):

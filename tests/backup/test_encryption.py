@@ -66,7 +66,7 @@ def test_a_zip_is_written_without_seeking_and_read_back():
         assert archive.read("one") == content
 
 
-def test_a_wrong_key_is_told_from_a_damaged_file():
+def test_a_wrong_key_is_distinguished_from_a_damaged_file():
     with pytest.raises(KeyFileUnusable, match="another key"):
         opened(sealed(b"content"), b"another secret, as long as that")
 

@@ -17,7 +17,7 @@ from schemas.job import Job
 from schemas.power import PowerCall, PowerRecord, PowerState, PowerVerb
 from schemas.problems import ProblemError
 from schemas.status import Status
-from tests.edge.webhooks.test_courier import hooked, tried
+from tests.edge.webhooks.test_dispatcher import hooked, tried
 from tests.support.edge_services import START, FakeBusServicesRig, ManualClock, fake_bus_services
 from tests.support.fake_bus.broker import FakeBroker
 from tests.support.wait import wait_for

@@ -36,7 +36,7 @@ async def test_a_row_leaves_nothing_of_what_it_said_before(server: BrokerProcess
     assert len(await edge.asset_references.rows()) == 2
 
 
-async def test_a_letter_that_was_delivered_is_gone_from_the_disk(server: BrokerProcess, edge: Bus, tmp_path: Path):
+async def test_a_delivery_that_was_sent_is_gone_from_the_disk(server: BrokerProcess, edge: Bus, tmp_path: Path):
     await edge.webhook_outbox.enqueue(WebhookDelivery(3, make_record("zero")))
     await edge.webhook_outbox.enqueue(WebhookDelivery(7, marked()))
     assert find_marks(tmp_path, [MARK])

@@ -41,7 +41,7 @@ def item(note: FeedMessage | None = None, revision: int | None = None, job_id: s
     return FeedItem("abc-1", make_key(job_id), change=change, message=note)
 
 
-def test_kinds_and_jobs_are_told_apart():
+def test_kinds_and_jobs_are_kept_apart():
     has = Deduplicator()
     error_line = LogMessage(FeedPosition(1, 1, 10), NOW, "stderr", "x")
     for note in (make_progress(10), make_log_piece(10), error_line, make_log_end(10)):

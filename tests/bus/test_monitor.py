@@ -94,7 +94,7 @@ async def test_of_three_with_one_away_and_one_full_nothing_is_stored():
     assert has_lost_write_quorum(await monitors(MonitoredServer(), MonitoredServer(complaint=FULL), away).fetch_all())
 
 
-async def test_who_is_ill_while_the_others_work_is_told_with_what_to_do():
+async def test_who_is_ill_while_the_others_work_is_reported_with_what_to_do():
     away = MonitoredServer()
     away.on = False
     asking = monitors(MonitoredServer(), MonitoredServer(complaint=FULL), MonitoredServer(), MonitoredServer(), away)

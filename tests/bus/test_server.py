@@ -35,7 +35,7 @@ async def test_two_do_not_meet(tmp_path: Path):
             assert await second.job_store.read(make_key()) is None
 
 
-async def test_whoever_waits_for_its_end_is_told(tmp_path: Path):
+async def test_whoever_waits_for_its_end_is_notified(tmp_path: Path):
     async with run_server(NatsServer(tmp_path)) as server:
         ended = anyio.Event()
 

@@ -11,7 +11,7 @@ SECONDS = 30
 
 @pytest.mark.long(50)
 @pytest.mark.timeout(400)
-async def test_no_promise_is_broken_by_bad_weather(tmp_path: Path, seed: int):
+async def test_no_promise_is_broken_by_disturbances(tmp_path: Path, seed: int):
     report = await run_storm(tmp_path, SECONDS, seed)
     assert report.violations == [], f"just chaos --minutes {SECONDS / 60:g} --seed {seed} shows it again"
     assert report.jobs > SECONDS

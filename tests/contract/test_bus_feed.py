@@ -121,7 +121,7 @@ async def test_an_id_that_is_not_held_means_from_the_start(world: BusPair, stran
         assert notes(await feed.wait_for_count(1)) == [make_log_piece(10)]
 
 
-async def test_a_follower_who_resumes_at_the_end_is_told_the_state(world: BusPair):
+async def test_a_follower_who_resumes_at_the_end_receives_the_state(world: BusPair):
     """A client that lost its connection right at the end must learn that it is the end."""
     await write(world, Status.SUCCEEDED, await create(world))
     async with collect_stream(world.edge.feed.follow("me", "one")) as feed:

@@ -106,7 +106,7 @@ async def test_two_edges_judge_each_state_once(world: BusPair):
     assert sorted(seen) == sorted(names)
 
 
-async def test_a_letter_posted_twice_is_one_and_a_replay_another(world: BusPair):
+async def test_a_delivery_added_twice_is_one_and_a_replay_another(world: BusPair):
     for one in (letter(), letter(), letter(replay=1), letter(revision=8)):
         await world.edge.webhook_outbox.enqueue(one)
     held = [await taken(world) for _ in range(3)]
@@ -114,7 +114,7 @@ async def test_a_letter_posted_twice_is_one_and_a_replay_another(world: BusPair)
     assert await world.edge.webhook_outbox.fetch() is None
 
 
-async def test_a_letter_that_is_done_is_gone_and_one_put_off_comes_over_a_restart(world: BusPair):
+async def test_a_finished_delivery_is_gone_and_a_postponed_one_survives_a_restart(world: BusPair):
     await world.edge.webhook_outbox.enqueue(letter("one"))
     await world.edge.webhook_outbox.enqueue(letter("two"))
     await (await taken(world)).ack()
@@ -126,7 +126,7 @@ async def test_a_letter_that_is_done_is_gone_and_one_put_off_comes_over_a_restar
     await held.ack()
 
 
-async def test_withdrawn_letters_of_a_job_are_gone_and_no_others(world: BusPair):
+async def test_withdrawn_deliveries_of_a_job_are_gone_and_no_others(world: BusPair):
     for one in (letter("one"), letter("one", 8), letter("one", 8, 1), letter("onerous"), letter("two")):
         await world.edge.webhook_outbox.enqueue(one)
     await world.edge.webhook_outbox.remove(*make_key("one"))

@@ -137,7 +137,7 @@ async def test_a_reader_that_left_is_forgotten(bench: Bench) -> None:
         gone.receive_nowait()
 
 
-async def test_a_lost_card_stays_lost_and_leaves_the_other_alone(bench: Bench) -> None:
+async def test_a_lost_gpu_stays_lost_and_leaves_the_other_alone(bench: Bench) -> None:
     bench.lose(0)
     first = await until(bench.gpus, lambda now: bool(now.lost))
     with anyio.fail_after(DEADLINE_S), bench.gpus.events() as events:

@@ -126,7 +126,7 @@ async def test_a_body_of_exactly_the_limit_passes(store: AssetStore) -> None:
         await store.write(body(), SHA, len(BODY) - 1)
 
 
-async def test_a_cut_body_leaves_nothing_and_is_told_as_it_was(store: AssetStore) -> None:
+async def test_a_cut_body_leaves_nothing_and_is_reported_as_it_was(store: AssetStore) -> None:
     async def cut() -> AsyncIterator[bytes]:
         yield BODY[: 2 * BLOCK_BYTES]
         raise ConnectionResetError("the client went away")

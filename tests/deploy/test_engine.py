@@ -80,7 +80,7 @@ def test_without_docker_it_says_what_to_do(tmp_path: Path):
 
 
 @pytest.mark.parametrize("args", [(), ("start",), ("restart", "folder")])
-def test_a_wrong_call_is_told_the_usage(tmp_path: Path, args: tuple[str, ...]):
+def test_a_wrong_call_shows_the_usage(tmp_path: Path, args: tuple[str, ...]):
     call = subprocess.run(
         ["/bin/sh", SCRIPT, *args], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False
     )

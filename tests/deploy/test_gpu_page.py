@@ -25,7 +25,7 @@ def test_a_page_without_its_mark_is_left_alone():
         with_output("# another page", AT, "", "")
 
 
-def test_without_a_card_nothing_is_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_without_a_gpu_nothing_is_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(gpu_page, "GPU_QUERY", ["nvidia-smi-that-is-not-there"])
     before = PAGE.read_text()
     assert gpu_page.main() == 2

@@ -216,7 +216,7 @@ async def test_what_came_by_the_gateway_is_the_same_job_here(facade: FacadeInsta
         del facade.local.headers["X-API-Key"]
 
 
-def test_up_opens_both_doors(tmp_path: Path):
+def test_up_serves_both_facades(tmp_path: Path):
     with up(tmp_path / "data") as (_, told), httpx2.Client(base_url=told["url"]) as local:
         asked = {"code": "__ping__"}
         assert local.get("/easy/query", params=asked | {"key": told["key"]}).json()["code"] == 10004

@@ -93,7 +93,7 @@ async def released_as(running: RunningInstallation, job_id: str) -> AttemptRelea
     return found[0]
 
 
-async def test_an_unusable_card_costs_no_attempt(shared_running: RunningInstallation):
+async def test_an_unusable_gpu_costs_no_attempt(shared_running: RunningInstallation):
     job = await submit_job(shared_running, behave="exit", exit=69)
     release = await released_as(shared_running, job.id)
     assert (release.code, release.charged) == ("gpu_unhealthy", False)

@@ -95,7 +95,7 @@ async def run_jobs(running: RunningInstallation, cards: StubNvml, count: int) ->
     return ended
 
 
-async def test_a_job_is_billed_for_what_it_took_of_its_card(
+async def test_a_job_is_billed_for_what_it_took_of_its_gpu(
     running: RunningInstallation, endpoint: Path, cards: StubNvml
 ):
     async with raise_energy_counter(cards):

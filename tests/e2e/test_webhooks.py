@@ -38,7 +38,7 @@ async def states(running: RunningInstallation, job: JobView) -> list[str]:
     return [row["state"] for row in rows]
 
 
-async def test_a_job_is_told_to_its_receiver_from_beginning_to_end(running_with_receivers: RunningInstallation):
+async def test_a_job_is_reported_to_its_receiver_from_beginning_to_end(running_with_receivers: RunningInstallation):
     running = running_with_receivers
     await running.installation.start_runner()
     async with run_receiver() as receiver:

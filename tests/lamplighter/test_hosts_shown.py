@@ -87,7 +87,7 @@ def test_doctor_fails_where_no_way_works_and_is_silent_where_none_was_tried():
         ),
     ],
 )
-def test_what_runs_jobs_is_told_by_hosts_up_and_doctor(
+def test_what_runs_jobs_is_reported_by_hosts_up_and_doctor(
     host: dict[str, str], shown: str, words: str | None, verdict: CheckStatus | None, found_as: str | None
 ):
     view = msgspec.to_builtins(HostView(id="gpu-1", state="online", **host))

@@ -15,7 +15,7 @@ ENDPOINTS = "images.md"  # its blocks are of endpoint.toml
 PAGES = sorted(page for page in DOCS.glob("*.md") if page.name != ENDPOINTS and read_blocks(page, "toml"))
 
 
-def test_a_retired_setting_is_told_and_does_not_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retired_setting_is_reported_and_does_not_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_file, "RETIRED_SETTINGS", {"old_days": "records are kept by size now"})
     file = SettingsFile(Path("lamplighter.toml"), "old_days = 3")
     assert file.load(EdgeSettings, {}) == EdgeSettings()

@@ -61,7 +61,7 @@ def test_an_address_or_a_key_that_leads_nowhere_is_one_line(tmp_path, words, cod
     assert (done.exit_code, said in one_line(done)) == (code, True)
 
 
-def test_a_web_server_that_is_no_edge_is_told_from_one(stranger, tmp_path):
+def test_a_web_server_that_is_no_edge_is_distinguished_from_one(stranger, tmp_path):
     done = lamplighter("jobs", "--url", stranger, "--data", tmp_path)
     assert (done.exit_code, "http_404" in one_line(done)) == (4, True)
     found = lamplighter("doctor", "--url", stranger, "--data", tmp_path)
@@ -97,7 +97,7 @@ def test_a_backup_of_a_folder_that_holds_nothing_leaves_nothing_there(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_is_told_as_it_can_be_typed(monkeypatch, tmp_path):
+def test_a_command_is_shown_as_it_can_be_typed(monkeypatch, tmp_path):
     called = str(tmp_path / ".venv" / "bin" / "lamplighter")
     monkeypatch.setattr("sys.argv", [called, "up"])
     monkeypatch.setenv("PATH", str(tmp_path))

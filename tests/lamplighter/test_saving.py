@@ -9,7 +9,7 @@ from tests.lamplighter.test_sdk import finish
 from tests.support.served_edge import ServedEdge
 
 
-async def test_a_place_that_cannot_be_written_is_told_in_one_line(face: ServedEdge, tmp_path: Path):
+async def test_a_place_that_cannot_be_written_is_reported_in_one_line(face: ServedEdge, tmp_path: Path):
     await face.ann.put("/v1/jobs/a", json={"endpoint": "echo", "input": {"text": "hello"}})
     await finish(face, "a")
     taken = tmp_path / "taken"

@@ -17,7 +17,7 @@ async def top(url: str, key: str, *words: str) -> CompletedProcess[bytes]:
     return await anyio.run_process(argv, check=False)
 
 
-async def test_hosts_and_living_jobs_are_told_to_people_and_to_programs(face: ServedEdge) -> None:
+async def test_hosts_and_living_jobs_are_reported_to_people_and_to_programs(face: ServedEdge) -> None:
     for name in ("waits", "runs", "gone"):
         await face.ann.put(f"/v1/jobs/{name}", json={"endpoint": "echo", "input": {"text": "hello"}})
     await face.ann.post("/v1/jobs/gone/cancel")

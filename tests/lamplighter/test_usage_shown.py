@@ -18,7 +18,7 @@ async def lamplighter(face: ServedEdge, owner: str, *words: str) -> CompletedPro
     return await anyio.run_process(argv, check=False)
 
 
-async def test_what_was_used_is_told_to_people_and_to_programs(face: ServedEdge) -> None:
+async def test_what_was_used_is_reported_to_people_and_to_programs(face: ServedEdge) -> None:
     nothing = await lamplighter(face, "ann")
     assert "no job has ended in this time" in nothing.stdout.decode()
     await face.ann.put("/v1/jobs/a", json={"endpoint": "echo", "input": {"text": "hello"}})

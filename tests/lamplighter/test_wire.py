@@ -38,7 +38,7 @@ def test_a_page_of_a_proxy_is_a_refusal_too():
     assert (error.problem.code, error.problem.status) == ("http_502", 502)
 
 
-def test_a_page_is_told_in_one_line():
+def test_a_page_is_reported_in_one_line():
     assert str(api.error_from_response(404, b"<html>\nNot here</html>\n")) == "http_404: <html> Not here</html>"
 
 

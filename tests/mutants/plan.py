@@ -17,32 +17,32 @@ GROUPS: dict[str, ModuleGroup] = {
     "jobs": ModuleGroup(
         ("edge/jobs/service.py",),
         (
-            f"{EDGE_SERVICES}/test_intake.py",
-            f"{EDGE_SERVICES}/test_gate.py",
-            f"{EDGE_SERVICES}/test_erasures.py",
+            f"{EDGE_SERVICES}/test_job_service.py",
+            f"{EDGE_SERVICES}/test_readiness.py",
+            f"{EDGE_SERVICES}/test_owner_deletion.py",
             f"{EDGE_SERVICES}/test_quotas.py",
             f"{ROUTES}/test_batches.py",
             f"{ROUTES}/test_jobs.py",
-            "tests/edge/facades/heygem/test_again.py",
+            "tests/edge/facades/heygem/test_repeated_codes.py",
         ),
     ),
     "submission": ModuleGroup(
         ("edge/jobs/submission.py",),
         (
-            f"{EDGE_SERVICES}/test_intake.py",
-            f"{EDGE_SERVICES}/test_gate.py",
+            f"{EDGE_SERVICES}/test_job_service.py",
+            f"{EDGE_SERVICES}/test_readiness.py",
             f"{EDGE_SERVICES}/test_fetches.py",
-            f"{EDGE_SERVICES}/test_supply.py",
+            f"{EDGE_SERVICES}/test_await_input.py",
             f"{ROUTES}/test_jobs.py",
-            "tests/edge/facades/heygem/test_again.py",
+            "tests/edge/facades/heygem/test_repeated_codes.py",
         ),
     ),
     "publish_window": ModuleGroup(
         ("edge/jobs/publish_window.py",),
         (
-            f"{EDGE_SERVICES}/test_window.py",
+            f"{EDGE_SERVICES}/test_publish_window.py",
             f"{EDGE_SERVICES}/test_reconciler.py",
-            f"{EDGE_SERVICES}/test_intake.py",
+            f"{EDGE_SERVICES}/test_job_service.py",
         ),
     ),
     "quotas": ModuleGroup(
@@ -57,16 +57,18 @@ GROUPS: dict[str, ModuleGroup] = {
         ("edge/assets/service.py",),
         (
             f"{EDGE_SERVICES}/test_assets.py",
-            f"{EDGE_SERVICES}/test_erasures.py",
+            f"{EDGE_SERVICES}/test_owner_deletion.py",
             f"{EDGE_SERVICES}/test_reconciler.py",
             f"{ROUTES}/test_assets.py",
         ),
     ),
     "power_state_machine": ModuleGroup(
-        ("edge/power/state_machine.py",), ("tests/edge/power/test_law.py", "tests/edge/power/test_scenes.py")
+        ("edge/power/state_machine.py",),
+        ("tests/edge/power/test_transitions.py", "tests/edge/power/test_power_scenarios.py"),
     ),
     "power_conditions": ModuleGroup(
-        ("edge/power/conditions.py",), ("tests/edge/power/test_law.py", "tests/edge/power/test_scenes.py")
+        ("edge/power/conditions.py",),
+        ("tests/edge/power/test_transitions.py", "tests/edge/power/test_power_scenarios.py"),
     ),
     "verdict": ModuleGroup(
         ("runner/execution/verdict.py",), ("tests/runner/test_verdict.py", "tests/runner/test_execution.py")
@@ -80,7 +82,7 @@ GROUPS: dict[str, ModuleGroup] = {
     ),
     "recovery": ModuleGroup(
         ("runner/claiming/recovery.py",),
-        ("tests/runner/test_adopt.py", "tests/runner/test_claims.py", "tests/runner/test_warm_lives.py"),
+        ("tests/runner/test_recovery.py", "tests/runner/test_claims.py", "tests/runner/test_warm_pool_engines.py"),
     ),
     "execution": ModuleGroup(
         ("runner/execution/execution.py",),
@@ -88,16 +90,16 @@ GROUPS: dict[str, ModuleGroup] = {
             "tests/runner/test_execution.py",
             "tests/runner/test_fence.py",
             "tests/runner/test_claims.py",
-            "tests/runner/test_adopt.py",
+            "tests/runner/test_recovery.py",
             "tests/runner/test_deadman.py",
             "tests/runner/test_disk.py",
             "tests/runner/gpu/test_faults_mid_job.py",
-            "tests/runner/test_standby.py",
+            "tests/runner/test_warm_pool.py",
         ),
     ),
     "cache": ModuleGroup(("runner/assets/cache.py",), ("tests/runner/test_inputs.py", "tests/runner/test_assets.py")),
     "lifecycle": ModuleGroup(("schemas/lifecycle.py",), ("tests/schemas/test_lifecycle.py",)),
-    "retry_policy": ModuleGroup(("schemas/retry_policy.py",), ("tests/schemas/test_failures.py",)),
+    "retry_policy": ModuleGroup(("schemas/retry_policy.py",), ("tests/schemas/test_retry_policy.py",)),
     "outbound": ModuleGroup(
         (
             "edge/outbound/url_policy.py",
@@ -109,7 +111,7 @@ GROUPS: dict[str, ModuleGroup] = {
             "tests/edge/outbound/test_addresses.py",
             "tests/edge/outbound/test_guard.py",
             f"{EDGE_SERVICES}/test_fetches.py",
-            "tests/edge/webhooks/test_parts.py",
+            "tests/edge/webhooks/test_webhook_rules.py",
         ),
     ),
     "auth": ModuleGroup(

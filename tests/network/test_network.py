@@ -81,7 +81,7 @@ async def exited(running: RunningInstallation, job: JobView) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_what_ends_while_the_wire_is_cut_is_told_once_and_not_run_again(
+async def test_what_ends_while_the_wire_is_cut_is_reported_once_and_not_run_again(
     separated: SeparatedInstallation, name: str, tmp_path: Path
 ):
     running = separated.running

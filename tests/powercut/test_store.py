@@ -87,7 +87,7 @@ def _reaches(partials: UploadStateStore, upload_id: str, offset: str) -> bool:
 
 
 @ON_ANY_DISK
-async def test_an_upload_goes_on_from_the_offset_that_was_told(tmp_path: Path, names: NameSync) -> None:
+async def test_an_upload_goes_on_from_the_offset_that_was_reported(tmp_path: Path, names: NameSync) -> None:
     require_fuse()
     assert lost(tmp_path, await cut_while_taking(tmp_path, names, "uploads")) == []
 

@@ -129,7 +129,7 @@ async def test_whatever_lay_there_the_right_bytes_arrive(
     assert (tmp_path / "got").read_bytes() == BODY
 
 
-async def test_damaged_once_is_fetched_again_damaged_twice_is_told(
+async def test_damaged_once_is_fetched_again_damaged_twice_is_reported(
     edge: AssetServer, client: AssetClient, tmp_path: Path
 ) -> None:
     sha256 = await edge.add(BODY)

@@ -98,7 +98,7 @@ def test_an_adopted_job_takes_the_slot_that_it_poisoned() -> None:
     assert slots.free == 1
 
 
-async def test_whoever_waits_for_a_slot_is_told() -> None:
+async def test_whoever_waits_for_a_slot_is_notified() -> None:
     slots = Slots(1)
     over = [slots.take_for_recovered(), slots.take_for_recovered()]
     assert slots.free == -1
@@ -158,7 +158,7 @@ def define(folder: Path, name: str, pool: str = "") -> None:
     (folder / "endpoint.toml").write_text(f'name = "{name}"\nimage = "{name}"\n{shared}')
 
 
-def test_kinds_are_found_in_a_folder_and_one_level_below(tmp_path: Path) -> None:
+def test_endpoints_are_found_in_a_folder_and_one_level_below(tmp_path: Path) -> None:
     define(tmp_path / "many" / "a", "a", "shared")
     define(tmp_path / "many" / "b", "b", "shared")
     define(tmp_path / "one", "c")

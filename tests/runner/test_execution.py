@@ -114,7 +114,7 @@ FAILING = [
 
 
 @pytest.mark.parametrize(("program", "code"), FAILING)
-async def test_a_failure_is_told_by_its_code(world: RunnerEnvironment, program: Program, code: str) -> None:
+async def test_a_failure_is_reported_by_its_code(world: RunnerEnvironment, program: Program, code: str) -> None:
     world.programs["fails"] = program
     key = await world.submit("fails", policy=Policy(max_attempts=1))
     async with world.run_runner():

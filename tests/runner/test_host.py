@@ -161,7 +161,7 @@ async def test_high_before_normal_before_low(world: RunnerEnvironment) -> None:
     assert ran == ["high", "normal", "low"]
 
 
-async def test_a_kind_without_its_image_is_not_asked_for_again_at_once(world: RunnerEnvironment) -> None:
+async def test_an_endpoint_without_its_image_is_not_fetched_again_at_once(world: RunnerEnvironment) -> None:
     key = await world.submit("well")
     async with world.run_runner() as runner:
         runner.engine.next_start_failure = StartFailed("image_missing", "no such image: build it")
@@ -196,7 +196,7 @@ NEEDS = Endpoint(name="n", image="n", resources=Resources(gpus=1, vram_mb=8000))
 PLENTY = 10**6
 
 
-async def test_a_card_that_was_struck_is_not_given_out_again() -> None:
+async def test_a_gpu_with_a_fault_is_not_given_out_again() -> None:
     cards = GpuAllocator(FakeGpuMonitor(SAMPLE), GpuSettings(), time.monotonic)
     gpus = cards._monitor
     assert isinstance(gpus, FakeGpuMonitor)
@@ -224,7 +224,7 @@ async def test_a_card_that_was_struck_is_not_given_out_again() -> None:
     assert cards.reports()[0].fitness == "unhealthy"
 
 
-def test_on_a_host_without_cards_what_can_do_without_runs() -> None:
+def test_on_a_host_without_gpus_what_can_do_without_runs() -> None:
     cards = GpuAllocator(FakeGpuMonitor(), GpuSettings(), time.monotonic)
     optional = replace(NEEDS, resources=Resources(gpus=1, gpu_optional=True))
     assert cards.place(optional, PLENTY) == Placed()
@@ -236,7 +236,7 @@ def test_on_a_host_without_cards_what_can_do_without_runs() -> None:
 
 
 @pytest.mark.parametrize(("code", "fitness"), [("gpu_unsupported", "fit"), ("gpu_unhealthy", "unhealthy")])
-async def test_an_image_that_is_not_made_for_the_card_tells_nothing_against_it(
+async def test_an_image_that_is_not_made_for_the_gpu_tells_nothing_against_it(
     world: RunnerEnvironment, code: str, fitness: str
 ) -> None:
     """Check exit code 69: the job is released at no cost, and only a GPU that erred needs a probe."""

@@ -74,7 +74,7 @@ async def test_a_way_that_was_set_is_the_only_one_tried(world: RunnerEnvironment
         assert await detect_injection(runner.context, runner.host) == "none"
 
 
-async def test_without_cards_nothing_is_tried(world: RunnerEnvironment) -> None:
+async def test_without_gpus_nothing_is_tried(world: RunnerEnvironment) -> None:
     world.gpus = FakeGpuMonitor()
     async with world.run_runner() as runner:
         toolkit = Toolkit(runner.engine, "cdi")

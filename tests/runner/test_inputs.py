@@ -90,7 +90,7 @@ async def test_when_the_fetching_job_is_cancelled_the_waiting_one_goes_on(
     assert job("2").read_bytes() == A
 
 
-async def test_a_failed_fetch_is_told_and_tried_anew(
+async def test_a_failed_fetch_is_reported_and_tried_anew(
     tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
 ) -> None:
     cache = cache_of(tmp_path, source)
@@ -163,7 +163,7 @@ async def test_a_broken_seal_is_looked_into(
     assert kept.stat().st_mtime_ns == verification_mtime_ns(sha256_of(A), 1000)
 
 
-async def test_a_disk_without_room_is_told_before_the_fetch(
+async def test_a_disk_without_room_is_reported_before_the_fetch(
     tmp_path: Path, source: FakeAssetFetch, job: Callable[[str], Path]
 ) -> None:
     cache = InputCache(tmp_path / "cache", 10_000, source, reserve_bytes=1 << 60)

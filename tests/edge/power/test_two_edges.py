@@ -87,7 +87,7 @@ async def test_ten_jobs_at_two_edges_are_one_start(both: Crossing) -> None:
     assert [edge.notices for edge in both.edges] == [["host_waking gpu-1"]] * 2
 
 
-async def test_every_wish_is_one_call_however_the_writes_cross(both: Crossing) -> None:
+async def test_every_override_is_one_call_however_the_writes_cross(both: Crossing) -> None:
     """Overrides "on" and "off", each sent to another edge while both tick."""
     await both.look(1)
     for number in range(ROUNDS):

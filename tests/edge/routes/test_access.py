@@ -91,7 +91,7 @@ async def test_health_needs_no_key_and_says_what_is_in_the_way(edge: ServedEdge)
     assert "broker" in ready.json()["why"][0]
 
 
-async def test_a_server_of_the_broker_that_is_ill_is_told_and_in_nobodys_way(edge: ServedEdge, monkeypatch):
+async def test_a_server_of_the_broker_that_is_ill_is_reported_and_in_nobodys_way(edge: ServedEdge, monkeypatch):
     async def limping() -> BrokerStatus:
         return BrokerStatus(0.1, is_durable=True, version="", degraded=("server n1 could not write: make room",))
 
@@ -133,7 +133,7 @@ async def test_who_sends_all_before_reading_still_hears_why_it_was_refused(edge:
     assert answer.split(b" ", 2)[1] == str(status).encode()
 
 
-async def test_what_can_run_is_told_with_its_schema(edge: ServedEdge):
+async def test_what_can_run_is_reported_with_its_schema(edge: ServedEdge):
     await edge.world.announce_capabilities(slots=2)
     endpoints = (await edge.ann.get("/v1/endpoints")).json()["endpoints"]
     one = (await edge.ann.get("/v1/endpoints/echo")).json()
@@ -142,7 +142,7 @@ async def test_what_can_run_is_told_with_its_schema(edge: ServedEdge):
     assert (await edge.ann.get("/v1/endpoints/nowhere")).json()["code"] == "endpoint_unknown"
 
 
-async def test_hosts_are_told_while_on_and_while_off(edge: ServedEdge):
+async def test_hosts_are_reported_while_on_and_while_off(edge: ServedEdge):
     await edge.world.announce_capabilities()
     assert [(h["id"], h["state"]) for h in (await edge.ann.get("/v1/hosts")).json()["hosts"]] == [("gpu-1", "off")]
     await edge.world.send_heartbeat(gpus=(GpuReport("GPU-1", "A card", memory_total_mb=100),))
@@ -156,7 +156,7 @@ async def test_hosts_are_told_while_on_and_while_off(edge: ServedEdge):
     assert (await edge.ann.get("/v1/hosts/none")).status_code == 404
 
 
-async def test_an_owners_wish_is_taken_down_and_shown(edge: ServedEdge):
+async def test_an_owners_override_is_stored_and_shown(edge: ServedEdge):
     held = await edge.admin.post("/v1/hosts/gpu-9/power", json={"want": "on", "until": "2030-01-01T00:00:00Z"})
     assert (held.status_code, held.json()["hold"]) == (202, {"want": "on", "until": "2030-01-01T00:00:00Z"})
     assert (await edge.ann.get("/v1/hosts/gpu-9")).json()["state"] == "off"
@@ -173,7 +173,7 @@ async def test_an_owners_wish_is_taken_down_and_shown(edge: ServedEdge):
         ("gpu-9", {"want": "on", "until": "tomorrow"}, "input_invalid"),
     ],
 )
-async def test_wishes_that_are_refused(edge: ServedEdge, host, body, code):
+async def test_overrides_that_are_refused(edge: ServedEdge, host, body, code):
     assert (await edge.admin.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == code
     assert (await edge.ann.post(f"/v1/hosts/{host}/power", json=body)).json()["code"] == "forbidden"
 

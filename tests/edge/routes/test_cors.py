@@ -40,7 +40,7 @@ async def test_a_page_of_a_named_origin_may_call_with_every_header(edge: ServedE
     }
 
 
-async def test_another_origin_is_told_no(edge: ServedEdge):
+async def test_another_origin_is_refused(edge: ServedEdge):
     for origin in ("https://evil.example", f"{ALLOWED_ORIGIN}.evil.example", "null"):
         reply = await edge.anyone.options("/v1/jobs", headers=preflight("POST", origin=origin))
         assert reply.status_code == 400

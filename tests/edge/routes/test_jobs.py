@@ -154,7 +154,7 @@ async def test_multipart_carries_the_files(edge: ServedEdge):
     assert (await edge.bob.get(f"/v1/assets/{digest}")).status_code == 404
 
 
-async def test_times_are_told_in_utc_whatever_zone_they_came_in(edge: ServedEdge):
+async def test_times_are_reported_in_utc_whatever_zone_they_came_in(edge: ServedEdge):
     times = {"not_before": "2030-01-01T08:00:00+08:00", "deadline": "2030-01-02T00:00:00-01:00"}
     job = (await edge.ann.post("/v1/jobs", json=ECHO | times)).json()
     assert (job["not_before"], job["deadline"]) == ("2030-01-01T00:00:00Z", "2030-01-02T01:00:00Z")

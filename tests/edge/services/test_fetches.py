@@ -14,7 +14,7 @@ from edge.outbound.download import PerOwnerLimiter
 from schemas.job import Job
 from schemas.problems import ProblemError
 from schemas.status import Status, WaitReason
-from tests.edge.services.test_supply import FILM, VOICE, became, digest
+from tests.edge.services.test_await_input import FILM, VOICE, became, digest
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, fake_bus_services
 from tests.support.scripted_servers import (
     ServerScript,

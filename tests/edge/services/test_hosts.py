@@ -46,7 +46,7 @@ async def test_a_job_waits_for_its_host(fake: FakeBusServicesRig) -> None:
         ({"unschedulable": {"echo": "gpu_none"}}, WaitReason.GPU_NONE),
     ],
 )
-async def test_what_the_host_says_is_told(
+async def test_what_the_host_reports_is_shown(
     fake: FakeBusServicesRig, fields: dict[str, Any], expected: WaitReason
 ) -> None:
     await fake.announce_capabilities()
@@ -84,7 +84,7 @@ async def test_a_host_that_is_online_has_its_endpoints(
     assert fake.hosts.has_online_host("echo")
 
 
-async def test_a_host_without_a_card_speaks_only_where_no_other_could_do_better(fake: FakeBusServicesRig) -> None:
+async def test_a_host_without_a_gpu_gives_the_reason_only_if_no_other_could_do_better(fake: FakeBusServicesRig) -> None:
     await fake.announce_capabilities(host="gpu-1")
     await fake.send_heartbeat("gpu-1", unschedulable={"echo": "gpu_none"})
     await fake.announce_capabilities(host="gpu-2")
@@ -139,7 +139,7 @@ async def test_views_show_presence_over_offers_and_only_ones_own_jobs(fake: Fake
     assert fake.hosts.view("nope") is None
 
 
-async def test_changes_are_told_once_and_not_those_before_the_first_look(fake: FakeBusServicesRig) -> None:
+async def test_changes_are_reported_once_and_not_those_before_the_first_look(fake: FakeBusServicesRig) -> None:
     heard: list[HostNotice] = []
     unlisten = fake.hosts.subscribe(heard.append)
     await fake.send_heartbeat()

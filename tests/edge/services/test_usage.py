@@ -121,7 +121,7 @@ async def finish(world: FakeBusServicesRig, name: str, seconds: float, owner: st
     await world.bus.job_queue.remove(done.pointer)
 
 
-async def test_every_round_that_ends_is_one_row_however_often_it_is_told(fake: FakeBusServicesRig) -> None:
+async def test_every_round_that_ends_is_one_row_however_often_it_is_reported(fake: FakeBusServicesRig) -> None:
     made = books(fake)
     await made.load_position()
     await finish(fake, "good", 9.0)

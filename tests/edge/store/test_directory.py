@@ -120,7 +120,7 @@ async def test_where_links_are_not_possible_a_known_body_is_written_again(
 @pytest.mark.parametrize(
     ("code", "error"), [(errno.ENOSPC, AssetStoreFull), (errno.EDQUOT, AssetStoreFull), (errno.EIO, StoreBroken)]
 )
-async def test_a_failing_disk_is_told_in_our_words_and_leaves_nothing(
+async def test_a_failing_disk_is_reported_in_our_words_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, error: type[Exception]
 ) -> None:
     def failing(*_: object, **__: object) -> None:

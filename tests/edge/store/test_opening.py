@@ -41,7 +41,7 @@ async def test_a_url_that_leads_nowhere_says_so(tmp_path: Path, url: str, why: s
     assert "\n" not in str(raised.value)
 
 
-async def test_a_second_edge_with_another_store_is_told_no():
+async def test_a_second_edge_with_another_store_is_refused():
     table = FakeBroker().connect().installation_constants
     await check_store_fingerprint(table, "one", utc_now, replace=False)
     await check_store_fingerprint(table, "one", utc_now, replace=False)

@@ -98,7 +98,7 @@ def test_only_what_is_said_of_the_faces_is_the_clients_fault() -> None:
     assert [row.text for row in failures.FAILURE_RULES if row.raises is BadInput] == ["存在多人脸"]
 
 
-def test_a_death_is_told_with_the_last_line_that_may_explain_it() -> None:
+def test_a_death_is_reported_with_the_last_line_that_may_explain_it() -> None:
     watchdog = Watchdog(WatchdogLimits(10, 100), 0)
     for line in ("PermissionError: [Errno 13] Permission denied: './x'", "音频特征提取完成"):
         watchdog.feed(line)

@@ -129,7 +129,7 @@ def test_the_survey_tells_every_fact_under_the_vendors_python(tmp_path: Path, sa
     assert told["interpreter"]["version"].startswith("3.8.")
 
 
-def test_what_was_not_told_is_not_as_assumed() -> None:
+def test_what_was_not_reported_is_not_as_assumed() -> None:
     ran = SelfcheckRun(code=70, failure="model_load_failed: it broke", log="one\ntwo\n")
     found = {row["name"]: row for row in judge_assumptions(ran)}
     assert found["home"]["as_assumed"] == "no"
@@ -139,7 +139,7 @@ def test_what_was_not_told_is_not_as_assumed() -> None:
     assert "model_load_failed: it broke" in format_report(said)
 
 
-def test_a_hosts_driver_libraries_are_expected_only_beside_a_card() -> None:
+def test_a_hosts_driver_libraries_are_expected_only_beside_a_gpu() -> None:
     ran = SelfcheckRun(facts={"driver_libraries": ["/usr/lib/x86_64-linux-gnu/libcuda.so.1"]}, code=0)
     judged = {
         gpus: {row["name"]: row["as_assumed"] for row in judge_assumptions(replace(ran, gpus=gpus))} for gpus in (0, 1)

@@ -104,7 +104,7 @@ jobkit.run(work)
     assert run(tmp_path, code)[:2] == (143, [])
 
 
-def test_load_that_fails_is_the_models_fault_unless_it_is_the_cards(tmp_path: Path) -> None:
+def test_load_that_fails_is_the_models_fault_unless_it_is_the_gpus(tmp_path: Path) -> None:
     code = "def load(): raise {}\njobkit.run(print, load=load)"
     assert run(tmp_path, code.format("OSError('no weights')"))[:2] == (
         ExitCode.INTERNAL,

@@ -29,7 +29,7 @@ def cuda() -> None:
         pytest.skip(why)
 
 
-async def test_a_preview_is_made_on_the_card(cuda: None, run: Run, samples: Path) -> None:
+async def test_a_preview_is_made_on_the_gpu(cuda: None, run: Run, samples: Path) -> None:
     peak = 0
 
     async def look(watch: NvmlMonitor) -> None:

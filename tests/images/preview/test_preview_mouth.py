@@ -118,7 +118,7 @@ def test_pose_is_found_whatever_the_head_does() -> None:
     assert torch.allclose(pose.onto_frame(shape[None])[0], points, atol=1e-4)
 
 
-def test_spline_moves_its_points_as_told() -> None:
+def test_spline_moves_its_points_as_given() -> None:
     dice = torch.Generator().manual_seed(2)
     points = torch.rand(1, 40, 2, generator=dice) * 4
     moves = 0.1 * torch.sin(points.flip(-1))

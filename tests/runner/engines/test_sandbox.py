@@ -100,7 +100,7 @@ CARDS: dict[GpuInjection, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("injection", CARDS)
-def test_a_card_is_given_by_uuid(injection: GpuInjection) -> None:
+def test_a_gpu_is_given_by_uuid(injection: GpuInjection) -> None:
     config = container_config(spec(gpus=("GPU-a",)), "1:2", injection, "{}")
     devices, visible = CARDS[injection]
     assert {name: config["HostConfig"].get(name) for name in devices} == devices
@@ -141,7 +141,7 @@ def test_a_state_is_read_with_its_traps() -> None:
     assert not was_started({**state, "StartedAt": "0001-01-01T00:00:00Z"})
 
 
-def test_what_an_engine_lacks_is_told() -> None:
+def test_what_an_engine_lacks_is_reported() -> None:
     able: dict[str, Any] = {"LiveRestoreEnabled": True, "MemoryLimit": True, "SwapLimit": True, "PidsLimit": True}
     able |= {"ServerVersion": "28.2.2", "SecurityOptions": ["name=seccomp,profile=default"]}
     assert parse_engine_info(able).notes == ()

@@ -78,7 +78,7 @@ async def cannot(world: RunnerEnvironment, reason: WaitReason | None) -> None:
     await wait_for(told)
 
 
-async def test_a_card_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
+async def test_a_gpu_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
     """Check XID 79: the job is released at no cost, and runs again after a successful probe."""
     cards = StubNvml(tmp_path)
     gpu.code = 1
@@ -105,7 +105,7 @@ async def test_a_card_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gp
     assert gpu.probes == [gpu_uuid(0)]
 
 
-async def test_while_one_card_does_not_prove_itself_the_other_takes_the_job(
+async def test_while_one_gpu_does_not_prove_itself_the_other_takes_the_job(
     world: RunnerEnvironment, gpu: Gpu, tmp_path: Path
 ) -> None:
     cards = StubNvml(tmp_path, count=2)

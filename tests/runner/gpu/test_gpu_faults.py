@@ -54,7 +54,7 @@ async def test_a_loss_is_sticky(tmp_path: Path) -> None:
         assert "reset the GPU" in stays.lost[0].why
 
 
-async def test_a_new_process_sees_that_a_lost_card_was_reset(tmp_path: Path) -> None:
+async def test_a_new_process_sees_that_a_lost_gpu_was_reset(tmp_path: Path) -> None:
     """Check that a lost GPU is found again by a new process, and that the monitor stays OK until then."""
     cards = StubNvml(tmp_path)
     async with run_stub_monitor(cards, renew_s=0.3) as watch:
@@ -67,14 +67,14 @@ async def test_a_new_process_sees_that_a_lost_card_was_reset(tmp_path: Path) -> 
         assert [sample.uuid for sample in now.samples] == [gpu_uuid(0)]
 
 
-async def test_a_card_that_is_dead_from_the_start_is_listed_without_a_name(tmp_path: Path) -> None:
+async def test_a_gpu_that_is_dead_from_the_start_is_listed_without_a_name(tmp_path: Path) -> None:
     async with run_stub_monitor(StubNvml(tmp_path, count=2, gpu0__lost=1)) as watch:
         snapshot = watch.snapshot()
     assert [sample.uuid for sample in snapshot.samples] == [gpu_uuid(1)]
     assert [(card.uuid, card.index) for card in snapshot.lost] == [("", 0)]
 
 
-async def test_one_card_with_an_unknown_error_does_not_blind_the_other(tmp_path: Path) -> None:
+async def test_one_gpu_with_an_unknown_error_does_not_blind_the_other(tmp_path: Path) -> None:
     cards = StubNvml(tmp_path, count=2)
     async with run_stub_monitor(cards) as watch:
         cards.set(gpu0__err__nvmlDeviceGetMemoryInfo_v2=999)

@@ -118,7 +118,7 @@ def test_old_memory_errors_are_history() -> None:
     assert judged(make_sample(ecc_uncorrected=0), start=first).status is GpuHealthStatus.FIT
 
 
-def test_a_hot_card_recovers_only_below_the_larger_margin() -> None:
+def test_a_hot_gpu_recovers_only_below_the_larger_margin() -> None:
     heat = [80, 85, 84, 76, 75, 74, 84, 85]
     told = [judged(*(make_sample(temperature_c=t) for t in heat[: n + 1])).status for n in range(len(heat))]
     fit, hot = GpuHealthStatus.FIT, GpuHealthStatus.HOT
@@ -200,7 +200,7 @@ def test_the_list_of_application_faults_is_a_setting() -> None:
     assert handle_xid(NEW, XidEvent(GPU_UUID, 13, at=0.0), 5.0, policy).status is GpuHealthStatus.UNHEALTHY
 
 
-def test_a_poisoned_card_works_again_after_its_probe() -> None:
+def test_a_poisoned_gpu_works_again_after_its_probe() -> None:
     bad = judged(HEALTHY, start=mark_faulty(NEW, "job said 69", 1.0))
     assert (bad.status, bad.why, bad.since) == (GpuHealthStatus.UNHEALTHY, "job said 69", 1.0)
     assert judged(HEALTHY, start=clear_fault(bad, 50.0)).status is GpuHealthStatus.FIT
@@ -216,7 +216,7 @@ def test_a_probe_clears_nothing_that_still_shows() -> None:
     assert clear_fault(reset, 50.0).status is GpuHealthStatus.FIT
 
 
-def test_a_lost_card_that_returns_must_prove_itself() -> None:
+def test_a_lost_gpu_that_returns_must_prove_itself() -> None:
     lost = assess_lost(NEW, LOST, 10.0)
     assert (lost.status, lost.why) == (GpuHealthStatus.LOST, "GPU is lost")
     assert clear_fault(lost, 11.0) == lost
@@ -226,12 +226,12 @@ def test_a_lost_card_that_returns_must_prove_itself() -> None:
     assert clear_fault(back, 13.0).status is GpuHealthStatus.FIT
 
 
-def test_a_proof_of_a_card_that_is_only_hot_changes_nothing() -> None:
+def test_a_proof_of_a_gpu_that_is_only_hot_changes_nothing() -> None:
     hot = judged(make_sample(temperature_c=89))
     assert clear_fault(hot, 200.0) == hot
 
 
-def test_all_cards_of_a_snapshot() -> None:
+def test_all_gpus_of_a_snapshot() -> None:
     first = assess_all({}, make_snapshot(make_sample(0), make_sample(1, temperature_c=89)), 5.0)
     assert {uuid: one.status for uuid, one in first.items()} == {
         "GPU-0": GpuHealthStatus.FIT,

@@ -19,7 +19,7 @@ def start(energy_mj: int | None = 1_000_000) -> GpuMeter:
     return start_meter(["GPU-0"], MINE, [make_sample(0, energy_mj=energy_mj), make_sample(1)], now=100.0)
 
 
-def test_a_job_on_one_card() -> None:
+def test_a_job_on_one_gpu() -> None:
     meter = start()
     meter = record_sample(
         meter, [make_sample(0, energy_mj=1_050_000, utilization=80, processes=(mine(4000), mine(500)))], 101.0
@@ -35,7 +35,7 @@ def test_a_job_on_one_card() -> None:
     assert usage.cost == pytest.approx(0.0035)
 
 
-def test_a_job_on_two_cards_sums_memory_and_energy() -> None:
+def test_a_job_on_two_gpus_sums_memory_and_energy() -> None:
     cards = [make_sample(0, energy_mj=1000), make_sample(1, energy_mj=9000)]
     meter = start_meter(["GPU-0", "GPU-1"], MINE, cards, now=0.0)
     later = [
@@ -46,13 +46,13 @@ def test_a_job_on_two_cards_sums_memory_and_energy() -> None:
     assert (usage.gpu_energy_j, usage.vram_peak_mb, usage.gpu_utilization) == (2.5, 30, 75.0)
 
 
-def test_energy_is_unknown_once_two_jobs_shared_the_card() -> None:
+def test_energy_is_unknown_once_two_jobs_shared_the_gpu() -> None:
     meter = record_sample(start(), [make_sample(0, energy_mj=1_100_000)], 101.0, sharers=2)
     alone_again = record_sample(meter, [make_sample(0, energy_mj=1_200_000)], 102.0)
     assert compute_usage(alone_again, 103.0).gpu_energy_j is None
 
 
-def test_the_hour_is_shared_by_the_jobs_that_shared_the_card() -> None:
+def test_the_hour_is_shared_by_the_jobs_that_shared_the_gpu() -> None:
     meter = record_sample(start(), [make_sample(0)], 110.0, sharers=2)
     usage = compute_usage(record_sample(meter, [make_sample(0)], 120.0), 120.0, MeterPrice(per_hour=3600.0))
     assert usage.run_s == 20.0
@@ -71,14 +71,14 @@ def test_a_job_shorter_than_the_counter_has_no_energy() -> None:
     )
 
 
-def test_nothing_is_made_up_for_a_card_that_tells_nothing() -> None:
+def test_nothing_is_made_up_for_a_gpu_that_reports_nothing() -> None:
     silent = make_sample(0, utilization=None, energy_mj=None, processes=(mine(None),))
     usage = compute_usage(record_sample(start(None), [silent], 101.0), 102.0)
     assert (usage.vram_peak_mb, usage.gpu_utilization, usage.gpu_energy_j, usage.cost) == (None, None, None, None)
     assert usage.run_s == 2.0
 
 
-def test_a_job_without_cards_is_billed_by_the_hour() -> None:
+def test_a_job_without_gpus_is_billed_by_the_hour() -> None:
     usage = compute_usage(start_meter([], MINE, [make_sample(0)], 0.0), 36.0, MeterPrice(per_hour=1.0))
     assert (usage.run_s, usage.cost, usage.gpu_energy_j) == (36.0, pytest.approx(0.01), None)
 

@@ -13,7 +13,7 @@ from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid, slice_uuid
 SLICED = {"gpu0__mig": 1, "gpu0__slices": 2, "gpu0__temperature": 61, "gpu0__energy_mj": 5, "gpu0__power_mw": 200000}
 
 
-async def test_slices_take_the_place_of_their_card(tmp_path: Path) -> None:
+async def test_slices_take_the_place_of_their_gpu(tmp_path: Path) -> None:
     """Check that memory and processes are the slice's own, that heat is the GPU's, and that power is left out."""
     own = {"gpu100__total_mb": 9856, "gpu100__used_mb": 100, "gpu101__total_mb": 4864, "gpu101__compute": "77:1048576"}
     cards = StubNvml(tmp_path, count=2, **SLICED, **own, gpu100__name="NVIDIA A100 MIG 2g.10gb")
@@ -38,7 +38,7 @@ async def test_a_container_gets_a_slice_by_its_uuid(tmp_path: Path) -> None:
     assert place(PlacementCapacity(snapshot, fit), Resources(gpus=1, vram_mb=8000)) == Placed((slice_uuid(0, 1),))
 
 
-async def test_a_card_in_mig_mode_without_slices_is_listed_and_takes_no_work(tmp_path: Path) -> None:
+async def test_a_gpu_in_mig_mode_without_slices_is_listed_and_takes_no_work(tmp_path: Path) -> None:
     async with run_stub_monitor(StubNvml(tmp_path, gpu0__mig=1)) as watch:
         snapshot = watch.snapshot()
     (card,) = snapshot.lost
@@ -46,7 +46,7 @@ async def test_a_card_in_mig_mode_without_slices_is_listed_and_takes_no_work(tmp
     assert "has no slice" in card.why
 
 
-async def test_an_xid_strikes_the_slice_it_names_or_all_of_the_card(tmp_path: Path) -> None:
+async def test_an_xid_marks_the_slice_it_names_or_all_of_the_gpu(tmp_path: Path) -> None:
     cards = StubNvml(tmp_path, **SLICED)
     async with run_stub_monitor(cards) as watch:
         with watch.events() as events, anyio.fail_after(10):
@@ -56,7 +56,7 @@ async def test_an_xid_strikes_the_slice_it_names_or_all_of_the_card(tmp_path: Pa
             assert [(await events.receive()).uuid for _ in range(2)] == [slice_uuid(0, 0), slice_uuid(0, 1)]
 
 
-async def test_slices_are_lost_with_their_card(tmp_path: Path) -> None:
+async def test_slices_are_lost_with_their_gpu(tmp_path: Path) -> None:
     cards = StubNvml(tmp_path, **SLICED)
     async with run_stub_monitor(cards) as watch:
         cards.set(gpu0__lost=1)

@@ -73,7 +73,7 @@ async def test_recovery_action(tmp_path: Path, number: int, action: GpuRecoveryA
     assert (await first_sample(StubNvml(tmp_path, gpu0__field230=number))).recovery is action
 
 
-async def test_what_a_card_does_not_have_is_none_and_the_rest_is_told(tmp_path: Path) -> None:
+async def test_what_a_gpu_does_not_have_is_none_and_the_rest_is_reported(tmp_path: Path) -> None:
     """Check a GeForce under WSL: no ECC, no rows, no threshold, no energy, no events."""
     absent = {
         "nvmlDeviceGetTotalEnergyConsumption": 3,
@@ -101,7 +101,7 @@ async def test_not_supported_is_asked_once_and_a_passing_error_again(tmp_path: P
         assert later.samples[0].power_w is None
 
 
-async def test_a_card_without_a_threshold_tells_it_by_its_margin(tmp_path: Path) -> None:
+async def test_a_gpu_without_a_threshold_reports_it_by_its_margin(tmp_path: Path) -> None:
     cards = StubNvml(tmp_path, gpu0__slowdown=0, gpu0__temperature=60, gpu0__margin=27)
     assert (await first_sample(cards)).slowdown_c == 87
 
@@ -114,7 +114,7 @@ async def test_a_driver_from_before_510_is_asked_the_old_way(tmp_path: Path) -> 
     assert [(process.pid, process.used_mb) for process in got.processes] == [(1, 1)]
 
 
-async def test_processes_are_traced_and_told_apart(tmp_path: Path) -> None:
+async def test_processes_are_traced_and_distinguished(tmp_path: Path) -> None:
     async with await anyio.open_process(["cat"]) as child:
         mine, both, hidden = child.pid, os.getpid(), 2**22 - 1
         cards = StubNvml(tmp_path, gpu0__compute=f"{mine}:{3 << 30},{hidden}:?,{both}:{1 << 20}")

@@ -37,7 +37,7 @@ NOT_OK = [state for state in GpuMonitorState if state is not GpuMonitorState.OK]
 
 
 @pytest.mark.parametrize("state", list(GpuMonitorState))
-def test_work_without_a_card_runs_whatever_the_cards_do(state: GpuMonitorState) -> None:
+def test_work_without_a_gpu_runs_whatever_the_gpus_do(state: GpuMonitorState) -> None:
     assert place(PlacementCapacity(make_snapshot(state=state), {}), CPU) == Placed()
 
 
@@ -58,13 +58,13 @@ def test_a_watch_that_is_not_ok(state: GpuMonitorState, need: Resources, runs: b
     assert placed == (Placed() if runs else Unplaceable(why, "told"))
 
 
-def test_an_optional_card_is_used_where_there_is_one_and_waited_for_when_it_is_busy() -> None:
+def test_an_optional_gpu_is_used_where_there_is_one_and_waited_for_when_it_is_busy() -> None:
     assert place(PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0)), EASY) == Placed(("GPU-0",))
     full = PlacementCapacity(make_snapshot(make_sample(0, memory_free_mb=3000)), fit_health(0))
     assert reason(place(full, EASY)) is WaitReason.VRAM_SHORT
 
 
-def test_a_host_that_lost_its_only_card_does_not_quietly_fall_to_the_cpu() -> None:
+def test_a_host_that_lost_its_only_gpu_does_not_quietly_fall_to_the_cpu() -> None:
     lost = GpuSnapshot(GpuMonitorState.NONE, lost=(LostGpu("GPU-0", "gone"),), why="no card")
     assert place(PlacementCapacity(lost, {}), EASY) == Unplaceable(WaitReason.GPU_UNHEALTHY, "no card")
 
@@ -78,12 +78,12 @@ def test_a_host_that_lost_its_only_card_does_not_quietly_fall_to_the_cpu() -> No
         (GpuHealthStatus.BUSY_OWNER, WaitReason.GPU_BUSY_OWNER),
     ],
 )
-def test_only_a_fit_card_is_given(fitness: GpuHealthStatus, told: WaitReason) -> None:
+def test_only_a_fit_gpu_is_given(fitness: GpuHealthStatus, told: WaitReason) -> None:
     judged = {"GPU-0": GpuHealth("GPU-0", fitness, "why")}
     assert place(PlacementCapacity(make_snapshot(make_sample(0)), judged), ONE) == Unplaceable(told, "GPU 0: why")
 
 
-def test_a_card_that_nobody_judged_is_not_given() -> None:
+def test_a_gpu_that_nobody_judged_is_not_given() -> None:
     assert reason(place(PlacementCapacity(make_snapshot(make_sample(0)), {}), ONE)) is WaitReason.GPU_UNHEALTHY
 
 
@@ -128,12 +128,12 @@ def test_a_promise_to_a_process_counts_its_descendants() -> None:
     assert free_mb(grown, [promise]) == 16000
 
 
-def test_memory_that_is_not_told_is_promised_in_full() -> None:
+def test_memory_that_is_not_reported_is_promised_in_full() -> None:
     unknown = make_sample(0, memory_free_mb=20000, processes=(GpuProcess(7, None, containers=(C,)),))
     assert free_mb(unknown, [VramReservation("GPU-0", 8000, container=C)]) == 12000
 
 
-def test_one_container_a_card_unless_the_owner_says_more() -> None:
+def test_one_container_a_gpu_unless_the_owner_says_more() -> None:
     supply = PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0), (VramReservation("GPU-0", 8000),))
     assert reason(place(supply, ONE)) is WaitReason.BEHIND
     assert place(supply, ONE, SHARED) == Placed(("GPU-0",))
@@ -141,7 +141,7 @@ def test_one_container_a_card_unless_the_owner_says_more() -> None:
     assert reason(place(crowd, ONE, SHARED)) is WaitReason.VRAM_SHORT
 
 
-def test_the_least_crowded_card_then_the_tightest_fit() -> None:
+def test_the_least_crowded_gpu_then_the_tightest_fit() -> None:
     cards = make_snapshot(
         make_sample(0, memory_free_mb=24000), make_sample(1, memory_free_mb=9000), make_sample(2, memory_free_mb=16000)
     )
@@ -150,14 +150,14 @@ def test_the_least_crowded_card_then_the_tightest_fit() -> None:
     assert place(busy, ONE, SHARED) == Placed(("GPU-2",))
 
 
-def test_several_cards_or_none() -> None:
+def test_several_gpus_or_none() -> None:
     cards = make_snapshot(make_sample(0), make_sample(1), make_sample(2))
     assert place(PlacementCapacity(cards, fit_health(0, 2)), TWO) == Placed(("GPU-0", "GPU-2"))
     held = PlacementCapacity(cards, fit_health(0, 1, 2), (VramReservation("GPU-0", 1), VramReservation("GPU-1", 1)))
     assert reason(place(held, TWO)) is WaitReason.BEHIND
 
 
-def test_a_host_with_too_few_cards_says_so() -> None:
+def test_a_host_with_too_few_gpus_says_so() -> None:
     assert place(PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0)), TWO) == Unplaceable(
         WaitReason.GPU_NONE, "2 GPUs are needed, this host has 1"
     )
@@ -167,7 +167,7 @@ def test_a_host_with_too_few_cards_says_so() -> None:
     )
 
 
-def test_the_card_nearest_to_taking_it_gives_the_reason() -> None:
+def test_the_gpu_nearest_to_taking_it_gives_the_reason() -> None:
     cards = make_snapshot(make_sample(0), make_sample(1, memory_free_mb=1000), make_sample(2))
     judged = fit_health(1) | {
         "GPU-0": GpuHealth("GPU-0", GpuHealthStatus.LOST, "gone"),
@@ -204,7 +204,7 @@ def left(card: GpuSample, held: tuple[VramReservation, ...]) -> int:
     return card.memory_free_mb - sum(one.vram_mb for one in held if one.uuid == card.uuid)
 
 
-def test_presence_shows_every_card() -> None:
+def test_presence_shows_every_gpu() -> None:
     state = GpuSnapshot(
         GpuMonitorState.OK,
         samples=(make_sample(1, temperature_c=61), make_sample(2)),

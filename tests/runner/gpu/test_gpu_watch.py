@@ -144,7 +144,7 @@ async def test_pauses_grow_with_jitter_up_to_each_states_longest_and_a_reading_e
     assert stage.pauses == [pause * 0.75 for pause in longest]
 
 
-async def test_a_card_that_a_new_child_no_longer_lists_is_lost_until_it_is_back() -> None:
+async def test_a_gpu_that_a_new_child_no_longer_lists_is_lost_until_it_is_back() -> None:
     first, second, third = ScriptedNvmlChild(), ScriptedNvmlChild(), ScriptedNvmlChild()
     first.say(BOTH)
     async with run_scripted_monitor(first) as stage:
@@ -162,7 +162,7 @@ async def test_a_card_that_a_new_child_no_longer_lists_is_lost_until_it_is_back(
         assert (await stage.wait_for_state(GpuMonitorState.OK)).lost == ()
 
 
-async def test_a_card_that_cannot_be_opened_keeps_the_name_it_had() -> None:
+async def test_a_gpu_that_cannot_be_opened_keeps_the_name_it_had() -> None:
     first, second = ScriptedNvmlChild(), ScriptedNvmlChild()
     first.say(BOTH)
     async with run_scripted_monitor(first) as stage:
@@ -176,7 +176,7 @@ async def test_a_card_that_cannot_be_opened_keeps_the_name_it_had() -> None:
         assert [(card.uuid, card.index) for card in lost] == [("GPU-1", 1), ("", 5)]
 
 
-async def test_without_a_driver_the_known_cards_are_lost_not_forgotten() -> None:
+async def test_without_a_driver_the_known_gpus_are_lost_not_forgotten() -> None:
     child = ScriptedNvmlChild()
     child.say(BOTH)
     async with run_scripted_monitor(child) as stage:

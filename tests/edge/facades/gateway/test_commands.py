@@ -215,7 +215,7 @@ async def test_what_cannot_be_done_is_an_error_and_the_connection_stays(
         assert (await desk.ask("ping", request_id="p"))["type"] == "pong"
 
 
-async def test_a_broker_that_is_away_is_told_and_the_connection_stays(gateway: GatewayEdge):
+async def test_a_broker_that_is_away_is_reported_and_the_connection_stays(gateway: GatewayEdge):
     async with gateway.connect() as desk:
         gateway.world.broker.stop()
         said = await desk.ask("gpu.job.submit", TEXT, task_type="echo", request_id="r")

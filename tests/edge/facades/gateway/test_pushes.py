@@ -43,7 +43,7 @@ async def run(gateway: GatewayEdge, code: str) -> None:
     await gateway.world.write_event(JobKey("ann", code), e.Succeeded(Output(data={"text": "hi"})))
 
 
-async def test_a_job_is_told_from_its_submit_to_its_result(gateway: GatewayEdge):
+async def test_a_job_is_reported_from_its_submit_to_its_result(gateway: GatewayEdge):
     async with gateway.connect() as made:
         await submit(made, "c-1", request_id="r1", trace_id="t1")
         queued = await made.wait_for_type("gpu.job.status", status="queued")
@@ -82,7 +82,7 @@ async def test_a_cancelled_job_ends_as_an_error_too(gateway: GatewayEdge):
     assert (result["error"], result["result"]["error"]["code"]) == (True, "cancelled")
 
 
-async def test_every_socket_of_the_owner_is_told_and_nobody_elses(gateway: GatewayEdge):
+async def test_every_socket_of_the_owner_is_notified_and_nobody_elses(gateway: GatewayEdge):
     async with gateway.connect() as one, gateway.connect() as other, gateway.connect("bob") as bob:
         await submit(one, "c-1", request_id="r1")
         await run(gateway, "c-1")
@@ -109,7 +109,7 @@ async def test_hosts_that_come_and_go_are_broadcast(gateway: GatewayEdge):
 
 
 @OFTEN
-async def test_what_waits_is_told_again_and_again(gateway: GatewayEdge):
+async def test_what_waits_is_reported_again_and_again(gateway: GatewayEdge):
     async with gateway.connect() as made:
         await submit(made, "c-1", request_id="r1")
         gateway.world.time.advance(seconds=31)
@@ -166,7 +166,7 @@ async def test_an_id_of_another_life_resumes_from_the_start(gateway: GatewayEdge
     ]
 
 
-async def test_jobs_submitted_on_one_edge_are_told_on_the_other(gateway: GatewayEdge, tmp_path: Path):
+async def test_jobs_submitted_on_one_edge_are_reported_on_the_other(gateway: GatewayEdge, tmp_path: Path):
     async with AsyncExitStack() as stack:
         (tmp_path / "second").mkdir()
         world = await stack.enter_async_context(

@@ -53,7 +53,7 @@ async def test_it_starts_stops_and_tells(gateway: GatewayEdge):
         tasks.cancel_scope.cancel()
 
 
-async def test_a_switch_that_hangs_is_told(gateway: GatewayEdge):
+async def test_a_switch_that_hangs_is_reported(gateway: GatewayEdge):
     class Hanging(FakePowerDriver):
         async def state(self) -> ReportedPower:
             await anyio.sleep_forever()

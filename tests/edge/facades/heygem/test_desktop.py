@@ -13,7 +13,7 @@ from schemas.ids import JobKey
 from schemas.job import JobFailure, Output, OutputFile
 from schemas.status import Status
 from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, HeygemClient, run_heygem_edge
-from tests.edge.services.test_supply import became
+from tests.edge.services.test_await_input import became
 from tests.support.scripted_servers import http_response, scripted_server
 from tests.support.wait import wait_for
 
@@ -80,7 +80,7 @@ async def test_a_result_comes_to_the_disk_without_a_query(heygem: HeygemClient):
     assert await place.read_bytes() == b"the video"
 
 
-async def test_a_failure_is_told_with_its_reason_and_stays_told(heygem: HeygemClient):
+async def test_a_failure_is_reported_with_its_reason_and_stays_reported(heygem: HeygemClient):
     await heygem.submit()
     job = await heygem.world.start(await heygem.job())
     await heygem.world.write_event(
@@ -166,7 +166,7 @@ async def test_without_a_shared_folder_files_are_named_otherwise(tmp_path):
         assert (await heygem.local.get("/easy/download/code-1-r.mp4")).content == b"the video"
 
 
-async def test_a_result_without_bytes_is_told_as_lost(heygem: HeygemClient):
+async def test_a_result_without_bytes_is_reported_as_lost(heygem: HeygemClient):
     await heygem.submit(code="none")
     job = await heygem.world.start(await heygem.job("none"))
     said = OutputFile(OUTPUT_FILE, "a" * 64, 2, "application/json")

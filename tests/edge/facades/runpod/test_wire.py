@@ -64,7 +64,7 @@ async def test_times_are_milliseconds(cloud: RunpodEdge):
         (e.Expired("start_timeout"), "TIMED_OUT", "expired: The job expired before it could start"),
     ],
 )
-async def test_ends_are_told_in_runpods_words(cloud: RunpodEdge, ended, status, error):
+async def test_ends_are_reported_in_runpods_words(cloud: RunpodEdge, ended, status, error):
     said = (await post(cloud, "run", input={})).json()
     job = await cloud.job(said["id"])
     if isinstance(ended, e.Failed):

@@ -33,7 +33,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("body", "path", "choices"), WRONG)
-def test_the_choices_are_told(body: dict[str, Any], path: str, choices: str) -> None:
+def test_the_choices_are_listed(body: dict[str, Any], path: str, choices: str) -> None:
     with pytest.raises(ProblemError) as refused:
         decode_as(body, ChoiceBody)
     (error,) = refused.value.errors
@@ -41,7 +41,7 @@ def test_the_choices_are_told(body: dict[str, Any], path: str, choices: str) -> 
     assert f": it is one of {choices}" in error.message
 
 
-def test_what_names_no_choice_is_told_as_it_is() -> None:
+def test_what_names_no_choice_is_reported_as_it_is() -> None:
     assert describe_allowed_values("Expected `int`, got `str`", ChoiceBody, "$.priority") == "Expected `int`, got `str`"
     assert describe_allowed_values("Invalid enum value 'x'", ChoiceBody, "$.nowhere.at[0]") == "Invalid enum value 'x'"
     assert describe_allowed_values("Invalid enum value 'x'", Status | None).endswith(", ".join(Status))

@@ -54,7 +54,7 @@ async def test_why_it_waits_is_the_truth_from_no_host_to_next_in_line(running: R
 
 
 @process_only
-async def test_a_job_that_needs_a_card_is_told_that_no_host_has_one(running: RunningInstallation, tmp_path: Path):
+async def test_a_job_that_needs_a_gpu_says_that_no_host_has_one(running: RunningInstallation, tmp_path: Path):
     await running.installation.start_runner(endpoints=[HEYGEM])
 
     async def offered() -> bool:

@@ -140,7 +140,7 @@ async def test_a_job_starts_the_process_and_its_end_stops_it(lamp: LampDriver) -
     assert [notice.kind for notice in lamp.notices] == ["host_waking"]
 
 
-async def test_a_wish_lights_it_at_once_and_puts_it_out_by_a_drain(lamp: LampDriver) -> None:
+async def test_an_override_powers_on_at_once_and_off_by_a_drain(lamp: LampDriver) -> None:
     await lamp.power.set_override("gpu-1", "on")
     await lamp.until(S.ONLINE)
     await lamp.power.set_override("gpu-1", "off")

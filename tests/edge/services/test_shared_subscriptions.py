@@ -63,7 +63,7 @@ async def test_all_see_the_same_and_late_ones_too(edge: EdgeServicesRig):
         assert items == whole[number % 7 + 1 :]
 
 
-async def test_a_crowd_reads_once(fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch):
+async def test_a_shared_subscription_reads_once(fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch):
     job = await fake.submit()
     running = await fake.start(job)
     given: list[str] = []
@@ -113,7 +113,7 @@ async def test_one_that_does_not_keep_up_goes_on_alone_and_misses_nothing(edge: 
     assert len(read) == 2 + 299 + 1
 
 
-async def test_a_crowd_goes_on_over_a_cut_connection(fake: FakeBusServicesRig):
+async def test_a_shared_subscription_goes_on_over_a_cut_connection(fake: FakeBusServicesRig):
     job = await fake.submit()
     running = await fake.start(job)
     seen: list[list[StreamItem]] = [[] for _ in range(3)]

@@ -216,7 +216,7 @@ async def test_what_waits_gives_way_to_a_job_that_needs_the_room(world: RunnerEn
         assert waiting.handle not in world.boxes
 
 
-async def test_what_waits_gives_the_card_back_to_its_owner(world: RunnerEnvironment) -> None:
+async def test_what_waits_gives_the_gpu_back_to_its_owner(world: RunnerEnvironment) -> None:
     gpus = on_a_card(world, "ready", vram_mb=8000)
     world.gpu_settings = replace(
         world.gpu_settings, fitness=replace(world.gpu_settings.fitness, owner_settle_s=0.0, owner_quiet_s=0.05)

@@ -257,7 +257,7 @@ async def test_an_owner_may_hold_it_on_and_off(tmp_path: Path) -> None:
         assert record.override is None
 
 
-async def test_a_wish_for_a_host_without_a_switch_is_refused(tmp_path: Path) -> None:
+async def test_an_override_for_a_host_without_a_driver_is_refused(tmp_path: Path) -> None:
     async with run_power_rig(tmp_path, ONE) as made:
         with pytest.raises(ProblemError) as refused:
             await made.edge.power.set_override("gpu-9", "on")

@@ -228,7 +228,7 @@ async def test_what_waits_survives_the_broker_and_the_edge(fake: FakeBusServices
         assert [got.id for got in receiver.got] == [row.id] * 2
 
 
-async def test_a_full_store_puts_letters_off_and_loses_none(fake: FakeBusServicesRig) -> None:
+async def test_a_full_store_delays_deliveries_and_loses_none(fake: FakeBusServicesRig) -> None:
     async with run_receiver() as receiver:
         fake.broker._webhooks.deliveries.log.full = True
         job = await hooked(fake, receiver.url)
@@ -251,7 +251,7 @@ async def _letter(fake: FakeBusServicesRig, job: Job) -> Any:
     return WebhookDelivery(entry.revision, entry.record)
 
 
-async def test_a_deleted_job_takes_its_letters_and_their_log_along(fake: FakeBusServicesRig) -> None:
+async def test_a_deleted_job_takes_its_deliveries_and_their_log_along(fake: FakeBusServicesRig) -> None:
     async with run_receiver(statuses_in_order(500)) as receiver:
         job = await hooked(fake, receiver.url)
         await tried(fake, job, 1)

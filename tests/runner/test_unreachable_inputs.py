@@ -24,7 +24,7 @@ async def stages(world: RunnerEnvironment, key: JobKey) -> list[str | None]:
     return [note.stage for note in await world.notes(key) if isinstance(note, ProgressMessage)]
 
 
-async def test_what_keeps_the_inputs_is_told_and_that_they_came(world: RunnerEnvironment) -> None:
+async def test_what_keeps_the_inputs_is_reported_and_that_they_came(world: RunnerEnvironment) -> None:
     world.assets.away = True
     key = await world.submit("well", input={"file": world.assets.add(b"content")})
     async with world.run_runner():
@@ -50,7 +50,7 @@ async def test_what_keeps_the_inputs_is_told_and_that_they_came(world: RunnerEnv
     assert notes[0].fraction == 0.0
 
 
-async def test_a_fetch_that_takes_long_is_told(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fetch_that_takes_long_is_reported(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "FETCH_PROGRESS_DELAY_S", 0.02)
     stage, held = world.assets.stage, anyio.Event()
 
@@ -71,7 +71,7 @@ async def test_a_fetch_that_takes_long_is_told(world: RunnerEnvironment, monkeyp
     assert (await stages(world, key))[:2] == ["fetching input", "starting"]
 
 
-async def test_a_fetch_that_is_quick_is_not_told(world: RunnerEnvironment) -> None:
+async def test_a_fetch_that_is_quick_is_not_reported(world: RunnerEnvironment) -> None:
     key = await world.submit("well", input={"file": world.assets.add(b"content")})
     async with world.run_runner():
         assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED

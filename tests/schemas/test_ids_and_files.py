@@ -104,7 +104,7 @@ def test_admin_implies_the_clients_scopes_but_not_those_of_a_runner():
     assert {scope for scope in Scope if key.allows(scope)} == set(Scope) - {Scope.RUNNER, Scope.RELAY}
 
 
-def test_what_the_host_says_is_told_before_quota_and_behind():
+def test_what_the_host_says_is_reported_before_quota_and_behind():
     assert most_relevant_reason({WaitReason.BEHIND, WaitReason.QUOTA, WaitReason.HOST_OFF}) is WaitReason.HOST_OFF
     assert most_relevant_reason({WaitReason.BEHIND, WaitReason.QUOTA}) is WaitReason.QUOTA
     assert most_relevant_reason(set()) is None

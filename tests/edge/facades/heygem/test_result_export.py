@@ -122,7 +122,9 @@ async def test_two_edges_that_place_the_same_result_do_not_keep_each_other_from_
         tasks.cancel_scope.cancel()
 
 
-async def test_a_folder_that_cannot_be_written_keeps_the_job_from_being_told_as_done(heygem: HeygemClient, monkeypatch):
+async def test_a_folder_that_cannot_be_written_keeps_the_job_from_being_reported_as_done(
+    heygem: HeygemClient, monkeypatch
+):
     """A folder blocks the path of the file. This fails like a full disk, and permissions would not stop root."""
     monkeypatch.setattr(module, "COPY_WAIT_TIMEOUT_S", 0.1)
     monkeypatch.setattr(module, "EXPORT_RETRY_INTERVAL_S", 0.1)
@@ -160,7 +162,7 @@ async def test_a_link_at_the_place_is_replaced_not_written_through(heygem: Heyge
     assert victim.read_bytes() == b"precious"
 
 
-async def test_bytes_that_were_deleted_are_told_as_lost_unless_they_lie_there(heygem: HeygemClient):
+async def test_bytes_that_were_deleted_are_reported_as_lost_unless_they_lie_there(heygem: HeygemClient):
     await heygem.submit()
     job = await heygem.finish()
     assert (await heygem.query())["data"]["status"] == 2

@@ -87,7 +87,7 @@ def after(moment: datetime | None, world: FakeBusServicesRig) -> float:
     return round((moment - world.time.now).total_seconds(), 1)
 
 
-async def test_nothing_is_told_before_three_runs_have_ended(fake: FakeBusServicesRig) -> None:
+async def test_nothing_is_reported_before_three_runs_have_ended(fake: FakeBusServicesRig) -> None:
     await fake.announce_capabilities()
     await fake.send_heartbeat()
     for seconds in (8.0, 10.0):
@@ -95,7 +95,7 @@ async def test_nothing_is_told_before_three_runs_have_ended(fake: FakeBusService
     assert await eta(fake, await fake.submit()) is None
 
 
-async def test_a_waiting_job_is_told_its_start_and_its_end(fake: FakeBusServicesRig) -> None:
+async def test_a_waiting_job_shows_its_start_and_its_end(fake: FakeBusServicesRig) -> None:
     await fake.announce_capabilities()
     await fake.send_heartbeat()
     for seconds in (8.0, 10.0, 12.0):
@@ -113,7 +113,7 @@ async def test_a_waiting_job_is_told_its_start_and_its_end(fake: FakeBusServices
     assert after(two.start_at, fake) == 5.0  # a running job is half done on average
 
 
-async def test_a_running_job_is_told_its_end_and_an_ended_one_nothing(fake: FakeBusServicesRig) -> None:
+async def test_a_running_job_shows_its_end_and_an_ended_one_nothing(fake: FakeBusServicesRig) -> None:
     for seconds in (8.0, 10.0, 12.0):
         await ran(fake, seconds)
     running = await fake.start(await fake.submit())
@@ -152,7 +152,7 @@ async def test_a_wake_comes_before_the_start_and_a_time_asked_for_too(fake: Fake
 
 
 @pytest.mark.parametrize("reason", [WaitReason.HOST_BLOCKED, WaitReason.HOST_FAULT])
-async def test_nothing_is_told_when_nobody_knows_how_long_it_lasts(
+async def test_nothing_is_reported_when_nobody_knows_how_long_it_lasts(
     fake: FakeBusServicesRig, reason: WaitReason
 ) -> None:
     for seconds in (8.0, 10.0, 12.0):
@@ -161,7 +161,7 @@ async def test_nothing_is_told_when_nobody_knows_how_long_it_lasts(
     assert await eta(fake, await fake.submit()) is None
 
 
-async def test_runs_on_this_kind_of_card_tell_by_the_second_of_input(fake: FakeBusServicesRig) -> None:
+async def test_runs_on_this_kind_of_gpu_tell_by_the_second_of_input(fake: FakeBusServicesRig) -> None:
     offer = HostCapabilities(host="gpu-1", incarnation="i1", at=fake.time(), endpoints=(GPU_ECHO,), gpus=CARDS[:1])
     await fake.bus.capabilities.put("gpu-1", offer)
     await fake.bus.capabilities.put("gpu-2", replace(offer, host="gpu-2", gpus=CARDS[1:]))

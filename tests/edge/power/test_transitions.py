@@ -220,7 +220,7 @@ def test_a_hold_that_is_over_counts_no_more_and_leaves_the_record() -> None:
 
 
 @pytest.mark.parametrize(("hour", "quiet"), [(22, False), (23, True), (3, True), (7, False)])
-def test_quiet_hours_reach_over_midnight_and_a_wish_overrides_them(hour: int, quiet: bool) -> None:
+def test_quiet_hours_cross_midnight_and_an_override_beats_them(hour: int, quiet: bool) -> None:
     rules = replace(RULES, quiet_hours=("23:00-07:00",))
     known = HostFacts(at=START.replace(hour=hour), **ASKED)
     asked = state_machine.advance(record(S.OFF), known, rules, "new")

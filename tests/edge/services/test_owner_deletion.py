@@ -260,7 +260,7 @@ async def test_two_edges_do_it_once(fake: FakeBusServicesRig, tmp_path: Path) ->
         assert (await gone(fake, erasures)).counts.jobs == 30
 
 
-async def test_a_deleted_job_leaves_no_letter_no_log_and_no_message(edge: EdgeServicesRig) -> None:
+async def test_a_deleted_job_leaves_no_delivery_no_log_and_no_message(edge: EdgeServicesRig) -> None:
     keys = keys_of(edge)
     job = await peopled(edge, keys, "ann")
     await edge.jobs.delete(job.key)

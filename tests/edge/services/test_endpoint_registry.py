@@ -127,7 +127,7 @@ def test_urls_are_found_with_their_places() -> None:
     assert found.digests == (DIGEST,)
 
 
-def test_all_faults_are_told_with_their_paths() -> None:
+def test_all_faults_are_reported_with_their_paths() -> None:
     schema = {
         "properties": {
             "clips": {"type": "array", "items": {"properties": {"video": ASSET_SCHEMA}, "required": ["video"]}}

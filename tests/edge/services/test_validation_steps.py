@@ -38,7 +38,7 @@ def test_it_finds_what_jsonschema_finds(schema: dict[str, Any], given: Any) -> N
     assert ours == [(error.json_path, error.message) for error in Draft202012Validator(schema).iter_errors(given)]
 
 
-def test_names_that_are_not_allowed_are_told() -> None:
+def test_names_that_are_not_allowed_are_reported() -> None:
     with limit_steps(10_000):
         (error,) = StepValidator(PATTERNS | {"additionalProperties": False}).iter_errors({"z": 1, "y": 2, "a": 3})
     assert error.message == "Additional properties are not allowed ('y', 'z' were unexpected)"
