@@ -27,7 +27,8 @@ CLIENT, SERVER = "lamplighter", "lamplighter-server"
 SERVER_COMMAND_MODULES = (
     *("up", "edge", "runner", "relay", "backup", "restore", "health", "install"),
     *("server_commands", "machine_checks", "process_setup", "relay_client", "supervisor", "data_dir", "public_access"),
-    *("backup_archive", "backup_encryption", "backup_target", "config", "settings_file", "up_settings"),
+    *("backup_archive", "backup_encryption", "backup_target"),
+    *("config", "power_driver", "settings_file", "up_settings"),
     *("install_manifest", "service_notify", "service_places", "service_settings", "service_units"),
 )
 # Where each folder or file lies in the wheels. The first one that a path starts with counts.

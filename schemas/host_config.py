@@ -205,11 +205,30 @@ class LibcloudHostConfig(HostConfig, frozen=True, tag="libcloud"):
     """Arguments for libcloud's driver, such as `region`."""
 
 
+class ModuleHostConfig(HostConfig, frozen=True, tag="module"):
+    """Powered by a class of an installed package (`lamplighter.power`)."""
+
+    module: Annotated[str, Meta(min_length=1, description="the name of an entry point, or package.module:Class")]
+    """The class: its name in the entry point group `lamplighter.power_drivers`, or `package.module:Class`."""
+    options: Annotated[dict[str, str | int | float | bool], SECRET] = {}
+    """Settings for the class."""
+    inherit: tuple[EnvName, ...] = ()
+    """Names of the edge's own variables that the class gets, so that their values are in no file."""
+
+
 class RelayHostConfig(HostConfig, frozen=True, tag="relay"):
     """Powered by a relay on the host's own network."""
 
     name: Token | None = None
     """The host's name at the relay. Unset: its name here."""
+    wake_only: bool = False
+    """The relay can only power the host on, as by Wake-on-LAN: its runner powers it off, and silence means off."""
+
+    @property
+    def runner_powers_off(self) -> bool:
+        return self.wake_only
 
 
-AnyHostConfig = CommandHostConfig | HttpHostConfig | WolHostConfig | LibcloudHostConfig | RelayHostConfig
+AnyHostConfig = (
+    CommandHostConfig | HttpHostConfig | WolHostConfig | LibcloudHostConfig | RelayHostConfig | ModuleHostConfig
+)

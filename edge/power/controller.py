@@ -25,11 +25,11 @@ from edge.power.driver_calls import (
     PowerDependencies,
     update_record,
 )
-from edge.power.drivers.port import PowerDriver
 from edge.power.observation import DriverReport, FleetObservation, FleetObserver, HostObserver, Stopwatch
 from schemas.host import HostView
 from schemas.host_config import AnyHostConfig
 from schemas.power import PowerOverride, PowerRecord, PowerState
+from schemas.power_driver import PowerDriver
 from schemas.problems import ProblemError
 from schemas.status import WaitReason
 

@@ -19,7 +19,6 @@ from bus.notifier import Notifier
 from edge.core.clock import Clock
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.power import state_machine
-from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
 from edge.power.observation import FleetObserver, current_facts, state_key
 from schemas.host_config import AnyHostConfig
 from schemas.power import (
@@ -31,6 +30,7 @@ from schemas.power import (
     PowerVerb,
     ReportedPower,
 )
+from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
 from schemas.problems import ProblemError
 
 POLL_INTERVAL_S = 5.0

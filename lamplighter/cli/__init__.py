@@ -35,6 +35,7 @@ SERVER_COMMANDS = {
     "install": ("install", "install", "Set up edge, runner, relay or backups as systemd services."),
     "uninstall": ("install", "uninstall", "Remove what `install` set up."),
     "health": ("health", "health", "Tell whether an edge, runner or relay of this machine works."),
+    "power-driver": ("power_driver", "power_driver", "Power a rented GPU box, as a program of [hosts.NAME]."),
     "config": ("config", "config", "Check the settings, and show where each came from."),
     "backup": ("backup", "backup", "Back up the installation to one file, or verify a backup."),
     "restore": ("restore", "restore", "Restore an installation from a backup."),

@@ -8,7 +8,7 @@ import uvloop
 
 from bus.interface import BusError
 from bus.secret_files import PRIVATE_UMASK
-from edge.power.drivers.factory import DriverPackageMissing
+from edge.power.drivers.installed import DriverUnusable
 from edge.process import EdgeStartError, serve
 from edge.settings import EdgeSettings
 from edge.store.port import StoreError
@@ -26,7 +26,7 @@ from schemas.endpoint import EndpointInvalid
 EXIT_CODES: dict[type[Exception], int] = {
     BusError: UNREACHABLE,
     EdgeStartError: USAGE,
-    DriverPackageMissing: USAGE,
+    DriverUnusable: USAGE,
     EndpointInvalid: USAGE,
     StoreError: USAGE,
 }

@@ -11,7 +11,8 @@ import httpx2
 import uvloop
 
 from edge.core.clock import utc_now
-from edge.power.drivers.factory import DriverDependencies, DriverPackageMissing, build_drivers
+from edge.power.drivers.factory import DriverDependencies, build_drivers
+from edge.power.drivers.installed import DriverUnusable
 from lamplighter.cli.context import REFUSED, USAGE
 from lamplighter.cli.process_setup import exit_on_error, format_option, level_option, read_settings
 from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, RelaySettings, serve_edge
@@ -34,7 +35,7 @@ def relay(config: Path, log_level: str | None, log_format: str | None) -> None:
     if not settings.relay.urls or not settings.relay.key or not settings.hosts:
         click.echo("lamplighter: a relay needs urls and key under [relay], and [hosts.NAME] with a driver", err=True)
         sys.exit(USAGE)
-    with exit_on_error({RelayKeyRejected: REFUSED, DriverPackageMissing: USAGE}):
+    with exit_on_error({RelayKeyRejected: REFUSED, DriverUnusable: USAGE}):
         uvloop.run(_run(settings, notifier))
 
 

@@ -13,7 +13,6 @@ from msgspec import Struct, field
 from websockets import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.asyncio.client import ClientConnection, connect
 
-from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
 from runner.host.health_file import NO_HEALTH_FILE, RENEW_INTERVAL_S, HealthFile
 from schemas.backoff import Backoff
 from schemas.environment import is_loopback_url
@@ -21,6 +20,7 @@ from schemas.gateway_protocol import ClientMessage, EnvelopeType, FrameUnreadabl
 from schemas.host_config import AnyHostConfig
 from schemas.ids import Token
 from schemas.power import ReportedPower
+from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
 from schemas.settings_schema import SECRET
 
 RECONNECT_BACKOFF = Backoff(first_s=0.25, limit_s=15.0)  # jitter doubles it at most

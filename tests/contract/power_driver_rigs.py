@@ -26,10 +26,11 @@ from edge.outbound.signature import signature_headers
 from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.http import HttpDriver
 from edge.power.drivers.libcloud import LibcloudDriver
-from edge.power.drivers.port import PowerDriver, PowerDriverReply
+from edge.power.drivers.port import PowerDriverReply
 from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
 from schemas.host_config import CommandHostConfig, HttpHostConfig, LibcloudHostConfig
 from schemas.power import ReportedPower
+from schemas.power_driver import PowerDriver
 from tests.support.fake_power_driver import FakePowerDriver
 from tests.support.http_server import serve_app
 

@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 from edge.power.driver_calls import call_driver, query_driver
-from edge.power.drivers.port import PowerDriver
 from schemas.power import PowerCallOutcome, PowerVerb, ReportedPower
+from schemas.power_driver import PowerDriver
 from tests.contract.power_driver_rigs import RIGS, DriverRig
 
 TIMEOUT_S = 20.0

@@ -2,8 +2,8 @@
 
 from anyio.lowlevel import checkpoint
 
-from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
 from schemas.power import ReportedPower
+from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
 
 
 class FakePowerDriver(PowerDriver):

@@ -4,7 +4,7 @@ The contract, which the recipes in deploy/power keep:
 
 - every program gets the host's id in `LAMPLIGHTER_HOST`, the call's id in `LAMPLIGHTER_CALL`, and no standard input;
 - it inherits the common variables of the edge's environment (`schemas.environment`) and those that the host's
-  settings name;
+  settings name; the folder with our own program `lamplighter` is the last one in its PATH;
 - `on` and `off` exit with 0 if the order was accepted or there was nothing to do, and with 75 (EX_TEMPFAIL) if there
   is no capacity. Any other exit is a failure, and the last line of output is its message;
 - `state` writes one word on its last line: off, starting, on, stopping, error or unknown. Without such a word the exit
@@ -18,16 +18,17 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from subprocess import DEVNULL
+from sysconfig import get_path
 from typing import IO, NamedTuple
 
 import anyio
 from anyio import CancelScope, to_thread
 from anyio.abc import Process
 
-from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
 from schemas.environment import build_child_environment
 from schemas.host_config import CommandHostConfig
 from schemas.power import ReportedPower
+from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
 
 NO_CAPACITY_EXIT_CODE = 75
 OUTPUT_LIMIT_BYTES = 16 * 1024
@@ -45,7 +46,10 @@ class CommandDriver(PowerDriver):
     def __init__(self, host: str, declared: CommandHostConfig, environ: Mapping[str, str]) -> None:
         self._host = host
         self._declared = declared
-        self._environ = build_child_environment(environ, *declared.inherit) | declared.env
+        inherited = build_child_environment(environ, *declared.inherit)
+        # A service of systemd has a PATH without the virtual environment that it runs in.
+        path = os.pathsep.join([inherited.get("PATH", os.defpath), get_path("scripts")])
+        self._environ = inherited | {"PATH": path} | declared.env
 
     @property
     def can_report_state(self) -> bool:

@@ -10,7 +10,8 @@ from msgspec import Struct
 
 from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.http import HttpDriver
-from edge.power.drivers.port import PowerDriver, PowerDriverReply
+from edge.power.drivers.installed import DriverUnusable, build_installed_driver
+from edge.power.drivers.port import PowerDriverReply
 from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
 from edge.power.drivers.wol import WolDriver
 from schemas.host_config import (
@@ -19,13 +20,11 @@ from schemas.host_config import (
     HostConfig,
     HttpHostConfig,
     LibcloudHostConfig,
+    ModuleHostConfig,
     RelayHostConfig,
     WolHostConfig,
 )
-
-
-class DriverPackageMissing(RuntimeError):
-    """A driver needs a Python package that is not installed; the message names it."""
+from schemas.power_driver import PowerDriver
 
 
 class UnconnectedRelay(PowerRelay):
@@ -49,11 +48,16 @@ def _build_libcloud(_: str, declared: LibcloudHostConfig, dependencies: DriverDe
     try:
         module = importlib.import_module(f"{__package__}.libcloud")
     except ModuleNotFoundError as error:
-        raise DriverPackageMissing(
+        raise DriverUnusable(
             f"driver libcloud needs {error.name}: pip install 'lamplighter-server[libcloud]'"
         ) from error
     driver: PowerDriver = module.LibcloudDriver(declared, dependencies.environ)
     return driver
+
+
+def _build_module(host: str, declared: ModuleHostConfig, dependencies: DriverDependencies) -> PowerDriver:
+    environ = {name: value for name, value in dependencies.environ.items() if name in declared.inherit}
+    return build_installed_driver(host, declared, environ)
 
 
 DRIVER_FACTORIES: Mapping[type[HostConfig], Callable[[str, Any, DriverDependencies], PowerDriver]] = {
@@ -63,10 +67,13 @@ DRIVER_FACTORIES: Mapping[type[HostConfig], Callable[[str, Any, DriverDependenci
     ),
     WolHostConfig: lambda _host, declared, _dependencies: WolDriver(declared),
     LibcloudHostConfig: _build_libcloud,
-    RelayHostConfig: lambda host, declared, dependencies: RelayDriver(dependencies.relay, declared.name or host),
+    ModuleHostConfig: _build_module,
+    RelayHostConfig: lambda host, declared, dependencies: RelayDriver(
+        dependencies.relay, declared.name or host, wake_only=declared.wake_only
+    ),
 }
 
 
 def build_drivers(hosts: Mapping[str, AnyHostConfig], dependencies: DriverDependencies) -> dict[str, PowerDriver]:
-    """Return a driver for each declared host. Raises DriverPackageMissing."""
+    """Return a driver for each declared host. Raises DriverUnusable."""
     return {host: DRIVER_FACTORIES[type(declared)](host, declared, dependencies) for host, declared in hosts.items()}

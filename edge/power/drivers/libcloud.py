@@ -13,9 +13,9 @@ from libcloud.compute.base import Node, NodeDriver
 from libcloud.compute.providers import get_driver
 from libcloud.compute.types import NodeState
 
-from edge.power.drivers.port import NoCapacity, PowerCallFailed, PowerDriver
 from schemas.host_config import LibcloudHostConfig
 from schemas.power import ReportedPower
+from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
 
 T = TypeVar("T")
 

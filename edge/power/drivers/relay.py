@@ -2,8 +2,9 @@
 
 from typing import Protocol
 
-from edge.power.drivers.port import PowerCallFailed, PowerDriver, PowerDriverReply, require_capacity
+from edge.power.drivers.port import PowerDriverReply, require_capacity
 from schemas.power import ReportedPower
+from schemas.power_driver import PowerCallFailed, PowerDriver
 
 
 class RelayUnavailable(Exception):
@@ -19,21 +20,27 @@ class PowerRelay(Protocol):
 
 
 class RelayDriver(PowerDriver):
-    """Sends power calls through `relay`. `host`: its name at the relay. A state request has an empty call id."""
+    """Sends power calls through `relay`. `host`: its name at the relay. A state request has an empty call id.
 
-    def __init__(self, relay: PowerRelay, host: str) -> None:
+    `wake_only`: the relay only starts the host, and cannot tell its state.
+    """
+
+    def __init__(self, relay: PowerRelay, host: str, *, wake_only: bool = False) -> None:
         self._relay = relay
         self._host = host
+        self._wake_only = wake_only
 
     @property
     def can_report_state(self) -> bool:
-        return True
+        return not self._wake_only
 
     async def start(self, call_id: str) -> None:
         await self._request("gpu.power.start", call_id)
 
     async def stop(self, call_id: str) -> None:
-        await self._request("gpu.power.stop", call_id)
+        """Ask the relay to stop the host. With `wake_only` the runner reads in the host's record that it must."""
+        if not self._wake_only:
+            await self._request("gpu.power.stop", call_id)
 
     async def state(self) -> ReportedPower:
         return (await self._request("gpu.power.state", "")).state

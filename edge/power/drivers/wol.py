@@ -8,9 +8,9 @@ import socket
 
 from anyio import to_thread
 
-from edge.power.drivers.port import PowerCallFailed, PowerDriver
 from schemas.host_config import WolHostConfig
 from schemas.power import ReportedPower
+from schemas.power_driver import PowerCallFailed, PowerDriver
 
 PACKET_COUNT = 3
 

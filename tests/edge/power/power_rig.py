@@ -10,12 +10,12 @@ from msgspec.structs import replace
 from edge.hosts.registry import HostNotice
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
-from edge.power.drivers.port import PowerDriver
 from edge.power.observation import FleetObserver
 from schemas.host import ActivityCounts, HostCapabilities, HostHeartbeat, RunningExecution
 from schemas.host_config import AnyHostConfig, CommandHostConfig
 from schemas.job import Job
 from schemas.power import PowerRecord, PowerState, ReportedPower
+from schemas.power_driver import PowerDriver
 from tests.support.edge_services import ECHO_ENDPOINT, EdgeServicesRig, ManualClock, fake_bus_services
 from tests.support.fake_bus.broker import FakeBroker, FakeBus
 from tests.support.fake_power_driver import FakePowerDriver

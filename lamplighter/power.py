@@ -1,0 +1,16 @@
+"""What a power driver in a package of its own needs.
+
+Such a package names its class in the entry point group `lamplighter.power_drivers`. The edge (or the relay) calls it
+with the host's name, the `options` of `[hosts.NAME]`, and the variables that `inherit` names:
+
+    class AcmeDriver(PowerDriver):
+        def __init__(self, host: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> None: ...
+
+`start`, `stop` and `state` run in the event loop of the edge, so they must not block: use `anyio.to_thread` for a
+library that does.
+"""
+
+from schemas.power import ReportedPower
+from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
+
+__all__ = ["NoCapacity", "PowerCallFailed", "PowerDriver", "ReportedPower"]
