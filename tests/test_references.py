@@ -47,6 +47,7 @@ FOREIGN_NAMES = {
     "lamplighter.toml": "the file of settings",
     "lamplighter.up": "a value of `by` in the audit trail",
     "lamplighter.edge": "likewise",
+    "lamplighter.power_drivers": "the entry point group of power drivers",
 }
 # What pages call an object of the API, and the class behind it.
 API_OBJECTS = {"Job": "JobView", "Host": "HostView"}

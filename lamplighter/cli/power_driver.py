@@ -7,7 +7,8 @@ there was nothing to do, with 75 if the provider has no free GPU, and otherwise 
 
 import os
 import sys
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -15,10 +16,14 @@ from edge.power.rented import AutoDlBox, CompShareBox, ProviderRefused, RentedBo
 
 FAILED_EXIT = 1
 NO_CAPACITY_EXIT = 75
-VERB = click.argument("verb", type=click.Choice(["on", "off", "state"]))
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _place_option(name: str, variable: str, help_text: str) -> Any:
+def _verb_argument(command: F) -> F:
+    return click.argument("verb", type=click.Choice(["on", "off", "state"]))(command)
+
+
+def _place_option(name: str, variable: str, help_text: str) -> Callable[[F], F]:
     return click.option(f"--{name}", envvar=variable, show_envvar=True, required=True, help=help_text)
 
 
@@ -28,7 +33,7 @@ def power_driver() -> None:
 
 
 @power_driver.command()
-@VERB
+@_verb_argument
 @_place_option("host", "COMPSHARE_HOST", "The id of the box, uhost-…")
 @_place_option("region", "COMPSHARE_REGION", "Its region, such as cn-wlcb.")
 @_place_option("zone", "COMPSHARE_ZONE", "Its zone, such as cn-wlcb-01.")
@@ -40,7 +45,7 @@ def compshare(verb: str, host: str, region: str, zone: str) -> None:
 
 
 @power_driver.command()
-@VERB
+@_verb_argument
 @_place_option("instance", "AUTODL_INSTANCE", "The id of the container instance, pro-…")
 def autodl(verb: str, instance: str) -> None:
     """A container instance "Pro" at AutoDL. Reads AUTODL_TOKEN."""

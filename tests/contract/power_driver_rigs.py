@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +25,11 @@ from werkzeug.serving import make_server
 from edge.outbound.signature import signature_headers
 from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.http import HttpDriver
+from edge.power.drivers.installed import build_installed_driver
 from edge.power.drivers.libcloud import LibcloudDriver
 from edge.power.drivers.port import PowerDriverReply
 from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
-from schemas.host_config import CommandHostConfig, HttpHostConfig, LibcloudHostConfig
+from schemas.host_config import CommandHostConfig, HttpHostConfig, LibcloudHostConfig, ModuleHostConfig
 from schemas.power import ReportedPower
 from schemas.power_driver import PowerDriver
 from tests.support.fake_power_driver import FakePowerDriver
@@ -68,6 +69,27 @@ class FakeDriverRig(DriverRig):
 @asynccontextmanager
 async def memory(_: Path) -> AsyncIterator[DriverRig]:
     yield FakeDriverRig()
+
+
+class InstalledMachine(FakePowerDriver):
+    """A driver as a package of others has it."""
+
+    def __init__(self, host: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+        assert (host, options["box"], environ) == ("gpu-1", "17", {})
+        super().__init__()
+
+
+class InstalledDriverRig(FakeDriverRig):
+    def __init__(self) -> None:
+        declared = ModuleHostConfig(module=f"{__name__}:{InstalledMachine.__name__}", options={"box": "17"})
+        built = build_installed_driver("gpu-1", declared, {})
+        assert isinstance(built, InstalledMachine)
+        self.driver = built
+
+
+@asynccontextmanager
+async def module(_: Path) -> AsyncIterator[DriverRig]:
+    yield InstalledDriverRig()
 
 
 DRIVER_PROGRAM = """
@@ -270,4 +292,11 @@ async def libcloud(_: Path) -> AsyncIterator[DriverRig]:
         yield await anyio.to_thread.run_sync(Ec2DriverRig, cloud, port)
 
 
-RIGS: dict[str, RigFactory] = {"memory": memory, "command": command, "http": http, "relay": relay, "libcloud": libcloud}
+RIGS: dict[str, RigFactory] = {
+    "memory": memory,
+    "command": command,
+    "http": http,
+    "relay": relay,
+    "libcloud": libcloud,
+    "module": module,
+}

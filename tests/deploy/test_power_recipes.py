@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx2
@@ -280,7 +281,8 @@ async def test_a_driver_of_an_installed_package_is_used(
     declared = load_settings(EdgeSettings, toml_block('driver = "module"'), {}).hosts["gpu-4"]
     named = structs.replace(declared, module=module)
     async with drivers({"gpu-4": named}, {"ACME_TOKEN": "token", "OTHER": "hidden"}) as built:
-        assert built["gpu-4"]._token == "token"
+        driver: Any = built["gpu-4"]
+        assert driver._token == "token"
         await assert_goes_on_and_off(built["gpu-4"])
     empty = structs.replace(named, options={"box": "sold-out"})
     async with drivers({"gpu-4": empty}, {"ACME_TOKEN": "token"}) as built:

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any
 
 import anyio
@@ -79,7 +80,8 @@ async def test_a_program_inherits_none_of_the_edges_settings(tmp_path: Path) -> 
     given = json.loads(await anyio.Path(written).read_text())
     ours = {name: value for name, value in given.items() if name.startswith("LAMPLIGHTER_")}
     assert ours == {"LAMPLIGHTER_HOST": "gpu-1", "LAMPLIGHTER_CALL": "call-1"}
-    assert (given["BOX"], given["LANG"], given["TOKEN"], given["PATH"]) == ("uhost-1", "C", "t", os.environ["PATH"])
+    assert (given["BOX"], given["LANG"], given["TOKEN"]) == ("uhost-1", "C", "t")
+    assert given["PATH"] == f"{os.environ['PATH']}:{get_path('scripts')}"  # where `lamplighter` is
     assert not {"OTHER", "ABSENT"} & given.keys()
 
 
@@ -185,7 +187,8 @@ async def test_a_mistake_that_only_the_cloud_knows_is_a_failure_that_names_it(
 
 
 def test_every_declaration_has_a_builder() -> None:
-    assert {kind.__struct_config__.tag for kind in DRIVER_FACTORIES} == {"command", "http", "wol", "libcloud", "relay"}
+    tags = {kind.__struct_config__.tag for kind in DRIVER_FACTORIES}
+    assert tags == {"command", "http", "wol", "libcloud", "relay", "module"}
 
 
 @pytest.mark.parametrize(
