@@ -27,7 +27,7 @@ _CLIENT_FILES = "client"  # clients/js/src, as /console/client/… ; a wheel has
 
 
 class ConsoleSettings(Struct, frozen=True):
-    """The `[console]` section: the web page for people."""
+    """The `[console]` section: the page for people."""
 
     enabled: bool = True
     """Serve the console."""
