@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -17,6 +19,7 @@ from lamplighter.cli.service_settings import render_settings
 from lamplighter.cli.service_units import Role, ServicePlan, render_units
 from lamplighter.cli.up import IMAGES
 from schemas.settings_loader import load_settings, unknown_settings
+from tests.support.doc_pages import DOCS, read_blocks
 from tests.support.service_unit import parse_unit
 from tests.support.systemd_analyze import analyze
 
@@ -238,3 +241,27 @@ def test_a_link_to_the_program_stays_a_link(tmp_path: Path, monkeypatch: pytest.
     link.symlink_to(program)
     monkeypatch.setattr(sys, "argv", [str(link), "install"])
     assert service_places.find_own_program() == (str(link),)
+
+
+def test_the_commands_of_the_page_work_in_their_order(tmp_path: Path):
+    """Each `install` and `uninstall` of the page, on a machine below a folder: in the end nothing is left."""
+    lines = [line for text in read_blocks(DOCS / "install.md", "sh") for line in text.splitlines()]
+    ours = [shlex.split(line) for line in lines if re.search(r"lamplighter (un)?install ", f"{line} ")]
+    assert len(ours) >= 6
+    for words in ours:
+        verb = words.index(next(word for word in words if word.endswith("install") and word != "pip"))
+        wanted = [word for word in words[verb:] if word not in {"--join", "-"}]  # no edge is there to join
+        data = tmp_path / "var/lib/lamplighter/edge"
+        if words[-1] == "uninstall":
+            (data / "keys.json").write_text("{}")
+        done = lamplighter(*wanted, "--system", "--root", tmp_path)
+        assert done.exit_code == 0, (words, done.stderr)
+        for unit in (tmp_path / UNITS).glob("lamplighter-*"):
+            assert unit.name.split(".")[0] in (DOCS / "install.md").read_text()
+    assert files_in(tmp_path) == set()
+
+
+def test_the_page_names_the_exposure_that_is_tested():
+    page = (DOCS / "install.md").read_text()
+    for most in {*EXPOSURE.values(), EXPOSURE_OF_PROCESSES}:
+        assert f"below {most}" in page

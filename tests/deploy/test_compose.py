@@ -1,0 +1,146 @@
+"""deploy/compose: the server comes up, a job arrives through Caddy and runs beside the runner's container."""
+
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lamplighter import Client
+from tests.support.compose import (
+    FILES,
+    ComposeProject,
+    build_caddy_image,
+    build_server_images,
+    copy_files,
+    running_project,
+)
+from tests.support.docker_images import docker_url, echo_image
+from tests.support.installation import ROOT
+from tests.support.reserved_ports import reserve_ports
+from tests.support.wait import wait_for_sync
+
+__all__ = ["docker_url", "echo_image"]
+START_TIMEOUT_S = 120.0
+
+
+def test_the_caddyfile_has_three_lines():
+    assert len((FILES / "Caddyfile").read_text().splitlines()) == 3
+
+
+def test_every_variable_is_in_the_example_or_has_a_default():
+    example = (FILES / "example.env").read_text()
+    named = set(re.findall(r"^(?:# )?(\w+)=", example, re.MULTILINE))
+    for file in FILES.glob("*.yaml"):
+        for name, default in re.findall(r"\$\{(\w+)(:-[^}]*)?", file.read_text()):
+            assert name in named or default, (file.name, name)
+
+
+def test_the_gpu_file_asks_for_every_gpu():
+    (device,) = yaml.safe_load((FILES / "gpu.yaml").read_text())["services"]["runner"]["deploy"]["resources"][
+        "reservations"
+    ]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu", "utility"]}
+
+
+@pytest.fixture(scope="module")
+def images(docker_url: str, echo_image: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("images")
+    return build_server_images(folder) | {"LAMPLIGHTER_CADDY_IMAGE": build_caddy_image(docker_url, folder)}
+
+
+@pytest.fixture
+def server(docker_url: str, images: dict[str, str], tmp_path: Path) -> Iterator[ComposeProject]:
+    """Bring the server up on free ports of loopback, without a domain."""
+    with reserve_ports(4) as (http, https, tls, broker):
+        environ = images | {
+            "LAMPLIGHTER_DOMAIN": "127.0.0.1",
+            "LAMPLIGHTER_SITE": "http://:80",
+            "LAMPLIGHTER_HTTP_PORT": f"127.0.0.1:{http}",
+            "LAMPLIGHTER_HTTPS_PORT": f"127.0.0.1:{https}",
+            "LAMPLIGHTER_TLS_PORT": str(tls),
+            "LAMPLIGHTER_BROKER_PORT": str(broker),
+            "LAMPLIGHTER_DOCKER_SOCKET": docker_url.removeprefix("unix://"),
+            "LAMPLIGHTER_RUNNER_DATA": str(tmp_path / "runner"),
+        }
+    folder = copy_files(tmp_path / "compose", environ)
+    (folder / "images" / "echo").mkdir(parents=True)
+    (folder / "images" / "echo" / "endpoint.toml").write_text((ROOT / "images/echo/endpoint.toml").read_text())
+    (folder / "http").write_text(str(http))
+    with running_project(ComposeProject(folder, docker_url, f"lt{secrets.token_hex(4)}", "compose.yaml")) as project:
+        wait_for_sync(lambda: project.is_healthy("edge"), timeout_s=START_TIMEOUT_S)
+        yield project
+
+
+def in_edge(server: ComposeProject, *words: str) -> str:
+    return server.run("exec", "-T", "edge", "lamplighter", *words, "--data", "/var/lib/lamplighter").strip()
+
+
+@pytest.mark.docker
+@pytest.mark.long(120)
+@pytest.mark.timeout(400)
+def test_a_job_runs_from_the_front_door_to_a_container_beside_the_runner(server: ComposeProject, docker_url: str):
+    key = in_edge(server, "keys", "create", "app", "--json")
+    token = in_edge(server, "hosts", "add", "gpu-1").split()[-1]
+    with (server.folder / ".env").open("a") as file:
+        file.write(f"LAMPLIGHTER_JOIN={token}\n")
+    runner = ComposeProject(server.folder, docker_url, f"lt{secrets.token_hex(4)}", "runner.yaml")
+    url = f"http://127.0.0.1:{(server.folder / 'http').read_text()}"
+    with ExitStack() as stack:
+        stack.enter_context(running_project(runner))
+        client = stack.enter_context(Client(url, json.loads(key)["key"]))
+        job = client.submit("echo", text="through Caddy", steps=30, seconds=2)
+        wait_for_sync(lambda: siblings(runner, job.id), timeout_s=START_TIMEOUT_S)
+        done = client.wait(job.id)
+        assert done.output.data["text"] == "through Caddy"
+        assert done.host == "gpu-1"
+        wait_for_sync(lambda: runner.is_healthy("runner"), timeout_s=START_TIMEOUT_S)
+        runner.run("restart", "runner")  # it joins no second time, although the token is still there
+        again = client.submit("echo", text="again", wait=True)
+        assert again.output.data["text"] == "again"
+    assert siblings(runner, "") == []
+    assert runner.left() == []
+    server.run("down", "-v")
+    assert server.left() == []
+
+
+def siblings(project: ComposeProject, job_id: str) -> list[str]:
+    """Return the containers of a job on the engine, or with "" all those of the host."""
+    which = f"label=lamplighter.job={job_id}" if job_id else "label=lamplighter.host=gpu-1"
+    rows = project.docker("ps", "-a", "--filter", which, "--format", "{{.ID}}")
+    return rows.split()
+
+
+@pytest.mark.docker
+@pytest.mark.long(20)
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (("pid: host", "pid: ''"), "does not see the processes of the host: set pid: host"),
+        ((":/var/run/docker.sock", ":/elsewhere.sock"), "/var/run/docker.sock is not in the runner's container"),
+        ((":${LAMPLIGHTER_RUNNER_DATA:-/var/lib/lamplighter-runner}\n", ":/elsewhere\n"), "must have the same path"),
+    ],
+    ids=["pid", "socket", "path"],
+)
+def test_a_runner_s_container_says_what_it_lacks(
+    changed: tuple[str, str], said: str, docker_url: str, images: dict[str, str], tmp_path: Path
+):
+    environ = images | {
+        "LAMPLIGHTER_DOCKER_SOCKET": docker_url.removeprefix("unix://"),
+        "LAMPLIGHTER_RUNNER_DATA": str(tmp_path / "runner"),
+        "LAMPLIGHTER_IMAGES": str(ROOT / "images" / "echo"),
+    }
+    folder = copy_files(tmp_path / "compose", environ)
+    text = (folder / "runner.yaml").read_text()
+    assert changed[0] in text
+    (folder / "runner.yaml").write_text(text.replace(*changed).replace("unless-stopped", '"no"'))
+    project = ComposeProject(folder, docker_url, f"lt{secrets.token_hex(4)}", "runner.yaml")
+    with running_project(project):
+        container = project.container("runner") or project.docker("ps", "-aql").strip()
+        assert project.docker("wait", container).strip() == "2"
+        assert said in project.run("logs", "runner")
+    assert project.left() == []
