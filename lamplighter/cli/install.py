@@ -318,13 +318,13 @@ def _make_plan(places: ServicePlaces, role: Role, words: tuple[str, ...], user: 
 
 
 @_role_command(Role.EDGE)
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="The port on loopback.")
+@click.option("--port", type=click.IntRange(1, 65535), help="The port on loopback [that of the settings, or 8000].")
 @public_options
 @run_as_option
 def install_edge(  # noqa: PLR0913 - the options of `up`
     places: ServicePlaces,
     *,
-    port: int,
+    port: int | None,
     names: tuple[str, ...],
     listen: str,
     tls_port: int,
@@ -333,7 +333,8 @@ def install_edge(  # noqa: PLR0913 - the options of `up`
 ) -> ServicePlan:
     """Install the edge with its broker: `lamplighter up --no-runner`."""
     words = ["up", "--no-runner", "--no-log-files", "--data", str(places.data(Role.EDGE))]
-    words += ["--config", str(places.settings(Role.EDGE)), "--port", str(port)]
+    words += ["--config", str(places.settings(Role.EDGE))]
+    words += ["--port", str(port)] if port else []
     if names:
         words += [word for name in names for word in ("--public", name)]
         words += ["--listen", listen, "--tls-port", str(tls_port), "--broker-port", str(broker_port)]
