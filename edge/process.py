@@ -8,8 +8,10 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
+import anyio.to_thread
 import httpx2
 import structlog
 import uvicorn
@@ -18,6 +20,7 @@ from msgspec import structs
 from bus.open import open_edge
 from bus.secret_files import make_private_folder
 from bus.server.config import TlsFiles
+from bus.server.host_accounts import BrokerReloadFailed, reload_broker
 from edge.app import create_app
 from edge.container import HttpClients, assemble_services, start_tasks
 from edge.core.clock import utc_now
@@ -31,6 +34,7 @@ from edge.http.dependencies import EdgeServices
 from edge.outbound import ssrf_guard
 from edge.outbound.url_policy import AllowList
 from edge.server.bounded_server import make_server, make_server_context
+from edge.server.certificate import ServedCertificate, watch_certificate
 from edge.settings import EdgeSettings
 from edge.store.factory import open_store
 from edge.tls import CertificateUnusable, advertised_addresses, public_certificate
@@ -64,6 +68,8 @@ async def serve(settings: EdgeSettings) -> None:
     settings = structs.replace(settings, bind=listening.getsockname()[0])
     tls, addresses = await anyio.to_thread.run_sync(_load_public_tls, settings)
     public = _listen_public(settings.public.listen) if settings.public.listen else None
+    pinned = addresses is not None and addresses.edge_pin is not None
+    certificate = ServedCertificate(tls, pinned=pinned) if public is not None and tls is not None else None
     keyless = _listen_keyless(keyless_port)
     async with (
         _running_services(settings, addresses) as (services, heygem),
@@ -89,13 +95,26 @@ async def serve(settings: EdgeSettings) -> None:
         context = make_server_context(settings.server, services.client_events)
         servers = [(make_server(app, context), listening)]
         if public is not None:
-            pinned = addresses is not None and addresses.edge_pin is not None
-            servers.append((make_server(app, context, tls, pinned=pinned), public))
+            servers.append((make_server(app, context, certificate), public))
         if keyless is not None:
             servers.append((make_server(KeylessPort(app), context), keyless))
         gc.collect()
         gc.freeze()  # otherwise full collections block the event loop for 0.1 to 0.2 s
-        await _serve_http(servers, settings)
+        async with anyio.create_task_group() as renewing:
+            if certificate is not None:
+                renewing.start_soon(watch_certificate, certificate, partial(_on_renewed, settings, tls, services))
+            await _serve_http(servers, settings)
+            renewing.cancel_scope.cancel()
+
+
+async def _on_renewed(settings: EdgeSettings, tls: TlsFiles | None, services: EdgeServices) -> None:
+    """Make tokens name the renewed certificate, and the broker read it again: it may serve the same files."""
+    try:
+        services.enrollment.update_addresses(await anyio.to_thread.run_sync(advertised_addresses, settings, tls))
+        if settings.enrollment.reload_command:
+            await reload_broker(settings.enrollment.reload_command)
+    except (CertificateUnusable, BrokerReloadFailed) as error:
+        log.warning("certificate_renewal_incomplete", error=str(error))
 
 
 def _listen(settings: EdgeSettings) -> socket.socket:

@@ -38,26 +38,49 @@ def public_certificate(settings: EdgeSettings, now: datetime) -> TlsFiles | None
     public = settings.public
     if public.cert and public.key:
         files = TlsFiles(public.cert, public.key)
-        _check_files(files, "correct cert and key in [public]")
+        check_key_pair(files, "public.cert", "public.key", "correct cert and key in [public]")
         return files
     if not public.listen:
         return None
     files = load_or_create_certificate(settings.data / "tls", public.names, now)
-    _check_files(files, "restore both files, or delete both for a new certificate, with which every host enrolls again")
+    remedy = "restore both files, or delete both for a new certificate, with which every host enrolls again"
+    check_key_pair(files, "public.cert", "public.key", remedy)
     return files
 
 
-def _check_files(files: TlsFiles, remedy: str) -> None:
-    for name, path in files._asdict().items():
-        _read_pem(path, f"public.{name}", remedy)
+def check_key_pair(files: TlsFiles, cert_name: str, key_name: str, remedy: str) -> ssl.SSLContext:
+    """Return a server context with the certificate and its key. Blocking. Raises CertificateUnusable.
+
+    `cert_name` and `key_name`: the settings that name the files.
+    """
+    for name, path in zip((cert_name, key_name), files, strict=True):
+        _read_pem(path, name, remedy)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files, password=_refuse_password)
+        context.load_cert_chain(*files, password=_refuse_password)
     except (ssl.SSLError, ValueError) as error:
         reason = error.reason if isinstance(error, ssl.SSLError) else error
         raise CertificateUnusable(
-            f"public.cert {files.cert} and public.key {files.key} are not a certificate and its key as PEM ({reason}): "
+            f"{cert_name} {files.cert} and {key_name} {files.key} are not a certificate and its key as PEM ({reason}): "
             f"{remedy}"
         ) from error
+    return context
+
+
+def is_trusted_here(server: ssl.SSLContext, name: str) -> bool:
+    """Return whether this machine's authorities signed the certificate of `server` for `name`. Makes a handshake."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=name)
+    served = server.wrap_bio(outgoing, incoming, server_side=True)
+    for side in (client, served, client):  # the hello of the client, the server's part, the verdict of the client
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLError:
+            return False
+        return side is client
+    return False
 
 
 def _read_pem(path: Path, setting: str, remedy: str) -> str:

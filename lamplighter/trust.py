@@ -55,7 +55,7 @@ def find_verification_error(error: BaseException) -> ssl.SSLCertVerificationErro
 
 def explain_refused_certificate(url: str, error: ssl.SSLCertVerificationError) -> str:
     """Return one line: which certificate `url` shows, why it is not trusted, and what to pass. Blocking."""
-    shown = error.shown if isinstance(error, CertificateNotPinned) else _fetch_certificate(url)
+    shown = error.shown if isinstance(error, CertificateNotPinned) else fetch_certificate(url)
     if shown is None:
         return f"{url} shows a certificate that is not trusted ({error.verify_message}): give ca or pin"
     why = "it is not the pinned one" if isinstance(error, CertificateNotPinned) else error.verify_message
@@ -65,7 +65,7 @@ def explain_refused_certificate(url: str, error: ssl.SSLCertVerificationError) -
     )
 
 
-def _fetch_certificate(url: str) -> CertificateInfo | None:
+def fetch_certificate(url: str) -> CertificateInfo | None:
     """Return the certificate that the server shows now, unchecked; None if it cannot be read."""
     parts = urlsplit(url)
     try:

@@ -103,26 +103,9 @@ class HostAccounts:
             if there == {_AccountListState.ACTIVE}:
                 return
             if there and (taken != before or anyio.current_time() - reloaded_at > RELOAD_INTERVAL_S):
-                await self._reload_broker()
+                await reload_broker(self._reload_command)
                 before, reloaded_at = taken, anyio.current_time()
             await anyio.sleep(APPLY_CHECK_INTERVAL_S)
-
-    async def _reload_broker(self) -> None:
-        try:
-            with anyio.fail_after(RELOAD_TIMEOUT_S):
-                await anyio.run_process(
-                    self._reload_command, stderr=subprocess.STDOUT, env=build_child_environment(os.environ)
-                )
-        except (OSError, subprocess.CalledProcessError, TimeoutError) as error:
-            said = (
-                error.output.decode(errors="replace").strip()
-                if isinstance(error, subprocess.CalledProcessError)
-                else ""
-            )
-            why = said.splitlines()[-1] if said else str(error) or f"no answer in {RELOAD_TIMEOUT_S:.0f} s"
-            raise BrokerReloadFailed(
-                f"{self._reload_command[0]} did not reload the broker ({why}): correct enrollment.reload_command"
-            ) from error
 
     def _write_file(self, listed: str) -> None:
         try:
@@ -130,6 +113,19 @@ class HostAccounts:
         except OSError as error:
             why = f"the broker's list of hosts in {self._folder} cannot be written ({error})"
             raise BrokerReloadFailed(f"{why}: set enrollment.nats_conf_dir to the folder of nats.conf") from error
+
+
+async def reload_broker(command: Sequence[str]) -> None:
+    """Make the broker read its configuration and its certificate again. Raises BrokerReloadFailed."""
+    try:
+        with anyio.fail_after(RELOAD_TIMEOUT_S):
+            await anyio.run_process(command, stderr=subprocess.STDOUT, env=build_child_environment(os.environ))
+    except (OSError, subprocess.CalledProcessError, TimeoutError) as error:
+        said = error.output.decode(errors="replace").strip() if isinstance(error, subprocess.CalledProcessError) else ""
+        why = said.splitlines()[-1] if said else str(error) or f"no answer in {RELOAD_TIMEOUT_S:.0f} s"
+        raise BrokerReloadFailed(
+            f"{command[0]} did not reload the broker ({why}): correct enrollment.reload_command"
+        ) from error
 
 
 class _AccountListState(Enum):

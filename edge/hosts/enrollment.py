@@ -57,6 +57,10 @@ class HostEnrollment:
         self._clock = clock
         self._sync_lock = Lock()
 
+    def update_addresses(self, addresses: AdvertisedAddresses | None) -> None:
+        """Use these addresses and pins in tokens from now on: a certificate was renewed."""
+        self._addresses = addresses
+
     def _require_enabled(self) -> tuple[BrokerAccounts, AdvertisedAddresses]:
         if self._broker_accounts is None or self._addresses is None:
             message = "no other machine can enroll here: start `lamplighter up` with --public NAME"

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-import anyio
 import uvicorn
 from starlette.types import ASGIApp
 
-from bus.server.config import TlsFiles
 from edge.core.client_throttle import ThrottledClientLog
 from edge.http.middleware import is_server_fault
 from edge.server.certificate import ServedCertificate
@@ -21,12 +19,11 @@ from edge.server.listener import ConnectionListener
 from edge.server.protocol import BoundedHttp, BoundedServerState, BoundedWebSocket
 
 SHUTDOWN_TIMEOUT_S = 3  # open streams are closed after this; their clients resume
-# Longer than clients and proxies keep an idle connection (httpx2 5 s, aiohttp 15 s, load balancers 60 s). If the server
-# closed first, a client could send a request into a connection that is being closed.
-KEEP_ALIVE_TIMEOUT_S = 75
+# Longer than clients and proxies keep an idle connection (httpx2 5 s, nginx and load balancers 60 s, Caddy 120 s). If
+# the server closed first, a client could send a request into a connection that is being closed.
+KEEP_ALIVE_TIMEOUT_S = 150
 RESERVED_FILES = 256  # file descriptors for the broker, stored files, webhooks and downloads
 SWEEP_INTERVAL_TICKS = 10  # uvicorn ticks ten times a second
-RENEWAL_TICKS = 100  # between checks of the certificate's files
 SWEEP_CLOSE_LIMIT = 100  # per tick, so that many overdue connections do not block the event loop
 
 FRAME_LIMIT_BYTES = 16 * 1024 * 1024  # of an authenticated client; the server closes with 1009 beyond it
@@ -50,13 +47,10 @@ def make_server_context(limits: ServerSettings, client_events: ThrottledClientLo
 class BoundedServer(uvicorn.Server):
     """Serves on sockets that are already bound. `edge.process` handles the signals."""
 
-    def __init__(
-        self, config: uvicorn.Config, context: ServerContext, certificate: ServedCertificate | None, *, pinned: bool
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, context: ServerContext, certificate: ServedCertificate | None) -> None:
         super().__init__(config)
         self._context = context
         self._certificate = certificate
-        self._renewable_certificate = None if pinned else certificate
         self._has_overdue = False
         self.server_state: BoundedServerState = BoundedServerState(context.limits, context.client_events)
 
@@ -79,8 +73,6 @@ class BoundedServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % SWEEP_INTERVAL_TICKS == 0 or self._has_overdue:
             self._has_overdue = self._sweep()
-        if self._renewable_certificate is not None and counter % RENEWAL_TICKS == 0:
-            await anyio.to_thread.run_sync(self._renewable_certificate.reload_if_changed)
         return await super().on_tick(counter)
 
     def _sweep(self) -> bool:
@@ -94,14 +86,8 @@ class BoundedServer(uvicorn.Server):
         return False
 
 
-def make_server(
-    app: ASGIApp, context: ServerContext, tls: TlsFiles | None = None, *, pinned: bool = False
-) -> BoundedServer:
-    """Return a server of `app` that has not started. Blocking; raises OSError for an unusable certificate.
-
-    `pinned`: clients trust exactly this certificate, so a renewed one is served only after a restart.
-    """
-    certificate = None if tls is None else ServedCertificate(tls)
+def make_server(app: ASGIApp, context: ServerContext, certificate: ServedCertificate | None = None) -> BoundedServer:
+    """Return a server of `app` that has not started."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -115,4 +101,4 @@ def make_server(
         ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
     logging.getLogger("uvicorn.error").addFilter(is_server_fault)
-    return BoundedServer(config, context, certificate, pinned=pinned)
+    return BoundedServer(config, context, certificate)

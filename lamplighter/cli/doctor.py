@@ -23,7 +23,8 @@ from lamplighter.cli import display, server_parts
 from lamplighter.cli.context import FAILED, UNREACHABLE, CliContext, EdgeAddress, client_command
 from lamplighter.cli.hosts import version_warning
 from lamplighter.transport import auth_headers, map_http_errors, unreachable
-from lamplighter.trust import find_verification_error, make_ssl_context
+from lamplighter.trust import fetch_certificate, find_verification_error, make_ssl_context
+from schemas.certificates import first_certificate, read_certificate
 from schemas.environment import bypass_proxies_for_loopback
 from schemas.version import VERSION
 
@@ -31,6 +32,8 @@ MIN_FREE_BYTES = 5 * 1000**3  # a video job may need more for its frames
 CLOCK_SKEW_LIMIT_S = 30.0
 EDGE_CHECK = "edge"  # the other checks of the edge run only if this one does not fail
 EDGE_TIMEOUT_S = 5.0
+EXPIRY_WARNING_DAYS = 14  # programs that renew do so 30 days before the end
+SERVED_CERTIFICATE = Path("tls") / "served.pem"  # in the data folder of `up`
 ENGINE_AWAY_FIX = "start Docker on that host; its runner continues without a restart"
 UNSCHEDULABLE_FIXES = {
     "image_missing": "build or pull its image on that host, under the name in its endpoint.toml",
@@ -199,9 +202,24 @@ def check_disk(target: DoctorTarget) -> Iterable[Finding]:
     yield Finding("disk", verdict, f"{free / 1000**3:.0f} GB free under {folder}", fix)
 
 
+def check_certificate(target: DoctorTarget) -> Iterable[Finding]:
+    """Check how long the certificate is valid: the one of an https address, or the one that `up` serves."""
+    shown = fetch_certificate(target.address.url) if target.address.url.startswith("https:") else None
+    if shown is None:
+        try:
+            shown = read_certificate(first_certificate((target.data / SERVED_CERTIFICATE).read_text()))
+        except (OSError, ValueError):
+            return
+    days = (shown.not_after - datetime.now(UTC)).days
+    what = f"of {shown.subject} ends in {days} days ({shown.not_after:%Y-%m-%d})"
+    verdict = CheckStatus.FAIL if days < 0 else CheckStatus.WARN if days < EXPIRY_WARNING_DAYS else CheckStatus.OK
+    fix = "" if verdict is CheckStatus.OK else "renew it: edge and broker read the new files by themselves"
+    yield Finding("certificate", verdict, what, fix)
+
+
 Check = Callable[[DoctorTarget], Iterable[Finding]]
 EDGE_CHECKS: Mapping[str, Check] = {"broker": check_readiness, "key": check_key, "hosts": check_hosts}
-LOCAL_CHECKS: tuple[Check, ...] = (check_disk,)
+LOCAL_CHECKS: tuple[Check, ...] = (check_disk, check_certificate)
 STATUS_STYLES = {CheckStatus.OK: "green", CheckStatus.WARN: "yellow", CheckStatus.FAIL: "red"}
 
 

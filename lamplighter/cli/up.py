@@ -36,7 +36,7 @@ from lamplighter.cli.data_dir import (
     write_private_json,
 )
 from lamplighter.cli.process_setup import configure_logging, exit_on_error, warn_of_old_names
-from lamplighter.cli.public_access import PublicAccess, PublicOptions, public_options
+from lamplighter.cli.public_access import PublicAccess, PublicOptions, check_public_options, public_options
 from lamplighter.cli.service_notify import ServiceNotifier
 from lamplighter.cli.settings_file import CONFIG_VARIABLE, SettingsFile, config_option, read_settings_file
 from lamplighter.cli.supervisor import BrokerSupervisor, ChildMisconfigured, ChildRegistry, SupervisedProcess
@@ -174,11 +174,13 @@ EXIT_CODES: dict[type[Exception], int] = {
 }
 
 
-async def _wait_until_ready(url: str, keys: LocalKeys, *, with_runner: bool) -> list[dict[str, Any]]:
+async def _wait_until_ready(address: EdgeAddress, *, with_runner: bool) -> list[dict[str, Any]]:
     """Return the online hosts once the edge is ready and, if we start a runner, it is online. Raises TimeoutError."""
-    headers = {"Authorization": f"Bearer {keys.admin}"}
+    headers = {"Authorization": f"Bearer {address.key}"}
     with anyio.fail_after(READY_TIMEOUT_S):
-        async with httpx2.AsyncClient(base_url=url, headers=headers, mounts=bypass_proxies_for_loopback(url)) as client:
+        async with httpx2.AsyncClient(
+            base_url=address.url, headers=headers, mounts=bypass_proxies_for_loopback(address.url)
+        ) as client:
             while True:
                 hosts = await _fetch_online_hosts(client)
                 if hosts is not None and (hosts or not with_runner):
@@ -197,7 +199,9 @@ async def _fetch_online_hosts(client: httpx2.AsyncClient) -> list[dict[str, Any]
     return [host for host in hosts if host["state"] == "online"]
 
 
-def _announce(options: UpOptions, address: EdgeAddress, hosts: Iterable[dict[str, Any]]) -> None:
+def _announce(
+    options: UpOptions, address: EdgeAddress, hosts: Iterable[dict[str, Any]], opened: PublicAccess | None = None
+) -> None:
     for host in hosts:  # on stderr with --json, because stdout is for a program then
         click.echo(f"lamplighter: {display.describe_engine(host)}", err=options.as_json)
     if options.easy_port:
@@ -217,6 +221,10 @@ def _announce(options: UpOptions, address: EdgeAddress, hosts: Iterable[dict[str
     # Output that does not go to a terminal, but to journald for example, is kept and read by others: no key in it.
     key = address.key if console.is_terminal else f"in {options.data / ADDRESS_FILE}"
     console.print(f"[bold green]Lamplighter is running.[/]  url {address.url}\nkey {key}")
+    if opened is not None and opened.url is not None:
+        pin = f"  (clients elsewhere: --url {opened.url} --pin {opened.public_pin})" if opened.public_pin else ""
+        console.print(f"public {opened.url}{pin}", markup=False)
+        console.print(f"Add a host: {format_command('hosts', 'add', 'NAME', *data_option)}", markup=False)
     logs = f"logs: {options.data / 'logs'}; " if options.log_files else ""
     console.print(f"Try: {example}   ({logs}stop with Ctrl-C)", markup=False)
 
@@ -259,12 +267,13 @@ async def _run_until_signalled(
         edge = SupervisedProcess("edge", _edge_environ(options, opened, listening.fileno()), logs, registry, listening)
         runner = SupervisedProcess("runner", _runner_environ(options, opened, url, keys), logs, registry)
         tasks.start_soon(edge.run)
+        tasks.start_soon(opened.watch_certificate)
         if not options.no_runner:
             tasks.start_soon(runner.run)
         try:
             async with anyio.create_task_group() as starting:
                 address = EdgeAddress(url, keys.admin)
-                starting.start_soon(_announce_when_ready, options, address, keys, (edge, runner), notifier)
+                starting.start_soon(_announce_when_ready, options, opened, address, (edge, runner), notifier)
                 await anext(signals)
                 starting.cancel_scope.cancel()
         finally:
@@ -279,14 +288,14 @@ async def _run_until_signalled(
 
 async def _announce_when_ready(
     options: UpOptions,
+    opened: PublicAccess,
     address: EdgeAddress,
-    keys: LocalKeys,
     children: Iterable[SupervisedProcess],
     notifier: ServiceNotifier,
 ) -> None:
     """Report that all processes are ready, and print the address and the key."""
     try:
-        hosts = await _wait_until_ready(address.url, keys, with_runner=not options.no_runner)
+        hosts = await _wait_until_ready(address, with_runner=not options.no_runner)
     except TimeoutError as error:
         logs = f"the logs in {options.data / 'logs'}" if options.log_files else "the lines above"
         raise StartTimeout(f"edge or runner did not start within {READY_TIMEOUT_S:.0f} s: read {logs}") from error
@@ -294,7 +303,7 @@ async def _announce_when_ready(
         child.mark_ready()
     write_private_json(options.data / ADDRESS_FILE, address)
     notifier.ready()
-    _announce(options, address, hosts)
+    _announce(options, address, hosts, opened)
 
 
 @click.command()
@@ -346,13 +355,14 @@ def up(log_level: str, log_format: str, config: Path, **given: object) -> None:
     """
     os.umask(PRIVATE_UMASK)
     notifier = ServiceNotifier.from_environment(os.environ)
+    check_public_options(given)
     configure_logging(log_level, log_format)
     with exit_on_error(EXIT_CODES):
         file = read_settings_file(config)
         options = _resolve_options(msgspec.convert(given, _Flags, dec_hook=lambda _, value: value), file)
     warn_of_old_names(file, (EdgeSettings, RunnerSettings), os.environ)
     with lock_or_exit(options.data):
-        public = msgspec.convert(given, PublicOptions)
+        public = msgspec.convert(given, PublicOptions, dec_hook=lambda _, v: v)
         opened = PublicAccess(public, options.data, log_to_stderr=not options.log_files)
         with exit_on_error(EXIT_CODES):
             asyncio.run(_serve(options, opened, notifier))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSAttribute, TLSStream
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edge.core.client_throttle import ThrottledClientLog
 from edge.server.bounded_server import make_server, make_server_context
+from edge.server.certificate import ServedCertificate, watch_certificate
 from edge.server.connections import ServerSettings
 from edge.tls import load_or_create_certificate
 from tests.e2e.conftest import docker_url, echo_image, engine, engine_url, shared_idle, shared_installation
@@ -115,17 +117,22 @@ async def serve_target(
     """Run the edge's server with `app`. `bounds`: settings in place of the defaults."""
     certificate = load_or_create_certificate(folder / "tls", ("127.0.0.1",), datetime.now(UTC)) if tls else None
     context = make_server_context(ServerSettings(**bounds), ThrottledClientLog())
-    made = make_server(app, context, certificate)
+    served = None if certificate is None else ServedCertificate(certificate)
+    made = make_server(app, context, served)
     listening = socket.create_server(("127.0.0.1", 0), backlog=256)  # the server closes it
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(made.serve, [listening])
-        with anyio.fail_after(10):
-            while not made.started:  # noqa: ASYNC110 - uvicorn announces it with a flag
-                await anyio.sleep(0.01)
-        try:
-            yield AttackTarget(listening.getsockname()[1], tls)
-        finally:
-            made.should_exit = True
+    async with anyio.create_task_group() as watching:
+        if served is not None:
+            watching.start_soon(watch_certificate, served, anyio.lowlevel.checkpoint)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(made.serve, [listening])
+            with anyio.fail_after(10):
+                while not made.started:  # noqa: ASYNC110 - uvicorn announces it with a flag
+                    await anyio.sleep(0.01)
+            try:
+                yield AttackTarget(listening.getsockname()[1], tls)
+            finally:
+                made.should_exit = True
+        watching.cancel_scope.cancel()
 
 
 @pytest.fixture

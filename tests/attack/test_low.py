@@ -20,7 +20,6 @@ from structlog.testing import capture_logs
 from bus.server.config import TlsFiles
 from edge.owners import api_keys as keys_module
 from edge.owners.api_keys import ApiKeyStore
-from edge.server import bounded_server
 from edge.tls import load_or_create_certificate
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.up import UpOptions, _announce
@@ -219,19 +218,19 @@ async def logged(said: list[MutableMapping[str, Any]], event: str) -> bool:
 async def test_l8_a_renewed_certificate_is_served_without_a_restart(
     serve: ServeFunction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bounded_server, "RENEWAL_TICKS", 1)
+    monkeypatch.setattr("edge.server.certificate.RENEWAL_CHECK_INTERVAL_S", 0.05)
     renewed = another_certificate(tmp_path / "renewed")
     after = ssl.PEM_cert_to_DER_cert(renewed.cert.read_text())
     async with serve(tls=True) as target, target.connected() as stream:
         before = await served_certificate(target)
         await stream.send(GET)
         assert (await read_response(stream)).startswith(b"HTTP/1.1 200 ")
-        renewed.cert.replace(tmp_path / "tls" / "cert.pem")  # one file after the other, as programs that renew do
         with capture_logs() as said:
+            renewed.cert.replace(tmp_path / "tls" / "cert.pem")  # one file after the other, as programs that renew do
             await wait_for(partial(logged, said, "certificate_reload_failed"))
         assert await served_certificate(target) == before
-        renewed.key.replace(tmp_path / "tls" / "key.pem")
         with capture_logs() as said:
+            renewed.key.replace(tmp_path / "tls" / "key.pem")
             await wait_for(partial(logged, said, "certificate_reloaded"))
         assert await served_certificate(target) == after
         await stream.send(GET)  # a connection from before goes on

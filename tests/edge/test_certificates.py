@@ -19,15 +19,19 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from structlog.testing import capture_logs
 
 from bus.interface import BrokerUnreachable
 from bus.server.config import TlsFiles
 from bus.tls_pinning import CertificateMismatch, compute_fingerprint, fetch_certificate
+from edge.server.certificate import ServedCertificate
 from edge.settings import EdgeSettings, EnrollmentSettings, PublicSettings
 from edge.tls import (
     CertificateUnusable,
     _sign_certificate,
     advertised_addresses,
+    check_key_pair,
+    is_trusted_here,
     load_or_create_certificate,
     public_certificate,
 )
@@ -192,3 +196,31 @@ def test_a_pin_names_the_public_key_so_a_renewal_that_keeps_it_is_trusted(tmp_pa
         pinned_context(parse_pins(pin)).wrap_socket(plain, server_hostname="any.name") as secured,
     ):
         assert secured.version() == "TLSv1.3"
+
+
+def test_a_pinned_key_is_kept_over_a_renewal_and_another_one_is_not_served(tmp_path: Path):
+    files = made(tmp_path / "tls")
+    served = ServedCertificate(files, pinned=True)
+    assert not served.reload_if_changed()
+    files.cert.write_bytes(renewed(files.key.read_bytes()))
+    assert served.reload_if_changed()
+    kept, others = served.context, made(tmp_path / "others")
+    with capture_logs() as said:
+        others.cert.replace(files.cert)
+        others.key.replace(files.key)
+        assert not served.reload_if_changed()
+    assert served.context is kept
+    assert [(line["event"], "another public key" in line["error"]) for line in said] == [
+        ("certificate_reload_failed", True)
+    ]
+
+
+@pytest.mark.parametrize(("name", "trusted"), [("gpu.example.com", True), ("192.0.2.7", True), ("elsewhere", False)])
+def test_whether_hosts_can_verify_it_without_a_pin_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, trusted: bool
+):
+    ours = made(tmp_path)
+    context = check_key_pair(ours, "cert", "key", "correct it")
+    assert not is_trusted_here(context, name)
+    monkeypatch.setenv("SSL_CERT_FILE", str(ours.cert))
+    assert is_trusted_here(context, name) == trusted
