@@ -68,7 +68,7 @@ async def serve(settings: EdgeSettings) -> None:
     settings = structs.replace(settings, bind=listening.getsockname()[0])
     tls, addresses = await anyio.to_thread.run_sync(_load_public_tls, settings)
     public = _listen_public(settings.public.listen) if settings.public.listen else None
-    pinned = addresses is not None and addresses.edge_pin is not None
+    pinned = addresses is not None and bool(addresses.broker) and addresses.edge_pin is not None
     certificate = ServedCertificate(tls, pinned=pinned) if public is not None and tls is not None else None
     keyless = _listen_keyless(keyless_port)
     async with (

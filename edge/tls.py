@@ -96,18 +96,19 @@ def _refuse_password() -> str:
 
 
 def advertised_addresses(settings: EdgeSettings, tls: TlsFiles | None) -> AdvertisedAddresses | None:
-    """Return the addresses and pins for join tokens; None if hosts cannot join.
+    """Return the addresses and pins for join tokens; None if the address of the edge is unknown.
 
     Blocking. Raises CertificateUnusable.
     """
     public = settings.public
-    if not (public.url and public.broker and settings.enrollment.nats_conf_dir):
+    if not public.url:
         return None
+    broker = public.broker if settings.enrollment.nats_conf_dir else ""
     cert = tls.cert if tls else None
     edge_pin = _certificate_pin(public, public.url, cert, "public.cert")
     broker_setting = "public.broker_cert" if public.broker_cert else "public.cert"
-    broker_pin = _certificate_pin(public, public.broker, public.broker_cert or cert, broker_setting)
-    return AdvertisedAddresses(edge=public.url, broker=public.broker, edge_pin=edge_pin, broker_pin=broker_pin)
+    broker_pin = _certificate_pin(public, broker, public.broker_cert or cert, broker_setting)
+    return AdvertisedAddresses(edge=public.url, broker=broker, edge_pin=edge_pin, broker_pin=broker_pin)
 
 
 def _certificate_pin(public: PublicSettings, url: str, cert: Path | None, setting: str) -> str | None:

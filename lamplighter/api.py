@@ -162,6 +162,11 @@ def add_host(host: str) -> ApiRequest[Any]:
     return ApiRequest(method="POST", path="/v1/hosts", read=decode_json, body={"id": host})
 
 
+def add_relay(relay: str) -> ApiRequest[Any]:
+    """Create the join token of a relay."""
+    return ApiRequest(method="POST", path="/v1/relays", read=decode_json, body={"id": relay})
+
+
 def delete_asset(digest: str) -> ApiRequest[Any]:
     """Delete an asset of the key's owner."""
     return ApiRequest(method="DELETE", path=f"/v1/assets/{quote_segment(digest)}", read=decode_json)

@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -48,18 +49,41 @@ class EnrolledHost(Struct, frozen=True, kw_only=True):
     is_being_removed: bool = field(default=False, name="leaving")
 
 
-def encode_join_token(token: JoinToken) -> str:
+class RelayToken(Struct, frozen=True, kw_only=True):
+    """Everything that a relay needs to join. `edge_pin`: see JoinToken."""
+
+    v: Literal[1] = 1
+    relay: Token
+    edge: str
+    key: str
+    edge_pin: Digest | None = None
+
+
+T = TypeVar("T", JoinToken, RelayToken)
+_COMMANDS: Mapping[type, str] = {JoinToken: "lamplighter hosts add", RelayToken: "lamplighter hosts add --relay"}
+
+
+def encode_join_token(token: JoinToken | RelayToken) -> str:
     """Return the token: base64url of JSON, without padding."""
     return base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
 
 
 def decode_join_token(token: str) -> JoinToken:
-    """Return the content of a token. Raises JoinTokenInvalid."""
+    """Return the content of a host's token. Raises JoinTokenInvalid."""
+    return _decode(token, JoinToken)
+
+
+def decode_relay_token(token: str) -> RelayToken:
+    """Return the content of a relay's token. Raises JoinTokenInvalid."""
+    return _decode(token, RelayToken)
+
+
+def _decode(token: str, kind: type[T]) -> T:
     text = token.strip()
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        return msgspec.json.decode(raw, type=JoinToken)
+        return msgspec.json.decode(raw, type=kind)
     except (binascii.Error, ValueError, msgspec.DecodeError) as error:
         raise JoinTokenInvalid(
-            f"this is not a join token ({error}): copy the whole line of `lamplighter hosts add`"
+            f"this is not a join token ({error}): copy the whole line of `{_COMMANDS[kind]}`"
         ) from error

@@ -14,8 +14,8 @@ from bus.nats.users import runner_user_name
 from bus.server.host_accounts import BrokerReloadFailed, hash_password, is_password_hash, new_password
 from edge.core.clock import Clock
 from edge.owners.api_keys import ApiKeyStore
-from schemas.auth import Scope
-from schemas.enrollment import EnrolledHost, JoinToken
+from schemas.auth import ApiKey, Scope
+from schemas.enrollment import EnrolledHost, JoinToken, RelayToken
 from schemas.power import PowerRecord
 from schemas.problems import ProblemError
 
@@ -31,7 +31,10 @@ class BrokerAccounts(Protocol):
 
 
 class AdvertisedAddresses(Struct, frozen=True, kw_only=True):
-    """URLs for a new host, and sha256 pins of their certificates; None: any certificate that the host trusts."""
+    """URLs for new hosts and relays, and sha256 pins of their certificates; None: any certificate that they trust.
+
+    `broker`: empty where no host can join, only relays.
+    """
 
     edge: str
     broker: str
@@ -62,7 +65,7 @@ class HostEnrollment:
         self._addresses = addresses
 
     def _require_enabled(self) -> tuple[BrokerAccounts, AdvertisedAddresses]:
-        if self._broker_accounts is None or self._addresses is None:
+        if self._broker_accounts is None or self._addresses is None or not self._addresses.broker:
             message = "no other machine can enroll here: start `lamplighter up` with --public NAME"
             settings = "url and broker of [public], and nats_conf_dir and reload_command of [enrollment]"
             raise ProblemError("unavailable", f"{message}, or set {settings}")
@@ -116,6 +119,18 @@ class HostEnrollment:
             edge_pin=addresses.edge_pin,
             broker_pin=addresses.broker_pin,
         )
+
+    async def add_relay(self, relay: str) -> tuple[ApiKey, RelayToken]:
+        """Make a key for a relay and return both. The relay is nothing but that key: revoke it to remove the relay.
+
+        Raises ProblemError `unavailable`; BusError.
+        """
+        if self._addresses is None:
+            message = "no address is known under which a relay reaches this edge"
+            raise ProblemError("unavailable", f"{message}: start `up` with --public NAME, or set public.url")
+        issued = await self._keys.create(relay, (Scope.RELAY,), name=f"relay {relay}")
+        token = RelayToken(relay=relay, edge=self._addresses.edge, key=issued.text, edge_pin=self._addresses.edge_pin)
+        return issued.key, token
 
     async def remove(self, host: str) -> None:
         """Remove `host` and everything that it has as a host. Raises ProblemError `not_found`; BusError.

@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        if name in {"runner", "install"}:
+        if name in {"runner", "relay", "install"}:
             hide_token(sys.argv)  # before the imports, during which `ps` would show the token for half a second
         module, attribute, _help = COMMANDS[name]
         if name in SERVER_COMMANDS:

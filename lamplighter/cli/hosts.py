@@ -69,10 +69,11 @@ def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
 
 @hosts.command("add")
 @click.argument("host", metavar="ID")
+@click.option("--relay", is_flag=True, help="ID is a relay, which switches hosts of its network (docs/gateway.md).")
 @client_command
-def add_host(session: CliContext, host: str) -> None:
+def add_host(session: CliContext, host: str, *, relay: bool) -> None:
     """Create a join token for host ID and print the command to run there. The token is a secret of that host."""
-    made = session.client.call(api.add_host(host))
+    made = session.client.call(api.add_relay(host) if relay else api.add_host(host))
     session.show(made, lambda: session.out.print(made["command"], markup=False, highlight=False))
 
 

@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import click
 import httpx2
 import uvloop
@@ -14,11 +16,16 @@ from edge.core.clock import utc_now
 from edge.power.drivers.factory import DriverDependencies, build_drivers
 from edge.power.drivers.installed import DriverUnusable
 from lamplighter.cli.context import REFUSED, USAGE
+from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
 from lamplighter.cli.process_setup import exit_on_error, format_option, level_option, read_settings
 from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, RelaySettings, serve_edge
+from lamplighter.cli.relay_enrollment import RelayEnrollmentUnreadable, apply_relay_enrollment, join_relay
 from lamplighter.cli.service_notify import ServiceNotifier
 from lamplighter.cli.settings_file import config_option
+from lamplighter.errors import TrustInvalid
+from lamplighter.trust import make_ssl_context
 from runner.host.health_file import HealthFile
+from schemas.enrollment import JoinTokenInvalid
 from schemas.environment import bypass_proxies_for_loopback
 
 STOP_TIMEOUT_S = 10.0  # a call to a driver in progress is cancelled
@@ -28,14 +35,28 @@ STOP_TIMEOUT_S = 10.0  # a call to a driver in progress is cancelled
 @config_option
 @level_option
 @format_option
-def relay(config: Path, log_level: str | None, log_format: str | None) -> None:
+@click.option(
+    JOIN_OPTION,
+    "token",
+    metavar="TOKEN",
+    envvar=JOIN_VARIABLE,
+    help="The token of `lamplighter hosts add --relay`. Later starts remember it. -: standard input; @FILE: a file.",
+)
+def relay(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Switch the power of this network's hosts when an edge asks."""
     notifier = ServiceNotifier.from_environment(os.environ)
     settings = read_settings(RelaySettings, config, log_level, log_format)
+    with exit_on_error({JoinTokenInvalid: USAGE, RelayEnrollmentUnreadable: USAGE, OSError: USAGE}):
+        if token is not None:
+            join_relay(settings, read_token(token))
+        settings = apply_relay_enrollment(settings)
     if not settings.relay.urls or not settings.relay.key or not settings.hosts:
-        click.echo("lamplighter: a relay needs urls and key under [relay], and [hosts.NAME] with a driver", err=True)
+        click.echo(
+            "lamplighter: a relay needs --join TOKEN, or urls and key under [relay]; and [hosts.NAME] with a driver",
+            err=True,
+        )
         sys.exit(USAGE)
-    with exit_on_error({RelayKeyRejected: REFUSED, DriverUnusable: USAGE}):
+    with exit_on_error({RelayKeyRejected: REFUSED, DriverUnusable: USAGE, TrustInvalid: USAGE}):
         uvloop.run(_run(settings, notifier))
 
 
@@ -53,8 +74,11 @@ async def _run(settings: RelaySettings, notifier: ServiceNotifier) -> None:
             drivers = build_drivers(settings.hosts, dependencies)
             relayed = {host: RelayedHost(driver, settings.hosts[host].timeout) for host, driver in drivers.items()}
             health = HealthFile(settings.health_file)
-            for url in settings.relay.urls:
-                tasks.start_soon(serve_edge, url, settings.relay.key, relayed, notifier.ready, health)
+            target = settings.relay
+            for url in target.urls:
+                tls = await anyio.to_thread.run_sync(make_ssl_context, url, target.ca, target.pin)
+                serve = partial(serve_edge, url, target.key, relayed, notifier.ready, health, tls=tls)
+                tasks.start_soon(serve)
             await anext(signals)
             notifier.stopping(STOP_TIMEOUT_S)
             tasks.cancel_scope.cancel()

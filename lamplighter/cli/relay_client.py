@@ -1,18 +1,21 @@
 """A relay: connected to the gateway of each edge, it switches hosts on its own network when an edge asks."""
 
 import random
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import anyio
+import anyio.to_thread
 import msgspec
 import structlog
 from msgspec import Struct, field
 from websockets import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.asyncio.client import ClientConnection, connect
 
+from lamplighter.trust import explain_refused_certificate, find_verification_error
 from runner.host.health_file import NO_HEALTH_FILE, RENEW_INTERVAL_S, HealthFile
 from schemas.backoff import Backoff
 from schemas.environment import is_loopback_url
@@ -36,12 +39,18 @@ class RelayTarget(Struct, frozen=True):
     """Addresses of the edges, as in `https://edge.example.com`."""
     key: Annotated[str, SECRET] = ""
     """An API key with the scope `relay`."""
+    ca: str | None = None
+    """PEM file with the certificates to trust there, in place of this machine's."""
+    pin: str | None = None
+    """Public key or certificate of the edge to trust, under any name: `sha256:…`, or a PEM file."""
 
 
 class RelaySettings(Struct, frozen=True):
     """The settings of `lamplighter relay`: `[relay]`, and under `[hosts.NAME]` the driver of each host."""
 
     relay: RelayTarget = RelayTarget()
+    data: Path = Path(".lamplighter/relay")
+    """Folder where the token of `--join` is kept."""
     hosts: dict[Token, AnyHostConfig] = field(default_factory=dict)
     health_file: Path | None = None
     """File that is touched while an edge is connected, for `lamplighter health`."""
@@ -83,24 +92,28 @@ POWER_CALLS: Mapping[str, Callable[[PowerDriver, str], Awaitable[ReportedPower]]
 }
 
 
-async def serve_edge(
+async def serve_edge(  # noqa: PLR0913 - an edge, and what is told of the connection to it
     url: str,
     key: str,
     hosts: Mapping[str, RelayedHost],
     connected: Callable[[], None] = lambda: None,
     health: HealthFile = NO_HEALTH_FILE,
+    *,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve the edge at `url`, and connect again whenever the connection ends. Raises RelayKeyRejected.
 
     `connected` is called after each successful connection. `health` is renewed while it lasts.
+    `tls`: what decides whether the certificate is trusted; None: the authorities of this machine.
     """
     where = url.rstrip("/").replace("http", "ws", 1) + "/ws"
     headers = {"Authorization": f"Bearer {key}"}
     proxy: Literal[True] | None = None if is_loopback_url(url) else True  # True: use the environment's proxy
+    trust: dict[str, Any] = {"ssl": tls} if tls is not None else {}
     failures = 0
     while True:
         try:
-            async with connect(where, additional_headers=headers, proxy=proxy) as socket:
+            async with connect(where, additional_headers=headers, proxy=proxy, **trust) as socket:
                 _log.info("relay_connected", url=url)
                 connected()
                 code = await _answer_requests(socket, hosts, health)
@@ -109,7 +122,12 @@ async def serve_edge(
         except InvalidStatus as refused:
             _raise_if_rejected(url, refused.response.status_code == HTTPStatus.UNAUTHORIZED)
         except (OSError, TimeoutError, WebSocketException) as error:
-            _log.info("relay_connect_failed", url=url, error=str(error))
+            refused_tls = find_verification_error(error)
+            if refused_tls is None:
+                _log.info("relay_connect_failed", url=url, error=str(error))
+            else:
+                why = await anyio.to_thread.run_sync(explain_refused_certificate, url, refused_tls)
+                _log.warning("relay_connect_failed", url=url, error=why)
         # The jitter spreads the relays of a restarted edge.
         await anyio.sleep(RECONNECT_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - not a secret
         failures += 1
@@ -118,7 +136,7 @@ async def serve_edge(
 def _raise_if_rejected(url: str, refused: bool) -> None:
     if refused:
         raise RelayKeyRejected(
-            f"{url} rejected the key: create one with the scope relay and set LAMPLIGHTER_RELAY__KEY"
+            f"{url} rejected the key: join again with a token of `lamplighter hosts add --relay`, or correct relay.key"
         )
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec import Struct
 
 from bus.server.config import TlsFiles
 from bus.tls_pinning import _read_peer_certificate
 from edge.tls import _create_certificate, _sign_certificate
 from lamplighter import Client
-from tests.e2e.test_up import lamplighter, up
+from schemas.enrollment import decode_relay_token
+from tests.e2e.test_up import LAMPLIGHTER, lamplighter, up
+from tests.support.installation import ROOT
 from tests.support.reserved_ports import address_of, reserve_port
 from tests.support.wait import wait_for_sync
 
@@ -82,6 +85,57 @@ class Told:
         with suppress(BlockingIOError):
             self._text += os.read(self._fd, 1 << 20).decode()
         return [line for line in self._text.splitlines() if event in line]
+
+
+class RunningRelay(Struct, frozen=True):
+    """A `lamplighter relay` in a folder of its own, as on another machine."""
+
+    folder: Path
+
+    @contextmanager
+    def started(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """Run it until the block ends."""
+        (self.folder / "lamplighter.toml").write_text(
+            '[hosts.gpu-1]\ndriver = "command"\non = ["true"]\noff = ["true"]\n'
+        )
+        argv = [*LAMPLIGHTER, "relay", "--log-format", "json", *words]
+        environ = os.environ | {"PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(argv, cwd=self.folder, env=environ, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
+
+@pytest.mark.long(20)
+def test_a_relay_joins_by_its_token_and_remembers_it(tmp_path: Path, ports: tuple[int, int]) -> None:
+    (tls, broker), data, lan = ports, tmp_path / "data", tmp_path / "lan"
+    lan.mkdir()
+    words = ("--public", NAME, "--listen", "127.0.0.1", "--tls-port", tls, "--broker-port", broker, "--no-runner")
+    with up(data, *map(str, words)):
+        made = json.loads(lamplighter(data, "hosts", "add", "lan", "--relay", "--json").stdout)
+        *command, token = made["command"].split()
+        assert command == ["lamplighter", "relay", "--join"]
+        relay = RunningRelay(lan)
+        for joining in (("--join", token), ()):
+            with relay.started(*joining) as process:
+                told = Told(process)
+                wait_for_sync(lambda told=told: told.lines("relay_connected"))
+                assert not told.lines("relay_connect_failed")
+        kept = lan / ".lamplighter" / "relay" / "relay.json"
+        assert kept.stat().st_mode & 0o777 == 0o600
+
+        kept.write_bytes(kept.read_bytes().replace(decode_relay_token(token).edge_pin.encode(), b"0" * 64))
+        with relay.started() as process:
+            (line,) = wait_for_sync(lambda told=Told(process): told.lines("relay_connect_failed")[:1])
+            assert "it is not the pinned one" in line
+            assert "--pin sha256:" in line
+        assert lamplighter(data, "keys", "revoke", made["key_id"]).returncode == 0
+        with relay.started("--join", token) as process:
+            assert process.wait(30) == 4
+    with relay.started("--join", "nonsense") as process:
+        assert process.wait(30) == 2
+        assert "lamplighter hosts add --relay" in process.stderr.read()
 
 
 @pytest.mark.long(25)

@@ -131,11 +131,39 @@ async def remove_host(request: AnyRequest, services: ServicesDep, host: FromPath
         await services.hosts.refresh()
 
 
+class RelayRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A relay to admit. `id`: a name for it, 1 to 64 characters, which its key has as owner."""
+
+    id: Token
+
+
+class CreatedRelay(Struct, frozen=True):
+    """A relay's key. `command`: run it on a machine of its network. Its token is shown only in this response."""
+
+    id: str
+    key_id: str
+    token: str
+    command: str
+
+
+@post("/v1/relays", status_code=201, guards=[require_scope(Scope.ADMIN)], operation_class=json_body(RelayRequest))
+async def add_relay(request: AnyRequest, services: ServicesDep) -> CreatedRelay:
+    """Make a key with the scope relay, and return a token that contains it with the address of this edge."""
+    body = await read_struct(request, RelayRequest)
+    services.quotas.check_not_deleting(body.id)
+    with translate_errors():
+        key, invitation = await services.enrollment.add_relay(body.id)
+    await record_audit_event(request, services, AuditAction.KEY_CREATED, key.id, owner=key.owner, scopes=key.scopes)
+    token = encode_join_token(invitation)
+    return CreatedRelay(body.id, key.id, token, f"lamplighter relay --join {token}")
+
+
 ROUTES = (
     list_hosts,
     read_host,
     read_host_samples,
     set_power,
     add_host,
+    add_relay,
     remove_host,
 )

@@ -68,7 +68,7 @@ async def test_a_switch_that_hangs_is_reported(gateway: GatewayEdge):
 
 
 async def test_a_wrong_key_ends_it(gateway: GatewayEdge):
-    with pytest.raises(RelayKeyRejected, match="scope relay"):
+    with pytest.raises(RelayKeyRejected, match="hosts add --relay"):
         await serve_edge(gateway.url, "lamp_x_0123456789abcdef", {})
 
 
