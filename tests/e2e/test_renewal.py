@@ -127,7 +127,8 @@ def test_a_relay_joins_by_its_token_and_remembers_it(tmp_path: Path, ports: tupl
 
         kept.write_bytes(kept.read_bytes().replace(decode_relay_token(token).edge_pin.encode(), b"0" * 64))
         with relay.started() as process:
-            (line,) = wait_for_sync(lambda told=Told(process): told.lines("relay_connect_failed")[:1])
+            told = Told(process)
+            line = wait_for_sync(lambda told=told: told.lines("relay_connect_failed"))[0]
             assert "it is not the pinned one" in line
             assert "--pin sha256:" in line
         assert lamplighter(data, "keys", "revoke", made["key_id"]).returncode == 0
