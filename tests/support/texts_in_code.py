@@ -44,8 +44,7 @@ def find_sentences(path: Path, name: str) -> Iterator[Sentence]:
 
 
 def _walk(node: ast.AST, name: str) -> Iterator[Sentence]:
-    literals = literals_of(node) if isinstance(node, ast.expr) else None
-    if literals is not None:
+    if isinstance(node, ast.expr) and (literals := literals_of(node)) is not None:
         if PROSE.search("0".join(literals)):
             yield Sentence(literals, f"{name}:{node.lineno}")
         return
