@@ -17,6 +17,7 @@ from lamplighter.transport import (
     HTTP_TIMEOUT,
     UPLOAD_CACHE_NAME,
     auth_headers,
+    language_headers,
     map_http_errors,
     replace_on_success,
     unreachable,
@@ -58,6 +59,7 @@ class AsyncEdgeTransport:
         cache: Path = DIGEST_CACHE_FILE,
         ca: str | None = None,
         pin: str | None = None,
+        language: str | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
@@ -66,7 +68,7 @@ class AsyncEdgeTransport:
         with map_http_errors(self.url):
             self._http = httpx2.AsyncClient(
                 base_url=self.url,
-                headers=auth_headers(key),
+                headers=auth_headers(key) | language_headers(language),
                 timeout=HTTP_TIMEOUT,
                 transport=transport,
                 verify=make_ssl_context(self.url, ca, pin) or True,

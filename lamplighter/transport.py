@@ -51,6 +51,11 @@ def auth_headers(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def language_headers(language: str | None) -> dict[str, str]:
+    """Return the header that asks for texts in `language`, `en` or `zh`. None: the key's language."""
+    return {"Accept-Language": language} if language else {}
+
+
 @contextmanager
 def replace_on_success(target: Path) -> Iterator[Path]:
     """Yield the path of a temporary file beside `target` and rename it to `target` at the end of the block.
@@ -88,6 +93,7 @@ class EdgeTransport:
         cache: Path = DIGEST_CACHE_FILE,
         ca: str | None = None,
         pin: str | None = None,
+        language: str | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
@@ -96,7 +102,7 @@ class EdgeTransport:
         with map_http_errors(self.url):
             self._http = httpx2.Client(
                 base_url=self.url,
-                headers=auth_headers(key),
+                headers=auth_headers(key) | language_headers(language),
                 timeout=HTTP_TIMEOUT,
                 transport=transport,
                 verify=make_ssl_context(self.url, ca, pin) or True,

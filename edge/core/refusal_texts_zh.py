@@ -422,7 +422,33 @@ _FACADES: Mapping[str, str] = {
     ),
 }
 
+_CONSOLE: Mapping[str, str] = {
+    "a change with the console's cookie needs the header X-Lamplighter-Console: send it, or a key": (
+        "用控制台的 cookie 进行更改需要请求头 X-Lamplighter-Console：请发送该请求头，或使用密钥"
+    ),
+    "{client} has {count} open requests, which is the limit: let some end": (
+        "{client} 有 {count} 个未完成的请求，已达上限：请等待部分请求结束"
+    ),
+    "the console has no such file: reload the page": "控制台没有此文件：请刷新页面",
+    "there is no such action: GET /v1/jobs/actions lists them": "没有此操作：可用的操作见 GET /v1/jobs/actions",
+    "send either a key or a ticket": "请发送密钥或登录凭证，二者选一",
+    "the key is not valid: paste it as `lamplighter keys create` printed it": (
+        "密钥无效：请完整粘贴 lamplighter keys create 输出的密钥"
+    ),
+    "the link was used already, or is too old: make a new one with `lamplighter console`": (
+        "链接已使用或已过期：请用 lamplighter console 生成新的链接"
+    ),
+    "the key is not valid: send another one": "密钥无效：请更换密钥",
+    "send either `ids` or `filter`: which jobs the action is for": "请发送 ids 或 filter 之一，指明要操作的任务",
+    "{count} ids are too many: send at most {limit}": "{count} 个编号过多：最多 {limit} 个",
+    "there is no action {action}: POST /v1/jobs/actions starts one": (
+        "没有操作 {action}：用 POST /v1/jobs/actions 开始操作"
+    ),
+    "{count} sign-in links are unused: wait some minutes": "有 {count} 个登录链接尚未使用：请等待几分钟",
+}
+
 REFUSALS_ZH: Mapping[str, str] = {
+    **_CONSOLE,
     **_BODIES,
     **_FIELDS,
     **_KEYS,

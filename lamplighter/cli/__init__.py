@@ -18,12 +18,23 @@ only these modules may import `bus`, `edge` and `runner`, and only `server_parts
 """
 
 import importlib
+import os
 import sys
+from typing import Any
 
 import click
 
 from lamplighter.cli import server_parts
 from lamplighter.cli.join_token import hide_token
+from lamplighter.cli.language import (
+    LocalizedFormatter,
+    find_language,
+    lang_option,
+    localize_help,
+    say,
+    set_language,
+    show_error,
+)
 from schemas.version import VERSION
 
 # Command -> its module, the name there, and what `--help` says.
@@ -77,9 +88,12 @@ class LazyGroup(click.Group):
         if name in {"runner", "relay", "install"}:
             hide_token(sys.argv)  # before the imports, during which `ps` would show the token for half a second
         module, attribute, _help = COMMANDS[name]
+        command: click.Command
         if name in SERVER_COMMANDS:
-            return server_parts.load_command(name, module, attribute)
-        command: click.Command = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+            command = server_parts.load_command(name, module, attribute)
+        else:
+            command = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+        localize_help(command)
         return command
 
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
@@ -89,8 +103,28 @@ class LazyGroup(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name, text) for name, (_module, _attribute, text) in commands.items()])
 
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the program. With `standalone_mode`, errors of click are printed in the user's language."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        set_language(find_language(os.environ))
+        localize_help(self)
+        try:
+            status = super().main(*args, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            show_error(error)
+            status = error.exit_code
+        except click.Abort:
+            click.echo(say("Aborted!"), err=True)
+            status = 1
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+click.Context.formatter_class = LocalizedFormatter
+
 
 @click.command(cls=LazyGroup)
+@lang_option
 @click.version_option(VERSION, prog_name="lamplighter")
 def main() -> None:
     """A self-hosted GPU job runner: the edge is always on, the GPU only when there is work.

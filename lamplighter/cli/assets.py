@@ -8,6 +8,7 @@ import click
 from lamplighter import api
 from lamplighter.cli import display
 from lamplighter.cli.context import CliContext, client_command, run_default_command
+from lamplighter.cli.language import say
 from lamplighter.cli.watch import upload_file
 
 
@@ -46,7 +47,7 @@ def delete_assets(session: CliContext, digests: tuple[str, ...]) -> None:
 def _print_deleted(session: CliContext, deletion: dict[str, Any]) -> None:
     pending = ", ".join(deletion["hosts_pending"])
     more = f"; {pending} will delete its copy before the next job" if pending else ""
-    line = f"{deletion['sha256']}  {deletion['message']}{more}"
+    line = f"{deletion['sha256']}  {deletion['message']}{say(more)}"
     session.show(deletion, lambda: session.out.print(line, markup=False, highlight=False))
 
 

@@ -47,6 +47,7 @@ from lamplighter.cli.backup_target import (
     select_target,
     target_options,
 )
+from lamplighter.cli.language import say
 from schemas.version import VERSION
 
 NAME_PREFIX = "lamplighter-"
@@ -180,9 +181,9 @@ def print_summary(summary: BackupSummary, verb: str, preposition: str, *, as_jso
     jobs = display.format_count(summary.jobs, "job")
     assets = "without the content of files" if summary.assets is None else display.format_count(summary.assets, "file")
     facts = f"{summary.bytes} bytes, of {summary.made_at:%Y-%m-%d %H:%M}{', encrypted' if summary.encrypted else ''}"
-    click.echo(f"{verb} {jobs}, {assets} ({facts}) {preposition} {summary.file}")
+    click.echo(say(f"{verb} {jobs}, {assets} ({facts}) {preposition} {summary.file}"))
     for path in summary.removed:
-        click.echo(f"removed {path}")
+        click.echo(say(f"removed {path}"))
 
 
 def choose_file(target: Path, now: datetime, *, keep: int | None, encrypted: bool, overwrite: bool) -> Path:

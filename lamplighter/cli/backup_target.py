@@ -20,6 +20,7 @@ from lamplighter.cli.backup_archive import BackupUnusable
 from lamplighter.cli.backup_encryption import KeyFileUnusable
 from lamplighter.cli.context import DEFAULT_DATA_DIR, FAILED, REFUSED, UNREACHABLE, USAGE, error_line
 from lamplighter.cli.data_dir import BROKER_FILE, KEYS_FILE, try_lock
+from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import read_settings, silence_tls_warning
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -134,5 +135,5 @@ def exit_with_error(error: Exception, *, as_json: bool) -> None:
     if as_json:
         sys.stderr.write(msgspec.json.encode({"error": text, "kind": type(error).__name__}).decode() + os.linesep)
     else:
-        click.echo(f"lamplighter: {text}", err=True)
+        click.echo(f"lamplighter: {say(text)}", err=True)
     sys.exit(next(code for kind, code in ERROR_EXIT_CODES if isinstance(error, kind)))

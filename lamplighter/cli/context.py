@@ -20,10 +20,12 @@ from msgspec import Struct
 
 from lamplighter.cli import display
 from lamplighter.cli.display import SafeConsole, json_line
+from lamplighter.cli.language import current_language, say
 from lamplighter.client import Client
 from lamplighter.errors import JobFailed, LamplighterError, Rejected, TrustInvalid, Unreachable
 from schemas.settings_loader import load_settings, select_variables
 from schemas.settings_schema import SECRET
+from schemas.texts import Language
 
 FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 EXIT_CODES: dict[type[BaseException], int] = {
@@ -125,7 +127,10 @@ class CliContext:
     @functools.cached_property
     def client(self) -> Client:
         """The client of the edge, created when a command first uses it."""
-        return Client(self.address.url, self.address.key, ca=self.address.ca, pin=self.address.pin)
+        # What a program reads does not depend on the language of the terminal.
+        language = None if self.as_json or current_language() is Language.EN else current_language().value
+        address = self.address
+        return Client(address.url, address.key, ca=address.ca, pin=address.pin, language=language)
 
     def show(self, value: Any, human: Callable[[], None]) -> None:
         """Print `value` as one line of JSON, or let `human` print it."""
@@ -147,7 +152,7 @@ class CliContext:
         else:
             if isinstance(error, JobFailed):
                 display.print_log_tail(self.err, error.job, self.format_next_command("logs", error.job.id))
-            self.err.print(f"lamplighter: {why}", style="red", markup=False, highlight=False)
+            self.err.print(f"lamplighter: {say(why)}", style="red", markup=False, highlight=False)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
 
 

@@ -20,6 +20,7 @@ from edge.core.clock import utc_now
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from lamplighter.cli.context import USAGE
+from lamplighter.cli.language import say
 from schemas.auth import Scope
 from schemas.installation import BY_UP
 
@@ -64,7 +65,7 @@ def lock_or_exit(data: Path) -> Iterator[None]:
 
 
 def _exit_with_usage_error(why: str) -> NoReturn:
-    click.echo(f"lamplighter: {why}", err=True)
+    click.echo(f"lamplighter: {say(why)}", err=True)
     sys.exit(USAGE)
 
 

@@ -6,16 +6,18 @@ set the title, fill the clipboard (OSC 52) or reverse the line (bidirectional ov
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
+from rich.cells import set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from lamplighter.cli.language import say, say_each
 from schemas.job_view import JobView
 from schemas.status import FINAL_STATUSES, Status
 
@@ -76,14 +78,14 @@ STATUS_STYLES = {
 def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], empty: str) -> None:
     """Print `rows` under `columns`, or `empty` if there are no rows. Strings are printed without markup."""
     shown = Table(box=None, pad_edge=False)
-    for number, name in enumerate(columns):
+    for number, name in enumerate(say_each(columns)):
         shown.add_column(name, no_wrap=number == 0)  # a wrapped id cannot be copied
     for row in rows:
         shown.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     if shown.row_count:
         console.print(shown)
     else:
-        console.print(empty)
+        console.print(say(empty))
 
 
 def format_time(value: datetime | None) -> str:
@@ -106,10 +108,10 @@ def format_count(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
-def format_warm_slots(slots: Mapping[str, Any]) -> str:
+def format_warm_slots(slots: Mapping[str, Any], translate: Callable[[str], str] = str) -> str:
     """Return an endpoint's warm slots: how many are ready, how many load, and why the last one failed."""
     counts = ((slots["ready"], "ready"), (slots["loading"], "loading"))
-    parts = [f"{count} {word}" for count, word in counts if count] or ["none"]
+    parts = [translate(f"{count} {word}") for count, word in counts if count] or [translate("none")]
     if slots.get("why"):
         delay_s = slots.get("retry_in_s")
         parts.append(f"{f'next try in {delay_s:.0f} s' if delay_s else 'trying again'} ({slots['why']})")
@@ -121,7 +123,7 @@ def format_engine(host: Mapping[str, Any]) -> str:
     if not host.get("engine"):
         return "-"
     user = f" as {host['run_as']}" if host.get("run_as") else ""
-    return f"{host['engine']}{user}{', away' if host.get('engine_away') else ''}"
+    return say(f"{host['engine']}{user}{', away' if host.get('engine_away') else ''}")
 
 
 def describe_engine(host: Mapping[str, Any]) -> str:
@@ -167,7 +169,7 @@ def print_log_tail(console: Console, shown: JobView, logs: str) -> None:
         return
     for line in shown.error.log_tail:
         console.print(f"  {line}", markup=False, highlight=False)
-    console.print(f"the whole log: {logs}", markup=False, highlight=False)
+    console.print(say(f"the whole log: {logs}"), markup=False, highlight=False)
 
 
 def print_job(console: Console, shown: JobView) -> None:
@@ -178,7 +180,7 @@ def print_job(console: Console, shown: JobView) -> None:
         "status": shown.status.value,
         "detail": describe_job(shown),
         "position": "" if shown.queue_position is None else str(shown.queue_position),
-        "attempt": f"{shown.attempt} of {shown.max_attempts}, round {shown.round}",
+        "attempt": say(f"{shown.attempt} of {shown.max_attempts}, round {shown.round}"),
         "host": " ".join(filter(None, (shown.host, shown.gpu))),
         "engine": shown.engine or "",
         "created": format_time(shown.created_at),
@@ -188,10 +190,10 @@ def print_job(console: Console, shown: JobView) -> None:
     }
     for name, value in facts.items():
         if value and value != "-":
-            console.print(f"{name:<9} {value}", markup=False, highlight=False)
+            console.print(f"{set_cell_size(say(name), 9)} {value}", markup=False, highlight=False)
     for file in shown.output.files if shown.output else ():
         console.print(
-            f"{'output':<9} {file.name}  {format_size(file.bytes)}  sha256:{file.sha256[:12]}…",
+            f"{set_cell_size(say('output'), 9)} {file.name}  {format_size(file.bytes)}  sha256:{file.sha256[:12]}…",
             markup=False,
             highlight=False,
         )

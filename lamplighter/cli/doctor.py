@@ -22,6 +22,7 @@ from rich.text import Text
 from lamplighter.cli import display, server_parts
 from lamplighter.cli.context import FAILED, UNREACHABLE, CliContext, EdgeAddress, client_command
 from lamplighter.cli.hosts import version_warning
+from lamplighter.cli.language import say
 from lamplighter.transport import auth_headers, map_http_errors, unreachable
 from lamplighter.trust import fetch_certificate, find_verification_error, make_ssl_context
 from schemas.certificates import first_certificate, read_certificate
@@ -271,7 +272,7 @@ def doctor(session: CliContext) -> None:
         )
     with http:
         findings = list(_run_checks(DoctorTarget(session.address, session.data, http)))
-    rows = [(f.name, Text(f.verdict, STATUS_STYLES[f.verdict]), f.what, f.fix) for f in findings]
+    rows = [(say(f.name), Text(f.verdict, STATUS_STYLES[f.verdict]), say(f.what), say(f.fix)) for f in findings]
     # `mend` is the name of `fix` in the release before; programs may still read it.
     answer = [msgspec.to_builtins(finding) | {"mend": finding.fix} for finding in findings]
     session.show(

@@ -7,6 +7,7 @@ import click
 from lamplighter import api
 from lamplighter.cli import display
 from lamplighter.cli.context import CliContext, client_command
+from lamplighter.cli.language import say
 
 
 @click.command()
@@ -19,7 +20,7 @@ def endpoints(session: CliContext, name: str | None) -> None:
         session.show(one, lambda: _print_fields(session, one))
         return
     found = session.client.call(api.get_json("/v1/endpoints"))["endpoints"]
-    rows = ((e["name"], ", ".join(e["hosts"]) or "no host yet", e["description"]) for e in found)
+    rows = ((e["name"], ", ".join(e["hosts"]) or say("no host yet"), e["description"]) for e in found)
     session.show(
         found,
         lambda: display.print_table(
@@ -34,8 +35,8 @@ def _print_fields(session: CliContext, endpoint: dict[str, Any]) -> None:
     rows = (
         (
             f"--{name}",
-            "file" if p.get("format") == "asset" else str(p.get("type", "any")),
-            "yes" if name in required else "",
+            say("file") if p.get("format") == "asset" else str(p.get("type") or say("any")),
+            say("yes") if name in required else "",
             _describe_field(p),
         )
         for name, p in schema.get("properties", {}).items()
@@ -47,4 +48,4 @@ def _print_fields(session: CliContext, endpoint: dict[str, Any]) -> None:
 def _describe_field(field: dict[str, Any]) -> str:
     choices = f"one of {', '.join(map(str, field['enum']))}" if "enum" in field else ""
     default = f"default {field['default']}" if "default" in field else ""
-    return "; ".join(filter(None, (field.get("description"), choices, default)))
+    return "; ".join(filter(None, (field.get("description"), say(choices), say(default))))

@@ -8,6 +8,7 @@ import httpx2
 
 from edge.settings import EdgeSettings
 from lamplighter.cli.context import FAILED
+from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import read_settings
 from lamplighter.cli.relay_client import RelaySettings
 from lamplighter.cli.settings_file import config_option
@@ -34,9 +35,9 @@ def health(process: str, config: Path) -> None:
     else:
         fault = fault_of(read_settings(RelaySettings, config, None, None).health_file)
     if fault is not None:
-        click.echo(f"lamplighter: the {process} is not healthy: {fault}", err=True)
+        click.echo(f"lamplighter: {say(f'the {process} is not healthy: {fault}')}", err=True)
         sys.exit(FAILED)
-    click.echo(f"the {process} is healthy")
+    click.echo(say(f"the {process} is healthy"))
 
 
 def _fault_of_edge(settings: EdgeSettings) -> str | None:

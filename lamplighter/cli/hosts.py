@@ -7,6 +7,7 @@ import click
 from lamplighter import api
 from lamplighter.cli import display
 from lamplighter.cli.context import CliContext, client_command, run_default_command
+from lamplighter.cli.language import say
 from schemas.version import are_neighbours
 
 # What the edge revokes before it answers the removal of a host (edge.hosts.enrollment).
@@ -52,7 +53,7 @@ def version_warning(edge_version: str | None, host: dict[str, Any]) -> str | Non
 
 
 def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
-    gpus = ", ".join(f"{gpu['name']} ({gpu['fitness']})" for gpu in host["gpus"]) or "none"
+    gpus = ", ".join(f"{gpu['name']} ({gpu['fitness']})" for gpu in host["gpus"]) or say("none")
     return (
         host["id"],
         host["state"],
@@ -62,7 +63,7 @@ def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(host["endpoints"]),
         gpus,
         host.get("injection") or "-",
-        "; ".join(map(display.format_warm_slots, host.get("warm", ()))) or "-",
+        "; ".join(display.format_warm_slots(slots, say) for slots in host.get("warm", ())) or "-",
         str(len(host["jobs"])),
     )
 
@@ -83,8 +84,8 @@ def add_host(session: CliContext, host: str, *, relay: bool) -> None:
 def remove_host(session: CliContext, host: str) -> None:
     """Remove an enrolled host. Its key and its connection to the broker end immediately."""
     session.client.call(api.delete_path(f"/v1/hosts/{api.quote_segment(host)}"))
-    line = f"host {host} removed; revoked: {', '.join(REVOKED)}"
-    session.show({"removed": host, "revoked": REVOKED}, lambda: session.out.print(line, highlight=False))
+    line = f"host {host} removed; revoked: {', '.join(map(say, REVOKED))}"
+    session.show({"removed": host, "revoked": REVOKED}, lambda: session.out.print(say(line), highlight=False))
 
 
 OVERRIDE_TEXTS = {"on": "override: on", "off": "override: off", "auto": "automatic"}
@@ -101,5 +102,5 @@ def power(session: CliContext, host: str, want: str, until: str | None) -> None:
     """Keep a declared host on or off, or switch it automatically again. Off drains the host first."""
     found = session.client.call(api.set_power(host, want, until))
     session.show(
-        found, lambda: session.out.print(f"host {host} {found.state}, {OVERRIDE_TEXTS[want]}", highlight=False)
+        found, lambda: session.out.print(say(f"host {host} {found.state}, {OVERRIDE_TEXTS[want]}"), highlight=False)
     )

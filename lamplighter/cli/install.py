@@ -30,6 +30,7 @@ from lamplighter.cli.install_manifest import (
     write_manifest,
 )
 from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
+from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import exit_on_error
 from lamplighter.cli.public_access import public_options
 from lamplighter.cli.service_places import (
@@ -283,15 +284,15 @@ class _Installation:
             sys.stdout.write(json_line(answer))
             return
         for path in written:
-            click.echo(f"wrote {path}")
+            click.echo(say(f"wrote {path}"))
         for path in kept:
-            click.echo(f"kept  {path}")
+            click.echo(say(f"kept  {path}"))
         who = "" if self._places.is_system else "--user "
         if not self._manager.is_running:
-            click.echo(f"systemd does not run here, so nothing was started: systemctl {who}enable --now {unit}")
-        click.echo(f"Its log: journalctl {who}-u {self._role.service} -f")
+            click.echo(say(f"systemd does not run here, so nothing was started: systemctl {who}enable --now {unit}"))
+        click.echo(say(f"Its log: journalctl {who}-u {self._role.service} -f"))
         if not self._places.is_system:
-            click.echo("To start it at boot, before you log in: sudo loginctl enable-linger $USER")
+            click.echo(say("To start it at boot, before you log in: sudo loginctl enable-linger $USER"))
 
 
 def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -505,8 +506,8 @@ class _Removal:
             sys.stdout.write(json_line({"removed": self._removed, "kept": self._kept}))
             return
         for path in self._removed:
-            click.echo(f"removed {path}")
+            click.echo(say(f"removed {path}"))
         for path in self._kept:
-            click.echo(f"kept    {path}")
+            click.echo(say(f"kept    {path}"))
         if self._kept:
-            click.echo(f"To delete these too: {PROGRAM} uninstall --data")
+            click.echo(say(f"To delete these too: {PROGRAM} uninstall --data"))

@@ -10,6 +10,7 @@ from lamplighter import api
 from lamplighter.cli import display, input_args
 from lamplighter.cli.context import CliContext, client_command
 from lamplighter.cli.display import escape_controls
+from lamplighter.cli.language import say
 from lamplighter.cli.watch import print_resume_hint, save_outputs, upload_file, watch_to_end
 from lamplighter.errors import JobFailed
 from schemas.job_view import JobView
@@ -46,13 +47,13 @@ def submit(session: CliContext, endpoint: str, inputs: tuple[str, ...], **option
     if not (options["wait"] or options["output"]):
         session.show(job, lambda: _print_accepted(session, job.id))
         return
-    session.err.print(f"job {job.id}", highlight=False)
+    session.err.print(say(f"job {job.id}"), highlight=False)
     with print_resume_hint(session, job.id, options["output"]):
         ended = _watch_until_success(session, job.id)
         saved = save_outputs(session, ended, options["output"]) if options["output"] else []
     session.show(ended, lambda: display.print_job(session.out, ended))
     for path in saved:
-        session.err.print(f"saved {path}", highlight=False)
+        session.err.print(say(f"saved {path}"), highlight=False)
 
 
 def _watch_until_success(session: CliContext, job_id: str) -> JobView:
@@ -66,9 +67,8 @@ def _watch_until_success(session: CliContext, job_id: str) -> JobView:
 
 
 def _print_accepted(session: CliContext, job_id: str) -> None:
-    session.out.print(
-        f"accepted: job {job_id}\nfollow it with: {session.format_next_command('watch', job_id)}", highlight=False
-    )
+    text = f"accepted: job {job_id}\nfollow it with: {session.format_next_command('watch', job_id)}"
+    session.out.print(say(text), highlight=False)
 
 
 def _submit_request(endpoint: str, given: dict[str, Any], options: dict[str, Any]) -> api.ApiRequest[Any]:
@@ -131,7 +131,7 @@ def watch_job(session: CliContext, job_id: str, output: str | None) -> None:
         ended = watch_to_end(session, job_id)
         saved = save_outputs(session, ended, output) if output else []
     for path in saved:
-        session.err.print(f"saved {path}", highlight=False)
+        session.err.print(say(f"saved {path}"), highlight=False)
     if not session.as_json:
         display.print_job(session.out, ended)
 
@@ -156,7 +156,7 @@ def _write_log(text: str) -> None:
 def cancel(session: CliContext, job_id: str) -> None:
     """Stop a job, waiting or running."""
     found = session.client.cancel(job_id)
-    session.show(found, lambda: session.out.print(f"job {job_id} {found.status}", highlight=False))
+    session.show(found, lambda: session.out.print(say(f"job {job_id} {found.status}"), highlight=False))
 
 
 @click.command()
@@ -165,7 +165,8 @@ def cancel(session: CliContext, job_id: str) -> None:
 def retry(session: CliContext, job_id: str) -> None:
     """Run a failed, cancelled or expired job again, with the same inputs."""
     found = session.client.retry(job_id)
-    session.show(found, lambda: session.out.print(f"job {job_id} {found.status}, round {found.round}", highlight=False))
+    line = f"job {job_id} {found.status}, round {found.round}"
+    session.show(found, lambda: session.out.print(say(line), highlight=False))
 
 
 @click.command()
@@ -174,7 +175,7 @@ def retry(session: CliContext, job_id: str) -> None:
 def delete(session: CliContext, job_id: str) -> None:
     """Remove a job that has ended: its record, outputs and logs."""
     session.client.delete(job_id)
-    session.show({"deleted": job_id}, lambda: session.out.print(f"job {job_id} deleted", highlight=False))
+    session.show({"deleted": job_id}, lambda: session.out.print(say(f"job {job_id} deleted"), highlight=False))
 
 
 @click.command()

@@ -8,6 +8,7 @@ import click
 from lamplighter import api
 from lamplighter.cli import display
 from lamplighter.cli.context import CliContext, client_command
+from lamplighter.cli.language import say
 from schemas.auth import CLIENT_SCOPES, Scope
 
 SCOPES = f"May be repeated [{' '.join(CLIENT_SCOPES)}]."
@@ -85,4 +86,4 @@ def _print_secret(session: CliContext, made: dict[str, Any]) -> None:
 def revoke_key(session: CliContext, key_id: str) -> None:
     """Revoke a key immediately."""
     session.client.call(api.delete_path(f"/v1/keys/{api.quote_segment(key_id)}"))
-    session.show({"revoked": key_id}, lambda: session.out.print(f"key {key_id} revoked", highlight=False))
+    session.show({"revoked": key_id}, lambda: session.out.print(say(f"key {key_id} revoked"), highlight=False))

@@ -5,7 +5,6 @@ Texts are written in English and pass through `say`. The Chinese catalogue is im
 """
 
 import inspect
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -22,9 +21,9 @@ LOCALE_VARIABLES = ("LC_ALL", "LC_MESSAGES", "LANG")  # the first that is set de
 _current = Language.EN
 
 
-def language_of_locale(environ: Mapping[str, str]) -> Language:
-    """Return the language of a POSIX environment: Chinese for `zh`, `zh_CN.UTF-8`, `zh-Hans`…"""
-    value = next((environ[name] for name in LOCALE_VARIABLES if environ.get(name)), "")
+def find_language(environ: Mapping[str, str]) -> Language:
+    """Return the language of an environment: Chinese for `zh`, `zh_CN.UTF-8`, `zh-Hans`…"""
+    value = next((environ[name] for name in (LANGUAGE_VARIABLE, *LOCALE_VARIABLES) if environ.get(name)), "")
     return Language.ZH if re.match(r"zh([_.@-]|\Z)", value, re.IGNORECASE) else Language.EN
 
 
@@ -52,26 +51,30 @@ def _catalogue() -> Catalogue:
 
 
 def _set_from_option(context: click.Context, _: click.Parameter, given: str | None) -> None:
-    set_language(language_of_locale(os.environ) if given is None else Language(given))
-    if _current is Language.ZH:
+    if given is not None:
+        set_language(Language(given))
         localize_help(context.command)
 
 
 lang_option = click.option(
     "--lang",
-    type=click.Choice(list(Language)),
+    type=click.Choice([language.value for language in Language]),
     envvar=LANGUAGE_VARIABLE,
-    is_eager=True,  # before --help
+    is_eager=True,  # before a --help that follows
     expose_value=False,
     callback=_set_from_option,
     help="Language of texts [LAMPLIGHTER_LANG, else LC_ALL, LC_MESSAGES or LANG].",
 )
 
 
+def _split_paragraphs(docstring: str) -> list[str]:
+    """Return the paragraphs of a docstring, each in one line."""
+    return [" ".join(paragraph.split()) for paragraph in inspect.cleandoc(docstring).split("\n\n")]
+
+
 def help_texts(command: click.Command) -> Iterator[str]:
     """Yield the English help texts of a command and its options."""
-    if command.help:
-        yield inspect.cleandoc(command.help)
+    yield from _split_paragraphs(command.help or "")
     yield from (param.help for param in command.params if isinstance(param, click.Option) and param.help)
 
 
@@ -80,7 +83,7 @@ def localize_help(command: click.Command) -> None:
     if _current is Language.EN:
         return
     if command.help:
-        command.help = say(inspect.cleandoc(command.help))
+        command.help = "\n\n".join(map(say, _split_paragraphs(command.help)))
         command.short_help = command.help.partition("。")[0].partition("\n")[0]
     for param in command.params:
         if isinstance(param, click.Option) and param.help:

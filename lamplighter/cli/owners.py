@@ -9,6 +9,7 @@ import click
 from lamplighter import api
 from lamplighter.cli import display
 from lamplighter.cli.context import INTERRUPTED, CliContext, client_command
+from lamplighter.cli.language import say
 
 POLL_INTERVAL_S = 1.0
 COUNT_LABELS = {
@@ -35,7 +36,9 @@ def owners() -> None:
 @client_command
 def delete_owner(session: CliContext, owner: str, yes: bool, no_wait: bool) -> None:
     """Delete all jobs, files, uploads, keys, deliveries and usage of OWNER. Running jobs are cancelled first."""
-    if not yes and not (sys.stdin.isatty() and click.confirm(f"Delete all data of {owner}? This cannot be undone.")):
+    if not yes and not (
+        sys.stdin.isatty() and click.confirm(say(f"Delete all data of {owner}? This cannot be undone."))
+    ):
         raise click.UsageError("nothing was deleted: add --yes to delete without a question")
     report = session.client.call(api.delete_owner(owner))
     if not no_wait:
@@ -48,11 +51,13 @@ def _wait_until_deleted(session: CliContext, owner: str, report: dict[str, Any])
     try:
         with session.err.status("") as line:
             while report["state"] != "done":
-                line.update(_progress_line(report))
+                line.update(say(_progress_line(report)))
                 time.sleep(POLL_INTERVAL_S)
                 report = session.client.call(api.get_owner_deletion(owner))
     except KeyboardInterrupt:
-        session.err.print(f"\nThe deletion continues. Show it with: lamplighter owners show {owner}", highlight=False)
+        session.err.print(
+            say(f"\nThe deletion continues. Show it with: lamplighter owners show {owner}"), highlight=False
+        )
         sys.exit(INTERRUPTED)
     return report
 
@@ -84,9 +89,10 @@ def _print_report(session: CliContext, report: dict[str, Any]) -> None:
     for name, words in COUNT_LABELS.items():
         size = f" ({display.format_size(erased['bytes'])})" if name == "assets" else ""
         count, what = display.format_count(erased[name], *words).split(" ", 1)
-        session.out.print(f"{count:>8} {what}{size}", markup=False, highlight=False)
+        session.out.print(f"{count:>8} {say(what)}{size}", markup=False, highlight=False)
     if report["hosts_pending"]:
         hosts = ", ".join(report["hosts_pending"])
         session.out.print(
-            f"{hosts}: copies are deleted within a minute, or before the next job once the host is on", highlight=False
+            say(f"{hosts}: copies are deleted within a minute, or before the next job once the host is on"),
+            highlight=False,
         )

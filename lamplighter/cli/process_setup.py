@@ -17,6 +17,7 @@ import structlog
 
 from lamplighter.cli.context import USAGE, error_line
 from lamplighter.cli.display import escape_controls
+from lamplighter.cli.language import say
 from lamplighter.cli.settings_file import RETIRED_SETTINGS, SettingsFile, read_settings_file
 from schemas.settings_loader import SettingsInvalid
 
@@ -33,7 +34,7 @@ def exit_on_error(exits: Mapping[type[Exception], int]) -> Iterator[None]:
         yield
     except* tuple(exits) as group:
         error = _first_error(group)
-        click.echo(f"lamplighter: {escape_controls(error_line(error))}", err=True)
+        click.echo(f"lamplighter: {escape_controls(say(error_line(error)))}", err=True)
         sys.exit(next(code for kind, code in exits.items() if isinstance(error, kind)))
 
 

@@ -26,6 +26,7 @@ from edge.server.certificate import (
 )
 from edge.tls import CertificateUnusable, check_key_pair, is_trusted_here, load_or_create_certificate
 from lamplighter.cli.context import USAGE
+from lamplighter.cli.language import say
 from schemas.certificates import first_certificate, read_certificate
 
 SERVED_FILE = Path("tls") / "served.pem"
@@ -193,7 +194,7 @@ def _write_copy(source: TlsFiles, served: Path) -> None:
 
 
 def _exit(why: str) -> NoReturn:
-    click.echo(f"lamplighter: {why}", err=True)
+    click.echo(f"lamplighter: {say(why)}", err=True)
     sys.exit(USAGE)
 
 

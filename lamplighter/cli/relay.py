@@ -17,6 +17,7 @@ from edge.power.drivers.factory import DriverDependencies, build_drivers
 from edge.power.drivers.installed import DriverUnusable
 from lamplighter.cli.context import REFUSED, USAGE
 from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
+from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import exit_on_error, format_option, level_option, read_settings
 from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, RelaySettings, serve_edge
 from lamplighter.cli.relay_enrollment import RelayEnrollmentUnreadable, apply_relay_enrollment, join_relay
@@ -51,10 +52,8 @@ def relay(config: Path, log_level: str | None, log_format: str | None, token: st
             join_relay(settings, read_token(token))
         settings = apply_relay_enrollment(settings)
     if not settings.relay.urls or not settings.relay.key or not settings.hosts:
-        click.echo(
-            "lamplighter: a relay needs --join TOKEN, or urls and key under [relay]; and [hosts.NAME] with a driver",
-            err=True,
-        )
+        why = "a relay needs --join TOKEN, or urls and key under [relay]; and [hosts.NAME] with a driver"
+        click.echo(f"lamplighter: {say(why)}", err=True)
         sys.exit(USAGE)
     with exit_on_error({RelayKeyRejected: REFUSED, DriverUnusable: USAGE, TrustInvalid: USAGE}):
         uvloop.run(_run(settings, notifier))

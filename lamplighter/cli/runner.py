@@ -11,6 +11,7 @@ import uvloop
 from bus.interface import BusError
 from bus.secret_files import PRIVATE_UMASK
 from bus.tls_pinning import CertificateMismatch
+from lamplighter.cli import language
 from lamplighter.cli.context import REFUSED, UNREACHABLE, USAGE
 from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
 from lamplighter.cli.process_setup import (
@@ -78,7 +79,7 @@ async def _serve(settings: RunnerSettings, notifier: ServiceNotifier) -> None:
     async with notifier.pinging():
         await serve(
             settings,
-            say=lambda line: click.echo(f"lamplighter: {line}"),
+            say=lambda line: click.echo(f"lamplighter: {language.say(line)}"),
             ready=notifier.ready,
             stopping=partial(notifier.stopping, settings.grace_s + STOP_MARGIN_S),
         )

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from lamplighter.cli.language import say
+
 INSTALL_HINT = "pip install lamplighter-server"
 SERVER_PACKAGE = "lamplighter_server"
 
@@ -47,7 +49,7 @@ def _import_server_commands() -> ModuleType | None:
 
 def _missing_command(name: str) -> click.Command:
     def explain() -> None:
-        click.echo(f"lamplighter: the command {name} is in lamplighter-server: {INSTALL_HINT}", err=True)
+        click.echo(f"lamplighter: {say(f'the command {name} is in lamplighter-server: {INSTALL_HINT}')}", err=True)
         sys.exit(2)
 
     anything = {"ignore_unknown_options": True, "allow_extra_args": True}

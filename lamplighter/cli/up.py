@@ -35,6 +35,7 @@ from lamplighter.cli.data_dir import (
     lock_or_exit,
     write_private_json,
 )
+from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import configure_logging, exit_on_error, warn_of_old_names
 from lamplighter.cli.public_access import PublicAccess, PublicOptions, check_public_options, public_options
 from lamplighter.cli.service_notify import ServiceNotifier
@@ -203,13 +204,13 @@ def _announce(
     options: UpOptions, address: EdgeAddress, hosts: Iterable[dict[str, Any]], opened: PublicAccess | None = None
 ) -> None:
     for host in hosts:  # on stderr with --json, because stdout is for a program then
-        click.echo(f"lamplighter: {display.describe_engine(host)}", err=options.as_json)
+        click.echo(f"lamplighter: {say(display.describe_engine(host))}", err=options.as_json)
     if options.easy_port:
-        click.echo(
-            f"lamplighter: http://127.0.0.1:{options.easy_port}/easy/ needs no key: every program and user of this "
-            "machine may submit jobs there; do not expose it through a proxy or tunnel",
-            err=True,
+        warning = (
+            f"http://127.0.0.1:{options.easy_port}/easy/ needs no key: every program and user of this "
+            "machine may submit jobs there; do not expose it through a proxy or tunnel"
         )
+        click.echo(f"lamplighter: {say(warning)}", err=True)
     if options.as_json:
         answer = {"url": address.url, "key": address.key, "data": str(options.data)}
         sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
@@ -219,14 +220,15 @@ def _announce(
     example = format_command("submit", "echo", "--text", "hello", "--wait", *data_option)
     console = Console(highlight=False, soft_wrap=True)
     # Output that does not go to a terminal, but to journald for example, is kept and read by others: no key in it.
-    key = address.key if console.is_terminal else f"in {options.data / ADDRESS_FILE}"
-    console.print(f"[bold green]Lamplighter is running.[/]  url {address.url}\nkey {key}")
+    key = address.key if console.is_terminal else say(f"in {options.data / ADDRESS_FILE}")
+    console.print(f"[bold green]{say('Lamplighter is running.')}[/]  url {address.url}
+{say('key')} {key}")
     if opened is not None and opened.url is not None:
-        pin = f"  (clients elsewhere: --url {opened.url} --pin {opened.public_pin})" if opened.public_pin else ""
-        console.print(f"public {opened.url}{pin}", markup=False)
-        console.print(f"Add a host: {format_command('hosts', 'add', 'NAME', *data_option)}", markup=False)
+        pin = say(f"(clients elsewhere: --url {opened.url} --pin {opened.public_pin})") if opened.public_pin else ""
+        console.print(f"public {opened.url}  {pin}".rstrip(), markup=False)
+        console.print(say(f"Add a host: {format_command('hosts', 'add', 'NAME', *data_option)}"), markup=False)
     logs = f"logs: {options.data / 'logs'}; " if options.log_files else ""
-    console.print(f"Try: {example}   ({logs}stop with Ctrl-C)", markup=False)
+    console.print(say(f"Try: {example}   ({logs}stop with Ctrl-C)"), markup=False)
 
 
 async def _is_edge_alive(url: str) -> bool:

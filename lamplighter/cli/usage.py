@@ -7,6 +7,7 @@ import click
 from lamplighter import api
 from lamplighter.cli import display
 from lamplighter.cli.context import CliContext, client_command
+from lamplighter.cli.language import say
 
 
 @click.command()
@@ -22,15 +23,15 @@ def usage(session: CliContext, since: str | None, until: str | None, owner: str 
 
 
 def _print_usage(session: CliContext, found: dict[str, Any]) -> None:
-    owner = found["owner"] or "all owners"
-    session.out.print(f"{owner}, {found['from'][:19]} to {found['to'][:19]}", markup=False, highlight=False)
+    owner = found["owner"] or say("all owners")
+    session.out.print(say(f"{owner}, {found['from'][:19]} to {found['to'][:19]}"), markup=False, highlight=False)
     rows = [_usage_row(share["endpoint"], share) for share in found["by"]]
     columns = ("ENDPOINT", "JOBS", "GPU TIME", "ENERGY", "COST", "HOURS ON")
     display.print_table(
-        session.out, columns, [*rows, _usage_row("total", found)] if rows else [], "no job has ended in this time"
+        session.out, columns, [*rows, _usage_row(say("total"), found)] if rows else [], "no job has ended in this time"
     )
     hours = f"hosts on {found['hours_on']:.1f} h, off {found['hours_saved']:.1f} h"
-    session.out.print(hours, markup=False, highlight=False)
+    session.out.print(say(hours), markup=False, highlight=False)
 
 
 def _usage_row(name: str, used: dict[str, Any]) -> tuple[str, ...]:

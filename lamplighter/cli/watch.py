@@ -10,6 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from lamplighter.cli.context import INTERRUPTED, CliContext
 from lamplighter.cli.display import json_line
+from lamplighter.cli.language import say
 from lamplighter.digest_cache import ByteProgress
 from lamplighter.follow import require_success
 from schemas.job_view import JobView
@@ -23,7 +24,7 @@ def print_resume_hint(session: CliContext, job_id: str, output: str | None) -> I
         yield
     except KeyboardInterrupt:
         command = session.format_next_command("watch", job_id, *(("-o", output) if output else ()))
-        session.err.print(f"\nThe job continues. Watch it again with: {command}", markup=False, highlight=False)
+        session.err.print(say(f"\nThe job continues. Watch it again with: {command}"), markup=False, highlight=False)
         sys.exit(INTERRUPTED)
 
 
@@ -49,11 +50,11 @@ def _draw_progress(session: CliContext, job_id: str) -> JobView:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=session.err, transient=True, disable=not session.err.is_terminal) as progress:
-        task = progress.add_task("waiting", total=1.0)
+        task = progress.add_task(say("waiting"), total=1.0)
         for event in session.client.follow(job_id):
             if event.kind == "progress":
                 progress.update(
-                    task, completed=event.data["fraction"], description=event.data.get("stage") or "running"
+                    task, completed=event.data["fraction"], description=event.data.get("stage") or say("running")
                 )
             elif event.kind == "state":
                 state = event.job
@@ -69,7 +70,7 @@ def transfer_bar(session: CliContext, verb: str, name: str, size: int) -> Iterat
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     silent = session.as_json or not session.err.is_terminal
     with Progress(*columns, console=session.err, transient=True, disable=silent) as progress:
-        task = progress.add_task(f"{verb} {name}", total=size)
+        task = progress.add_task(say(f"{verb} {name}"), total=size)
         yield lambda amount: progress.update(task, advance=amount)
 
 

@@ -1,0 +1,312 @@
+"""The Chinese texts of the command line: of the client's commands and of what the SDK raises.
+
+Keys are the English texts of the code, with named placeholders (schemas/texts.py). tests/lamplighter/test_language.py
+says which text lacks an entry. `help_texts_zh` has the help, `server_texts_zh` the commands of the server.
+"""
+
+from collections.abc import Mapping
+
+from lamplighter.cli.help_texts_zh import HELP_TEXTS_ZH
+from lamplighter.cli.server_texts_zh import SERVER_TEXTS_ZH
+
+# What click says itself.
+_CLICK: Mapping[str, str] = {
+    "Usage: ": "用法：",
+    "Options": "选项",
+    "Commands": "命令",
+    "Commands of the server{more}": "服务端命令{more}",
+    "Show this message and exit.": "显示此帮助并退出。",
+    "Show the version and exit.": "显示版本并退出。",
+    "default: {value}": "默认：{value}",
+    "required": "必填",
+    "Try '{command} {option}' for help.": "运行 {command} {option} 查看帮助。",
+    "Error: {message}": "错误：{message}",
+    "Aborted!": "已中止。",
+    "No such option {name}.": "没有选项 {name}。",
+    "No such option {name}. Did you mean {choice}?": "没有选项 {name}。您是否想用 {choice}？",
+    "No such option {name}. (Did you mean one of: {choices}?)": "没有选项 {name}。（您是否想用：{choices}）",
+    "No such option: {name}": "没有选项 {name}",
+    "No such option: {name} Did you mean {choice}?": "没有选项 {name}，您是否想用 {choice}？",
+    "No such option: {name} (Possible options: {choices})": "没有选项 {name}（相近的有：{choices}）",
+    "No such command {name}.": "没有命令 {name}。",
+    "No such command {name}. Did you mean {choice}?": "没有命令 {name}。您是否想用 {choice}？",
+    "No such command {name}. (Did you mean one of: {choices}?)": "没有命令 {name}。（您是否想用：{choices}）",
+    "Missing command.": "缺少命令。",
+    "Missing argument {name}.": "缺少参数 {name}。",
+    "Missing option {name}.": "缺少选项 {name}。",
+    "Got unexpected extra argument ({names})": "多余的参数：{names}",
+    "Got unexpected extra arguments ({names})": "多余的参数：{names}",
+    "Invalid value for {name}: {why}": "{name} 的值无效：{why}",
+    "Invalid value: {why}": "值无效：{why}",
+    "Option {name} requires an argument.": "选项 {name} 需要一个值。",
+    "Option {name} does not take a value.": "选项 {name} 不带值。",
+    "{value} is not one of {choices}.": "{value} 不是可选值：{choices}。",
+    "{value} is not a valid {kind}.": "{value} 不是有效的 {kind}。",
+    "{value} is not in the range {range}.": "{value} 不在范围 {range} 内。",
+    "File {name} does not exist.": "文件 {name} 不存在。",
+    "Directory {name} does not exist.": "文件夹 {name} 不存在。",
+    "Path {name} does not exist.": "路径 {name} 不存在。",
+    "File {name} is a directory.": "{name} 是文件夹，不是文件。",
+    "Directory {name} is a file.": "{name} 是文件，不是文件夹。",
+    "File {name} is not readable.": "文件 {name} 不可读。",
+    "Directory {name} is not readable.": "文件夹 {name} 不可读。",
+}
+
+_COLUMNS: Mapping[str, str] = {
+    "JOB": "任务",
+    "ENDPOINT": "任务类型",
+    "STATUS": "状态",
+    "CREATED": "创建时间",
+    "DETAIL": "详情",
+    "HOST": "服务器",
+    "STATE": "状态",
+    "SINCE": "起始时间",
+    "ENGINE": "引擎",
+    "ENDPOINTS": "任务类型",
+    "GPUS": "显卡",
+    "GPU ACCESS": "显卡接入",
+    "WARM": "预热",
+    "JOBS": "任务数",
+    "REVISION": "版本",
+    "AT": "时间",
+    "EVENT": "事件",
+    "SHA256": "SHA256",
+    "SIZE": "大小",
+    "TYPE": "类型",
+    "NAME": "名称",
+    "HOSTS": "服务器",
+    "DESCRIPTION": "说明",
+    "FIELD": "字段",
+    "REQUIRED": "必填",
+    "KEY": "密钥",
+    "OWNER": "用户",
+    "SCOPES": "权限",
+    "EXPIRES": "到期时间",
+    "LAST USED": "最近使用",
+    "GPU TIME": "显卡时间",
+    "ENERGY": "耗电",
+    "COST": "费用",
+    "HOURS ON": "开机小时",
+    "CHECK": "检查项",
+    "FOUND": "结果",
+    "FIX": "处理方法",
+    # Names of the facts of one job.
+    "job": "任务",
+    "endpoint": "任务类型",
+    "status": "状态",
+    "detail": "详情",
+    "position": "排队位置",
+    "attempt": "尝试",
+    "host": "服务器",
+    "engine": "引擎",
+    "created": "创建",
+    "started": "开始",
+    "finished": "结束",
+    "ran": "运行",
+    "output": "结果",
+    # Small words in cells.
+    "yes": "是",
+    "file": "文件",
+    "any": "任意",
+    "none": "无",
+    "total": "合计",
+    "nothing": "无",
+    "automatic": "自动",
+    "override: on": "强制开机",
+    "override: off": "强制关机",
+    "waiting": "等待中",
+    "running": "运行中",
+    "uploading {name}": "正在上传 {name}",
+    "fetching {name}": "正在下载 {name}",
+    "{count} ready": "{count} 个就绪",
+    "{count} loading": "{count} 个加载中",
+    "{attempt} of {limit}, round {round}": "第 {attempt} 次，共 {limit} 次，第 {round} 轮",
+    "{engine} as {user}, away": "{engine}（用户 {user}），无响应",
+    "{engine} as {user}": "{engine}（用户 {user}）",
+    "{engine}, away": "{engine}，无响应",
+}
+
+_JOBS: Mapping[str, str] = {
+    "accepted: job {job}\nfollow it with: {command}": "已接受：任务 {job}\n跟踪进度：{command}",
+    "job {job}": "任务 {job}",
+    "job {job} {status}: {why}": "任务 {job} {status}：{why}",
+    "job {job} {status}, round {round}": "任务 {job} {status}，第 {round} 轮",
+    "job {job} deleted": "任务 {job} 已删除",
+    "saved {path}": "已保存 {path}",
+    "no jobs yet": "还没有任务",
+    "no job waits or runs": "没有等待或运行中的任务",
+    "it is empty": "值为空",
+    "no reason was recorded": "没有记录原因",
+    "the whole log: {command}": "完整日志：{command}",
+    "\nThe job continues. Watch it again with: {command}": "\n任务仍在继续。再次查看：{command}",
+    "--tag {text} is not NAME:VALUE: put a colon between name and value": (
+        "--tag {text} 的格式不是 NAME:VALUE：请在名称与值之间加冒号"
+    ),
+    "{word} has no field: give inputs as --FIELD VALUE": "{word} 没有对应的字段：请用 --字段 值 的形式给出输入",
+    "--{name} has no value: give inputs as --FIELD VALUE": "--{name} 没有值：请用 --字段 值 的形式给出输入",
+    "--{name} {text} is not a value of the type {kind}": "--{name} {text} 不是 {kind} 类型的值",
+    "--{name} {text}: the file does not exist": "--{name} {text}：文件不存在",
+    "{endpoint} has no --{name}: it takes {names}": "{endpoint} 没有 --{name}：可用的有 {names}",
+    "give the options after {verb}, not before it": "选项请写在 {verb} 之后，而不是之前",
+    "no assets yet": "还没有文件",
+    "; {hosts} will delete its copy before the next job": "；{hosts} 会在下一个任务前删除其副本",
+    "no host yet": "尚无服务器",
+    "no host offers an endpoint yet": "还没有服务器提供任务类型",
+    "takes no input": "不需要输入",
+    "one of {choices}": "可选值：{choices}",
+    "default {value}": "默认 {value}",
+}
+
+_CLIENT: Mapping[str, str] = {
+    "stopped by Ctrl-C": "已被 Ctrl-C 停止",
+    "{file} cannot be used ({why}): choose another, or check its rights and free space": (
+        "无法使用 {file}（{why}）：请换一个，或检查权限和剩余空间"
+    ),
+    "no answer from {url} ({why}): is the edge running, and is the address right?": (
+        "{url} 没有响应（{why}）：请确认 edge 已启动，且地址正确"
+    ),
+    "unauthorized: {message}": "unauthorized：{message}",
+    "the key contains a character that keys do not have, perhaps a line break: copy it again": (
+        "密钥中含有不应有的字符，可能是换行：请重新复制"
+    ),
+    "{url} was redirected ({status}): use the address of the redirect, with its https": (
+        "{url} 被重定向（{status}）：请直接使用重定向后的 https 地址"
+    ),
+    "{url} was not answered by an edge ({why}): is the address right?": (
+        "{url} 的响应不是来自 edge（{why}）：请确认地址正确"
+    ),
+    "no text": "没有内容",
+    "both ca and pin are given: give the authority's file, or the pin of the edge's own key": (
+        "同时给出了 ca 和 pin：请只给出证书颁发机构的文件，或 edge 自身密钥的 pin"
+    ),
+    "{url} is not encrypted, so ca and pin protect nothing: use the https address of the edge": (
+        "{url} 没有加密，ca 和 pin 不起作用：请使用 edge 的 https 地址"
+    ),
+    "the file {file} cannot be used for ca ({why}): correct it": "文件 {file} 不能用作 ca（{why}）：请更正",
+    "{url} shows a certificate that is not trusted ({why}): give ca or pin": (
+        "{url} 的证书不受信任（{why}）：请给出 ca 或 pin"
+    ),
+    "it is not the pinned one": "与 pin 不符",
+    "{url} shows a certificate that is not trusted ({why}): {certificate}. If this is your edge's certificate, pass "
+    "--pin {pin} (its public key), or --ca FILE with the certificate of its issuer": (
+        "{url} 的证书不受信任（{why}）：{certificate}。如果这是您的 edge 的证书，请使用 --pin {pin}（其公钥），"
+        "或用 --ca FILE 给出颁发者的证书"
+    ),
+    "no host has connected yet: start a runner": "还没有服务器接入：请启动 runner",
+    "host {host} removed; revoked: {rights}": "服务器 {host} 已移除；已吊销：{rights}",
+    "its key for files": "文件密钥",
+    "its broker account and connections": "broker 账号和连接",
+    "its presence and offer": "在线状态和任务类型",
+    "its power override": "电源的强制状态",
+    "host {host} {state}, {what}": "服务器 {host}：{state}，{what}",
+    "no keys": "没有密钥",
+    "key {key} revoked": "密钥 {key} 已吊销",
+    "Delete all data of {owner}? This cannot be undone.": "确定删除 {owner} 的所有数据吗？此操作无法撤销。",
+    "nothing was deleted: add --yes to delete without a question": "没有删除任何数据：如需直接删除，请加 --yes",
+    "\nThe deletion continues. Show it with: lamplighter owners show {owner}": (
+        "\n删除仍在继续。查看进度：lamplighter owners show {owner}"
+    ),
+    "{count} deleted, {waiting} to be cancelled first": "已删除 {count}，还有 {waiting} 个需先取消",
+    "all deleted; checking for data that arrived in the meantime": "已全部删除；正在检查期间新到的数据",
+    "{jobs} and {files} deleted": "已删除 {jobs} 和 {files}",
+    "{hosts}: copies are deleted within a minute, or before the next job once the host is on": (
+        "{hosts}：副本会在一分钟内删除；未开机的服务器会在开机后、下一个任务前删除"
+    ),
+    "jobs": "个任务",
+    "of them cancelled first": "个先被取消",
+    "files": "个文件",
+    "unfinished upload": "个未完成的上传",
+    "unfinished uploads": "个未完成的上传",
+    "key": "个密钥",
+    "keys": "个密钥",
+    "webhook delivery": "条 webhook 推送",
+    "webhook deliveries": "条 webhook 推送",
+    "message to followers": "条推送消息",
+    "messages to followers": "条推送消息",
+    "row of usage": "条用量记录",
+    "rows of usage": "条用量记录",
+    "all owners": "所有用户",
+    "{owner}, {start} to {end}": "{owner}，{start} 至 {end}",
+    "no job has ended in this time": "此期间没有任务结束",
+    "hosts on {on} h, off {off} h": "服务器开机 {on} 小时，关机 {off} 小时",
+}
+
+_DOCTOR: Mapping[str, str] = {
+    "edge": "edge",
+    "clock": "时钟",
+    "broker": "broker",
+    "hosts": "服务器",
+    "disk": "磁盘",
+    "valid": "有效",
+    "start Docker on that host; its runner continues without a restart": (
+        "请在该服务器上启动 Docker；其 runner 会自动继续，无需重启"
+    ),
+    "build or pull its image on that host, under the name in its endpoint.toml": (
+        "请在该服务器上构建或拉取镜像，名称与 endpoint.toml 一致"
+    ),
+    "free some space on that host": "请在该服务器上清理磁盘空间",
+    "install Docker on that host and set engine = docker, or run only images that you trust": (
+        "请在该服务器上安装 Docker 并设置 engine = docker，或只运行可信的镜像"
+    ),
+    "install the NVIDIA container toolkit on that host and restart its runner": (
+        "请在该服务器上安装 NVIDIA container toolkit，并重启其 runner"
+    ),
+    "{url} is not a Lamplighter edge (HTTP {status})": "{url} 不是 Lamplighter 的 edge（HTTP {status}）",
+    "give the right address with --url": "请用 --url 给出正确的地址",
+    "answers at {url}": "{url} 有响应",
+    "synchronize both clocks with NTP": "请用 NTP 同步两边的时钟",
+    "differs by {seconds} s from the edge's": "与 edge 相差 {seconds} 秒",
+    "reachable, synced, and its store has room": "可连接，写入已同步，存储空间充足",
+    "read the logs of the edge and the broker": "请查看 edge 和 broker 的日志",
+    "give --key or LAMPLIGHTER_KEY, or create a key with: lamplighter keys create OWNER": (
+        "请给出 --key 或 LAMPLIGHTER_KEY，或创建密钥：lamplighter keys create OWNER"
+    ),
+    "refused with {status}": "被拒绝（{status}）",
+    "this key may not list them": "此密钥无权列出",
+    "use a key with the scope hosts:read": "请使用有 hosts:read 权限的密钥",
+    "no host has connected yet": "还没有服务器接入",
+    "start one with: lamplighter runner": "启动一台：lamplighter runner",
+    "{state}, offers {what}": "{state}，提供 {what}",
+    "host {host}": "服务器 {host}",
+    "gpu {gpu}": "显卡 {gpu}",
+    "engine of {host}": "{host} 的引擎",
+    "{engine} does not answer, jobs wait: {why}": "{engine} 没有响应，任务等待中：{why}",
+    "jobs run as plain processes of {who}, not in containers": "任务以{who}的普通进程运行，不在容器中",
+    "the runner's user": "runner 的用户",
+    "jobs run by {engine}": "任务由 {engine} 运行",
+    "runner of {host}": "{host} 的 runner",
+    "cannot {what}": "无法执行：{what}",
+    "read that runner's log": "请查看该 runner 的日志",
+    "{endpoint} on {host}": "{host} 上的 {endpoint}",
+    "cannot start now: {reason}": "目前无法启动：{reason}",
+    "gpu access of {host}": "{host} 的显卡接入",
+    "given to containers by {method}": "通过 {method} 提供给容器",
+    "fix the image, or set warm = false in its endpoint.toml": "请修复镜像，或在其 endpoint.toml 中设置 warm = false",
+    "warm slots of {host}": "{host} 的预热容器",
+    "free some space, or move the data folder with --data": "请清理磁盘空间，或用 --data 更换数据文件夹",
+    "{size} GB free under {folder}": "{folder} 剩余 {size} GB",
+    "start it with: lamplighter up, or choose another with --url": "启动：lamplighter up；或用 --url 选择其他地址",
+    "no answer from {url}: {why}": "{url} 没有响应：{why}",
+    "the edge did not answer in time ({why})": "edge 没有按时响应（{why}）",
+    "fix the checks above first": "请先处理上面的问题",
+    "nothing checked": "没有检查任何内容",
+    "install or start Docker, or run jobs unisolated with --engine process": (
+        "请安装或启动 Docker，或用 --engine process 不隔离地运行任务"
+    ),
+    "no Docker engine: {why}": "没有 Docker 引擎：{why}",
+    "{state}: no GPU is monitored": "{state}：没有监测到显卡",
+    "GPU endpoints cannot run here": "需要显卡的任务类型不能在此运行",
+    "driver {version}, {count} GPU": "驱动 {version}，{count} 块显卡",
+    "driver {version}, {count} GPUs": "驱动 {version}，{count} 块显卡",
+    "{gpu}, {free} MB free": "{gpu}，剩余显存 {free} MB",
+}
+
+TEXTS_ZH: Mapping[str, str] = {
+    **_CLICK,
+    **_COLUMNS,
+    **_JOBS,
+    **_CLIENT,
+    **_DOCTOR,
+    **HELP_TEXTS_ZH,
+    **SERVER_TEXTS_ZH,
+}
