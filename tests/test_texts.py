@@ -51,6 +51,7 @@ UNSEEN_FILES = {
     "edge/power/observation.py": "SQL",
     "edge/process.py": "a start of the edge that fails, shown by the command line",
     "edge/tls.py": "the same",
+    "edge/settings.py": "the same",
     "edge/core/installation.py": "the same",
     "edge/store/factory.py": "the same",
     "edge/power/drivers/factory.py": "the same",

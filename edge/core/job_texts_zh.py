@@ -104,11 +104,11 @@ _PREVIEW: Mapping[str, str] = {
 }
 
 _ADVICE: Mapping[str, str] = {
-    "lower HEYGEM_BATCH_SIZE, set HEYGEM_SHARPEN=never, or use a card with more memory": (
+    "lower HEYGEM_BATCH_SIZE, set HEYGEM_SHARPEN=never, or use a GPU with more memory": (
         "请调小 HEYGEM_BATCH_SIZE、设置 HEYGEM_SHARPEN=never，或使用显存更大的显卡"
     ),
-    "the card, its driver and this image do not fit together: see README.md": "显卡、驱动与此镜像不匹配：见 README.md",
-    "this image has no code for the card: build on the base for its generation, see README.md": (
+    "the GPU, its driver and this image do not fit together: see README.md": "显卡、驱动与此镜像不匹配：见 README.md",
+    "this image has no code for the GPU: build on the base for its generation, see README.md": (
         "此镜像没有适用于该显卡的代码：请使用对应显卡架构的基础镜像构建，见 README.md"
     ),
     "send a video that shows one face only; if it does, build with the larger detector: see DETECTOR in README.md": (

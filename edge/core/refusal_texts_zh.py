@@ -185,6 +185,9 @@ _JOBS: Mapping[str, str] = {
     "none yet": "暂无",
     "a host offers {name}, but its schema is not valid: {why}": "有服务器提供 {name}，但其 schema 无效：{why}",
     "at most {limit} submits a minute: try again in {delay} s": "每分钟最多提交 {limit} 次：请 {delay} 秒后重试",
+    "the key {key} may make {limit} requests a minute: try again in {delay} s": (
+        "密钥 {key} 每分钟最多 {limit} 个请求：请 {delay} 秒后重试"
+    ),
     "{limit} jobs of yours are waiting, which is the limit: let some start, or cancel them": (
         "您有 {limit} 个任务在排队，已达上限：请等待部分任务开始，或取消一些任务"
     ),

@@ -16,6 +16,7 @@ from edge.settings import EdgeSettings
 from lamplighter.cli import display
 from lamplighter.cli.context import USAGE, ClientSettings
 from lamplighter.cli.join_token import JOIN_VARIABLE
+from lamplighter.cli.language import LANGUAGE_VARIABLE, say
 from lamplighter.cli.process_setup import exit_on_error
 from lamplighter.cli.relay_client import RelaySettings
 from lamplighter.cli.settings_file import (
@@ -38,7 +39,7 @@ from schemas.settings_loader import (
 from schemas.settings_schema import SECRET_MASK, SETTING_PREFIX, is_struct, metadata_extra
 
 ROLES: Mapping[str, type[Struct]] = {"edge": EdgeSettings, "runner": RunnerSettings, "relay": RelaySettings}
-COMMAND_VARIABLES = frozenset({CONFIG_VARIABLE, JOIN_VARIABLE})
+COMMAND_VARIABLES = frozenset({CONFIG_VARIABLE, JOIN_VARIABLE, LANGUAGE_VARIABLE})
 DEFAULT = "default"
 _PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]+@")
 
@@ -173,11 +174,11 @@ def check(files: tuple[Path, ...], as_json: bool, **given: Any) -> None:
 
 def _print_answer(answer: Mapping[str, Any], roles: Sequence[str]) -> None:
     for line in answer["errors"]:
-        click.echo(f"lamplighter: {display.escape_controls(line)}", err=True)
+        click.echo(f"lamplighter: {display.escape_controls(say(line))}", err=True)
     for line in answer["warnings"]:
-        click.echo(f"warning: {display.escape_controls(line)}", err=True)
+        click.echo(say(f"warning: {display.escape_controls(line)}"), err=True)
     if not answer["errors"]:
-        click.echo(f"{answer['file']}: valid for {', '.join(roles)}")
+        click.echo(say(f"{answer['file']}: valid for {', '.join(roles)}"))
 
 
 @config.command()

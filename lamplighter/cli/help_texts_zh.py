@@ -44,25 +44,22 @@ _SERVER: Mapping[str, str] = {
     "Serve broker, edge and runner on this machine until Ctrl-C. Only on loopback, unless --public is given.": (
         "在本机运行 broker、edge 和 runner，按 Ctrl-C 停止。除非给出 --public，否则只监听本机回环地址。"
     ),
-    "0 picks a free one.": "0 表示自动选择空闲端口。",
-    "Folder for everything that is stored.": "保存所有数据的文件夹。",
-    "What runs jobs. auto decides once, at the first start: Docker if this machine has it.": (
-        "用什么运行任务。auto 在首次启动时决定一次：本机有 Docker 就用 Docker。"
+    "0 picks a free one [8000].": "0 表示自动选择空闲端口 [8000]。",
+    "Folder for everything that is stored [{folder}].": "保存所有数据的文件夹 [{folder}]。",
+    "What runs jobs [auto]. auto decides once, at the first start: Docker if this machine has it.": (
+        "用什么运行任务 [auto]。auto 在首次启动时决定一次：本机有 Docker 就用 Docker。"
     ),
-    "Folder of an image (its endpoint.toml), or of several [this project's images]. May be repeated.": (
-        "镜像所在的文件夹（含 endpoint.toml），或包含多个镜像的文件夹 [本项目的镜像]。可重复。"
+    "Folder of an image (its endpoint.toml), or of several [{images}]. May be repeated.": (
+        "镜像所在的文件夹（含 endpoint.toml），或包含多个镜像的文件夹 [{images}]。可重复。"
     ),
-    "Jobs that run at the same time.": "同时运行的任务数。",
-    "Seconds for running jobs to end.": "停止时等待运行中任务结束的秒数。",
+    "Jobs that run at the same time [1].": "同时运行的任务数 [1]。",
+    "Seconds for running jobs to end [10].": "停止时等待运行中任务结束的秒数 [10]。",
     "Answer HeyGem's /easy/ calls without a key on this port of 127.0.0.1. Opens them to every program and user "
     "of this machine: they can submit jobs, and read all jobs that were submitted this way.": (
         "在 127.0.0.1 的此端口上响应 HeyGem 的 /easy/ 请求，不需要密钥。本机的所有程序和用户都可以由此提交任务，"
         "并读取由此提交的所有任务。"
     ),
     "Run no jobs on this machine; other hosts join.": "不在本机运行任务，由其他服务器接入。",
-    "A lamplighter.toml for edge and runner, with [hosts.NAME] for example. Settings of `up` override it.": (
-        "供 edge 和 runner 使用的 lamplighter.toml，例如其中的 [hosts.NAME]。up 自身的设置优先。"
-    ),
     "Let other machines join: a name or address under which they reach this one. May be repeated.": (
         "允许其他机器接入：它们访问本机所用的域名或地址。可重复。"
     ),
@@ -138,6 +135,17 @@ _SERVER: Mapping[str, str] = {
         "FILE 含有机密：请像保护密钥一样保护它。退出码 3 表示无法连接 broker，4 表示没有可备份的内容，1 表示无法"
         "写入 FILE。"
     ),
+    "Check the settings, and show where each came from.": "检查设置，并显示每一项的来源。",
+    "Check settings files, and show the effective settings.": "检查设置文件，并显示生效的设置。",
+    "Check lamplighter.toml, or each FILE, and the variables. Exit code 2 if anything is wrong.": (
+        "检查 lamplighter.toml 或每个 FILE，以及环境变量。有错误时退出码为 2。"
+    ),
+    "Only the settings of `lamplighter {role}`.": "只检查 lamplighter {role} 的设置。",
+    "Print JSON.": "输出 JSON。",
+    "Print the effective settings: file, variables and defaults. Secrets are masked.": (
+        "显示生效的设置：文件、环境变量和默认值。机密内容会被隐藏。"
+    ),
+    "Options override the settings file.": "选项优先于设置文件。",
     "Data folder of an `up`.": "up 的数据文件夹。",
     "The edge's lamplighter.toml, if broker and edge were not started by `up`.": (
         "如果 broker 和 edge 不是由 up 启动的：edge 的 lamplighter.toml。"

@@ -64,12 +64,6 @@ _PROCESSES: Mapping[str, str] = {
     ),
     "this relay does not know {host}: declare [hosts.{name}] here": "此 relay 不认识 {host}：请在此声明 [hosts.{name}]",
     "the switch of {host} did not answer in {limit} s": "{host} 的电源驱动在 {limit} 秒内没有响应",
-    "jobs run in Docker containers ({why}; engine at {address})": (
-        "任务在 Docker 容器中运行（{why}；引擎地址 {address}）"
-    ),
-    "the data folder {folder} cannot be created ({why}): choose another with LAMPLIGHTER_DATA": (
-        "无法创建数据文件夹 {folder}（{why}）：请用 LAMPLIGHTER_DATA 选择其他文件夹"
-    ),
 }
 
 _INSTALL: Mapping[str, str] = {
