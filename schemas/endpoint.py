@@ -55,13 +55,17 @@ class ProcessCommand(Struct, frozen=True):
 class Endpoint(Struct, frozen=True, kw_only=True):
     """One kind of job. `input` is a JSON Schema; `"format": "asset"` marks a field that names a file.
 
-    `input_seconds` names the number field that has the seconds of input, where there is one.
+    `input_seconds` names the number field that has the seconds of input, where there is one. `title`, `description` and
+    the `title` and `description` of a field are English; the same keys with `_zh` are their Chinese.
     """
 
     name: Token
     image: str
     pool: Token | None = None
     description: str = ""
+    description_zh: str = ""
+    title: str = ""
+    title_zh: str = ""
     input: dict[str, Any] = field(default_factory=lambda: {"type": "object"})
     input_seconds: str | None = None
     resources: Resources = Resources()

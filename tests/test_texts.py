@@ -12,6 +12,7 @@ from edge.core.host_texts_zh import HOST_TEXTS_ZH
 from edge.core.job_texts_zh import JOB_TEXTS_ZH
 from edge.core.messages import CATALOGUE, LocalizedText
 from edge.core.refusal_texts_zh import REFUSALS_ZH
+from schemas.endpoint import parse_endpoint
 from schemas.problems import PROBLEM_TYPES
 from schemas.texts import Catalogue, Language, parse_template
 from tests.support.texts_in_code import Literals, find_sentences
@@ -189,6 +190,16 @@ def without_phrases(text: str) -> str:
     for phrase in PHRASES:
         text = text.replace(phrase, "一")
     return text
+
+
+@pytest.mark.parametrize("image", ["echo", "preview", "heygem"])
+def test_the_images_of_this_project_are_described_in_both_languages(image: str):
+    endpoint = parse_endpoint((ROOT / "images" / image / "endpoint.toml").read_text())
+    fields = endpoint.input["properties"].values()
+    assert all(field.get("description") for field in fields)
+    chinese = [endpoint.title_zh, endpoint.description_zh, *(field.get("description_zh", "") for field in fields)]
+    assert endpoint.title
+    assert [text for text in chinese if not re.search(CJK, text) or UNSPACED.search(text)] == []
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
 from schemas.host import HOST_ENDPOINTS_LIMIT, HostCapabilities
 from schemas.job import is_too_deep
 from schemas.problems import ProblemError
+from schemas.texts import Language
+
+_VALUES = frozenset({"default", "const", "enum", "examples"})  # keywords of JSON Schema that hold no schema
 
 _log = structlog.get_logger()
 
@@ -145,6 +148,23 @@ def _limit_endpoints(offer: HostCapabilities) -> HostCapabilities:
         return offer
     _log.warning("host_endpoints_limited", host=offer.host, offered=offered, limit=HOST_ENDPOINTS_LIMIT)
     return structs.replace(offer, endpoints=offer.endpoints[:HOST_ENDPOINTS_LIMIT])
+
+
+def localize_schema(schema: Any, language: Language) -> Any:
+    """Return a JSON Schema with its titles and descriptions in `language`, and in both languages beside them.
+
+    `title_zh` and `description_zh` are the Chinese ones. JSON Schema ignores keywords that it does not know.
+    """
+    if isinstance(schema, list):
+        return [localize_schema(inner, language) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    shown = {name: value if name in _VALUES else localize_schema(value, language) for name, value in schema.items()}
+    for name in ("title", "description"):
+        english, chinese = schema.get(name), schema.get(f"{name}_zh")
+        if isinstance(english, str) and isinstance(chinese, str):
+            shown |= {name: chinese if language is Language.ZH else english, f"{name}_en": english}
+    return shown
 
 
 def _schema_error(schema: dict[str, Any]) -> str | None:

@@ -49,8 +49,11 @@ _SERVER: Mapping[str, str] = {
     "What runs jobs [auto]. auto decides once, at the first start: Docker if this machine has it.": (
         "用什么运行任务 [auto]。auto 在首次启动时决定一次：本机有 Docker 就用 Docker。"
     ),
-    "Folder of an image (its endpoint.toml), or of several [{images}]. May be repeated.": (
-        "镜像所在的文件夹（含 endpoint.toml），或包含多个镜像的文件夹 [{images}]。可重复。"
+    "Folder of an image (its endpoint.toml), or of several [this project's images]. May be repeated.": (
+        "镜像所在的文件夹（含 endpoint.toml），或包含多个镜像的文件夹 [本项目的镜像]。可重复。"
+    ),
+    "Folder of an image (its endpoint.toml), or of several [images]. May be repeated.": (
+        "镜像所在的文件夹（含 endpoint.toml），或包含多个镜像的文件夹 [images]。可重复。"
     ),
     "Jobs that run at the same time [1].": "同时运行的任务数 [1]。",
     "Seconds for running jobs to end [10].": "停止时等待运行中任务结束的秒数 [10]。",

@@ -41,7 +41,8 @@ def print_hosts(session: CliContext, found: list[dict[str, Any]], edge_version: 
     display.print_table(session.out, columns, map(_host_row, found), "no host has connected yet: start a runner")
     for host in found:
         if warning := version_warning(edge_version, host):
-            session.err.print(f"lamplighter: host {host['id']}: {warning}", style="yellow", markup=False)
+            text = say(f"host {host['id']}: {warning}")
+            session.err.print(f"lamplighter: {text}", style="yellow", markup=False)
 
 
 def version_warning(edge_version: str | None, host: dict[str, Any]) -> str | None:

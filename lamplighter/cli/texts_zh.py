@@ -236,6 +236,13 @@ _CLIENT: Mapping[str, str] = {
 _DOCTOR: Mapping[str, str] = {
     "edge": "edge",
     "clock": "时钟",
+    "version": "版本",
+    "edge {edge}, this command {command}": "edge {edge}，本命令 {command}",
+    "version of {host}": "{host} 的版本",
+    "its runner is {runner} and the edge {edge}, more than one release apart: upgrade the older one": (
+        "其 runner 为 {runner}，edge 为 {edge}，相差超过一个版本：请升级较旧的一方"
+    ),
+    "host {host}: {why}": "服务器 {host}：{why}",
     "broker": "broker",
     "hosts": "服务器",
     "disk": "磁盘",

@@ -5,14 +5,20 @@ from typing import Any
 from litestar.params import FromPath
 from msgspec import Struct
 
+from edge.hosts.endpoints import localize_schema
 from edge.http.auth import require_scope
-from edge.http.dependencies import EdgeServices, ServicesDep, get_or_head
+from edge.http.dependencies import EdgeServices, LanguageDep, ServicesDep, get_or_head
 from schemas.auth import Scope
 from schemas.endpoint import Endpoint
+from schemas.texts import Language
 
 
 class EndpointView(Struct, frozen=True):
-    """An endpoint. `hosts`: the hosts that offer it, powered on or not."""
+    """An endpoint. `hosts`: the hosts that offer it, powered on or not.
+
+    `title` and `description`, also those of the input's fields, are in the reader's language, or in English where the
+    image has no Chinese. Both languages follow under the same names with `_en` and `_zh`.
+    """
 
     name: str
     pool: str
@@ -21,6 +27,11 @@ class EndpointView(Struct, frozen=True):
     image: str
     warm: bool
     hosts: tuple[str, ...]
+    title: str = ""
+    title_en: str = ""
+    title_zh: str = ""
+    description_en: str = ""
+    description_zh: str = ""
 
 
 class EndpointListView(Struct, frozen=True):
@@ -29,12 +40,18 @@ class EndpointListView(Struct, frozen=True):
     endpoints: list[EndpointView]
 
 
-def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint) -> EndpointView:
+def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint, language: Language) -> EndpointView:
+    in_chinese = language is Language.ZH
     return EndpointView(
         name=endpoint.name,
         pool=endpoint.effective_pool,
-        description=endpoint.description,
-        input=endpoint.input,
+        title=(in_chinese and endpoint.title_zh) or endpoint.title,
+        title_en=endpoint.title,
+        title_zh=endpoint.title_zh,
+        description=(in_chinese and endpoint.description_zh) or endpoint.description,
+        description_en=endpoint.description,
+        description_zh=endpoint.description_zh,
+        input=localize_schema(endpoint.input, language),
         image=endpoint.image,
         warm=endpoint.warm,
         hosts=tuple(sorted(services.endpoints.hosts_offering(endpoint.name))),
@@ -42,15 +59,15 @@ def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint) -> EndpointVie
 
 
 @get_or_head("/v1/endpoints", guards=[require_scope(Scope.JOBS_READ)])
-async def list_endpoints(services: ServicesDep) -> EndpointListView:
+async def list_endpoints(services: ServicesDep, language: LanguageDep) -> EndpointListView:
     """List the endpoints, with the JSON Schema of each input."""
-    return EndpointListView([_to_endpoint_view(services, endpoint) for endpoint in services.endpoints.all()])
+    return EndpointListView([_to_endpoint_view(services, endpoint, language) for endpoint in services.endpoints.all()])
 
 
 @get_or_head("/v1/endpoints/{name:str}", guards=[require_scope(Scope.JOBS_READ)])
-async def read_endpoint(services: ServicesDep, name: FromPath[str]) -> EndpointView:
+async def read_endpoint(services: ServicesDep, language: LanguageDep, name: FromPath[str]) -> EndpointView:
     """Return one endpoint, with the JSON Schema of its input."""
-    return _to_endpoint_view(services, services.endpoints.get(name))
+    return _to_endpoint_view(services, services.endpoints.get(name), language)
 
 
 ROUTES = (list_endpoints, read_endpoint)

@@ -1,15 +1,21 @@
 """Refusals and errors in the language of `Accept-Language`, else of the key, else in English."""
 
 import re
+from pathlib import Path
 
 import httpx2
 import pytest
 
+from edge.hosts.endpoints import localize_schema
 from schemas import events
+from schemas.endpoint import parse_endpoint
+from schemas.host import HostCapabilities
 from schemas.ids import JobKey
 from schemas.job import JobFailure
+from schemas.texts import Language
 from tests.support.served_edge import ServedEdge
 
+ROOT = Path(__file__).parents[3]
 ZH = {"Accept-Language": "zh"}
 CJK = re.compile(r"[\u3400-\u9fff]")
 FILE = "0" * 64
@@ -139,3 +145,42 @@ async def test_why_a_job_failed_comes_in_chinese(edge: ServedEdge, written: str,
     ]
     assert (chinese["message"], english["message"]) == (shown, written)
     assert chinese | {"message": written} == english
+
+
+async def test_an_endpoint_and_its_fields_are_described_in_both_languages(edge: ServedEdge):
+    echo = parse_endpoint((ROOT / "images/echo/endpoint.toml").read_text())
+    offer = HostCapabilities(host="gpu-1", incarnation="i1", at=edge.world.time(), endpoints=(echo,), slots=1)
+    await edge.world.bus.capabilities.put("gpu-1", offer)
+    await edge.world.endpoints.refresh()
+    english, chinese = [
+        (await edge.ann.get("/v1/endpoints/echo", headers={"Accept-Language": language})).json()
+        for language in ("en", "zh-CN")
+    ]
+    assert (english["title"], chinese["title"]) == ("Echo", "回显")
+    assert english["description"] == english["description_en"] == chinese["description_en"]
+    assert chinese["description"] == chinese["description_zh"] == english["description_zh"]
+    text = {"type": "string", "description_en": "comes back as output.data.text"}
+    text["description_zh"] = "作为 output.data.text 返回"
+    assert english["input"]["properties"]["text"] == text | {"description": text["description_en"]}
+    assert chinese["input"]["properties"]["text"] == text | {"description": text["description_zh"]}
+    listed = (await edge.ann.get("/v1/endpoints", headers=ZH)).json()["endpoints"]
+    assert [one for one in listed if one["name"] == "echo"] == [chinese]
+
+
+def test_a_schema_without_chinese_stays_as_it_is():
+    schema = {
+        "properties": {
+            "title": {"description": "a", "default": {"description": "b", "description_zh": "c"}},
+            "list": {"items": [{"title": "d", "title_zh": "e"}], "description": 5, "description_zh": "f"},
+        }
+    }
+    assert localize_schema(schema, Language.ZH) == {
+        "properties": {
+            "title": {"description": "a", "default": {"description": "b", "description_zh": "c"}},
+            "list": {
+                "items": [{"title": "e", "title_en": "d", "title_zh": "e"}],
+                "description": 5,
+                "description_zh": "f",
+            },
+        }
+    }
