@@ -221,8 +221,7 @@ def _announce(
     console = Console(highlight=False, soft_wrap=True)
     # Output that does not go to a terminal, but to journald for example, is kept and read by others: no key in it.
     key = address.key if console.is_terminal else say(f"in {options.data / ADDRESS_FILE}")
-    console.print(f"[bold green]{say('Lamplighter is running.')}[/]  url {address.url}
-{say('key')} {key}")
+    console.print(f"[bold green]{say('Lamplighter is running.')}[/]  url {address.url}\n{say('key')} {key}")
     if opened is not None and opened.url is not None:
         pin = say(f"(clients elsewhere: --url {opened.url} --pin {opened.public_pin})") if opened.public_pin else ""
         console.print(f"public {opened.url}  {pin}".rstrip(), markup=False)

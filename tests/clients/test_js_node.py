@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from schemas.version import VERSION
 from tests.clients.conftest import ClientWorld
-from tests.support.node_packages import ROOT, require_node_packages
+from tests.support.node_packages import MODULES_DIR, ROOT, require_node_packages
 
 PACKAGE = ROOT / "clients" / "js"
 SIZE_LIMIT_BYTES = 50_000  # a page loads all of it

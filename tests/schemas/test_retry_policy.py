@@ -1,5 +1,7 @@
 """The failure table by hand, and who decides between another attempt and the end."""
 
+from datetime import timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from schemas.retry_policy import (
     DRAINED_CODE,
     FAILURES,
     FREE_RELEASE_LIMIT,
+    JITTERED_BACKOFF_LIMIT,
     FailureClass,
     RetryRule,
     classify_failure,
