@@ -26,7 +26,16 @@ CLIENT, SERVER = "lamplighter", "lamplighter-server"
 # The commands of the server and what they share: they lie in lamplighter/cli with the others, and go into the server.
 SERVER_COMMAND_MODULES = (
     *("up", "edge", "runner", "relay", "backup", "restore", "health", "install"),
-    *("server_commands", "machine_checks", "process_setup", "relay_client", "supervisor", "data_dir", "public_access"),
+    *(
+        "server_commands",
+        "machine_checks",
+        "process_setup",
+        "relay_client",
+        "relay_enrollment",
+        "supervisor",
+        "data_dir",
+        "public_access",
+    ),
     *("backup_archive", "backup_encryption", "backup_target"),
     *("config", "power_driver", "settings_file", "up_settings"),
     *("install_manifest", "service_notify", "service_places", "service_settings", "service_units"),

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from bus.nats.health import open_monitor_client
 from lamplighter import AsyncClient
-from lamplighter.cli.data_dir import LocalKeys
+from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.up import _wait_until_ready
 from runner.assets.client import asset_client
 from schemas.environment import bypass_proxies_for_loopback, is_loopback, is_loopback_url
@@ -53,7 +53,7 @@ async def _monitor(url: str) -> None:
 
 
 async def _ready(url: str) -> None:
-    await _wait_until_ready(url, LocalKeys(admin="lamp_x_0123456789abcdef", runner=""), with_runner=False)
+    await _wait_until_ready(EdgeAddress(url, "lamp_x_0123456789abcdef"), with_runner=False)
 
 
 async def _hosts(scope: Scope, receive: Receive, send: Send) -> None:

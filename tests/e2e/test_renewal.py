@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_relay_joins_by_its_token_and_remembers_it(tmp_path: Path, ports: tupl
         for joining in (("--join", token), ()):
             with relay.started(*joining) as process:
                 told = Told(process)
-                wait_for_sync(lambda told=told: told.lines("relay_connected"))
+                wait_for_sync(partial(told.lines, "relay_connected"))
                 assert not told.lines("relay_connect_failed")
         kept = lan / ".lamplighter" / "relay" / "relay.json"
         assert kept.stat().st_mode & 0o777 == 0o600
@@ -128,7 +129,7 @@ def test_a_relay_joins_by_its_token_and_remembers_it(tmp_path: Path, ports: tupl
         kept.write_bytes(kept.read_bytes().replace(decode_relay_token(token).edge_pin.encode(), b"0" * 64))
         with relay.started() as process:
             told = Told(process)
-            line = wait_for_sync(lambda told=told: told.lines("relay_connect_failed"))[0]
+            line = wait_for_sync(partial(told.lines, "relay_connect_failed"))[0]
             assert "it is not the pinned one" in line
             assert "--pin sha256:" in line
         assert lamplighter(data, "keys", "revoke", made["key_id"]).returncode == 0
