@@ -6,6 +6,7 @@ Start here to see which routes exist: `MODULES` lists the modules of the native 
 from collections.abc import Sequence
 from typing import cast
 
+import msgspec
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
@@ -26,6 +27,7 @@ from edge.http.middleware import (
     make_cors_config,
     store_denial_cause,
 )
+from edge.http.api_document import make_document
 from edge.http.openapi import complete_document, make_openapi_config
 from edge.http.problems import find_language, handle_exception
 from edge.http.proxied import ProxiedRequests
@@ -41,6 +43,7 @@ from edge.http.routes import (
     jobs,
     keys,
     owners,
+    reference,
     sessions,
     uploads,
     webhooks,
@@ -51,6 +54,7 @@ from schemas.texts import Language
 
 MODULES = (
     *(jobs, job_actions, events, assets, uploads, webhooks, endpoints, hosts, keys, sessions, owners, health),
+    reference,
     gateway_route,
 )
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
@@ -100,6 +104,7 @@ def create_app(
         facades.append(console.make_router(console_settings))
     app = _make_litestar(services, gateway, facades, cors_origins)
     complete_document(app.openapi_schema)
+    app.state.api_document = msgspec.json.encode(make_document(app.openapi_schema.to_schema(), ROUTES))
     inner = RequestBodyDrain(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
     return ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
 

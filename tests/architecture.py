@@ -27,7 +27,7 @@ OURS = frozenset({"schemas", "bus", "edge", "runner", "lamplighter", "images", "
 # import none of its own layer and none of a higher one. `edge.settings` puts together the settings that every package
 # declares for itself, so it lies above them all; a package receives its own section as an argument.
 EDGE_LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"edge.store", "edge.outbound", "edge.console"}),
+    frozenset({"edge.store", "edge.outbound", "edge.console", "edge.reference"}),
     frozenset({"edge.core"}),
     frozenset({"edge.index"}),
     frozenset({"edge.owners"}),

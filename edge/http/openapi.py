@@ -1,14 +1,14 @@
-"""Complete the OpenAPI document, `/schema/openapi.json`, with what Litestar cannot derive from the handlers.
+"""Complete Litestar's draft of the OpenAPI document with what it cannot derive from the handlers.
 
-These are the bodies of routes that read their body themselves, the problem responses, second statuses and headers.
+These are the bodies of routes that read their body themselves, second statuses and headers. `edge.http.api_document`
+makes the document of `/openapi.json` from the draft.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import msgspec
+from litestar import Request
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import (
@@ -26,30 +26,45 @@ from litestar.openapi.spec import (
 )
 
 from schemas.job import Submission
-from schemas.problems import Problem
 from schemas.version import VERSION
 
 CHUNK_MEDIA_TYPE = "application/offset+octet-stream"  # tus 1.0.0, "PATCH"
 _REF_TEMPLATE = "#/components/schemas/{name}"
 
 
-def _inline_refs(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Return `schema` with every `$ref` replaced by its definition."""
-    if isinstance(schema, list):
-        return [_inline_refs(item, definitions) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inline_refs(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
-    return {name: _inline_refs(value, definitions) for name, value in schema.items()}
+_body_kinds: dict[type, None] = {}
+
+# The name of a component is that of its class, without "View"; these have another.
+COMPONENT_NAMES: Mapping[str, str] = {
+    "ActivityView": "Activity",
+    "AttemptUsage": "JobUsage",
+    "BatchBody": "BatchRequest",
+    "EndpointListView": "EndpointList",
+    "FileView": "OutputFile",
+    "GpuReport": "Gpu",
+    "JobFailure": "JobError",
+    "PolicyRequest": "Policy",
+    "SecretView": "WebhookSecret",
+    "Status": "JobStatus",
+    "WarmPoolStatus": "WarmPool",
+    "WebhookRequest": "Webhook",
+}
 
 
-@cache
-def inline_schema(kind: type) -> dict[str, Any]:
-    """Return the JSON Schema of `kind` without references. The result is cached: do not change it."""
-    (schema,), definitions = msgspec.json.schema_components([kind], ref_template=_REF_TEMPLATE)
-    whole: dict[str, Any] = _inline_refs(schema, definitions)
-    return whole
+def component_name(class_name: str) -> str:
+    """Return the name of a class in the document, which generated clients give to their own class."""
+    return COMPONENT_NAMES.get(class_name) or class_name.removesuffix("View")
+
+
+def body_ref(kind: type) -> "VerbatimSchema":
+    """Return a reference to the component of a request body, and note that the document needs it."""
+    _body_kinds[kind] = None
+    return VerbatimSchema({"$ref": _REF_TEMPLATE.format(name=component_name(kind.__name__))})
+
+
+def body_kinds() -> tuple[type, ...]:
+    """Return the types of all request bodies."""
+    return tuple(_body_kinds)
 
 
 class VerbatimSchema(Schema):
@@ -78,7 +93,7 @@ class JobBody(Operation):
         self.request_body = RequestBody(
             required=True,
             content={
-                "application/json": OpenAPIMediaType(schema=VerbatimSchema(inline_schema(Submission))),
+                "application/json": OpenAPIMediaType(schema=body_ref(Submission)),
                 "multipart/form-data": OpenAPIMediaType(schema=VerbatimSchema(form)),
             },
         )
@@ -126,7 +141,7 @@ def json_body(kind: type) -> type[Operation]:
     @dataclass
     class Body(Operation):
         def __post_init__(self) -> None:
-            schema = OpenAPIMediaType(schema=VerbatimSchema(inline_schema(kind)))
+            schema = OpenAPIMediaType(schema=body_ref(kind))
             self.request_body = RequestBody(required=True, content={"application/json": schema})
 
     return Body
@@ -137,13 +152,7 @@ class DigestsBody(Operation):
     """An operation whose body is `{"digests": ["sha256:…"]}`."""
 
     def __post_init__(self) -> None:
-        digests = {"type": "array", "items": {"type": "string"}, "maxItems": 1000}
-        body = {
-            "type": "object",
-            "required": ["digests"],
-            "properties": {"digests": digests},
-            "additionalProperties": False,
-        }
+        body = {"$ref": _REF_TEMPLATE.format(name="AssetCheck")}
         self.request_body = RequestBody(
             required=True, content={"application/json": OpenAPIMediaType(schema=VerbatimSchema(body))}
         )
@@ -257,6 +266,15 @@ RESPONSE_HEADERS: dict[tuple[str, str], dict[str, OpenAPIHeader]] = {
 UPLOADS_PATH = "/v1/uploads"
 
 
+class _DocumentPlugin(JsonRenderPlugin):
+    """Serves the document that `edge.http.api_document` has made."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        del openapi_schema
+        document: bytes = request.app.state.api_document
+        return document
+
+
 def make_openapi_config() -> OpenAPIConfig:
     """Return the title, version, path and security scheme of the document."""
     key = SecurityScheme(type="http", scheme="bearer", description="An API key: lamp_<id>_<secret>")
@@ -264,7 +282,7 @@ def make_openapi_config() -> OpenAPIConfig:
         title="Lamplighter",
         version=VERSION,
         path="/schema",
-        render_plugins=[JsonRenderPlugin()],
+        render_plugins=[_DocumentPlugin()],
         components=Components(security_schemes={"key": key}),
         security=[{"key": []}],
         use_handler_docstrings=True,
@@ -310,14 +328,7 @@ def _responses(path: str, method: str, operation: Operation) -> dict[str, OpenAP
     success.headers = {**(success.headers or {}), **RESPONSE_HEADERS.get((path, method), {})}
     if (path, method) in SECOND_STATUSES:
         responses[SECOND_STATUSES[path, method]] = success
-    return {**responses, "default": _problem_response()}
-
-
-def _problem_response() -> OpenAPIResponse:
-    return OpenAPIResponse(
-        description="A problem (RFC 9457). `code` is one of a fixed list; `errors` names the invalid fields",
-        content={"application/problem+json": OpenAPIMediaType(schema=VerbatimSchema(inline_schema(Problem)))},
-    )
+    return responses
 
 
 def _operations(item: PathItem) -> list[tuple[str, Operation]]:

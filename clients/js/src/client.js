@@ -138,9 +138,10 @@ export class Client {
   }
 
   /**
-   * Return one page of the jobs, newest first. `filters`: status, endpoint, priority, tag (`name:value`), limit, cursor.
+   * Return one page of the jobs, newest first.
    *
-   * @param {Record<string, string|number|undefined|null>} [filters]
+   * @param {import("./http.js").RequestOptions["query"]} [filters] status, endpoint, priority, tag (`name:value`), code,
+   *   text, from, to, limit, cursor. status and tag may be lists.
    * @param {CallOptions} [options]
    * @returns {Promise<{jobs: Job[], next_cursor: string|null}>}
    */
@@ -151,7 +152,7 @@ export class Client {
   /**
    * Yield jobs, newest first, page after page.
    *
-   * @param {Record<string, string|number|undefined|null>} [filters]
+   * @param {import("./http.js").RequestOptions["query"]} [filters]
    * @param {CallOptions} [options]
    * @returns {AsyncGenerator<Job, void, undefined>}
    */

@@ -11,7 +11,7 @@ const RETRY_LIMIT = 4;
 
 /**
  * @typedef {object} RequestOptions
- * @property {Record<string, string|number|undefined|null>} [query]
+ * @property {Record<string, string|number|string[]|undefined|null>} [query]
  * @property {Record<string, string>} [headers]
  * @property {unknown} [json] The body, sent as JSON.
  * @property {BodyInit} [body] Or the body as it is.
@@ -41,7 +41,11 @@ export class Http {
    */
   urlOf(path, query = {}) {
     const params = new URLSearchParams();
-    for (const [name, value] of Object.entries(query)) if (value != null && value !== "") params.set(name, String(value));
+    for (const [name, value] of Object.entries(query)) {
+      for (const one of Array.isArray(value) ? value : [value]) {
+        if (one != null && one !== "") params.append(name, String(one));
+      }
+    }
     const whole = path.startsWith("/") ? this.url + path : path;
     return params.size ? `${whole}?${params}` : whole;
   }
