@@ -60,7 +60,8 @@ def operations() -> list[tuple[str, str]]:
         for method in route.http_methods
         for path in route.paths
     }
-    return sorted((method, path) for method, path in found if path not in STREAMS and method != "OPTIONS")
+    described = {(method, path) for method, path in found if method != "HEAD" or ("GET", path) not in found}
+    return sorted((method, path) for method, path in described if path not in STREAMS and method != "OPTIONS")
 
 
 class Prepared(msgspec.Struct, frozen=True):
