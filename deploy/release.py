@@ -37,7 +37,18 @@ def check_changelog(version: str, changelog: str) -> None:
 def fetch_dependencies(folder: Path) -> None:
     """Download the wheels of requirements.lock by their hashes, and the pip that runs here, into `folder`."""
     python = Path(sys.executable)
-    fetch = [python, "-I", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
+    fetch: list[str | Path] = [
+        python,
+        "-I",
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        folder,
+    ]
     pip_version = subprocess.run(
         [python, "-I", "-c", "import pip; print(pip.__version__)"], capture_output=True, text=True, check=True
     ).stdout.strip()

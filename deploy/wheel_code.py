@@ -22,7 +22,17 @@ def switch_on(folder: Path = UNPACKED, site: Path = SITE) -> list[Path]:
     switch_off(site)
     shutil.rmtree(folder, ignore_errors=True)
     wheels = [file for file in build(ROOT, folder / "built") if file.suffix == ".whl"]
-    argv = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", folder / "unpacked"]
+    argv: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-qq",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        folder / "unpacked",
+    ]
     subprocess.run([*argv, *wheels], check=True)
     shutil.copy(wheel_finder.__file__, site / FINDER)
     words = ", ".join(repr(value) for value in (str(ROOT), str(folder / "unpacked"), moved_modules(ROOT)))

@@ -18,6 +18,7 @@ from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem_routes
 from edge.facades.heygem.facade import HeygemFacade
 from edge.facades.runpod import routes as runpod_routes
+from edge.http.api_document import make_document
 from edge.http.auth import NO_AUTH, AnyConnection, AuthenticationMiddleware, request_owner
 from edge.http.dependencies import EdgeServices, LanguageDep, OwnerDep, ServicesDep
 from edge.http.middleware import (
@@ -27,7 +28,6 @@ from edge.http.middleware import (
     make_cors_config,
     store_denial_cause,
 )
-from edge.http.api_document import make_document
 from edge.http.openapi import complete_document, make_openapi_config
 from edge.http.problems import find_language, handle_exception
 from edge.http.proxied import ProxiedRequests

@@ -20,6 +20,7 @@ only these modules may import `bus`, `edge` and `runner`, and only `server_parts
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -105,12 +106,13 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run the program. With `standalone_mode`, errors of click are printed in the user's language."""
+        run: Callable[..., Any] = super().main  # its overloads accept no argument list
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return run(*args, standalone_mode=False, **extra)
         set_language(find_language(os.environ))
         localize_help(self)
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = run(*args, standalone_mode=False, **extra)
         except click.ClickException as error:
             show_error(error)
             status = error.exit_code

@@ -112,10 +112,11 @@ class LocalizedFormatter(click.HelpFormatter):
         for line in wrap_cells(text, self.width - self.current_indent):
             self.write(f"{'':>{self.current_indent}}{line}".rstrip() + "\n")
 
-    def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         if _current is Language.EN:
             super().write_dl(rows, col_max, col_spacing)
             return
+        rows = list(rows)
         first = min(max(cell_len(term) for term, _ in rows), col_max) + col_spacing
         for term, text in rows:
             lines = wrap_cells(_localize_extra(text), max(self.width - first - 2, 10))

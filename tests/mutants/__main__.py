@@ -148,7 +148,7 @@ class MutationRun:
         group, place = GROUPS[name], self._idle.get()
         try:
             started = time.monotonic()
-            records, libraries = place.record(group.modules, group.tests)
+            records, libraries = place.record(group.modules, group.tests, group.keyword)
             _say(f"{name}: {len(records)} tests without a mutant, {time.monotonic() - started:.0f} s")
             place.preload(libraries)
         finally:

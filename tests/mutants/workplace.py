@@ -74,9 +74,11 @@ class Workplace:
         """Import libraries in the server, for all later runs."""
         self._ask({"preload": modules})
 
-    def record(self, modules: tuple[str, ...], files: tuple[str, ...]) -> tuple[list[RecordedTest], list[str]]:
+    def record(
+        self, modules: tuple[str, ...], files: tuple[str, ...], keyword: str = ""
+    ) -> tuple[list[RecordedTest], list[str]]:
         """Run the tests of `files` on the unchanged tree; return them, and the libraries that they import."""
-        reply = self._run(files, {"record": list(modules)}, RECORD_LIMIT_S)
+        reply = self._run(files, {"record": list(modules)}, RECORD_LIMIT_S, *(["-k", keyword] if keyword else []))
         if reply["code"] != 0:
             raise SystemExit(f"mutants: the tests fail without a mutant, mend them first:\n{self._log_tail()}")
         recorded = json.loads(self._result.read_text())

@@ -41,8 +41,16 @@ def test_what_is_public_is_not(address: str) -> None:
         *("http://0x7f000001/", "http://0x7f.0.0.1/", "http://0177.0.0.1/", "http://127.0.0.1./", "http://0/"),
         *("http://127.0.0.0x1/", "http://[::1]/", "http://[::ffff:7f00:1]/", "http://[fe80::1%25eth0]/"),
         *("http://[2606:4700::1%25eth0]/", "http://127.0.0.1%00.example.com/", "http://ex%61mple.com/"),
-        *("http://exam ple.com/", "http://example.com\\@127.0.0.1/", "http://example.com:99999/", "http://[::1"),
+        *(
+            "http://exam ple.com/",
+            "http://example.com\\@127.0.0.1/",
+            "http://example.com:99999/",
+            "http://example.com:65536/",
+            "http://example.com:0/",
+            "http://[::1",
+        ),
         *("http://\uff11\uff12\uff17.0.0.1/", "http://example.com/\n", "http://169.254.169.254/latest/meta-data/"),
+        *("http://example.com:65536/", "http://example.com:0/"),
         *("http://example.com/" + "a" * 2048, "http://xn--/", "http://XN--a.com/", "http://xn--a_b.com/"),
     ],
 )
@@ -60,6 +68,8 @@ def test_a_url_that_no_dns_could_make_good_is_refused(url: str) -> None:
         ("http://1.1.1.1/", "1.1.1.1", 80),
         ("http://[2606:4700:4700::1111]:81/", "2606:4700:4700::1111", 81),
         ("http://example.com./", "example.com", 80),
+        ("http://example.com:1/", "example.com", 1),
+        ("http://example.com:65535/", "example.com", 65535),
         ("http://0x7f.example/", "0x7f.example", 80),
     ],
 )

@@ -9,7 +9,7 @@ import anyio.abc
 import httpx2
 import pytest
 
-from edge.outbound.download import DownloadFailed, download
+from edge.outbound.download import DownloadFailed, PerOwnerLimiter, download
 from edge.outbound.ssrf_guard import SsrfGuardTransport, guarded_client, resolve_host
 from edge.outbound.url_policy import AllowList, UrlRefused
 from tests.support.scripted_servers import (
@@ -257,3 +257,93 @@ async def test_an_endless_body_comes_in_bounded_pieces_and_can_be_left() -> None
                 async for chunk in file.chunks:
                     assert len(chunk) <= 256 * 1024
                     break
+
+
+async def test_an_address_in_the_url_is_asked_itself() -> None:
+    recorder, names = Recorder(), FakeDns()
+    async with httpx.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked:
+        await asked.get(f"http://{PUBLIC}:81/")
+    assert ([request.url.host for request in recorder.went], names.asked) == ([PUBLIC], [])
+
+
+@pytest.mark.parametrize("answers", [[], ["not an address"]])
+async def test_a_name_without_an_address_is_a_failure_that_may_pass(answers: list[str]) -> None:
+    async with guarded_client(AllowList(), FakeDns(films_test=[answers])) as asked:
+        with pytest.raises(DownloadFailed, match="no address") as failed:
+            await fetched(asked, "http://films.test/")
+    assert failed.value.is_transient
+
+
+async def test_four_addresses_of_a_name_are_tried() -> None:
+    addresses = [f"1.1.1.{number}" for number in range(1, 7)]
+    recorder = Recorder(dead=addresses)
+    names = FakeDns(films_test=[addresses])
+    async with httpx.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked:
+        with pytest.raises(httpx.ConnectError):
+            await asked.get("http://films.test/")
+    assert [request.url.host for request in recorder.went] == addresses[:4]
+
+
+async def test_each_request_has_a_connection_of_its_own() -> None:
+    """A kept connection would be used again by its address alone, whatever name it was made for."""
+    connections = 0
+
+    async def answer(stream: anyio.abc.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        async with stream:
+            async for _ in stream:
+                await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with await anyio.create_tcp_listener(local_host=LOCAL) as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, answer)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        names = FakeDns(files_test=[[LOCAL]], other_test=[[LOCAL]])
+        async with guarded_client(AllowList(["files.test", "other.test"]), names) as asked:
+            for host in ("files.test", "other.test", "files.test"):
+                assert (await asked.get(f"http://{host}:{port}/")).status_code == 200
+        tasks.cancel_scope.cancel()
+    assert connections == 3
+
+
+async def test_a_request_names_lamplighter_and_asks_for_the_file_as_it_is() -> None:
+    async with (
+        scripted_server(http_response()) as server,
+        guarded_client(AllowList(["files.test"]), FakeDns(files_test=[[LOCAL]])) as asked,
+    ):
+        await fetched(asked, f"http://files.test:{server.port}/")
+    head = server.requests[0].lower()
+    assert b"user-agent: lamplighter\r\n" in head
+    assert b"accept-encoding: identity\r\n" in head
+
+
+async def test_certificates_and_settings_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
+    async with guarded_client(AllowList(), FakeDns()) as asked:
+        assert not asked.trust_env
+
+
+async def test_an_owner_holds_no_more_than_its_slots_and_leaves_nothing_behind() -> None:
+    limiter = PerOwnerLimiter(total=9, per_owner=1)
+    gates = [anyio.Event() for _ in range(3)]
+    running: list[int] = []
+
+    async def work(number: int) -> None:
+        async with limiter.slot("ann"):
+            running.append(number)
+            await gates[number].wait()
+            running.remove(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in (0, 1):
+            tasks.start_soon(work, number)
+            await anyio.wait_all_tasks_blocked()
+        assert running == [0]
+        gates[0].set()
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(work, 2)  # it waits behind the one that waited before
+        await anyio.wait_all_tasks_blocked()
+        assert running == [1]
+        gates[1].set()
+        gates[2].set()
+    assert limiter._by_owner == {}

@@ -363,3 +363,70 @@ def test_a_stopwatch_begins_anew_with_every_value() -> None:
     for now, value in ((103.0, "a"), (104.0, "b"), (109.0, "b"), (110.0, None), (111.0, None)):  # noqa: B007
         seconds.append(watch.seconds("call", value))
     assert seconds == [0.0, 3.0, 0.0, 5.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("state", "has", "took_s", "measured"),
+    [
+        (S.WAKING, DONE, -5.0, ()),
+        (S.WAKING, DONE, 0.0, ()),
+        (S.WAKING, DONE, 0.5, (0.5,)),
+        (S.WAKING, DONE, 3600.0, (3600.0,)),
+        (S.WAKING, DONE, 3600.5, ()),
+        (S.WAKING, STOPPED, 41.0, ()),
+        (S.BLOCKED, DONE, 41.0, ()),
+    ],
+)
+def test_only_a_wake_by_a_call_and_of_a_possible_length_is_measured(
+    state: PowerState, has: dict[str, Any], took_s: float, measured: tuple[float, ...]
+) -> None:
+    facts = HostFacts(at=START + timedelta(seconds=took_s), heartbeat=BEATS)
+    after = state_machine.advance(record(state, **has), facts, RULES, "new")
+    assert after is not None
+    assert after.wake_durations_s == measured
+
+
+def test_a_call_in_flight_is_kept_when_the_host_goes_off() -> None:
+    """Else a second call could be made while the first one still takes effect."""
+    known = HostFacts(at=START, **OFF)
+    for has, kept in ((SENT, SENT["call"]), (DONE, None), (FAILED, None)):
+        after = state_machine.advance(record(S.ONLINE, **has), known, RULES, "new")
+        assert after is not None
+        assert (after.state, after.call) == (S.OFF, kept)
+
+
+def test_a_host_that_was_online_was_on_whatever_became_of_a_start_call() -> None:
+    lit = record(S.ONLINE, on_since=START, **SENT)
+    after = state_machine.advance(lit, HostFacts(at=START + timedelta(hours=1), **OFF), RULES, "new")
+    assert after is not None
+    assert (after.daily_on_time.on_s, len(after.on_intervals)) == (3600.0, 1)
+
+
+def test_failures_are_counted_anew_once_the_host_is_online_and_for_each_stop() -> None:
+    failed = {"failed_calls": 2, "failed_boots": 1}
+    online = state_machine.advance(record(S.WAKING, **failed), HostFacts(at=START, heartbeat=BEATS), RULES, "new")
+    drained = HostFacts(at=START, heartbeat=QUIT, in_state_s=DRAIN_SETTLE_S)
+    stopping = state_machine.advance(record(S.DRAINING, **failed), drained, RULES, "new")
+    cycled = state_machine.advance(
+        record(S.WAKING, failed_calls=2, **DONE), HostFacts(at=START, **ASKED, **LONG), RULES, "new"
+    )
+    for after, state, boots in ((online, S.ONLINE, 0), (stopping, S.STOPPING, 1), (cycled, S.STOPPING, 1)):
+        assert after is not None
+        assert (after.state, after.failed_calls, after.failed_boots) == (state, 0, boots)
+
+
+def test_an_override_acknowledges_a_fault_and_nothing_else() -> None:
+    for state in PowerState:
+        for override in (PowerOverride("on"), None):
+            after = state_machine.with_override(record(state), override)
+            assert (after.override, after.fault_acknowledged) == (override, state is S.FAULT)
+
+
+def test_a_record_without_a_call_takes_no_result() -> None:
+    answer = PowerCallResult(PowerCallOutcome.DONE, "")
+    assert state_machine.with_result(record(S.OFF), "earlier", answer, jitter=0.5) is None
+
+
+def test_a_host_without_facts_has_waited_for_nothing() -> None:
+    facts = HostFacts(at=START)
+    assert (facts.wake_requested_s, facts.idle_s, facts.in_state_s, facts.call_s, facts.active_jobs) == (0, 0, 0, 0, 0)

@@ -247,3 +247,16 @@ async def test_what_no_route_takes_is_refused_with_what_to_do(
     reply = await edge.ann.request(method, path, content=b" " * (2 << 20) if status == 413 else b"{}")
     assert reply.status_code == status
     assert what_to_do in reply.json()["detail"]
+
+
+async def test_a_key_alone_in_the_header_is_taken_and_a_key_with_a_word_after_it_is_not(edge: ServedEdge):
+    secret = edge.texts["ann"]
+    for value, status in ((secret, 200), (f"{secret} more", 401), ("nonsense", 401)):
+        assert (await edge.anyone.get("/v1/jobs", headers={"Authorization": value})).status_code == status, value
+
+
+async def test_a_runners_key_does_only_what_runners_do(edge: ServedEdge):
+    made = await edge.admin.post("/v1/keys", json={"owner": "ann", "scopes": ["runner"]})
+    runner = {"X-API-Key": made.json()["key"]}
+    assert (await edge.anyone.post("/v1/jobs", json=ECHO, headers=runner)).status_code == 403
+    assert (await edge.anyone.get("/v1/jobs", headers=runner)).status_code == 403

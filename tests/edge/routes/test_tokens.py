@@ -4,14 +4,16 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
 from edge.core.installation import get_or_create_secret
-from edge.core.signed_urls import UrlSettings, UrlSigner
+from edge.core.signed_urls import PurposeHmac, UrlSettings, UrlSigner
+from edge.owners.tokens import TokenIssuer
 from schemas import events as e
 from schemas.auth import Scope
 from schemas.ids import JobKey
 from schemas.job import Output, OutputFile
-from tests.support.edge_services import SECRET, FixedEntropy
+from tests.support.edge_services import SECRET, START, FixedEntropy
 from tests.support.served_edge import ServedEdge
 
 NAME = "my résult.mp4"
@@ -140,3 +142,31 @@ async def test_scopes_are_asked_for_by_name(edge: ServedEdge):
     made = (await edge.ann.post("/v1/tokens", json={})).json()
     assert made["scopes"] == [Scope.JOBS_READ, Scope.ASSETS_READ]
     assert made["expires_at"].endswith("Z")
+
+
+async def test_a_signature_reads_and_does_not_write(edge: ServedEdge):
+    await edge.ann.put("/v1/jobs/mine", json={"endpoint": "echo", "input": {}})
+    read, cancel = (edge.world.signer.sign_url("ann", f"/v1/jobs/mine{path}") for path in ("/logs", "/cancel"))
+    assert (await edge.anyone.get(read)).status_code != 401
+    assert (await edge.anyone.post(cancel)).status_code == 401
+    assert (await edge.ann.get("/v1/jobs/mine")).json()["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("owner", "expires", "is_valid"),
+    [("ann", "99999999999", True), ("ann", "999999999999", False), ("a.b", "99999999999", False), ("", "9", False)],
+)
+def test_a_claim_is_read_strictly_though_it_is_signed(owner: str, expires: str, is_valid: bool):
+    signer = UrlSigner(SECRET, lambda: START, UrlSettings())
+    query = {"owner": owner, "expires": expires, "signature": PurposeHmac(SECRET, "url").sign("/v1/x", owner, expires)}
+    assert (signer.key_for_url("/v1/x", query) is not None) is is_valid
+
+
+async def test_a_token_ends_when_its_key_loses_a_scope(edge: ServedEdge):
+    tokens = TokenIssuer(SECRET, edge.keys.get, edge.world.time)
+    key = await edge.keys.authenticate(edge.texts["ann"])
+    assert key is not None
+    more = replace(key, scopes=(*key.scopes, Scope.POWER))
+    for scopes, is_valid in (([Scope.JOBS_READ], True), ([Scope.JOBS_READ, Scope.POWER], False)):
+        issued = tokens.issue(more, scopes, 60.0)
+        assert (await tokens.verify(issued.text) is not None) is is_valid

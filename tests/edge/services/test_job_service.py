@@ -7,11 +7,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from bus.interface import BrokerFull
+from bus.interface import BrokerFull, BrokerUnreachable, RevisionConflict
 from schemas import events as e
 from schemas.ids import JobKey
 from schemas.job import Job, Output, Pointer
 from schemas.problems import ProblemError
+from schemas.retry_policy import make_job_failure
 from schemas.status import Priority, Status
 from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig
 
@@ -266,3 +267,110 @@ async def test_delete_takes_record_feed_outputs_and_logs(edge: EdgeServicesRig) 
     assert await edge.assets.split_present("ann", [kept, log]) == ((kept,), (log,))
     await refused("not_found", edge.jobs.read(job.key))
     assert await edge.bus.feed.last_progress(job.key) is None
+
+
+async def test_a_retry_waits_for_a_broker_that_is_well(fake: FakeBusServicesRig) -> None:
+    job = await fake.submit()
+    await fake.jobs.cancel(job.key)
+    fake.broker.fill()
+    fake.time.advance(seconds=5)
+    await refused("store_full", fake.jobs.retry(job.key))
+    assert (await fake.read(job)).status is Status.CANCELLED
+
+
+async def test_the_deadline_is_the_first_moment_that_is_too_late(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadline = START + timedelta(hours=1)
+    job = await fake.submit(deadline=deadline.isoformat())
+    await fake.jobs.cancel(job.key)
+    monkeypatch.setattr(fake.jobs, "_clock", lambda: deadline)
+    await refused("deadline_passed", fake.jobs.retry(job.key))
+    monkeypatch.setattr(fake.jobs, "_clock", lambda: deadline - timedelta(microseconds=1))
+    assert (await fake.jobs.retry(job.key)).record.job.round == 2
+
+
+async def test_a_job_keeps_the_id_of_its_request(fake: FakeBusServicesRig) -> None:
+    accepted = await fake.jobs.submit("ann", BODY, job_id="mine", request_id="r1")
+    again = await fake.jobs.submit("ann", BODY, job_id="mine", request_id="r2")
+    equal = await fake.jobs.submit_equivalent(JobKey("ann", "same"), BODY, request_id="r3")
+    ids = [entry.record.record.job.request_id for entry in (accepted, again, equal)]
+    assert ids == ["r1", "r1", "r3"]
+    assert (await fake.jobs.read(JobKey("ann", "mine"))).record.job.request_id == "r1"
+
+
+async def test_the_outputs_and_logs_of_every_round_go_with_the_job(fake: FakeBusServicesRig) -> None:
+    logs = {await fake.put("ann", b"first"), await fake.put("ann", b"second")}
+    job = await fake.submit()
+    for log in sorted(logs):
+        await fake.start(job)
+        await fake.write_event(job.key, e.Failed(make_job_failure("internal", "why"), log=log))
+        if log != max(logs):
+            await fake.jobs.retry(job.key)
+    assert set((await fake.jobs.delete(job.key)).assets) == logs
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_what_was_cancelled_is_cancelled_though_the_broker_goes_away(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    async def away(*_: object) -> None:
+        raise BrokerUnreachable("the test said so")
+
+    job = await fake.submit()
+    if running:
+        await fake.start(job)
+    monkeypatch.setattr(fake.bus.job_queue, "remove", away)
+    monkeypatch.setattr(fake.bus.host_nudges, "nudge", away)
+    cancelled = (await fake.jobs.cancel(job.key)).record.job
+    assert cancelled.status is (Status.CANCELLING if running else Status.CANCELLED)
+
+
+async def test_only_a_job_that_waits_is_cancelled_by_a_client_that_wants_no_more(fake: FakeBusServicesRig) -> None:
+    waiting, running = await fake.submit(text="1"), await fake.submit(text="2")
+    later = await fake.submit(not_before=(START + timedelta(hours=1)).isoformat())
+    await fake.start(running)
+    statuses = [(await fake.jobs.cancel_waiting(job.key)).record.job.status for job in (waiting, later, running)]
+    assert statuses == [Status.CANCELLED, Status.CANCELLED, Status.RUNNING]
+
+
+async def test_a_writer_sees_its_own_writes_in_the_index(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, int]] = []
+    monkeypatch.setattr(fake.index, "record_own_write", lambda owner, revision: written.append((owner, revision)))
+    accepted = await fake.jobs.submit("ann", BODY, job_id="mine")
+    cancelled = await fake.jobs.cancel(JobKey("ann", "mine"))
+    retried = await fake.jobs.retry(JobKey("ann", "mine"))
+    assert set(written) == {("ann", entry.revision) for entry in (accepted.record, cancelled, retried)}
+
+
+async def test_an_equal_request_is_answered_before_anything_is_checked(fake: FakeBusServicesRig) -> None:
+    first = await fake.jobs.submit("ann", BODY, job_id="mine")
+    fake.broker.fill()
+    again = await fake.jobs.submit_equivalent(JobKey("ann", "mine"), BODY)
+    assert (again.replayed, again.record) == (True, first.record)
+
+
+async def test_a_job_that_was_created_and_deleted_meanwhile_is_an_error(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def conflict(*_: object) -> int:
+        raise RevisionConflict("another request has created it")
+
+    monkeypatch.setattr(fake.bus.job_store, "create", conflict)
+    with pytest.raises(ProblemError):
+        await fake.jobs.submit("ann", BODY, job_id="mine")
+
+
+async def test_another_round_is_written_over_what_was_read_alone(fake: FakeBusServicesRig) -> None:
+    other = {"endpoint": "echo", "input": {"text": "other"}}
+    job = await fake.submit()
+    await fake.jobs.cancel(job.key)
+    ended = await fake.jobs.read(job.key)
+    assert await fake.jobs.resubmit(ended, other)
+    assert not await fake.jobs.resubmit(ended, BODY)
+    now = await fake.read(job)
+    assert (now.round, now.status, now.input["text"]) == (2, Status.QUEUED, "other")
+    await fake.publish_window.wait_until_idle()
+    assert await fake.bus.job_queue.list_pending() == {now.pointer}

@@ -2,13 +2,16 @@
 
 from datetime import timedelta
 
+import anyio
 import pytest
 
+from bus.interface import BrokerUnreachable
 from edge.owners.api_keys import CACHE_TTL_S, ROTATION_GRACE, ApiKeyStore
 from schemas.auth import Scope
 from schemas.problems import ProblemError
 from tests.support.edge_services import FixedEntropy, ManualClock
 from tests.support.fake_bus.broker import FakeBroker
+from tests.support.wait import wait_for
 
 
 class KeyDesk:
@@ -166,3 +169,28 @@ async def test_a_key_whose_row_cannot_be_read_opens_nothing_and_stops_nobody(des
 async def test_no_first_key_is_made_beside_keys_that_cannot_be_read(desk: KeyDesk) -> None:
     desk.broker.corrupt("$KV.KEYS.admin", b"\x00")
     assert await desk.keys.bootstrap() is None
+
+
+async def test_uses_are_written_in_the_background_and_again_after_a_failure(
+    desk: KeyDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.owners.api_keys._LAST_USE_WRITE_INTERVAL_S", 0.01)
+    write, failures = desk.keys.write_last_uses, [BrokerUnreachable("the test said so")]
+
+    async def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+        await write()
+
+    monkeypatch.setattr(desk.keys, "write_last_uses", fail_once)
+    _, text = await desk.keys.create("ann", [Scope.JOBS_READ])
+    await desk.keys.authenticate(text)
+
+    async def is_written() -> bool:
+        return (await desk.keys.list("ann"))[0].used_at is not None
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(desk.keys.run)
+        await wait_for(is_written)
+        tasks.cancel_scope.cancel()
+    assert not failures

@@ -1,14 +1,20 @@
 """The publish window: JOBS has at most one window of jobs of each owner."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from bus.interface import BrokerUnreachable
+from edge.index.row import IndexRow
+from edge.jobs.publish_window import PublishWindow
 from schemas import events as e
-from schemas.job import Job
+from schemas.ids import JobKey
+from schemas.job import Job, Pointer
 from schemas.status import Priority
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, fake_bus_services
 from tests.support.wait import wait_for
@@ -101,3 +107,130 @@ async def test_a_new_edge_takes_over_what_stands_there(fake: FakeBusServicesRig,
             return len(await second.list_pointers()) == 8
 
         await wait_for(eight)
+
+
+class RecordingQueue:
+    """The queue of a window under test: it records what is published, and may hold a publish back or fail it."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[Pointer, bool]] = []
+        self.hold = False
+        self.asked = anyio.Event()
+
+    async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
+        self.asked.set()
+        if self.hold:
+            await anyio.sleep_forever()
+        self.published.append((pointer, repair))
+
+    @property
+    def ids(self) -> list[str]:
+        return [pointer.id for pointer, _ in self.published]
+
+
+def idle_window(edge: EdgeServicesRig, **limits: Callable[[str], int]) -> tuple[PublishWindow, RecordingQueue]:
+    """Return a window of another edge whose tasks do not run."""
+    queue: Any = RecordingQueue()
+    window = PublishWindow(
+        queue=queue, records=edge.bus.job_store, index=edge.index, pool_slots=lambda _: 1, clock=edge.time, **limits
+    )
+    return window, queue
+
+
+async def rows_of(edge: EdgeServicesRig, *jobs: Job) -> dict[JobKey, IndexRow]:
+    await edge.wait_until_indexed()
+    return await edge.index.find_rows([job.key for job in jobs])
+
+
+async def test_nothing_is_published_before_the_queue_was_read(fake: FakeBusServicesRig) -> None:
+    window, queue = idle_window(fake)
+    job = await fake.submit()
+    assert not await window.publish_if_room(job)
+    await window.fill()
+    assert queue.ids == []
+    window.sync((), {}, window.publish_count())
+    assert await window.publish_if_room(job)
+    assert queue.published == [(job.pointer, False)]
+
+
+async def test_what_stands_in_the_queue_counts_if_its_job_still_waits_for_it(fake: FakeBusServicesRig) -> None:
+    queued, ended, again = [await fake.submit(text=str(number)) for number in range(3)]
+    await fake.jobs.cancel(ended.key)
+    await fake.jobs.cancel(again.key)
+    retried = (await fake.jobs.retry(again.key)).record.job
+    unknown = replace(queued, id="unknown").pointer
+    rows = await rows_of(fake, queued, ended, again)
+    window, _ = idle_window(fake)
+    window.sync((queued.pointer, ended.pointer, again.pointer, unknown), rows, window.publish_count())
+    contained = [window.contains(each) for each in (queued.pointer, ended.pointer, again.pointer, unknown)]
+    assert contained == [True, False, False, False]
+    assert not window.contains(retried.pointer)
+
+
+async def test_queues_take_turns_and_the_high_one_begins(fake: FakeBusServicesRig) -> None:
+    for owner in ("ann", "bob"):
+        for number in range(2):
+            await fake.submit(owner, job_id=f"{owner}{number}")
+    await fake.submit("carl", job_id="carl0", priority="high")
+    await fake.wait_until_indexed()
+    window, queue = idle_window(fake)
+    window.sync((), {}, window.publish_count())
+    await window.fill()
+    assert queue.ids[0] == "carl0"
+    assert sorted(queue.ids[1:3]) == ["ann0", "bob0"]
+    assert sorted(queue.ids[3:]) == ["ann1", "bob1"]
+
+
+async def test_a_job_that_runs_was_published_by_another_edge(fake: FakeBusServicesRig) -> None:
+    window, _ = idle_window(fake)
+    window.sync((), {}, window.publish_count())
+    job = await fake.submit()
+    assert not window.contains(job.pointer)
+    await fake.start(job)
+    assert window.contains(job.pointer)
+    await fake.finish_running(await fake.read(job))
+    assert not window.contains(job.pointer)
+
+
+async def test_a_job_in_backoff_counts_among_those_that_may_run(fake: FakeBusServicesRig) -> None:
+    job = await fake.submit(text="1")
+    await fake.start(job)
+    later = fake.time() + timedelta(minutes=5)
+    await fake.write_event(job.key, e.AttemptReleased("internal", charged=True, not_before=later))
+    other = await fake.submit(text="2")
+    for limit, has_room in ((0, True), (1, False), (2, True)):
+        window, _ = idle_window(fake, running_limit=lambda _, limit=limit: limit)
+        window.sync((job.pointer,), await rows_of(fake, job), window.publish_count())
+        assert window.contains(job.pointer)
+        assert window.has_room(other) is has_room
+
+
+async def test_a_pointer_that_was_lost_is_published_again_if_its_job_still_waits(fake: FakeBusServicesRig) -> None:
+    jobs = [await fake.submit(text=str(number)) for number in range(4)]
+    window, queue = idle_window(fake)
+    window.sync([job.pointer for job in jobs], await rows_of(fake, *jobs), window.publish_count())
+    window.sync((), {}, window.publish_count())  # they are gone from the queue, and the index does not know yet
+    waiting, ended, again, deleted = jobs
+    for job in (ended, again, deleted):
+        await fake.jobs.cancel(job.key)
+    await fake.jobs.retry(again.key)
+    await fake.jobs.delete(deleted.key)
+    queue.published.clear()
+    window._missing = {job.pointer for job in jobs}  # as if the index were behind
+    assert [await window.publish_if_room(job) for job in jobs] == [True, False, False, False]
+    assert queue.published == [(waiting.pointer, True)]
+    assert [window.contains(job.pointer) for job in jobs] == [True, False, False, False]
+
+
+async def test_a_cancelled_publish_leaves_its_place_free(fake: FakeBusServicesRig) -> None:
+    window, queue = idle_window(fake)
+    window.sync((), {}, window.publish_count())
+    job = await fake.submit()
+    queue.hold = True
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(window.publish_if_room, job)
+        await queue.asked.wait()
+        assert window.contains(job.pointer)
+        tasks.cancel_scope.cancel()
+    assert not window.contains(job.pointer)
+    assert window.has_room(job)

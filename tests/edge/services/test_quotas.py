@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from edge.assets.uploads import UploadChunk, UploadParameters
-from edge.owners.quotas import OwnerQuotaOverride
+from edge.owners.quotas import WAITING_RETRY_AFTER_S, OwnerQuotaOverride
 from schemas import events as e
 from schemas.job import Job
 from schemas.problems import ProblemError
@@ -235,3 +235,43 @@ async def test_a_thousand_of_one_owner_start_at_most_a_window_ahead_of_another(e
     assert since is not None
     before = [e for e in entries if e and e.record.job.started_at and e.record.job.started_at < since]
     assert len(before) == started.count("ann") <= edge.publish_window.window_size("echo")
+
+
+async def test_an_hour_of_rest_earns_no_more_than_a_minute_of_submits(fake: FakeBusServicesRig) -> None:
+    limited(fake, submits_per_minute=6)
+    await fake.submit()
+    fake.time.advance(hours=1)
+    for _ in range(6):
+        await fake.submit()
+    assert (await refused(fake.submit())).code == "rate_limited"
+
+
+async def test_a_retry_is_not_a_submit(fake: FakeBusServicesRig) -> None:
+    limited(fake, submits_per_minute=1)
+    job = await fake.submit()
+    await fake.jobs.cancel(job.key)
+    await fake.jobs.retry(job.key)
+    assert (await refused(fake.submit())).code == "rate_limited"
+
+
+async def test_waiting_jobs_are_not_counted_by_an_index_that_is_behind(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(fake.index), "is_caught_up", False)
+    await fake.submit()
+    limited(fake, waiting=9)
+    error = await refused(fake.submit())
+    assert (error.code, error.retry_after_s) == ("unavailable", WAITING_RETRY_AFTER_S)
+
+
+async def test_an_owner_that_is_being_deleted_sends_and_submits_nothing(fake: FakeBusServicesRig) -> None:
+    fake.quotas.mark_deleting("ann")
+    for coroutine in (fake.submit(), put(fake, b"file"), fake.quotas.bytes_left("ann")):
+        assert (await refused(coroutine)).code == "owner_deleting"
+    await fake.submit("bob")
+    fake.quotas.unmark_deleting("ann")
+    await fake.submit()
+    fake.quotas.set_deleting({"ann"})
+    assert (await refused(fake.submit())).code == "owner_deleting"
+    fake.quotas.set_deleting(())
+    await fake.submit()

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
+import anyio
 import pytest
 
 from edge.assets.uploads import UploadChunk, UploadParameters, UploadService, UploadSettings
@@ -167,3 +168,119 @@ def test_a_state_that_cannot_be_read_says_so(tmp_path: Path):
         partials.load(UploadKey("ann", "one"))
     with pytest.raises(ValueError, match="is not an upload key"):
         partials.load(UploadKey("ann", "../one"))
+
+
+class Sender:
+    """A body whose chunks come when the test sends them."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = anyio.create_memory_object_stream[bytes](10)
+        self.started = anyio.Event()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        self.started.set()
+        async with self._receive:
+            async for body in self._receive:
+                yield body
+
+    async def send(self, body: bytes) -> None:
+        await self._send.send(body)
+        await anyio.wait_all_tasks_blocked()
+
+    def end(self) -> None:
+        self._send.close()
+
+
+async def append_or_tell(fake: FakeBusServicesRig, upload: Upload, chunk: UploadChunk, told: list[str]) -> None:
+    try:
+        told.append(str((await fake.uploads.append("ann", upload.id, chunk)).offset))
+    except ProblemError as problem:
+        told.append(problem.code)
+
+
+async def test_an_upload_is_removed_under_the_request_that_sends(fake: FakeBusServicesRig):
+    upload, sender, told = await fake.uploads.create("ann", WANTED), Sender(), []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(append_or_tell, fake, upload, UploadChunk(offset=0, chunks=sender.chunks()), told)
+        await sender.started.wait()
+        await sender.send(BODY[:HALF])
+        await fake.uploads.remove("ann", upload.id)
+        assert told == [str(HALF)], "the writer had ended, and its bytes were counted, before the upload went"
+    sender.end()
+    assert fake.upload_states.list_keys() == []
+    with pytest.raises(ProblemError, match="not_found"):
+        await fake.uploads.status("ann", upload.id)
+
+
+async def test_a_request_that_waited_for_a_removed_upload_finds_none(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+):
+    upload, told = await half_way(fake), []
+    entry = await fake.uploads._get_upload("ann", upload.id)
+    async with anyio.create_task_group() as tasks, entry.writer.acquire():
+        tasks.start_soon(append_or_tell, fake, upload, piece(HALF, BODY[HALF:]), told)
+        await anyio.wait_all_tasks_blocked()
+        await fake.uploads._remove(upload.key)
+    assert told == ["not_found"]
+    assert await fake.store.stat(SHA) is None
+
+
+async def test_an_upload_that_is_sent_to_does_not_expire(fake: FakeBusServicesRig):
+    upload, sender, told = await fake.uploads.create("ann", WANTED), Sender(), []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(append_or_tell, fake, upload, UploadChunk(offset=0, chunks=sender.chunks()), told)
+        await sender.started.wait()
+        fake.time.advance(hours=25)
+        await fake.uploads.sweep()
+        await sender.send(BODY)
+        sender.end()
+    assert told == [str(len(BODY))]
+    assert await fake.store.stat(SHA) is not None
+
+
+async def test_an_upload_expires_at_the_named_moment(fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch):
+    upload = await half_way(fake)
+    monkeypatch.setattr(fake.uploads, "_clock", lambda: upload.expires - timedelta(microseconds=1))
+    assert (await fake.uploads.status("ann", upload.id)).offset == HALF
+    monkeypatch.setattr(fake.uploads, "_clock", lambda: upload.expires)
+    with pytest.raises(ProblemError, match="not_found"):
+        await fake.uploads.status("ann", upload.id)
+
+
+async def test_a_chunk_may_be_as_large_as_what_is_missing(fake: FakeBusServicesRig):
+    upload = await half_way(fake)
+    missing = len(BODY) - HALF
+    with pytest.raises(ProblemError, match="body_too_large"):
+        await fake.uploads.append("ann", upload.id, UploadChunk(offset=HALF, chunks=chunks(), size=missing + 1))
+    last = UploadChunk(offset=HALF, chunks=chunks(BODY[HALF:]), size=missing)
+    assert (await fake.uploads.append("ann", upload.id, last)).is_stored
+
+
+async def test_a_length_that_is_named_late_asks_the_quota_for_what_is_missing_alone(fake: FakeBusServicesRig):
+    fake.limits["ann"] = OwnerQuotaOverride(bytes=len(BODY) + 1)
+    upload = await fake.uploads.create("ann", UploadParameters(name="a", media_type="video/mp4"))
+    await fake.uploads.append("ann", upload.id, piece(0, BODY[:HALF]))
+    last = UploadChunk(offset=HALF, chunks=chunks(BODY[HALF:]), length=len(BODY))
+    assert (await fake.uploads.append("ann", upload.id, last)).is_stored
+
+
+async def test_a_request_that_is_cut_off_leaves_the_upload_as_the_disk_has_it(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+):
+    upload, sender, closed, close = await fake.uploads.create("ann", WANTED), Sender(), [], UploadAppender.close
+
+    def record_close(appender: UploadAppender) -> None:
+        close(appender)
+        closed.append(appender.upload.key)
+
+    monkeypatch.setattr(UploadAppender, "close", record_close)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fake.uploads.append, "ann", upload.id, UploadChunk(offset=0, chunks=sender.chunks()))
+        await sender.started.wait()
+        await sender.send(BODY[:HALF])
+        tasks.cancel_scope.cancel()
+    sender.end()
+    at = (await fake.uploads.status("ann", upload.id)).offset
+    assert at == (await restarted(fake).status("ann", upload.id)).offset
+    assert closed == [upload.key]
+    assert (await fake.uploads.append("ann", upload.id, piece(at, BODY[at:]))).final_sha256 == SHA
