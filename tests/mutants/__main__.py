@@ -204,7 +204,7 @@ def rows_of(choices: dict[str, GroupChoice], results: Results) -> list[GroupCoun
         hung = sum(outcome.hang for outcome in outcomes)
         mutants = choice.possible + len(choice.equivalent)
         rows.append(
-            GroupCounts(name, choice.total, len(choice.equivalent), len(outcomes), killed, hung, len(outcomes) - killed)
+            GroupCounts(name, mutants, len(choice.equivalent), len(outcomes), killed, hung, len(outcomes) - killed)
         )
     return [*rows, GroupCounts("all", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True)))]
 

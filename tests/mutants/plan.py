@@ -156,7 +156,7 @@ GROUPS: dict[str, ModuleGroup] = {
             "tests/bus/test_errors.py",
             "tests/bus/test_following.py",
             "tests/bus/test_withdraw.py",
-            "tests/bus/test_wire.py",
+            "tests/bus/test_connection.py",
             "tests/bus/test_erasing.py",
         ),
     ),

@@ -261,7 +261,7 @@ async def test_an_endless_body_comes_in_bounded_pieces_and_can_be_left() -> None
 
 async def test_an_address_in_the_url_is_asked_itself() -> None:
     recorder, names = Recorder(), FakeDns()
-    async with httpx.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked:
+    async with httpx2.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked:
         await asked.get(f"http://{PUBLIC}:81/")
     assert ([request.url.host for request in recorder.went], names.asked) == ([PUBLIC], [])
 
@@ -278,8 +278,8 @@ async def test_four_addresses_of_a_name_are_tried() -> None:
     addresses = [f"1.1.1.{number}" for number in range(1, 7)]
     recorder = Recorder(dead=addresses)
     names = FakeDns(films_test=[addresses])
-    async with httpx.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked:
-        with pytest.raises(httpx.ConnectError):
+    async with httpx2.AsyncClient(transport=SsrfGuardTransport(AllowList(), names, recorder)) as asked:
+        with pytest.raises(httpx2.ConnectError):
             await asked.get("http://films.test/")
     assert [request.url.host for request in recorder.went] == addresses[:4]
 

@@ -199,7 +199,7 @@ async def test_a_job_in_backoff_counts_among_those_that_may_run(fake: FakeBusSer
     await fake.write_event(job.key, e.AttemptReleased("internal", charged=True, not_before=later))
     other = await fake.submit(text="2")
     for limit, has_room in ((0, True), (1, False), (2, True)):
-        window, _ = idle_window(fake, running_limit=lambda _, limit=limit: limit)
+        window, _ = idle_window(fake, running_limit={'ann': limit}.__getitem__)
         window.sync((job.pointer,), await rows_of(fake, job), window.publish_count())
         assert window.contains(job.pointer)
         assert window.has_room(other) is has_room
