@@ -6,7 +6,6 @@ Start here to see which routes exist: `MODULES` lists the modules of the native 
 from collections.abc import Sequence
 from typing import cast
 
-import msgspec
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
@@ -18,7 +17,7 @@ from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem_routes
 from edge.facades.heygem.facade import HeygemFacade
 from edge.facades.runpod import routes as runpod_routes
-from edge.http.api_document import make_document
+from edge.http.api_document import encode_document
 from edge.http.auth import NO_AUTH, AnyConnection, AuthenticationMiddleware, request_owner
 from edge.http.dependencies import EdgeServices, LanguageDep, OwnerDep, ServicesDep
 from edge.http.middleware import (
@@ -28,9 +27,10 @@ from edge.http.middleware import (
     make_cors_config,
     store_denial_cause,
 )
-from edge.http.openapi import complete_document, make_openapi_config
+from edge.http.openapi import make_openapi_config
 from edge.http.problems import find_language, handle_exception
 from edge.http.proxied import ProxiedRequests
+from edge.http.query_parameters import refuse_unknown_parameters
 from edge.http.request_body import JSON_BODY_LIMIT_BYTES
 from edge.http.routes import (
     assets,
@@ -54,8 +54,7 @@ from schemas.texts import Language
 
 MODULES = (
     *(jobs, job_actions, events, assets, uploads, webhooks, endpoints, hosts, keys, sessions, owners, health),
-    reference,
-    gateway_route,
+    *(reference, gateway_route),
 )
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 
@@ -103,8 +102,7 @@ def create_app(
     if console_settings is not None and console_settings.enabled:
         facades.append(console.make_router(console_settings))
     app = _make_litestar(services, gateway, facades, cors_origins)
-    complete_document(app.openapi_schema)
-    app.state.api_document = msgspec.json.encode(make_document(app.openapi_schema.to_schema(), ROUTES))
+    app.state.api_document = encode_document(app, ROUTES)
     inner = RequestBodyDrain(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
     return ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
 
@@ -114,6 +112,7 @@ def _make_litestar(
 ) -> Litestar:
     return Litestar(
         route_handlers=[*ROUTES, *facades],
+        guards=[refuse_unknown_parameters],
         state=State({"services": services, "gateway": gateway}),
         middleware=[DefineMiddleware(AuthenticationMiddleware, exclude_from_auth_key=NO_AUTH)],
         dependencies={

@@ -32,12 +32,10 @@ _BODIES: Mapping[str, str] = {
     ),
     "the multipart body cannot be parsed: {why}": "无法解析表单：{why}",
     "the form has no file: add one": "表单中没有文件：请添加一个文件",
-    "the request does not match this path: see GET /schema/openapi.json for its parameters": (
-        "请求与该路径不符：参数请见 GET /schema/openapi.json"
+    "the request does not match this path: see GET /openapi.json for its parameters": (
+        "请求与该路径不符：参数请见 GET /openapi.json"
     ),
-    "this path does not exist: see GET /schema/openapi.json for all paths": (
-        "路径不存在：全部路径请见 GET /schema/openapi.json"
-    ),
+    "this path does not exist: see GET /openapi.json for all paths": ("路径不存在：全部路径请见 GET /openapi.json"),
     "this path does not support the method: the header Allow lists those that it does": (
         "该路径不支持此请求方法：支持的方法见响应头 Allow"
     ),
@@ -57,6 +55,15 @@ _BODIES: Mapping[str, str] = {
 _FIELDS: Mapping[str, str] = {
     "is required": "必填，但未提供",
     "is not a field of this request": "不是此请求的字段",
+    "is not a field of this request: it takes {names}": "不是此请求的字段：可用字段为 {names}",
+    "is not a field of this request: did you mean {name}? It takes {names}": (
+        "不是此请求的字段：是否想写 {name}？可用字段为 {names}"
+    ),
+    "is not a query parameter of this path: it takes {names}": "不是此路径的查询参数：可用参数为 {names}",
+    "is not a query parameter of this path: did you mean {name}? It takes {names}": (
+        "不是此路径的查询参数：是否想写 {name}？可用参数为 {names}"
+    ),
+    "the reference page has no such file: open /docs": "参考页面没有此文件：请打开 /docs",
     "a name in it: {message}": "其中的一个名称：{message}",
     "nested deeper than {limit} levels: move data into assets": "嵌套超过 {limit} 层：请将数据放入文件",
     "{size} bytes of JSON, at most {limit}: move data into assets": (

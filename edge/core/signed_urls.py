@@ -21,6 +21,7 @@ from schemas.ids import is_token
 SIGNATURE_PARAMETER = "signature"
 NO_KEY = "signing"  # the key id of requests by a URL that carries none
 _KEY_PARAMETER = "for"
+SIGNED_URL_PARAMETERS = frozenset({"expires", _KEY_PARAMETER, SIGNATURE_PARAMETER})  # and the owner
 _EXPIRY_STEPS = 4
 # The scopes of a request by a signed URL, valid only for the path that was signed.
 _SIGNED_URL_SCOPES = (Scope.JOBS_READ, Scope.ASSETS_READ)

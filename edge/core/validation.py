@@ -5,7 +5,8 @@ budget: short ones on the event loop, long ones in a thread.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,7 @@ from schemas.job import INPUT_LIMIT_BYTES, NESTING_LIMIT, PendingUrl, is_too_dee
 from schemas.problems import FieldError, ProblemError
 
 FIELD_ERROR_LIMIT = 20
+_NAME_CHARACTERS_LIMIT = 64  # of an unknown field, in a path
 _MESSAGE_CHARACTERS_LIMIT = 300  # jsonschema quotes the value, which may be the whole input
 
 
@@ -169,10 +171,52 @@ def _field_errors(error: ValidationError) -> Iterator[FieldError]:
         for name in error.validator_value:
             if name not in error.instance:
                 yield FieldError(f"{path}.{name}", "is required")
+    elif unknown := _unknown_inputs(error):
+        for name in unknown:
+            message = describe_unknown_field(name, error.schema.get("properties", {}))
+            yield FieldError(f"{path}.{name[:_NAME_CHARACTERS_LIMIT]}", message[:_MESSAGE_CHARACTERS_LIMIT])
     elif error.validator == "format":
         yield FieldError(path, _asset_error(str(error.instance)) or error.message[:_MESSAGE_CHARACTERS_LIMIT])
     else:
         yield FieldError(path, error.message[:_MESSAGE_CHARACTERS_LIMIT])
+
+
+_NAMES_SHOWN_LIMIT = 20
+
+
+def _list_names(name: str, known: Iterable[str]) -> tuple[str, str]:
+    """Return the known names as a text, and the one that is most similar to `name`; both may be empty."""
+    names = sorted(known)
+    more = ", …" if len(names) > _NAMES_SHOWN_LIMIT else ""
+    (similar,) = get_close_matches(name, names, 1) or ("",)
+    return ", ".join(names[:_NAMES_SHOWN_LIMIT]) + more, similar
+
+
+def describe_unknown_field(name: str, known: Iterable[str]) -> str:
+    """Return the message about a field that is not in `known`, with those that are."""
+    names, similar = _list_names(name, known)
+    if not names:
+        return "is not a field of this request"
+    if not similar:
+        return f"is not a field of this request: it takes {names}"
+    return f"is not a field of this request: did you mean {similar}? It takes {names}"
+
+
+def describe_unknown_parameter(name: str, known: Iterable[str]) -> str:
+    """Return the message about a query parameter that is not in `known`, with those that are."""
+    names, similar = _list_names(name, known)
+    if not similar:
+        return f"is not a query parameter of this path: it takes {names}"
+    return f"is not a query parameter of this path: did you mean {similar}? It takes {names}"
+
+
+def _unknown_inputs(error: ValidationError) -> list[str]:
+    """Return the fields that the schema does not allow; empty if the error is another one."""
+    schema = error.schema if isinstance(error.schema, Mapping) else {}
+    if error.validator != "additionalProperties" or error.validator_value is not False or "patternProperties" in schema:
+        return []
+    known = schema.get("properties", {})
+    return [name for name in error.instance if name not in known]
 
 
 def _fill_defaults(schema: object, value: Any) -> Any:
@@ -233,6 +277,12 @@ def _types_at(kind: inspect.Type, steps: Sequence[str]) -> Iterator[inspect.Type
             yield kind
 
 
+def _field_names(kind: inspect.Type, steps: Sequence[str]) -> list[str]:
+    """Return the names of the fields of the object at the path `steps`."""
+    structs = (found for found in _types_at(kind, steps) if isinstance(found, inspect.StructType))
+    return [field.encode_name for found in structs for field in found.fields]
+
+
 def _allowed_values(kind: inspect.Type) -> list[Any]:
     match kind:
         case inspect.EnumType(cls=enum):
@@ -262,7 +312,9 @@ def _validation_problem(text: str, kind: Any) -> ProblemError:
     what, key, path = _split_msgspec_error(text)
     unknown = _UNKNOWN_FIELD.match(what)
     if unknown:
-        error = FieldError(f"{path}.{unknown['name']}", "is not a field of this request")
+        steps = [name or item for name, item in _PATH_STEP.findall(path)]
+        message = describe_unknown_field(unknown["name"], _field_names(inspect.type_info(kind), steps))
+        error = FieldError(f"{path}.{unknown['name']}", message)
         return ProblemError("field_unknown", f"{error.path}: {error.message}", errors=(error,))
     missing = _MISSING_FIELD.match(what)
     if missing:

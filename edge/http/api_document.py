@@ -11,13 +11,13 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from litestar import Response
+from litestar import Litestar, Response
 from litestar.handlers import HTTPRouteHandler
 
 from edge.http.api_fields import FIELDS, PARAMETERS, FieldNote
 from edge.http.api_operations import OPERATIONS, TAGS, codes_of
 from edge.http.auth import NO_AUTH
-from edge.http.openapi import FILE_PATHS, METHODS, SECOND_STATUSES, body_kinds, component_name
+from edge.http.openapi import FILE_PATHS, METHODS, SECOND_STATUSES, body_kinds, complete_document, component_name
 from edge.jobs.event_stream import LogEvent, NoticeEvent, ProgressEvent
 from schemas.ids import TOKEN_PATTERN
 from schemas.job_view import JobView
@@ -26,6 +26,10 @@ from schemas.version import VERSION
 
 Json = dict[str, Any]
 
+_ABOUT = (
+    "Run GPU jobs on your own machine. Times are RFC 3339 in UTC. A request with an unknown field or query parameter "
+    "is refused; answers may get new fields."
+)
 _REF = "#/components/schemas/{name}"
 TEXT_PATHS = ("/v1/jobs/{job_id}/logs", "/metrics")
 STREAM_PATHS = ("/v1/events", "/v1/jobs/{job_id}/events")
@@ -38,6 +42,17 @@ _MESSAGES: Mapping[str, tuple[str, type]] = {
     "LogMessage": ("log", LogEvent),
     "NoticeMessage": ("notice", NoticeEvent),
 }
+
+
+_encoded: list[bytes] = []  # at most one: all apps of a process have the same routes, and making it takes 0.1 s
+
+
+def encode_document(app: Litestar, routes: Iterable[object]) -> bytes:
+    """Return the document as JSON. `routes`: the handlers of the native API, the same at every call."""
+    if not _encoded:
+        complete_document(app.openapi_schema)
+        _encoded.append(msgspec.json.encode(make_document(app.openapi_schema.to_schema(), routes)))
+    return _encoded[0]
 
 
 def make_document(drafted: Json, routes: Iterable[object]) -> Json:
@@ -53,8 +68,7 @@ def make_document(drafted: Json, routes: Iterable[object]) -> Json:
         "info": {
             "title": "Lamplighter",
             "version": VERSION,
-            "description": "Run GPU jobs on your own machine. Times are RFC 3339 in UTC. A request with an unknown field "
-            "or query parameter is refused; answers may get new fields.",
+            "description": _ABOUT,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/", "description": "This edge"}],
@@ -94,7 +108,7 @@ class _Components:
         kinds = [*answers, Problem, JobView, *(kind for _, kind in _MESSAGES.values()), *bodies]
         found, definitions = msgspec.json.schema_components(kinds, ref_template=_REF)
         renamed = {name: component_name(name) for name in definitions}
-        requested = set(_reachable(bodies))
+        self._requested = frozenset(_reachable(bodies))
         self._refs = dict(zip(map(str, kinds), (_rename(schema, renamed) for schema in found), strict=True))
         self.schemas: dict[str, Json] = {}
         for name, schema in definitions.items():
@@ -105,10 +119,8 @@ class _Components:
         self.schemas["WebhookDelivery"] = _delivery_schema(self.ref(JobView))
         self.schemas["AssetCheck"] = _digests_schema()
         for name, schema in self.schemas.items():
-            if name not in requested and "properties" in schema and name not in _OPTIONAL_FIELDS:
+            if name not in self._requested and "properties" in schema and name not in _OPTIONAL_FIELDS:
                 schema["required"] = list(schema["properties"])
-                for prop in schema["properties"].values():
-                    prop.pop("default", None)
         self._describe()
         self.schemas = dict(sorted(self.schemas.items()))
 
@@ -120,32 +132,32 @@ class _Components:
         for name, schema in self.schemas.items():
             schema.pop("title", None)
             for prop, inner in schema.get("properties", {}).items():
-                note = find_note(name, prop)
-                inner["description"] = note.text
+                # Some generators make a field with a default one that must be given.
+                default = inner.pop("default", None)
+                is_told = isinstance(default, str | int | float) and name in self._requested
+                inner["description"] = find_note(name, prop).text + (f"; the default is `{default}`" if is_told else "")
         for name, schema in self.schemas.items():
             for prop, inner in schema.get("properties", {}).items():
                 if "$ref" not in inner:
                     inner["examples"] = [self._field_example(name, prop, inner)]
             if "properties" in schema:
-                schema["examples"] = [self.example(schema)]
+                schema["examples"] = [self._component_example(name)]
 
     def example(self, schema: Json) -> Any:
         """Return an example of `schema`, made from those of its fields."""
         if "$ref" in schema:
-            name = schema["$ref"].rsplit("/", 1)[1]
-            whole = self.schemas[name]
-            if "enum" in whole:
-                return whole["enum"][0]
-            if "oneOf" in whole:
-                return self.example(whole["oneOf"][0])
-            return {prop: self._field_example(name, prop, inner) for prop, inner in whole["properties"].items()}
+            return self._component_example(schema["$ref"].rsplit("/", 1)[1])
         if "anyOf" in schema:
             return self.example(schema["anyOf"][0])
-        if schema.get("type") == "array":
-            return [self.example(schema["items"])]
-        if schema.get("examples"):
-            return schema["examples"][0]
-        return {prop: inner["examples"][0] if "examples" in inner else self.example(inner) for prop, inner in schema["properties"].items()}
+        return [self.example(schema["items"])]
+
+    def _component_example(self, name: str) -> Any:
+        schema = self.schemas[name]
+        if "enum" in schema:
+            return schema["enum"][0]
+        if "oneOf" in schema:
+            return self.example(schema["oneOf"][0])
+        return {prop: self._field_example(name, prop, inner) for prop, inner in schema["properties"].items()}
 
     def _field_example(self, name: str, prop: str, schema: Json) -> Any:
         holds_component = "#/components" in str(schema) and not _is_enum(schema, self.schemas)
@@ -286,10 +298,8 @@ def _make_parameter(drafted: Json) -> Json:
     schema = _simplify(drafted.get("schema", {}))
     choices = [choice for choice in schema.pop("oneOf", ()) if choice != {"type": "null"}]
     schema = {**(choices[0] if choices else {}), **schema}
-    schema = {
-        word: int(value) if isinstance(value, float) and value.is_integer() and schema.get("type") == "integer" else value
-        for word, value in schema.items()
-    }
+    if schema.get("type") == "integer":  # Litestar writes its limits as 1.0
+        schema = {word: int(value) if isinstance(value, float) else value for word, value in schema.items()}
     for holder in (schema, schema.get("items", {})):
         if "$ref" in holder:
             holder["$ref"] = _REF.format(name=component_name(holder["$ref"].rsplit("/", 1)[1]))

@@ -22,6 +22,7 @@ _SHA = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
 _DIGEST = f"sha256:{_SHA}"
 _SCOPES = ["jobs:read", "jobs:write"]
 _GPU = "GPU-3f0b1c2d"
+_RESUMES = "Resumes the stream after this event"
 
 FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
     "*": {
@@ -198,7 +199,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "engine": _N("What runs jobs there: `docker` or `process`; null: not known", "docker"),
         "engine_away": _N("Why the engine does not answer; null while it does", None),
         "run_as": _N("The user of jobs under the process engine; null under Docker", None),
-        "injection": _N("How containers get GPUs: `cdi`, `device_request`, `runtime` or `none`; null: not tested", "cdi"),
+        "injection": _N("How containers get GPUs: `cdi`, `device_request`, `runtime`, `none`; null: untested", "cdi"),
         "warm": _N("The warm containers by endpoint"),
         "jobs": _N("The ids of its running jobs of this owner", [_JOB]),
         "busy": _N("What else keeps it busy; null: it is not connected"),
@@ -386,14 +387,20 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "why": _N("Why the last one died; null: none has", None),
         "retry_in_s": _N("Seconds until the next one is started; null: no need", None),
     },
-    "StateEvent": {"id": _N("Resumes the stream after this event", "9f3c-17-12"), "event": _N("The kind of event", "state")},
+    "StateEvent": {
+        "id": _N(_RESUMES, "9f3c-17-12"),
+        "event": _N("The kind of event", "state"),
+    },
     "ProgressMessage": {
-        "id": _N("Resumes the stream after this event", "9f3c-18-12"),
+        "id": _N(_RESUMES, "9f3c-18-12"),
         "event": _N("The kind of event", "progress"),
     },
-    "LogMessage": {"id": _N("Resumes the stream after this event", "9f3c-19-12"), "event": _N("The kind of event", "log")},
+    "LogMessage": {
+        "id": _N(_RESUMES, "9f3c-19-12"),
+        "event": _N("The kind of event", "log"),
+    },
     "NoticeMessage": {
-        "id": _N("Resumes the stream after this event", "9f3c-19-12"),
+        "id": _N(_RESUMES, "9f3c-19-12"),
         "event": _N("The kind of event", "notice"),
     },
     "WebhookDelivery": {
@@ -414,7 +421,7 @@ PARAMETERS: Final[dict[tuple[str, str], FieldNote]] = {
     ("path", "host"): _N("The id of the host", "gpu-1"),
     ("path", "key_id"): _N("The id of the key, which is the part between its underscores", "k1"),
     ("path", "owner_id"): _N("The owner", "ann"),
-    ("query", "after"): _N("Continue after the event with this id, where the header Last-Event-ID cannot be sent", "9f3c-17-12"),
+    ("query", "after"): _N("As Last-Event-ID, for clients that cannot set headers", "9f3c-17-12"),
     ("query", "code"): _N("Only jobs that failed with this code", "no_face"),
     ("query", "cursor"): _N("`next_cursor` of the page before", "c1"),
     ("query", "endpoint"): _N("Only jobs of this endpoint", "echo"),
@@ -427,7 +434,7 @@ PARAMETERS: Final[dict[tuple[str, str], FieldNote]] = {
     ("query", "to"): _N("Only what is before this time; the default is now", _LATER),
     ("query", "wait"): _N("How many seconds to wait for the end of the job, at most 60", 30.0),
     ("query", "window"): _N("How far to look back", "24h"),
-    ("header", "Idempotency-Key"): _N("The same key with the same body is the same request, and makes no second job", "order-17"),
+    ("header", "Idempotency-Key"): _N("The same key with the same body makes no second job", "order-17"),
     ("header", "Last-Event-ID"): _N("Continue after the event with this id", "9f3c-17-12"),
     ("header", "Prefer"): _N("`wait=S` waits for the end of the job, for at most 60 s", "wait=30"),
 }

@@ -112,5 +112,7 @@ OPERATIONS: Final[dict[tuple[str, str], OperationNote]] = {
 
 def codes_of(path: str, method: str, *, needs_key: bool) -> Iterable[str]:
     """Return the codes that an operation may answer, without repetition."""
-    common = COMMON_CODES if needs_key else ("field_unknown", "unauthorized", "input_invalid", "internal", "unavailable")
+    common = (
+        COMMON_CODES if needs_key else ("field_unknown", "unauthorized", "input_invalid", "internal", "unavailable")
+    )
     return dict.fromkeys((*common, *OPERATIONS[path, method].codes))

@@ -32,8 +32,8 @@ CODES_BY_STATUS = {
 METHOD_NOT_ALLOWED = 405
 # Details for errors where Litestar gives only the phrase of the status.
 HINTS_BY_STATUS = {
-    400: "the request does not match this path: see GET /schema/openapi.json for its parameters",
-    404: "this path does not exist: see GET /schema/openapi.json for all paths",
+    400: "the request does not match this path: see GET /openapi.json for its parameters",
+    404: "this path does not exist: see GET /openapi.json for all paths",
     405: "this path does not support the method: the header Allow lists those that it does",
     413: "the body exceeds the limit of this path: upload large files as assets, and split large batches",
 }

@@ -76,8 +76,11 @@ async def world(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object)
     folder = tmp_path_factory.mktemp("clients")
     policy = ("connect-src http://127.0.0.1:*", "worker-src 'self'")
     async with serve_app(make_page(policy), lifespan="off") as page_url:
-        origins = json.dumps([page_url])
-        async with run_new_installation(folder, "process", None, LAMPLIGHTER_CORS__ORIGINS=origins) as running:
+        settings = {
+            "LAMPLIGHTER_CORS__ORIGINS": json.dumps([page_url]),
+            "LAMPLIGHTER_OUTBOUND__ALLOW": json.dumps(["127.0.0.1"]),  # the receivers of webhooks
+        }
+        async with run_new_installation(folder, "process", None, **settings) as running:
             await running.installation.start_runner(LAMPLIGHTER_SLOTS="4")
             async with (
                 run_proxy(*running.installation.edge_address) as proxy,

@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from schemas.version import VERSION
 from tests.clients.conftest import ClientWorld
+from tests.support.doc_pages import DOCS, read_blocks
 from tests.support.node_packages import MODULES_DIR, ROOT, require_node_packages
 
 PACKAGE = ROOT / "clients" / "js"
@@ -85,6 +86,14 @@ def test_it_is_small_and_names_no_other_package():
     assert imported
     assert all(name.startswith("./") for name in imported)
     assert "dependencies" not in json.loads((PACKAGE / "package.json").read_text())
+
+
+@pytest.mark.parametrize("program", read_blocks(DOCS / "javascript.md", "js"), ids=lambda text: text.splitlines()[0])
+async def test_the_programs_of_the_page_run(world: ClientWorld, tmp_path: Path, program: str):
+    (tmp_path / "node_modules").symlink_to(MODULES_DIR)
+    (tmp_path / "page.mjs").write_text(program)
+    said = await to_thread.run_sync(lambda: run("node", "page.mjs", cwd=tmp_path, **world.environ()))
+    assert "file.txt" in said or "done" in said
 
 
 def test_its_version_is_the_project_s():

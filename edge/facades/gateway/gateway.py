@@ -37,6 +37,7 @@ from edge.facades.gateway.session import GatewaySession
 from edge.hosts.registry import HostNotice
 from edge.http.auth import NO_AUTH, WS_UNAUTHORIZED_CODE
 from edge.http.dependencies import EdgeServices
+from edge.http.query_parameters import ANY_PARAMETER
 from edge.jobs.view import Asker
 from edge.owners.quotas import StreamLimiter
 from schemas.auth import Scope
@@ -216,7 +217,7 @@ async def _close_socket(socket: AnySocket, code: int, why: str) -> None:
         return
 
 
-@websocket(["/ws", "/dsp"], opt={NO_AUTH: True})
+@websocket(["/ws", "/dsp"], opt={NO_AUTH: True, ANY_PARAMETER: True})
 async def gateway_socket(socket: AnySocket, gateway: NamedDependency[Gateway]) -> None:
     """Serve envelope v1.0. The client sends its key in the handshake or in its first message."""
     await gateway.serve(socket)

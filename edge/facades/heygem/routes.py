@@ -29,6 +29,7 @@ from edge.facades.heygem.result_export import ExportState, result_file
 from edge.facades.heygem.shared_dir import open_shared_file
 from edge.http.auth import NO_AUTH
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep
+from edge.http.query_parameters import ANY_PARAMETER
 from edge.http.request_body import PLACEHOLDER_DIGEST, read_json
 from edge.http.responses import file_response
 from edge.jobs.service import id_in_use
@@ -175,7 +176,7 @@ def make_router(facade: HeygemFacade) -> Router:
         "/easy",
         route_handlers=[submit, query, download_result],
         dependencies={"heygem": Provide(provide_facade)},
-        opt={NO_AUTH: True},
+        opt={NO_AUTH: True, ANY_PARAMETER: True},
         exception_handlers={Exception: exception_handler},
         include_in_schema=False,
         request_max_body_size=None,

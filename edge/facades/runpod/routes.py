@@ -18,6 +18,7 @@ from edge.facades.runpod.mapping import build_submission, id_and_status, job_out
 from edge.http.auth import require_scope
 from edge.http.dependencies import AnyRequest, AskerDep, EdgeServices, OwnerDep, ServicesDep, read_when_final
 from edge.http.problems import find_language, make_problem_response
+from edge.http.query_parameters import ANY_PARAMETER
 from edge.http.request_body import read_json
 from edge.index.paging import PAGE_LIMIT, JobFilters
 from edge.jobs.view import Asker
@@ -231,5 +232,6 @@ def make_router() -> Router:
         route_handlers=[run, runsync, status, stream, cancel, retry, purge_queue, health],
         dependencies={"cursors": Provide(provide_cursors)},
         exception_handlers={Exception: exception_handler},
+        opt={ANY_PARAMETER: True},
         include_in_schema=False,
     )

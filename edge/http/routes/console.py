@@ -14,6 +14,7 @@ from msgspec import Struct
 from edge import console
 from edge.http.auth import NO_AUTH
 from edge.http.dependencies import AnyRequest
+from edge.http.query_parameters import ANY_PARAMETER
 from schemas.problems import ProblemError
 
 _MEDIA_TYPES = {
@@ -110,4 +111,4 @@ def make_router(settings: ConsoleSettings, media_origins: tuple[str, ...] = ()) 
     def console_file(request: AnyRequest, name: FromPath[str]) -> Response[bytes]:
         return _file_response(request, name.removeprefix("/"), headers)
 
-    return Router("/", route_handlers=[console_page, console_file])
+    return Router("/", route_handlers=[console_page, console_file], opt={ANY_PARAMETER: True})

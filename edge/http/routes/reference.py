@@ -35,7 +35,9 @@ def _file_response(name: str) -> Response[bytes]:
 @get("/openapi.json", opt={NO_AUTH: True}, include_in_schema=False, sync_to_thread=False)
 def openapi_document(request: AnyRequest) -> Response[bytes]:
     """Return the OpenAPI document."""
-    return Response(request.app.state.api_document, headers={"Cache-Control": "no-cache"}, media_type="application/json")
+    return Response(
+        request.app.state.api_document, headers={"Cache-Control": "no-cache"}, media_type="application/json"
+    )
 
 
 @get("/docs", opt={NO_AUTH: True}, include_in_schema=False, sync_to_thread=False)
