@@ -3,12 +3,12 @@
 import json
 import re
 import secrets
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lamplighter import Client
 from tests.support.compose import (
@@ -16,6 +16,7 @@ from tests.support.compose import (
     ComposeProject,
     build_caddy_image,
     build_server_images,
+    compose_command,
     copy_files,
     running_project,
 )
@@ -40,11 +41,12 @@ def test_every_variable_is_in_the_example_or_has_a_default():
             assert name in named or default, (file.name, name)
 
 
-def test_the_gpu_file_asks_for_every_gpu():
-    (device,) = yaml.safe_load((FILES / "gpu.yaml").read_text())["services"]["runner"]["deploy"]["resources"][
-        "reservations"
-    ]["devices"]
-    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu", "utility"]}
+def test_the_gpu_file_adds_every_gpu_to_the_runner():
+    argv = [*compose_command(), "-f", "runner.yaml", "-f", "gpu.yaml", "config"]
+    done = subprocess.run(argv, cwd=FILES, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    merged = {line.strip(" -") for line in done.stdout.splitlines()}
+    assert {"driver: nvidia", "gpu", "utility", "pid: host"} <= merged
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_a_job_runs_from_the_front_door_to_a_container_beside_the_runner(server:
         stack.enter_context(running_project(runner))
         client = stack.enter_context(Client(url, json.loads(key)["key"]))
         job = client.submit("echo", text="through Caddy", steps=30, seconds=2)
-        wait_for_sync(lambda: siblings(runner, job.id), timeout_s=START_TIMEOUT_S)
+        wait_for_sync(lambda: siblings(runner), timeout_s=START_TIMEOUT_S)
         done = client.wait(job.id)
         assert done.output.data["text"] == "through Caddy"
         assert done.host == "gpu-1"
@@ -102,16 +104,15 @@ def test_a_job_runs_from_the_front_door_to_a_container_beside_the_runner(server:
         runner.run("restart", "runner")  # it joins no second time, although the token is still there
         again = client.submit("echo", text="again", wait=True)
         assert again.output.data["text"] == "again"
-    assert siblings(runner, "") == []
+    assert siblings(runner) == []
     assert runner.left() == []
     server.run("down", "-v")
     assert server.left() == []
 
 
-def siblings(project: ComposeProject, job_id: str) -> list[str]:
-    """Return the containers of a job on the engine, or with "" all those of the host."""
-    which = f"label=lamplighter.job={job_id}" if job_id else "label=lamplighter.host=gpu-1"
-    rows = project.docker("ps", "-a", "--filter", which, "--format", "{{.ID}}")
+def siblings(project: ComposeProject) -> list[str]:
+    """Return the containers of the host's jobs on the engine, warm ones included."""
+    rows = project.docker("ps", "-a", "--filter", "label=lamplighter.host=gpu-1", "--format", "{{.ID}}")
     return rows.split()
 
 
