@@ -32,7 +32,9 @@ from lamplighter.cli.install_manifest import (
 from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
 from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import exit_on_error
-from lamplighter.cli.public_access import public_options
+from lamplighter.cli.public_access import check_public_options, public_options
+from lamplighter.cli.relay_client import RelaySettings
+from lamplighter.cli.relay_enrollment import join_relay
 from lamplighter.cli.service_places import (
     SERVICE_USER,
     STATE_NAME,
@@ -250,7 +252,10 @@ class _Installation:
     def _join(self, plan: ServicePlan, token: str) -> None:
         """Join before anything else is written: a token that is refused leaves nothing."""
         data = self._places.on_disk(plan.data)
-        join(RunnerSettings(data=data), read_token(token))
+        if self._role is Role.RELAY:
+            join_relay(RelaySettings(data=data), read_token(token))
+        else:
+            join(RunnerSettings(data=data), read_token(token))
         for path in (data, *data.iterdir()):
             self._give_to_user(path, plan)
 
@@ -322,34 +327,38 @@ def _make_plan(places: ServicePlaces, role: Role, words: tuple[str, ...], user: 
 @click.option("--port", type=click.IntRange(1, 65535), help="The port on loopback [that of the settings, or 8000].")
 @public_options
 @run_as_option
-def install_edge(  # noqa: PLR0913 - the options of `up`
+def install_edge(
     places: ServicePlaces,
     *,
     port: int | None,
-    names: tuple[str, ...],
-    listen: str,
-    tls_port: int,
-    broker_port: int,
     run_as: str | None,
+    **public: Any,
 ) -> ServicePlan:
     """Install the edge with its broker: `lamplighter up --no-runner`."""
+    check_public_options(public)
     words = ["up", "--no-runner", "--no-log-files", "--data", str(places.data(Role.EDGE))]
     words += ["--config", str(places.settings(Role.EDGE))]
     words += ["--port", str(port)] if port else []
-    if names:
-        words += [word for name in names for word in ("--public", name)]
-        words += ["--listen", listen, "--tls-port", str(tls_port), "--broker-port", str(broker_port)]
+    if public["names"]:
+        words += [word for name in public["names"] for word in ("--public", name)]
+        words += ["--listen", public["listen"], "--tls-port", str(public["tls_port"])]
+        words += ["--broker-port", str(public["broker_port"])]
+    if public["cert"]:
+        words += ["--cert", str(Path(public["cert"]).absolute()), "--key", str(Path(public["key_file"]).absolute())]
     return _make_plan(places, Role.EDGE, tuple(words), run_as)
 
 
-@_role_command(Role.RUNNER)
-@click.option(
+join_option = click.option(
     JOIN_OPTION,
     "token",
     metavar="TOKEN",
     envvar=JOIN_VARIABLE,
     help="The token that `lamplighter hosts add` printed. -: standard input; @FILE: a file.",
 )
+
+
+@_role_command(Role.RUNNER)
+@join_option
 @run_as_option
 def install_runner(places: ServicePlaces, *, run_as: str | None) -> ServicePlan:
     """Install the runner of this host.
@@ -372,10 +381,13 @@ def install_runner(places: ServicePlaces, *, run_as: str | None) -> ServicePlan:
 
 
 @_role_command(Role.RELAY)
+@join_option
 @run_as_option
 def install_relay(places: ServicePlaces, *, run_as: str | None) -> ServicePlan:
     """Install the relay, which switches hosts of this network for an edge elsewhere."""
-    return _make_plan(places, Role.RELAY, ("relay", "--config", str(places.settings(Role.RELAY))), run_as)
+    words = ("relay", "--config", str(places.settings(Role.RELAY)))
+    environ = {"LAMPLIGHTER_DATA": str(places.data(Role.RELAY))}
+    return _make_plan(places, Role.RELAY, words, run_as, environ=environ)
 
 
 @_role_command(Role.BACKUP)

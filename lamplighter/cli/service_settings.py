@@ -59,7 +59,7 @@ endpoints = {endpoints}
 _RELAY = """
 # log_level = "info"                  # debug, info, warning, error
 
-# [relay]                             # needed: the edges, and a key with the scope relay
+# [relay]                             # needed without `install relay --join`: the edges, and a key for relays
 # urls = ["https://gpu.example.com"]
 # key = ""
 

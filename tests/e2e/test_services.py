@@ -97,9 +97,10 @@ async def test_a_runner_waits_for_its_docker_engine(runner: ServiceUnit, running
     assert not runner.has_reported("READY=1")
 
 
-def test_a_token_that_is_refused_leaves_nothing(tmp_path: Path):
+@pytest.mark.parametrize("role", ["runner", "relay"])
+def test_a_token_that_is_refused_leaves_nothing(role: str, tmp_path: Path):
     environ = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": "", "XDG_STATE_HOME": ""}
-    words = ["install", "runner", "--user", "--no-start", "--join", "not-a-token"]
+    words = ["install", role, "--user", "--no-start", "--join", "not-a-token"]
     done = CliRunner().invoke(main, words, env=environ)
     assert (done.exit_code, "join token" in done.stderr, len(done.stderr.splitlines())) == (2, True, 1)
     assert not (tmp_path / ".config").exists()

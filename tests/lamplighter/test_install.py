@@ -163,6 +163,15 @@ def test_installing_again_keeps_edited_settings_and_the_options_of_before(tmp_pa
     assert "--port 8124 --public gpu.example.com" in command
 
 
+def test_a_certificate_of_one_s_own_is_given_to_up_with_its_path(tmp_path: Path):
+    files = ("--cert", tmp_path / "cert.pem", "--key", tmp_path / "key.pem")
+    installed(tmp_path, "edge", "--public", "gpu.example.com", *files)
+    (command,) = parse_unit((tmp_path / UNITS / "lamplighter-edge.service").read_text())["ExecStart"]
+    assert f"--cert {tmp_path}/cert.pem --key {tmp_path}/key.pem" in command
+    alone = lamplighter("install", "edge", "--system", "--root", tmp_path / "..", *files, "--print")
+    assert (alone.exit_code, "--public" in alone.stderr) == (2, True)
+
+
 def test_uninstall_takes_what_install_wrote_and_keeps_data_and_edits(tmp_path: Path):
     for role in ROLES:
         installed(tmp_path, role)
