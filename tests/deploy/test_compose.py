@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lamplighter import Client
+from schemas.version import VERSION
 from tests.support.compose import (
     FILES,
     ComposeProject,
@@ -31,6 +32,11 @@ START_TIMEOUT_S = 120.0
 
 def test_the_caddyfile_has_three_lines():
     assert len((FILES / "Caddyfile").read_text().splitlines()) == 3
+
+
+def test_the_images_are_those_of_this_version():
+    named = {tag for file in FILES.iterdir() for tag in re.findall(r"lamplighter-\w+:([\d.]+)", file.read_text())}
+    assert named == {VERSION}
 
 
 def test_every_variable_is_in_the_example_or_has_a_default():
