@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pwd
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -175,7 +176,7 @@ class _Installation:
         if token is not None:
             self._join(plan, token)
         changed = self._write(plan, units, settings, manifest, kept)
-        self._start(plan, changed=changed)
+        self._start(plan, changed=changed or token is not None)
 
     def _check(self, plan: ServicePlan) -> None:
         """Refuse what cannot work before anything is written."""
@@ -205,7 +206,7 @@ class _Installation:
         manifest: InstallManifest,
         options: dict[str, Any],
     ) -> bool:
-        """Write the manifest, which a crash must not leave behind the files, then the files.
+        """Write the manifest, then the files: after a crash `uninstall` knows each file that may be there.
 
         Return whether a unit is new or has changed.
         """
@@ -232,7 +233,8 @@ class _Installation:
         for folder in (self._places.units, self._places.config):
             made = self._places.on_disk(folder)
             if not made.exists():
-                made.mkdir(parents=True, mode=0o755)
+                made.mkdir(parents=True)
+                made.chmod(0o755)  # whatever the umask: the service's user has to read what is in it
         for folder in (plan.data, *plan.writes):
             path = self._places.on_disk(folder)
             if not path.exists():  # the rights of one that exists are somebody's choice
@@ -243,11 +245,12 @@ class _Installation:
         """Write the settings file so that the service can read it and other users cannot: it may hold keys."""
         atomic_write(file, text, SETTINGS_MODE if plan.is_system else 0o600)
         if self._places.root == Path("/") and plan.user is not None:
-            shutil.chown(file, group=plan.user)
+            os.chown(file, -1, pwd.getpwnam(plan.user).pw_gid)
 
     def _give_to_user(self, path: Path, plan: ServicePlan) -> None:
         if self._places.root == Path("/") and plan.user is not None:
-            shutil.chown(path, user=plan.user, group=plan.user)
+            user = pwd.getpwnam(plan.user)
+            os.chown(path, user.pw_uid, user.pw_gid)
 
     def _join(self, plan: ServicePlan, token: str) -> None:
         """Join before anything else is written: a token that is refused leaves nothing."""
