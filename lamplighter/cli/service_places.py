@@ -137,12 +137,14 @@ class SystemdManager:
 
 
 def _run(*argv: str) -> None:
+    # Programs for administrators are in /usr/sbin, which the PATH of `su` may lack.
+    program = shutil.which(argv[0], path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")))
+    if program is None:
+        raise InstallFailed(f"{argv[0]} is not on this machine: install it, or use --print")
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=CALL_TIMEOUT_S)
+        done = subprocess.run([program, *argv[1:]], capture_output=True, text=True, check=False, timeout=CALL_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InstallFailed(
-            f"{argv[0]} cannot be run ({error}): install it, or give --print and do it by hand"
-        ) from error
+        raise InstallFailed(f"{argv[0]} cannot be run ({error}): correct that, or use --print") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise InstallFailed(f"`{' '.join(argv)}` failed ({said[-1] if said else done.returncode}): correct that first")
