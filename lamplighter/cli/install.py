@@ -499,7 +499,7 @@ class _Removal:
                 folder.rmdir()
         if manifest.created_user is None:
             return
-        if state.exists():
+        if state.exists() and any(state.iterdir()):
             self._kept.append(f"the user {manifest.created_user}")
             return
         delete_user(manifest.created_user)
