@@ -486,7 +486,8 @@ class _Removal:
 
     def _remove_containers(self, installed: InstalledRole) -> None:
         """Remove the containers of jobs that the runner left for its next start, which does not come."""
-        text = Path(installed.settings.path).read_text() if installed.settings else ""
+        file = Path(installed.settings.path) if installed.settings else None
+        text = file.read_text() if file is not None and file.exists() else ""
         settings = structs.replace(load_settings(RunnerSettings, text, {}), data=Path(installed.data))
         settings = apply_enrollment(settings)
         anyio.run(remove_all_containers, engine_config(settings), settings.installation, settings.host)
