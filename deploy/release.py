@@ -36,8 +36,10 @@ def check_changelog(version: str, changelog: str) -> None:
 
 def fetch_dependencies(folder: Path) -> None:
     """Download the wheels of requirements.lock by their hashes, and the pip that runs here, into `folder`."""
-    python = Path(sys.executable)
-    fetch: list[str | Path] = [
+    python = sys.executable
+    asked = [python, "-I", "-c", "import pip; print(pip.__version__)"]
+    pip_version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    fetch = [
         python,
         "-I",
         "-m",
@@ -47,13 +49,11 @@ def fetch_dependencies(folder: Path) -> None:
         "--no-deps",
         "--only-binary=:all:",
         "--dest",
-        folder,
+        str(folder),
     ]
-    pip_version = subprocess.run(
-        [python, "-I", "-c", "import pip; print(pip.__version__)"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    for wanted in (["--require-hashes", "-r", ROOT / "requirements.lock"], [f"pip=={pip_version}"]):
-        done = subprocess.run([*fetch, *wanted], env=pip_environ(python), capture_output=True, text=True, check=False)
+    environ = pip_environ(Path(python))
+    for wanted in (["--require-hashes", "-r", str(ROOT / "requirements.lock")], [f"pip=={pip_version}"]):
+        done = subprocess.run([*fetch, *wanted], env=environ, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ReleaseError(f"pip cannot fetch what requirements.lock pins: {done.stderr.strip()}")
 

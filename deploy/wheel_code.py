@@ -14,7 +14,7 @@ from deploy.wheels import ROOT, build, moved_modules
 
 SITE = Path(sysconfig.get_path("purelib"))
 FINDER, CONFIG, START = "_lamplighter_wheel_finder.py", "_lamplighter_wheels.py", "_lamplighter_wheels.pth"
-UNPACKED = ROOT / ".cache" / "wheels"
+UNPACKED = ROOT / ".cache" / "wheel-code"
 
 
 def switch_on(folder: Path = UNPACKED, site: Path = SITE) -> list[Path]:
@@ -22,7 +22,7 @@ def switch_on(folder: Path = UNPACKED, site: Path = SITE) -> list[Path]:
     switch_off(site)
     shutil.rmtree(folder, ignore_errors=True)
     wheels = [file for file in build(ROOT, folder / "built") if file.suffix == ".whl"]
-    argv: list[str | Path] = [
+    argv = [
         sys.executable,
         "-m",
         "pip",
@@ -31,9 +31,9 @@ def switch_on(folder: Path = UNPACKED, site: Path = SITE) -> list[Path]:
         "--no-deps",
         "--no-index",
         "--target",
-        folder / "unpacked",
+        str(folder / "unpacked"),
     ]
-    subprocess.run([*argv, *wheels], check=True)
+    subprocess.run([*argv, *map(str, wheels)], check=True)
     shutil.copy(wheel_finder.__file__, site / FINDER)
     words = ", ".join(repr(value) for value in (str(ROOT), str(folder / "unpacked"), moved_modules(ROOT)))
     (site / CONFIG).write_text(f"from {Path(FINDER).stem} import install\n\ninstall({words})\n")
