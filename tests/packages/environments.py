@@ -43,9 +43,9 @@ class Environment:
         return {one["name"]: one["version"] for one in json.loads(listed.stdout)}
 
     def files(self) -> set[str]:
-        """Return all files and folders, but for compiled modules."""
+        """Return all files and folders, but for compiled modules and uv's own lock."""
         found = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*"))
-        return {path for path in found if "__pycache__" not in path}
+        return {path for path in found if "__pycache__" not in path and path != ".lock"}
 
     @property
     def environ(self) -> dict[str, str]:

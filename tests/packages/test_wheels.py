@@ -162,7 +162,7 @@ def test_an_upgrade_from_the_release_before_keeps_the_data_and_removal_leaves_no
     assert place.distributions()["lamplighter"] != VERSION
     with place.up(data):
         assert place.run("submit", "echo", "--text", "before", "--wait", "--data", data).returncode == 0
-        before = json.loads(place.run("jobs", "--json", "--data", data).stdout.splitlines()[0])
+        (before,) = json.loads(place.run("jobs", "--json", "--data", data).stdout)["jobs"]
     place.install(wheels[CLIENT], wheels[SERVER])
     assert place.distributions()[SERVER] == VERSION
     with place.up(data):
