@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -77,6 +78,13 @@ def test_a_version_without_changes_written_down_is_not_released():
     with pytest.raises(release.ReleaseError, match=r"CHANGELOG\.md has no section for 1\.2\.3"):
         release.check_changelog("1.2.3", "# Changes\n\n## 1.2.30\n\n1.2.3\n")
     release.check_changelog(VERSION, (ROOT / "CHANGELOG.md").read_text())
+
+
+def test_compose_starts_the_images_of_this_version():
+    texts = [file.read_text() for file in (ROOT / "deploy/compose").iterdir()]
+    named = [found for text in texts for found in re.findall(r"lamplighter-(edge|runner|relay):([\w.]+)", text)]
+    assert {target for target, _ in named} >= {"edge", "runner"}
+    assert {version for _, version in named} == {VERSION}
 
 
 @pytest.fixture(scope="module")
