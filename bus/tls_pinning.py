@@ -3,14 +3,13 @@
 What trusts it afterwards is in `schemas.certificates`.
 """
 
-import hashlib
 import socket
 import ssl
 from hmac import compare_digest
 from urllib.parse import urlsplit
 
 from bus.interface import BrokerUnreachable
-from schemas.certificates import CertificateUnreadable, first_certificate, read_certificate
+from schemas.certificates import CertificateUnreadable, read_certificate
 
 CONNECT_TIMEOUT_S = 10.0
 DEFAULT_PORTS = {"https": 443, "tls": 4222, "nats": 4222}
@@ -19,11 +18,6 @@ INFO_LIMIT_BYTES = 64 * 1024
 
 class CertificateMismatch(Exception):
     """The server shows another certificate than expected. The message says what to do, in one line."""
-
-
-def compute_fingerprint(pem: str) -> str:
-    """Return the sha256 of a PEM certificate (the first of a chain) in hex. Raises CertificateUnreadable."""
-    return hashlib.sha256(first_certificate(pem)).hexdigest()
 
 
 def fetch_certificate(url: str, expected: str) -> str:

@@ -18,9 +18,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bus.secret_files import atomic_write
 from bus.server.config import TlsFiles
-from bus.tls_pinning import compute_fingerprint
 from edge.hosts.enrollment import AdvertisedAddresses
 from edge.settings import EdgeSettings, PublicSettings
+from schemas.certificates import CertificateInfo, first_certificate, read_certificate
 
 CERTIFICATE_LIFETIME = timedelta(days=3650)
 NOT_BEFORE_SKEW = timedelta(days=1)  # the clock of a host may be behind ours
@@ -105,19 +105,25 @@ def advertised_addresses(settings: EdgeSettings, tls: TlsFiles | None) -> Advert
         return None
     broker = public.broker if settings.enrollment.nats_conf_dir else ""
     cert = tls.cert if tls else None
-    edge_pin = _certificate_pin(public, public.url, cert, "public.cert")
+    edge_shown = _pinned_certificate(public, public.url, cert, "public.cert")
     broker_setting = "public.broker_cert" if public.broker_cert else "public.cert"
-    broker_pin = _certificate_pin(public, broker, public.broker_cert or cert, broker_setting)
-    return AdvertisedAddresses(edge=public.url, broker=broker, edge_pin=edge_pin, broker_pin=broker_pin)
+    broker_shown = _pinned_certificate(public, broker, public.broker_cert or cert, broker_setting)
+    return AdvertisedAddresses(
+        edge=public.url,
+        broker=broker,
+        edge_pin=edge_shown and edge_shown.sha256,
+        broker_pin=broker_shown and broker_shown.sha256,
+        edge_key_pin=edge_shown and edge_shown.key_sha256,
+    )
 
 
-def _certificate_pin(public: PublicSettings, url: str, cert: Path | None, setting: str) -> str | None:
+def _pinned_certificate(public: PublicSettings, url: str, cert: Path | None, setting: str) -> CertificateInfo | None:
     if not (public.pin and url.startswith(("https:", "tls:")) and cert):
         return None
     remedy = f"correct {setting.removeprefix('public.')} in [public]"
     pem = _read_pem(cert, setting, remedy)
     try:
-        return compute_fingerprint(pem)
+        return read_certificate(first_certificate(pem))
     except ValueError as error:
         raise CertificateUnusable(f"{setting} {cert} is not a certificate as PEM: {remedy}") from error
 

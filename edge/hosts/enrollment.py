@@ -33,13 +33,15 @@ class BrokerAccounts(Protocol):
 class AdvertisedAddresses(Struct, frozen=True, kw_only=True):
     """URLs for new hosts and relays, and sha256 pins of their certificates; None: any certificate that they trust.
 
-    `broker`: empty where no host can join, only relays.
+    `broker`: empty where no host can join, only relays. `edge_key_pin`: of the public key, which a renewal may keep. A
+    host compares the certificate once, when it joins, and pins the key by itself.
     """
 
     edge: str
     broker: str
     edge_pin: str | None = None
     broker_pin: str | None = None
+    edge_key_pin: str | None = None
 
 
 class HostEnrollment:
@@ -129,7 +131,9 @@ class HostEnrollment:
             message = "no address is known under which a relay reaches this edge"
             raise ProblemError("unavailable", f"{message}: start `up` with --public NAME, or set public.url")
         issued = await self._keys.create(relay, (Scope.RELAY,), name=f"relay {relay}")
-        token = RelayToken(relay=relay, edge=self._addresses.edge, key=issued.text, edge_pin=self._addresses.edge_pin)
+        token = RelayToken(
+            relay=relay, edge=self._addresses.edge, key=issued.text, edge_pin=self._addresses.edge_key_pin
+        )
         return issued.key, token
 
     async def remove(self, host: str) -> None:

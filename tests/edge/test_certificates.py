@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 
 from bus.interface import BrokerUnreachable
 from bus.server.config import TlsFiles
-from bus.tls_pinning import CertificateMismatch, compute_fingerprint, fetch_certificate
+from bus.tls_pinning import CertificateMismatch, fetch_certificate
 from edge.server.certificate import ServedCertificate
 from edge.settings import EdgeSettings, EnrollmentSettings, PublicSettings
 from edge.tls import (
@@ -35,13 +35,17 @@ from edge.tls import (
     load_or_create_certificate,
     public_certificate,
 )
-from schemas.certificates import parse_pins, pinned_context
+from schemas.certificates import first_certificate, parse_pins, pinned_context, read_certificate
 
 NAMES = ("gpu.example.com", "192.0.2.7", "2001:db8::7")
 
 
 def made(folder: Path) -> TlsFiles:
     return load_or_create_certificate(folder, NAMES, datetime.now(UTC))
+
+
+def fingerprint(pem: str) -> str:
+    return read_certificate(first_certificate(pem)).sha256
 
 
 def renewed(key: bytes) -> bytes:
@@ -153,9 +157,9 @@ def test_an_unusable_certificate_of_the_broker_is_named(tmp_path: Path):
 @pytest.mark.parametrize(("scheme", "greeting"), [("https", b""), ("tls", b'INFO {"tls_required":true}\r\n')])
 def test_whoever_answers_must_have_the_certificate_that_was_named(tmp_path: Path, scheme: str, greeting: bytes):
     tls = made(tmp_path)
-    pin = compute_fingerprint(tls.cert.read_text())
+    pin = fingerprint(tls.cert.read_text())
     with answering(tls, greeting) as port:
-        assert compute_fingerprint(fetch_certificate(f"{scheme}://127.0.0.1:{port}", pin)) == pin
+        assert fingerprint(fetch_certificate(f"{scheme}://127.0.0.1:{port}", pin)) == pin
         with pytest.raises(CertificateMismatch, match="the token names 0000000000000000"):
             fetch_certificate(f"{scheme}://127.0.0.1:{port}", "0" * 64)
 
@@ -189,7 +193,7 @@ def test_a_pin_names_the_public_key_so_a_renewal_that_keeps_it_is_trusted(tmp_pa
     pin = str(tmp_path / "before.pem")
     Path(pin).write_bytes(ours.cert.read_bytes())
     ours.cert.write_bytes(renewed(ours.key.read_bytes()))
-    assert compute_fingerprint(ours.cert.read_text()) != compute_fingerprint(Path(pin).read_text())
+    assert fingerprint(ours.cert.read_text()) != fingerprint(Path(pin).read_text())
     with (
         answering(ours) as port,
         create_connection(("127.0.0.1", port)) as plain,
