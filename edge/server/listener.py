@@ -13,7 +13,17 @@ from schemas.problems import ProblemError
 ACCEPT_BATCH_LIMIT = 16  # per turn of the event loop; they block it for about 2 ms
 ACCEPT_RETRY_INTERVAL_S = 0.5  # without free descriptors, accept fails again at once
 
+# TLS records (RFC 5246): the type, version and length of the record; then the type and length of the message, and the
+# newest version that the client speaks. A client of TLS 1.3 writes 1.2 there.
+HANDSHAKE_RECORD, CLIENT_HELLO, HELLO_VERSION_END, TLS_1_2 = 22, 1, 11, b"\x03\x03"
+PROTOCOL_VERSION_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
+
 ProtocolFactory = Callable[[ConnectionSlot], BoundedHttp]
+
+
+def _resolve(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
 
 
 class ConnectionListener:
@@ -75,6 +85,8 @@ class ConnectionListener:
     async def _open(self, connected: socket.socket, slot: ConnectionSlot) -> None:
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                await self._refuse_outdated_tls(connected)
             await self._loop.connect_accepted_socket(
                 lambda: self._make_protocol(slot),
                 connected,
@@ -90,6 +102,26 @@ class ConnectionListener:
             slot.release()
             connected.close()
             raise
+
+    async def _refuse_outdated_tls(self, connected: socket.socket) -> None:
+        """Wait for the first bytes of the client. Answer a hello of TLS before 1.2 with an alert, and raise an OSError.
+
+        OpenSSL would refuse it too, but asyncio closes the connection before the alert is sent. Raises TimeoutError.
+        """
+        readable = self._loop.create_future()
+        self._loop.add_reader(connected.fileno(), _resolve, readable)
+        try:
+            async with asyncio.timeout(self._handshake_s):
+                await readable
+        finally:
+            self._loop.remove_reader(connected.fileno())
+        hello = connected.recv(HELLO_VERSION_END, socket.MSG_PEEK)
+        is_hello = len(hello) == HELLO_VERSION_END and hello[0] == HANDSHAKE_RECORD and hello[5] == CLIENT_HELLO
+        if is_hello and hello[HELLO_VERSION_END - 2 :] < TLS_1_2:
+            connected.send(PROTOCOL_VERSION_ALERT)
+            connected.shutdown(socket.SHUT_WR)
+            connected.recv(65536)  # unread bytes would make the close a reset, and the alert would be lost
+            raise ConnectionError("the client speaks no TLS newer than 1.1")
 
     def close(self) -> None:
         """Stop accepting, and cancel the handshakes in progress."""
