@@ -10,10 +10,13 @@ _UP: Mapping[str, str] = {
         "请启动它，或选择 --engine process，不用容器运行任务"
     ),
     "{host} runs jobs as plain processes of {who}, not in containers: {more}": (
-        "{host} 以{who}的普通进程运行任务，不在容器中：{more}"
+        "{host} 以 {who} 的普通进程运行任务，不在容器中：{more}"
+    ),
+    "{host} runs jobs as plain processes of the user {user}, not in containers: {more}": (
+        "{host} 以用户 {user} 的普通进程运行任务，不在容器中：{more}"
     ),
     "they have that user's access to the machine and its network": "任务拥有该用户对本机和网络的访问权限",
-    "the user {user}": "用户 {user} ",
+    "the user {user}": "用户 {user}",
     "{host} runs jobs in containers, by {engine}": "{host} 用 {engine} 在容器中运行任务",
     "http://127.0.0.1:{port}/easy/ needs no key: every program and user of this "
     "machine may submit jobs there; do not expose it through a proxy or tunnel": (

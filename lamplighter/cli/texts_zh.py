@@ -280,8 +280,11 @@ _DOCTOR: Mapping[str, str] = {
     "gpu {gpu}": "显卡 {gpu}",
     "engine of {host}": "{host} 的引擎",
     "{engine} does not answer, jobs wait: {why}": "{engine} 没有响应，任务等待中：{why}",
-    "jobs run as plain processes of {who}, not in containers": "任务以{who}的普通进程运行，不在容器中",
-    "the runner's user": "runner 的用户",
+    "jobs run as plain processes of the runner's user, not in containers": (
+        "任务以 runner 自身用户的普通进程运行，不在容器中"
+    ),
+    "jobs run as plain processes of {user}, not in containers": "任务以用户 {user} 的普通进程运行，不在容器中",
+    "the runner's user": "runner 自身的用户",
     "jobs run by {engine}": "任务由 {engine} 运行",
     "runner of {host}": "{host} 的 runner",
     "cannot {what}": "无法执行：{what}",
