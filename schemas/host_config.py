@@ -33,6 +33,9 @@ Mac = Annotated[
 HttpUrl = Annotated[str, Meta(pattern=r"^https?://", description="an address that starts with http:// or https://")]
 
 
+DEFAULT_CURRENCY = "CNY"  # of a price that names none, and of every price of a runner: `[gpu.price]` has no currency
+
+
 class PowerPrice(Struct, frozen=True, forbid_unknown_fields=True):
     """The price of an hour: the rent, or the electricity of a machine that draws `watts` while it is on.
 
@@ -45,7 +48,7 @@ class PowerPrice(Struct, frozen=True, forbid_unknown_fields=True):
     """Price of a kilowatt-hour."""
     watts: Annotated[float, Meta(ge=0), unit_of("watts")] = 0.0
     """Power that the whole machine draws while it is on. A GPU's energy counter does not include the rest."""
-    currency: Annotated[str, Meta(min_length=1, max_length=8)] = "CNY"
+    currency: Annotated[str, Meta(min_length=1, max_length=8)] = DEFAULT_CURRENCY
     """The currency, as it is shown."""
 
     def __post_init__(self) -> None:

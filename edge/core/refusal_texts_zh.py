@@ -83,7 +83,6 @@ _FIELDS: Mapping[str, str] = {
     "must be an object": "必须是 JSON 对象",
     "must be text": "必须是文本",
     "must be 1 to 64 of A-Z a-z 0-9 _ -": "必须为 1 到 64 个字符，可用 A-Z a-z 0-9 _ -",
-    "a job id is 1 to 64 of A-Z a-z 0-9 _ -": "任务编号为 1 到 64 个字符，可用 A-Z a-z 0-9 _ -",
     "a job id must have 1 to 64 characters of A-Z a-z 0-9 _ -": "任务编号必须为 1 到 64 个字符，可用 A-Z a-z 0-9 _ -",
     "an owner must have 1 to 64 characters of A-Z a-z 0-9 _ -": "用户名必须为 1 到 64 个字符，可用 A-Z a-z 0-9 _ -",
     "?owner= must have 1 to 64 characters of A-Z a-z 0-9 _ -": "?owner= 必须为 1 到 64 个字符，可用 A-Z a-z 0-9 _ -",

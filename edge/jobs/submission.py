@@ -30,10 +30,10 @@ def decode_submission(body: dict[str, Any]) -> Submission:
     return decode_as(body, Submission)
 
 
-def check_job_id(job_id: str) -> str:
-    """Return `job_id` if it is a valid id. Raises ProblemError `input_invalid`."""
-    if not is_token(job_id):
-        raise input_invalid_problem(FieldError("$.id", "a job id is 1 to 64 of A-Z a-z 0-9 _ -"))
+def check_job_id(job_id: object, path: str = "$.id") -> str:
+    """Return `job_id` if it is a valid id. Raises ProblemError `input_invalid` for the field at `path`."""
+    if not isinstance(job_id, str) or not is_token(job_id):
+        raise input_invalid_problem(FieldError(path, "a job id must have 1 to 64 characters of A-Z a-z 0-9 _ -"))
     return job_id
 
 

@@ -15,9 +15,9 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from edge.core.clock import HOUR_S
+from schemas.host_config import DEFAULT_CURRENCY
 from schemas.usage import JobUsage, PowerUsage
 
-RUNNER_CURRENCY = "CNY"  # a runner's price has no currency
 # The clocks of edge and host differ, so a job may appear to start before its host was on.
 CLOCK_SKEW_LIMIT = timedelta(seconds=5)
 
@@ -94,7 +94,7 @@ def _allocate_interval(interval: PowerUsage | None, jobs: list[JobUsage], within
 
 def _job_share(job: JobUsage, interval: PowerUsage | None, on_s: float) -> JobShare:
     if interval is None or interval.per_hour is None:
-        return JobShare(job, on_s, job.cost or 0.0, RUNNER_CURRENCY)
+        return JobShare(job, on_s, job.cost or 0.0, DEFAULT_CURRENCY)
     return JobShare(job, on_s, on_s / HOUR_S * interval.per_hour, interval.currency)
 
 

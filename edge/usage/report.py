@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from bus.interface import UsageLog
 from edge.core.clock import HOUR_S, Clock
 from edge.core.validation import input_invalid_problem
-from edge.usage.cost_allocation import RUNNER_CURRENCY, CostAllocation, JobShare, TimeRange, allocate_costs
+from edge.usage.cost_allocation import CostAllocation, JobShare, TimeRange, allocate_costs
 from edge.usage.recorder import power_usage
-from schemas.host_config import PowerPrice
+from schemas.host_config import DEFAULT_CURRENCY, PowerPrice
 from schemas.power import HISTORY_LIMIT, OnInterval, PowerRecord
 from schemas.problems import FieldError
 from schemas.usage import Cost, EndpointUsage, PowerUsage, UsageReport
@@ -130,4 +130,4 @@ def _costs_by_currency(shares: Iterable[JobShare]) -> Mapping[str, float]:
 
 
 def _largest_cost(costs: Iterable[Cost]) -> Cost:
-    return max(costs, key=lambda cost: cost.amount, default=Cost(0.0, RUNNER_CURRENCY))
+    return max(costs, key=lambda cost: cost.amount, default=Cost(0.0, DEFAULT_CURRENCY))

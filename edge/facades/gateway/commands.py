@@ -15,6 +15,7 @@ from edge.facades.gateway.envelopes import HEYGEM_TASK, build_job_payload, error
 from edge.http.dependencies import EdgeServices
 from edge.http.problems import problem_for_error
 from edge.jobs.service import AcceptedSubmission
+from edge.jobs.submission import check_job_id
 from schemas.asset import DIGEST_SCHEME
 from schemas.auth import Scope
 from schemas.endpoint import Endpoint
@@ -27,7 +28,7 @@ from schemas.gateway_protocol import (
     JobPayload,
     RejectedJobPayload,
 )
-from schemas.ids import JobKey, is_token
+from schemas.ids import JobKey
 from schemas.job import Submission
 from schemas.job_view import JobView
 from schemas.problems import FieldError, ProblemError
@@ -210,11 +211,7 @@ def _asset_not_found_reply(
 
 def _parse_job_key(caller: SocketCaller, message: ClientMessage) -> JobKey:
     job_id = message.payload.get("job_id") or message.payload.get("code")
-    if not isinstance(job_id, str) or not is_token(job_id):
-        raise input_invalid_problem(
-            FieldError("$.payload.job_id", "a job id must have 1 to 64 characters of A-Z a-z 0-9 _ -")
-        )
-    return JobKey(caller.owner, job_id)
+    return JobKey(caller.owner, check_job_id(job_id, "$.payload.job_id"))
 
 
 async def _handle_query(context: CommandContext, caller: SocketCaller, message: ClientMessage) -> list[Envelope]:
