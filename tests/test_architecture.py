@@ -46,7 +46,7 @@ def test_layers_are_these():
 
 def test_layers_of_the_edge_are_these():
     assert [sorted(layer) for layer in EDGE_LAYERS] == [
-        ["edge.console", "edge.outbound", "edge.store"],
+        ["edge.console", "edge.outbound", "edge.reference", "edge.store"],
         ["edge.core"],
         ["edge.index"],
         ["edge.owners"],

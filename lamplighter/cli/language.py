@@ -6,7 +6,7 @@ Texts are written in English and pass through `say`. The Chinese catalogue is im
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
