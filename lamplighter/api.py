@@ -280,7 +280,9 @@ def get_owner_deletion(owner: str) -> ApiRequest[Any]:
     return get_json(f"/v1/owners/{quote_segment(owner)}/deletion")
 
 
-def submit_options(options: Mapping[str, Any] | None, await_input: bool, webhook: str | None) -> dict[str, Any]:
+def submit_options(
+    options: Mapping[str, Any] | None, await_input: bool, webhook: str | None, tags: Mapping[str, str] | None
+) -> dict[str, Any]:
     """Return the arguments of `submit_job` for the keyword arguments of `Client.submit`."""
     named = dict(options or {})
     body = dict(named.pop("options", None) or {})
@@ -288,4 +290,6 @@ def submit_options(options: Mapping[str, Any] | None, await_input: bool, webhook
         body["await_input"] = True
     if webhook is not None:
         body["webhook"] = {"url": webhook}
+    if tags is not None:
+        body["tags"] = dict(tags)
     return named | {"options": body}

@@ -19,7 +19,7 @@ from lamplighter.api import Batch, submit_batch, submit_options
 from lamplighter.async_transport import AsyncEdgeTransport, map_http_errors_async
 from lamplighter.errors import Busy, Unreachable
 from lamplighter.files import find_local_files, has_text_path, select_asset_inputs
-from lamplighter.follow import LONG_POLL_S, Event, FollowState, ReconnectBudget, require_success
+from lamplighter.follow import Event, FollowState, ReconnectBudget, long_poll_s, require_success, wait_end
 from schemas.asset import DIGEST_SCHEME
 from schemas.host import HostView
 from schemas.job_view import JobView
@@ -30,13 +30,15 @@ from schemas.usage import UsageReport
 class AsyncClient(AsyncEdgeTransport):
     """A connection to one edge, for `async with`. Every call may raise Rejected or Unreachable."""
 
-    async def submit(
+    async def submit(  # noqa: PLR0913 - what a job may have
         self,
         endpoint: str,
         *,
         wait: bool = False,
         await_input: bool = False,
         webhook: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
         options: dict[str, Any] | None = None,
         **inputs: Any,
     ) -> JobView:
@@ -52,10 +54,12 @@ class AsyncClient(AsyncEdgeTransport):
             named = {name: DIGEST_SCHEME + await run(digest, path) for name, path in files.items()}
         else:
             named = {name: (await self.upload(path)).digest for name, path in files.items()}
-        job = await self.call(api.submit_job(endpoint, inputs | named, **submit_options(options, await_input, webhook)))
+        job = await self.call(
+            api.submit_job(endpoint, inputs | named, **submit_options(options, await_input, webhook, tags))
+        )
         for path in files.values() if await_input else ():
             await self.upload(path)
-        return await self.wait(job.id) if wait else job
+        return await self.wait(job.id, timeout_s) if wait else job
 
     async def batch(self, jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Batch:
         """Do what `Client.batch` does.
@@ -72,23 +76,24 @@ class AsyncClient(AsyncEdgeTransport):
             return files
         return select_asset_inputs(inputs, files, (await self.call(api.get_endpoint(endpoint)))["input"])
 
-    async def wait(self, job_id: str) -> JobView:
+    async def wait(self, job_id: str, timeout_s: float | None = None) -> JobView:
         """Do what `Client.wait` does.
 
         >>> job = await client.submit("echo", text="hello")
         >>> (await client.wait(job.id)).output.data
         {'text': 'hello'}
         """
-        job, budget = await self.call(api.get_job(job_id)), ReconnectBudget()
+        ends_at, budget = wait_end(timeout_s), ReconnectBudget()
+        job = await self.call(api.get_job(job_id))
         while job.status not in FINAL_STATUSES:
             budget.reset()
-            job = await self._long_poll(job, budget)
+            job = await self._long_poll(job, budget, ends_at)
         return require_success(job)
 
-    async def _long_poll(self, job: JobView, budget: ReconnectBudget) -> JobView:
+    async def _long_poll(self, job: JobView, budget: ReconnectBudget, ends_at: float | None) -> JobView:
         while True:
             try:
-                return await self.call(api.get_job(job.id, LONG_POLL_S))
+                return await self.call(api.get_job(job.id, long_poll_s(ends_at, job)))
             except (Busy, Unreachable) as error:
                 budget.spend(error)
                 await anyio.sleep(budget.delay_s)
@@ -142,7 +147,7 @@ class AsyncClient(AsyncEdgeTransport):
     async def jobs(self, *, limit: int = 50, **filters: str | None) -> AsyncIterator[JobView]:
         """Do what `Client.jobs` does.
 
-        >>> job = await client.submit("echo", text="hello", options={"options": {"tags": {"project": "y"}}})
+        >>> job = await client.submit("echo", text="hello", tags={"project": "y"})
         >>> [found.id async for found in client.jobs(tag="project:y")] == [job.id]
         True
         """
@@ -201,6 +206,26 @@ class AsyncClient(AsyncEdgeTransport):
         True
         """
         return await self.call(api.get_usage(since, until, owner))
+
+    async def endpoints(self) -> list[dict[str, Any]]:
+        """Do what `Client.endpoints` does.
+
+        >>> "echo" in [endpoint["name"] for endpoint in await client.endpoints()]
+        True
+        """
+        found: list[dict[str, Any]] = (await self.call(api.get_json("/v1/endpoints")))["endpoints"]
+        return found
+
+    async def deliveries(self, job_id: str) -> list[dict[str, Any]]:
+        """Do what `Client.deliveries` does.
+
+        >>> job = await client.submit("echo", text="hello", wait=True)
+        >>> await client.deliveries(job.id)
+        []
+        """
+        call = api.get_json(api.job_path(job_id, "deliveries"))
+        found: list[dict[str, Any]] = (await self.call(call))["deliveries"]
+        return found
 
     async def hosts(self) -> list[HostView]:
         """Return the hosts and what they are doing.

@@ -18,7 +18,7 @@ from lamplighter import api
 from lamplighter.api import Batch, submit_batch, submit_options
 from lamplighter.errors import Busy, Unreachable
 from lamplighter.files import find_local_files, has_text_path, select_asset_inputs
-from lamplighter.follow import LONG_POLL_S, Event, FollowState, ReconnectBudget, require_success
+from lamplighter.follow import Event, FollowState, ReconnectBudget, long_poll_s, require_success, wait_end
 from lamplighter.transport import EdgeTransport, map_http_errors
 from schemas.asset import DIGEST_SCHEME
 from schemas.host import HostView
@@ -30,22 +30,25 @@ from schemas.usage import UsageReport
 class Client(EdgeTransport):
     """A connection to one edge. Use it in a `with`, or call `close`. Every call may raise Rejected or Unreachable."""
 
-    def submit(
+    def submit(  # noqa: PLR0913 - what a job may have
         self,
         endpoint: str,
         *,
         wait: bool = False,
         await_input: bool = False,
         webhook: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
         options: dict[str, Any] | None = None,
         **inputs: Any,
     ) -> JobView:
         """Submit a job. Paths, and texts that name a local file in a field for files, are uploaded first.
 
         With `await_input` the job is accepted first and the files are uploaded afterwards, while a host that is off
-        starts. `webhook` is the URL that the states of the job are delivered to. `options` are those of
-        `api.submit_job`: job_id, idempotency_key, priority, and `options` for further fields of the body. With `wait`,
-        return when the job has ended, and raise JobFailed unless it succeeded.
+        starts. `webhook` is the URL that the states of the job are delivered to. `tags` are for `jobs(tag=…)`.
+        `options` are those of `api.submit_job`: job_id, idempotency_key, priority, and `options` for further fields of
+        the body. With `wait`, return when the job has ended, and raise JobFailed unless it succeeded, or TimeoutError
+        after `timeout_s`. The job then continues.
 
         >>> job = client.submit("echo", text="hello", file="hello.txt", wait=True)
         >>> job.output.data, job.output.files[0].bytes
@@ -56,10 +59,11 @@ class Client(EdgeTransport):
             named = {name: DIGEST_SCHEME + self._digest_cache.digest(path) for name, path in files.items()}
         else:
             named = {name: self.upload(path).digest for name, path in files.items()}
-        job = self.call(api.submit_job(endpoint, inputs | named, **submit_options(options, await_input, webhook)))
+        more = submit_options(options, await_input, webhook, tags)
+        job = self.call(api.submit_job(endpoint, inputs | named, **more))
         for path in files.values() if await_input else ():
             self.upload(path)
-        return self.wait(job.id) if wait else job
+        return self.wait(job.id, timeout_s) if wait else job
 
     def batch(self, jobs: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Batch:
         """Submit up to 1000 jobs, each a body of `POST /v1/jobs`. An invalid job does not reject the others.
@@ -76,8 +80,10 @@ class Client(EdgeTransport):
             return files
         return select_asset_inputs(inputs, files, self.call(api.get_endpoint(endpoint))["input"])
 
-    def wait(self, job_id: str) -> JobView:
-        """Return the job once it has ended. Raises JobFailed unless it succeeded. Waits through a restart of the edge.
+    def wait(self, job_id: str, timeout_s: float | None = None) -> JobView:
+        """Return the job once it has ended. Raises JobFailed unless it succeeded, TimeoutError after `timeout_s`.
+
+        Waits through a restart of the edge. A timeout does not stop the job.
 
         >>> job = client.submit("echo", behave="exit", exit=65)
         >>> try:
@@ -85,18 +91,27 @@ class Client(EdgeTransport):
         ... except JobFailed as failed:
         ...     print(failed.job.error.code, failed.job.error.blame)
         bad_input client
+        >>> job = client.submit("echo", seconds=60)
+        >>> try:
+        ...     client.wait(job.id, timeout_s=0.1)
+        ... except TimeoutError as late:
+        ...     print(str(late).partition(", ")[2])
+        and continues: wait for it again, or cancel it
+        >>> client.cancel(job.id).id == job.id
+        True
         """
-        job, budget = self.call(api.get_job(job_id)), ReconnectBudget()
+        ends_at, budget = wait_end(timeout_s), ReconnectBudget()
+        job = self.call(api.get_job(job_id))
         while job.status not in FINAL_STATUSES:
             budget.reset()
-            job = self._long_poll(job, budget)
+            job = self._long_poll(job, budget, ends_at)
         return require_success(job)
 
-    def _long_poll(self, job: JobView, budget: ReconnectBudget) -> JobView:
-        """Return the job when it has ended, or after LONG_POLL_S."""
+    def _long_poll(self, job: JobView, budget: ReconnectBudget, ends_at: float | None) -> JobView:
+        """Return the job when it has ended, or after LONG_POLL_S, or at `ends_at`."""
         while True:
             try:
-                return self.call(api.get_job(job.id, LONG_POLL_S))
+                return self.call(api.get_job(job.id, long_poll_s(ends_at, job)))
             except (Busy, Unreachable) as error:
                 budget.spend(error)
                 time.sleep(budget.delay_s)
@@ -150,7 +165,7 @@ class Client(EdgeTransport):
     def jobs(self, *, limit: int = 50, **filters: str | None) -> Iterator[JobView]:
         """Yield jobs, newest first, page after page. `filters` are status, endpoint, priority and tag (`name:value`).
 
-        >>> job = client.submit("echo", text="hello", options={"options": {"tags": {"project": "x"}}})
+        >>> job = client.submit("echo", text="hello", tags={"project": "x"})
         >>> [found.id for found in client.jobs(tag="project:x")] == [job.id]
         True
         """
@@ -216,6 +231,25 @@ class Client(EdgeTransport):
         (True, '...')
         """
         return self.call(api.get_usage(since, until, owner))
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """Return the endpoints, each with its name and the JSON Schema of its `input`.
+
+        >>> "echo" in [endpoint["name"] for endpoint in client.endpoints()]
+        True
+        """
+        found: list[dict[str, Any]] = self.call(api.get_json("/v1/endpoints"))["endpoints"]
+        return found
+
+    def deliveries(self, job_id: str) -> list[dict[str, Any]]:
+        """Return the webhook deliveries of a job, sent and pending.
+
+        >>> job = client.submit("echo", text="hello", wait=True)
+        >>> client.deliveries(job.id)
+        []
+        """
+        found: list[dict[str, Any]] = self.call(api.get_json(api.job_path(job_id, "deliveries")))["deliveries"]
+        return found
 
     def hosts(self) -> list[HostView]:
         """Return the hosts and what they are doing.

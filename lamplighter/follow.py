@@ -72,6 +72,21 @@ class SseParser:
             self._data.append(value)
 
 
+def long_poll_s(ends_at: float | None, job: JobView) -> float:
+    """Return how long the next request for the job may wait. Raises TimeoutError at `ends_at` (monotonic seconds)."""
+    if ends_at is None:
+        return LONG_POLL_S
+    left_s = ends_at - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError(f"job {job.id} is still {job.status}, and continues: wait for it again, or cancel it")
+    return min(left_s, LONG_POLL_S)
+
+
+def wait_end(timeout_s: float | None) -> float | None:
+    """Return when a wait of `timeout_s` ends, in monotonic seconds; None for a wait without a limit."""
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
 def require_success(job: JobView) -> JobView:
     """Return `job`. Raises JobFailed if it ended otherwise."""
     if job.status in FINAL_STATUSES and job.status is not Status.SUCCEEDED:

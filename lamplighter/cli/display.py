@@ -93,6 +93,11 @@ def format_time(value: datetime | None) -> str:
     return value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if value else "-"
 
 
+def format_time_text(text: str | None) -> str:
+    """Return a time of the API (RFC 3339) as `format_time` does."""
+    return format_time(datetime.fromisoformat(text) if text else None)
+
+
 def format_size(value: int) -> str:
     """Return a number of bytes with the unit that fits."""
     amount = float(value)

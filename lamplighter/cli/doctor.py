@@ -36,6 +36,7 @@ EDGE_TIMEOUT_S = 5.0
 EXPIRY_WARNING_DAYS = 14  # programs that renew do so 30 days before the end
 SERVED_CERTIFICATE = Path("tls") / "served.pem"  # in the data folder of `up`
 ENGINE_AWAY_FIX = "start Docker on that host; its runner continues without a restart"
+TROUBLED_STATES = frozenset({"blocked", "fault"})
 UNSCHEDULABLE_FIXES = {
     "image_missing": "build or pull its image on that host, under the name in its endpoint.toml",
     "disk_short": "free some space on that host",
@@ -123,9 +124,7 @@ def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
     if not hosts:
         yield Finding("hosts", CheckStatus.WARN, "no host has connected yet", "start one with: lamplighter runner")
     for host in hosts:
-        verdict = CheckStatus.OK if host["state"] == "online" else CheckStatus.WARN
-        offered = ", ".join(host["endpoints"]) or "nothing"
-        yield Finding(f"host {host['id']}", verdict, f"{host['state']}, offers {offered}")
+        yield _describe_host(host)
         yield from _check_version(answer.get("version"), host)
         for gpu in host["gpus"]:
             verdict = CheckStatus.OK if gpu["fitness"] == "fit" else CheckStatus.WARN
@@ -134,6 +133,20 @@ def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
         yield from _check_blocked_tasks(host)
         yield from _check_endpoints(host)
         yield from _check_gpu_injection(host)
+
+
+def _describe_host(host: dict[str, Any]) -> Finding:
+    """Return the state of a host. Off is normal for one that the edge can power on: only these have a history."""
+    name, state = f"host {host['id']}", host["state"]
+    if state == "off" and not host.get("history"):
+        fix = f"start its runner, or declare [hosts.{host['id']}] so that the edge can power it on"
+        return Finding(name, CheckStatus.WARN, "off, and the edge cannot power it on", fix)
+    offered = f"{state}, offers {', '.join(host['endpoints']) or 'nothing'}"
+    if state in TROUBLED_STATES:
+        why = host["history"][-1]["why"] if host.get("history") else ""
+        fix = f"{why}; when it is repaired: lamplighter power {host['id']} auto".removeprefix("; ")
+        return Finding(name, CheckStatus.WARN, offered, fix)
+    return Finding(name, CheckStatus.OK, offered)
 
 
 def _check_version(edge_version: str | None, host: dict[str, Any]) -> Iterable[Finding]:
@@ -189,6 +202,8 @@ def _check_gpu_injection(host: dict[str, Any]) -> Iterable[Finding]:
         verdict, fix = (CheckStatus.FAIL, TOOLKIT_FIX) if method == "none" else (CheckStatus.OK, "")
         yield Finding(f"gpu access of {host['id']}", verdict, f"given to containers by {method}", fix)
     for slots in host.get("warm", ()):
+        if not (slots["ready"] or slots["loading"] or slots.get("why")):
+            continue  # no warm container is wanted there now
         verdict = CheckStatus.WARN if slots.get("why") else CheckStatus.OK
         fix = "fix the image, or set warm = false in its endpoint.toml" if slots.get("why") else ""
         yield Finding(f"warm slots of {host['id']}", verdict, display.format_warm_slots(slots), fix)
@@ -235,7 +250,13 @@ def _run_checks(target: DoctorTarget) -> Iterator[Finding]:
             yield from _run_edge_check(name, check, target)
     for check in LOCAL_CHECKS:
         yield from check(target)
-    yield from server_parts.check_machine()
+    if not _is_server_without_runner(target.data):
+        yield from server_parts.check_machine()
+
+
+def _is_server_without_runner(data: Path) -> bool:
+    """Return whether `up --no-runner` serves this data folder: such a machine needs no Docker and no GPU."""
+    return (data / "edge").exists() and not (data / "runner").exists()
 
 
 def _describe_silent_edge(url: str, error: httpx2.HTTPError) -> Finding:

@@ -11,7 +11,12 @@ from lamplighter.cli.language import say
 from schemas.version import are_neighbours
 
 # What the edge revokes before it answers the removal of a host (edge.hosts.enrollment).
-REVOKED = ("its key for files", "its broker account and connections", "its presence and offer", "its power override")
+REVOKED = (
+    "its key for files",
+    "its broker account and connections",
+    "its heartbeat and capabilities",
+    "its power override",
+)
 
 
 @click.group(invoke_without_command=True)
@@ -59,7 +64,7 @@ def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
         host["id"],
         host["state"],
         host.get("version") or "-",
-        host["since"] or "-",
+        display.format_time_text(host["since"]),
         display.format_engine(host),
         ", ".join(host["endpoints"]),
         gpus,

@@ -56,8 +56,8 @@ def list_keys(session: CliContext) -> None:
 
 
 def _key_row(key: dict[str, Any]) -> tuple[str, ...]:
-    times = (key[name] or "-" for name in ("created_at", "expires_at", "used_at"))
-    return key["id"], key["owner"], " ".join(key["scopes"]), *(at[:19] for at in times), key["name"]
+    times = (display.format_time_text(key[name]) for name in ("created_at", "expires_at", "used_at"))
+    return key["id"], key["owner"], " ".join(key["scopes"]), *times, key["name"]
 
 
 @keys.command("rotate")
@@ -77,7 +77,14 @@ def rotate_key(session: CliContext, key_id: str, grace: float) -> None:
 
 
 def _print_secret(session: CliContext, made: dict[str, Any]) -> None:
-    session.show(made, lambda: session.out.print(made["key"], markup=False, highlight=False))
+    session.show(made, lambda: _print_key(session, made))
+
+
+def _print_key(session: CliContext, made: dict[str, Any]) -> None:
+    """Print the key alone on stdout, so that a script can take it, and what it is on stderr."""
+    session.out.print(made["key"], markup=False, highlight=False)
+    scopes = ", ".join(made.get("scopes", ())) or "no scopes"
+    session.err.print(f"key {made['id']} of {made['owner']} with {scopes}; it is not shown again", highlight=False)
 
 
 @keys.command("revoke")

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -200,8 +200,22 @@ async def _fetch_online_hosts(client: httpx2.AsyncClient) -> list[dict[str, Any]
     return [host for host in hosts if host["state"] == "online"]
 
 
+async def _fetch_console_path(address: EdgeAddress) -> str:
+    """Return the path of a link that signs a browser in, or of the sign-in page if the edge gives no ticket."""
+    headers = {"Authorization": f"Bearer {address.key}"}
+    try:
+        async with httpx2.AsyncClient(
+            base_url=address.url, headers=headers, mounts=bypass_proxies_for_loopback(address.url)
+        ) as client:
+            reply = await client.post("/v1/session/tickets")
+            path: str = reply.raise_for_status().json()["path"]
+            return path
+    except httpx2.HTTPError:
+        return "/"
+
+
 def _announce(
-    options: UpOptions, address: EdgeAddress, hosts: Iterable[dict[str, Any]], opened: PublicAccess | None = None
+    options: UpOptions, address: EdgeAddress, hosts: Sequence[dict[str, Any]], opened: PublicAccess, console_path: str
 ) -> None:
     for host in hosts:  # on stderr with --json, because stdout is for a program then
         click.echo(f"lamplighter: {say(display.describe_engine(host))}", err=options.as_json)
@@ -216,18 +230,34 @@ def _announce(
         sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
         sys.stdout.flush()
         return
-    data_option = () if options.data == DEFAULT_DATA_DIR.resolve() else ("--data", str(options.data))
-    example = format_command("submit", "echo", "--text", "hello", "--wait", *data_option)
     console = Console(highlight=False, soft_wrap=True)
     # Output that does not go to a terminal, but to journald for example, is kept and read by others: no key in it.
     key = address.key if console.is_terminal else say(f"in {options.data / ADDRESS_FILE}")
     console.print(f"[bold green]{say('Lamplighter is running.')}[/]  url {address.url}\n{say('key')} {key}")
-    if opened is not None and opened.url is not None:
+    logs = f"logs: {options.data / 'logs'}; " if options.log_files else ""
+    if console.is_terminal:  # the link signs a browser in
+        console.print(say(f"console {address.url}{console_path}"), markup=False)
+    if opened.url is not None:
         pin = say(f"(clients elsewhere: --url {opened.url} --pin {opened.public_pin})") if opened.public_pin else ""
         console.print(f"public {opened.url}  {pin}".rstrip(), markup=False)
-        console.print(say(f"Add a host: {format_command('hosts', 'add', 'NAME', *data_option)}"), markup=False)
-    logs = f"logs: {options.data / 'logs'}; " if options.log_files else ""
-    console.print(say(f"Try: {example}   ({logs}stop with Ctrl-C)"), markup=False)
+    console.print(say(f"Try: {_next_command(options, hosts, opened)}   ({logs}stop with Ctrl-C)"), markup=False)
+    app = format_command("keys", "create", "app", *_data_option(options))
+    console.print(say(f"The key above is for administration. For a program: {app}"), markup=False)
+
+
+def _data_option(options: UpOptions) -> tuple[str, ...]:
+    return () if options.data == DEFAULT_DATA_DIR.resolve() else ("--data", str(options.data))
+
+
+def _next_command(options: UpOptions, hosts: Sequence[dict[str, Any]], opened: PublicAccess) -> str:
+    """Return a command that works now: a job of an endpoint that is offered, or the way to add a host."""
+    offered = sorted(name for host in hosts for name in host["endpoints"])
+    if "echo" in offered:
+        return format_command("submit", "echo", "--text", "hello", "--wait", *_data_option(options))
+    if offered:
+        return format_command("endpoints", offered[0], *_data_option(options))
+    words = ("hosts", "add", "gpu-1") if opened.url is not None else ("doctor",)
+    return format_command(*words, *_data_option(options))
 
 
 async def _is_edge_alive(url: str) -> bool:
@@ -304,7 +334,7 @@ async def _announce_when_ready(
         child.mark_ready()
     write_private_json(options.data / ADDRESS_FILE, address)
     notifier.ready()
-    _announce(options, address, hosts, opened)
+    _announce(options, address, hosts, opened, await _fetch_console_path(address))
 
 
 @click.command()
