@@ -123,6 +123,11 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "token": _N("The join token; only this answer has it", "join_…"),
         "command": _N("The command to run on that machine", "lamplighter runner --join join_…"),
     },
+    "CreatedRelay": {
+        "key_id": _N("The id of its key", "k2"),
+        "token": _N("The token; only this answer has it", "relay_…"),
+        "command": _N("The command to run on that machine", "lamplighter relay --join relay_…"),
+    },
     "DeletedAsset": {"message": _N("The same for people", "deleted")},
     "DeletionCounts": {
         "jobs": _N("Deleted jobs", 3),
@@ -152,6 +157,11 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
     "DeliveryList": {"deliveries": _N("The deliveries, oldest first")},
     "Endpoint": {
         "name": _N("The name that a submit gives as `endpoint`", "echo"),
+        "title": _N("Its name for people, in the language of Accept-Language; may be empty", "Echo"),
+        "title_en": _N("Its name for people in English; may be empty", "Echo"),
+        "title_zh": _N("Its name for people in Chinese; may be empty", "回显"),
+        "description_en": _N("What it does, in English; may be empty", "Gives back what it was given"),
+        "description_zh": _N("What it does, in Chinese; may be empty", "原样返回收到的内容"),
         "pool": _N("The queue that its jobs wait in", "echo"),
         "description": _N("What it does", "Gives back what it was given"),
         "input": _N("The JSON Schema of a job's input", {"type": "object", "properties": {"text": {"type": "string"}}}),
@@ -194,6 +204,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "state": _N("`online`, `draining`, `off`, `waking`, `stopping` or `fault`", "online"),
         "since": _N("Since when it is in this state; null: not known", _AT),
         "incarnation": _N("Names one run of its runner; null: it is not connected", "3a692122bc6c27c0"),
+        "version": _N("The version of its runner; null: not known", "0.2.0"),
         "wake_median_s": _N("How many seconds a wake usually takes; null: not known", 42.0),
         "endpoints": _N("The endpoints that it offers", ["echo"]),
         "engine": _N("What runs jobs there: `docker` or `process`; null: not known", "docker"),
@@ -209,7 +220,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "hold": _N("The power override; null: none", None),
         "history": _N("The last changes of its power state", []),
     },
-    "HostList": {"hosts": _N("The hosts")},
+    "HostList": {"hosts": _N("The hosts"), "version": _N("The version of this edge", "0.2.0")},
     "HostRequest": {"id": _N("A name for the host", "gpu-2")},
     "HistoryRow": {"event": _N("The event, with its `type`", {"type": "started"})},
     "JobActionFailure": {"detail": _N("Why", "the job has ended")},
@@ -346,6 +357,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
     },
     "Readiness": {
         "status": _N("`ok`, or `refusing`", "ok"),
+        "version": _N("The version of this edge", "0.2.0"),
         "why": _N("Why the edge takes no jobs; empty if it does", []),
         "degraded": _N("Faults that do not keep work out", []),
         "ailing": _N("The old name of `degraded`, kept for one release", []),
