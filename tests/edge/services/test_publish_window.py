@@ -234,3 +234,32 @@ async def test_a_cancelled_publish_leaves_its_place_free(fake: FakeBusServicesRi
         tasks.cancel_scope.cancel()
     assert not window.contains(job.pointer)
     assert window.has_room(job)
+
+
+async def test_a_row_that_changes_does_not_make_a_pointer_newer(fake: FakeBusServicesRig) -> None:
+    """Else a message that is missing in the queue would be taken for one that was published after it was read."""
+    first, second = await fake.submit(text="1"), await fake.submit(text="2")
+    await fake.wait_until_indexed()
+    window, _ = idle_window(fake)
+    window.sync((), {}, window.publish_count())
+    assert await window.publish_if_room(first)
+    mark = window.publish_count()
+    assert await window.publish_if_room(second)
+    await fake.start(first)
+    window.sync((), await rows_of(fake, first, second), mark)
+    assert [window.contains(job.pointer) for job in (first, second)] == [False, True]
+
+
+async def test_a_job_whose_backoff_ends_keeps_its_place_and_one_that_ends_loses_it(fake: FakeBusServicesRig) -> None:
+    later = fake.time() + timedelta(minutes=5)
+    jobs = [await fake.submit(text=str(number)) for number in range(2)]
+    for job in jobs:
+        await fake.start(job)
+        await fake.write_event(job.key, e.AttemptReleased("internal", charged=True, not_before=later))
+    window, _ = idle_window(fake)
+    window.sync([job.pointer for job in jobs], await rows_of(fake, *jobs), window.publish_count())
+    started, cancelled = jobs
+    await fake.start(started)
+    await fake.jobs.cancel(cancelled.key)
+    await fake.wait_until_indexed()
+    assert [window.contains(job.pointer) for job in jobs] == [True, False]

@@ -9,8 +9,10 @@ import anyio
 import pytest
 
 from edge.assets.uploads import UploadChunk, UploadParameters
-from edge.owners.quotas import WAITING_RETRY_AFTER_S, OwnerQuotaOverride
+from edge.owners.quotas import STREAMS_RETRY_AFTER_S, WAITING_RETRY_AFTER_S, OwnerQuotaOverride, StreamLimiter
+from edge.store.upload_state import UploadKey
 from schemas import events as e
+from schemas.auth import ApiKey, Scope
 from schemas.job import Job
 from schemas.problems import ProblemError
 from schemas.status import Priority, Status, WaitReason
@@ -275,3 +277,42 @@ async def test_an_owner_that_is_being_deleted_sends_and_submits_nothing(fake: Fa
     assert (await refused(fake.submit())).code == "owner_deleting"
     fake.quotas.set_deleting(())
     await fake.submit()
+
+
+async def test_a_body_of_unknown_size_reserves_nothing_ahead_of_its_first_byte(fake: FakeBusServicesRig) -> None:
+    limited(fake, bytes=100)
+    async with fake.quotas.reserve("ann", None) as reservation:
+        assert reservation is not None
+        assert (reservation.reserved, await fake.quotas.bytes_left("ann")) == (0, 100)
+    async with fake.quotas.reserve("ann", 40):
+        assert await fake.quotas.bytes_left("ann") == 60
+    assert await fake.quotas.bytes_left("ann") == 100
+
+
+async def test_what_an_upload_has_grown_counts_from_its_offset(fake: FakeBusServicesRig) -> None:
+    limited(fake, bytes=100)
+    offset = 10
+    async with fake.quotas.reserve_growth(UploadKey("ann", "u1"), lambda: offset):
+        offset = 25
+    assert fake.quotas._grown == {"ann": 15}
+    assert fake.quotas._growing == {}
+
+
+def test_streams_are_limited_by_key_and_by_owner() -> None:
+    limiter = StreamLimiter("streams", per_key=2, per_owner=3)
+    keys = [
+        ApiKey(id=name, owner="ann", scopes=(Scope.JOBS_READ,), secret_sha256="", created_at=START) for name in "ab"
+    ]
+
+    def is_refused(key: ApiKey) -> str:
+        with pytest.raises(ProblemError) as caught, limiter.count_stream(key):
+            pass
+        assert (caught.value.code, caught.value.retry_after_s) == ("too_many_connections", STREAMS_RETRY_AFTER_S)
+        return caught.value.detail
+
+    for _ in range(2):  # what was closed does not count
+        with limiter.count_stream(keys[0]), limiter.count_stream(keys[0]):
+            assert "2 streams of the key a" in is_refused(keys[0])
+            with limiter.count_stream(keys[1]):
+                assert "3 streams of ann" in is_refused(keys[1])
+    assert (limiter._of_key, limiter._of_owner) == ({}, {})

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from edge.assets.uploads import UploadChunk, UploadParameters, UploadService, UploadSettings
+from edge.assets.uploads import UploadChunk, UploadParameters, UploadService, UploadSettings, WriterTurn
 from edge.owners.quotas import OwnerQuotaOverride
 from edge.store import upload_state
 from edge.store.port import BLOCK_BYTES, StoreBroken
@@ -94,8 +94,8 @@ async def test_what_a_crash_kept_from_becoming_an_asset_becomes_one(fake: FakeBu
         await fake.assets.import_file("ann", fake.upload_states.data_path(upload.key), SHA, "a.mp4", "video/mp4")
     again = restarted(fake)
     await again.sweep()
-    assert (await again.status("ann", upload.id)).is_stored
     assert await fake.assets.find_missing("ann", [SHA]) == ()
+    assert (await again.status("ann", upload.id)).is_stored
 
 
 async def test_the_bytes_are_an_asset_even_where_a_tombstone_said_otherwise(fake: FakeBusServicesRig):
@@ -284,3 +284,50 @@ async def test_a_request_that_is_cut_off_leaves_the_upload_as_the_disk_has_it(
     assert at == (await restarted(fake).status("ann", upload.id)).offset
     assert closed == [upload.key]
     assert (await fake.uploads.append("ann", upload.id, piece(at, BODY[at:]))).final_sha256 == SHA
+
+
+async def test_a_writer_is_silent_only_while_it_waits_for_bytes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edge.assets.uploads.WRITER_SILENCE_TIMEOUT_S", 0.0)
+    turn, sender = WriterTurn(), Sender()
+    assert not turn.is_silent
+    reader = turn.read_until_preempted(sender.chunks())
+    await sender.send(b"first")
+    assert await anext(reader) == b"first"
+    assert not turn.is_silent  # it writes what it has
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anext, reader, b"")
+        await anyio.wait_all_tasks_blocked()
+        assert turn.is_silent
+        turn.preempt()
+    sender.end()
+
+
+async def test_a_writer_that_was_stopped_while_it_wrote_reads_no_more():
+    turn = WriterTurn()
+    reader = turn.read_until_preempted(chunks(b"first", b"second"))
+    assert await anext(reader) == b"first"
+    turn.preempt()
+    assert [body async for body in reader] == []
+
+
+async def test_an_upload_goes_on_after_a_restart_at_its_first_byte(fake: FakeBusServicesRig):
+    upload = await fake.uploads.create("ann", WANTED)
+    await fake.uploads.append("ann", upload.id, piece(0, BODY[:1]))
+    ended = await restarted(fake).append("ann", upload.id, piece(1, BODY[1:]))
+    assert (ended.is_stored, ended.final_sha256) == (True, SHA)
+
+
+async def test_an_id_that_is_no_token_is_not_found(fake: FakeBusServicesRig):
+    with pytest.raises(ProblemError, match="not_found"):
+        await fake.uploads.status("ann", "../one")
+
+
+@pytest.mark.parametrize("first", [None, len(BODY)])
+async def test_a_length_is_named_once_and_not_below_the_offset(fake: FakeBusServicesRig, first: int | None):
+    upload = await fake.uploads.create("ann", UploadParameters(name="a", media_type="video/mp4", length=first))
+    await fake.uploads.append("ann", upload.id, piece(0, BODY[:HALF]))
+    for length in (HALF - 1, *([] if first is None else [first + 1])):
+        with pytest.raises(ProblemError, match="input_invalid"):
+            await fake.uploads.append("ann", upload.id, UploadChunk(offset=HALF, chunks=chunks(), length=length))
+    last = UploadChunk(offset=HALF, chunks=chunks(BODY[HALF:]), length=len(BODY))
+    assert (await fake.uploads.append("ann", upload.id, last)).final_sha256 == SHA
