@@ -158,7 +158,7 @@ class PublicAccess:
         options, name = self._options, _bracket_ipv6(self._options.names[0])
         return {
             "LAMPLIGHTER_PUBLIC__LISTEN": _host_port(options.listen, options.tls_port),
-            "LAMPLIGHTER_PUBLIC__URL": self.public_url,
+            "LAMPLIGHTER_PUBLIC__URL": f"https://{name}:{options.tls_port}",
             "LAMPLIGHTER_PUBLIC__BROKER": f"tls://{name}:{options.broker_port}",
             "LAMPLIGHTER_PUBLIC__CERT": str(self._tls.cert),
             "LAMPLIGHTER_PUBLIC__KEY": str(self._tls.key),

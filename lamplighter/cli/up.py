@@ -215,7 +215,11 @@ async def _fetch_console_path(address: EdgeAddress) -> str:
 
 
 def _announce(
-    options: UpOptions, address: EdgeAddress, hosts: Sequence[dict[str, Any]], opened: PublicAccess, console_path: str
+    options: UpOptions,
+    address: EdgeAddress,
+    hosts: Sequence[dict[str, Any]],
+    opened: PublicAccess | None = None,
+    console_path: str = "/",
 ) -> None:
     for host in hosts:  # on stderr with --json, because stdout is for a program then
         click.echo(f"lamplighter: {say(display.describe_engine(host))}", err=options.as_json)
@@ -237,10 +241,11 @@ def _announce(
     logs = f"logs: {options.data / 'logs'}; " if options.log_files else ""
     if console.is_terminal:  # the link signs a browser in
         console.print(say(f"console {address.url}{console_path}"), markup=False)
-    if opened.url is not None:
+    if opened is not None and opened.url is not None:
         pin = say(f"(clients elsewhere: --url {opened.url} --pin {opened.public_pin})") if opened.public_pin else ""
         console.print(f"public {opened.url}  {pin}".rstrip(), markup=False)
-    console.print(say(f"Try: {_next_command(options, hosts, opened)}   ({logs}stop with Ctrl-C)"), markup=False)
+    example = _next_command(options, hosts, is_public=opened is not None and opened.url is not None)
+    console.print(say(f"Try: {example}   ({logs}stop with Ctrl-C)"), markup=False)
     app = format_command("keys", "create", "app", *_data_option(options))
     console.print(say(f"The key above is for administration. For a program: {app}"), markup=False)
 
@@ -249,14 +254,14 @@ def _data_option(options: UpOptions) -> tuple[str, ...]:
     return () if options.data == DEFAULT_DATA_DIR.resolve() else ("--data", str(options.data))
 
 
-def _next_command(options: UpOptions, hosts: Sequence[dict[str, Any]], opened: PublicAccess) -> str:
+def _next_command(options: UpOptions, hosts: Sequence[dict[str, Any]], *, is_public: bool) -> str:
     """Return a command that works now: a job of an endpoint that is offered, or the way to add a host."""
     offered = sorted(name for host in hosts for name in host["endpoints"])
     if "echo" in offered:
         return format_command("submit", "echo", "--text", "hello", "--wait", *_data_option(options))
     if offered:
         return format_command("endpoints", offered[0], *_data_option(options))
-    words = ("hosts", "add", "gpu-1") if opened.url is not None else ("doctor",)
+    words = ("hosts", "add", "gpu-1") if is_public else ("doctor",)
     return format_command(*words, *_data_option(options))
 
 

@@ -67,7 +67,7 @@ class LineRecorder:
 
     def pytest_sessionfinish(self) -> None:
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]  # typeshed does not know that None is allowed
+        threading.settrace(None)
         tests = {
             name: {
                 "seconds": seconds,

@@ -82,7 +82,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         finally:
             sys.stdout.flush()
             os._exit(code)
-    code = None
+    code: int | None = None
     while code is None and time.monotonic() - started < request["timeout_s"]:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:

@@ -53,8 +53,8 @@ NOT_RETRYABLE = {
 }
 
 
-def decide(subject, code, row=None):
-    return outcome_after_failure(subject, code, "why", row or FAILURES[code], at=NOW, jitter=0.5)
+def decide(subject, code, row=None, jitter=0.5):
+    return outcome_after_failure(subject, code, "why", row or FAILURES[code], at=NOW, jitter=jitter)
 
 
 def test_the_table_is_as_the_protocol_says():
