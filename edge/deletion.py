@@ -33,7 +33,7 @@ from schemas.events import RecordUnreadable
 from schemas.ids import JobKey
 from schemas.owner_deletion import DeletionCounts, OwnerDeletion, OwnerDeletionState
 from schemas.problems import ProblemError
-from schemas.status import FINAL_STATUSES
+from schemas.status import FINAL_STATUSES, Status
 
 SWEEP_INTERVAL_S = 2.0  # the time after which every other edge refuses the owner
 QUIET_PERIOD = timedelta(seconds=10)  # another edge caches a key for 5 s, and its requests may take as long
@@ -182,9 +182,9 @@ class OwnerDeletionService:
             return DeletionCounts(jobs=1)
         if entry is None:
             return DeletionCounts()
-        cancelled = entry.record.job.status not in FINAL_STATUSES
+        was_final = entry.record.job.status in FINAL_STATUSES
         try:
-            if cancelled:
+            if not was_final:
                 entry = await self._services.job_service.cancel_unfinished(key)
             if entry.record.job.status not in FINAL_STATUSES:
                 return None
@@ -195,7 +195,8 @@ class OwnerDeletionService:
             if problem.code != "not_found":
                 raise
             return None  # another pass deleted the job
-        return DeletionCounts(jobs=1, cancelled=int(cancelled))
+        is_cancelled = not was_final and entry.record.job.status is Status.CANCELLED  # it may also have ended by itself
+        return DeletionCounts(jobs=1, cancelled=int(is_cancelled))
 
     async def _delete_messages(self, owner: str) -> DeletionCounts:
         """Delete queue messages, feed messages, webhook deliveries, actions and usage rows of the owner's jobs."""
