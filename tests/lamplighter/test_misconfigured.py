@@ -91,7 +91,7 @@ WRONG_FILES = [
     ("runner", "retention_day = 3", "retention_day is not a setting"),
     ("runner", "", "there is no endpoint.toml in images or one level below: give folders of images with --endpoints"),
     ("relay", '[relay]\nurls = "https://a"', 'relay.urls is "https://a": it must be a list'),
-    ("relay", "", "a relay needs urls and key under [relay]"),
+    ("relay", "", "a relay needs --join TOKEN, or urls and key under [relay]"),
     ("up", '[hosts.gpu-1]\ndriver = "comand"', f'hosts.gpu-1.driver is "comand": it must be {DRIVERS}'),
     ("up", "retention_day = 3", "retention_day is not a setting (did you mean retention_days?)"),
     ("up", '[broker]\nurl = "nats://b"', "broker.url is *** in lamplighter.toml, but `up` decides it: remove it;"),
