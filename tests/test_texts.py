@@ -55,6 +55,9 @@ UNSEEN_FILES = {
     "edge/power/observation.py": "SQL",
     "edge/process.py": "a start of the edge that fails, shown by the command line",
     "edge/tls.py": "the same",
+    "edge/power/drivers/installed.py": "the same",
+    "edge/server/certificate.py": "the log",
+    "edge/server/listener.py": "the log",
     "edge/settings.py": "the same",
     "edge/core/installation.py": "the same",
     "edge/store/factory.py": "the same",
@@ -100,6 +103,7 @@ UNSEEN: set[Literals] = {
     ("Hosts by state",),
     ("Share of the broker's store in use",),
     ("lamplighter runner --join ", ""),
+    ("lamplighter relay --join ", ""),
     ("its host",),
     ("first key",),
     ("[store] url ", " is not a store: ", ""),  # a start of the edge that fails

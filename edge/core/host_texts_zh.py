@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 
 HOST_TEXTS_ZH: Mapping[str, str] = {
+    "there is no box {box}": "没有机器 {box}",
+    "sold out": "已售罄",
+    "not enough": "资源不足",
+    "no resource": "没有资源",
     "quiet hours": "免打扰时段",
     "its owner wants it off": "机主要求关机",
     "its owner wants it off until {time}": "机主要求关机，直到 {time}",

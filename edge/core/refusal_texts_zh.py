@@ -397,6 +397,13 @@ _SERVICE: Mapping[str, str] = {
     ),
 }
 
+_RELAYS: Mapping[str, str] = {
+    "{message}: start `up` with --public NAME, or set public.url": (
+        "{message}：请用 up --public 名称 启动，或设置 public.url"
+    ),
+    "no address is known under which a relay reaches this edge": "不知道 relay 可以用什么地址访问此 edge",
+}
+
 _FACADES: Mapping[str, str] = {
     "must be a string: it is the job's id": "必须是字符串：即任务编号",
     "is missing: send the name of an endpoint, or heygem_submit": "缺失：请发送任务类型名称，或 heygem_submit",
@@ -465,5 +472,6 @@ REFUSALS_ZH: Mapping[str, str] = {
     **_FILES,
     **_URLS,
     **_SERVICE,
+    **_RELAYS,
     **_FACADES,
 }

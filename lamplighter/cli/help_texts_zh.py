@@ -20,6 +20,27 @@ _COMMANDS: Mapping[str, str] = {
     "Back up the installation to one file, or verify a backup.": "将整个系统备份到一个文件，或校验备份。",
     "Restore an installation from a backup.": "从备份恢复系统。",
     "Submit a job.": "提交任务。",
+    "Power a rented GPU box, as a program of [hosts.NAME].": "为租用的 GPU 机器开关机，供 [hosts.NAME] 调用。",
+    "Print a link that opens the console in a browser, signed in.": "输出在浏览器中打开控制台并已登录的链接。",
+    "Print a link that opens the console in a browser, signed in with this key. It works once, for 15 minutes.": (
+        "输出在浏览器中打开控制台并以此密钥登录的链接。链接只能使用一次，15 分钟内有效。"
+    ),
+    "ID is a relay, which switches hosts of its network (docs/gateway.md).": (
+        "ID 是 relay，为其网络中的服务器开关机（docs/gateway.md）。"
+    ),
+    "A box at UCloud CompShare. Reads COMPSHARE_PUBLIC_KEY and COMPSHARE_PRIVATE_KEY.": (
+        "优云智算（UCloud CompShare）的机器。读取 COMPSHARE_PUBLIC_KEY 和 COMPSHARE_PRIVATE_KEY。"
+    ),
+    'A container instance "Pro" at AutoDL. Reads AUTODL_TOKEN.': "AutoDL 的容器实例 Pro。读取 AUTODL_TOKEN。",
+    "The id of the box, uhost-…": "机器的编号，uhost-…",
+    "The id of the container instance, pro-…": "容器实例的编号，pro-…",
+    "Its region, such as cn-wlcb.": "所在地域，例如 cn-wlcb。",
+    "Its zone, such as cn-wlcb-01.": "所在可用区，例如 cn-wlcb-01。",
+    "The port on loopback [that of the settings, or 8000].": "本机回环地址上的端口 [设置中的端口，或 8000]。",
+    "With --public: your own certificate, as PEM, with its chain.": (
+        "与 --public 一起使用：自己的证书，PEM 格式，包含证书链。"
+    ),
+    "With --public: the key of --cert, as PEM.": "与 --public 一起使用：--cert 的密钥，PEM 格式。",
     "List jobs.": "列出任务。",
     "Show one job.": "显示一个任务。",
     "Follow a job to its end.": "跟踪任务直到结束。",

@@ -53,6 +53,23 @@ _UP: Mapping[str, str] = {
     ),
     "the file {file} cannot be read ({why}): correct its name": "无法读取文件 {file}（{why}）：请更正文件名",
     "the command {command} is in lamplighter-server: {hint}": "命令 {command} 属于 lamplighter-server：{hint}",
+    "--cert and --key belong together: give both, or neither": "--cert 和 --key 必须一起使用：请同时给出，或都不给出",
+    "--cert and --key need --public NAME: a name for which the certificate is valid": (
+        "--cert 和 --key 需要 --public 名称：证书对该名称有效"
+    ),
+    "give a certificate and its key": "请给出证书及其密钥",
+    "{url} rejected the key: join again with a token of `lamplighter hosts add --relay`, or correct relay.key": (
+        "{url} 拒绝了密钥：请用 lamplighter hosts add --relay 的令牌重新接入，或更正 relay.key"
+    ),
+    "{file} cannot be read ({why}): join again with a new token": "无法读取 {file}（{why}）：请用新的令牌重新接入",
+    "{program} is not on this machine: install it, or use --print": "本机没有 {program}：请安装，或使用 --print",
+    "{program} cannot be run ({why}): correct that, or use --print": (
+        "无法运行 {program}（{why}）：请先处理，或使用 --print"
+    ),
+    "the variable {name} is not set: set it for the edge, and name it in `inherit` of [hosts.NAME]": (
+        "未设置变量 {name}：请为 edge 设置，并写入 [hosts.NAME] 的 inherit"
+    ),
+    "{url} does not answer: {why}": "{url} 没有响应：{why}",
     "the {process} is healthy": "{process} 正常",
     "the {process} is not healthy: {why}": "{process} 不正常：{why}",
     "no answer from {url} ({why}): read its log": "{url} 没有响应（{why}）：请查看其日志",

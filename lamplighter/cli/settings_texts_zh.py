@@ -91,8 +91,8 @@ _VALUES: Mapping[str, str] = {
     '`dead_man` needs a program to run: set poweroff, as in ["systemctl", "poweroff"]': (
         'dead_man 需要可以运行的程序：请设置 poweroff，例如 ["systemctl", "poweroff"]'
     ),
-    "this is not a join token ({why}): copy the whole line of `lamplighter hosts add`": (
-        "这不是接入令牌（{why}）：请复制 lamplighter hosts add 输出的整行"
+    "this is not a join token ({why}): copy the whole line of `{command}`": (
+        "这不是接入令牌（{why}）：请复制 {command} 输出的整行"
     ),
 }
 
@@ -114,8 +114,8 @@ _STARTS: Mapping[str, str] = {
     "restore both files, or delete both for a new certificate, with which every host enrolls again": (
         "请恢复这两个文件，或将两者删除以生成新的证书，此后每台服务器都需要重新接入"
     ),
-    "public.cert {cert} and public.key {key} are not a certificate and its key as PEM ({why}): {remedy}": (
-        "public.cert {cert} 和 public.key {key} 不是 PEM 格式的证书及其密钥（{why}）：{remedy}"
+    "{first} {cert} and {second} {key} are not a certificate and its key as PEM ({why}): {remedy}": (
+        "{first} {cert} 和 {second} {key} 不是 PEM 格式的证书及其密钥（{why}）：{remedy}"
     ),
     "it is not PEM text": "不是 PEM 文本",
     "{setting} {file} cannot be read ({why}): {remedy}": "无法读取 {setting} {file}（{why}）：{remedy}",

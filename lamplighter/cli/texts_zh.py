@@ -202,6 +202,12 @@ _CLIENT: Mapping[str, str] = {
     "its power override": "电源的强制状态",
     "host {host} {state}, {what}": "服务器 {host}：{state}，{what}",
     "no keys": "没有密钥",
+    "no scopes": "没有权限",
+    "key {key} of {owner} with {what}; it is not shown again": ("密钥 {key}，用户 {owner}，权限：{what}；不会再次显示"),
+    "job {job} is still {status}, and continues: wait for it again, or cancel it": (
+        "任务 {job} 的状态仍为 {status}，并继续运行：请再次等待，或取消任务"
+    ),
+    "its heartbeat and capabilities": "心跳和任务类型",
     "key {key} revoked": "密钥 {key} 已吊销",
     "Delete all data of {owner}? This cannot be undone.": "确定删除 {owner} 的所有数据吗？此操作无法撤销。",
     "nothing was deleted: add --yes to delete without a question": "没有删除任何数据：如需直接删除，请加 --yes",
@@ -288,6 +294,13 @@ _DOCTOR: Mapping[str, str] = {
     "jobs run by {engine}": "任务由 {engine} 运行",
     "runner of {host}": "{host} 的 runner",
     "cannot {what}": "无法执行：{what}",
+    "start its runner, or declare [hosts.{host}] so that the edge can power it on": (
+        "请启动其 runner，或声明 [hosts.{host}]，以便 edge 为其开机"
+    ),
+    "off, and the edge cannot power it on": "已关机，且 edge 无法为其开机",
+    "{why}; when it is repaired: lamplighter power {host} auto": "{why}；修复后运行：lamplighter power {host} auto",
+    "of {url} ends in {days} days ({date})": "{url} 的证书将在 {days} 天后（{date}）到期",
+    "renew it: edge and broker read the new files by themselves": "请更新证书：edge 和 broker 会自动读取新文件",
     "read that runner's log": "请查看该 runner 的日志",
     "{endpoint} on {host}": "{host} 上的 {endpoint}",
     "cannot start now: {reason}": "目前无法启动：{reason}",

@@ -39,6 +39,8 @@ UNSEEN: set[Literals] = {
     ("the runner of up",),  # the name of a key
     ("JSON cannot represent this number",),  # turned into another error
     ("pip install lamplighter-server",),
+    ("lamplighter hosts add",),  # commands
+    ("lamplighter hosts add --relay",),
     ("[bold green]Lamplighter is running.[/]  url ", "\nkey ", ""),
 }
 
