@@ -43,6 +43,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "head_too_large": ProblemType(431, "The head of the request is too large"),
     "checksum_mismatch": ProblemType(460, "The bytes do not have the checksum named"),  # tus 1.0, "Checksum"
     "internal": ProblemType(500, "The server failed"),
+    "not_set_up": ProblemType(501, "The settings of this server do not allow this"),
     "unavailable": ProblemType(503, "The server cannot take this now"),
     "store_full": ProblemType(507, "The server's store is full"),
 }

@@ -70,7 +70,7 @@ class HostEnrollment:
         if self._broker_accounts is None or self._addresses is None or not self._addresses.broker:
             message = "no other machine can enroll here: start `lamplighter up` with --public NAME"
             settings = "url and broker of [public], and nats_conf_dir and reload_command of [enrollment]"
-            raise ProblemError("unavailable", f"{message}, or set {settings}")
+            raise ProblemError("not_set_up", f"{message}, or set {settings}")
         return self._broker_accounts, self._addresses
 
     async def start(self) -> None:
@@ -93,7 +93,10 @@ class HostEnrollment:
                 _log.error("broker_accounts_sync_failed", error=str(error))
 
     async def add(self, host: str) -> JoinToken:
-        """Enroll `host` and return its join token. Raises ProblemError `conflict`, `unavailable`; BusError."""
+        """Enroll `host` and return its join token.
+
+        Raises ProblemError `conflict`, `not_set_up`, `unavailable`; BusError.
+        """
         broker_accounts, addresses = self._require_enabled()
         if await self._bus.enrolled_hosts.keys(host):
             raise ProblemError("conflict", f"{host} is enrolled already: run `lamplighter hosts remove {host}` first")
@@ -125,11 +128,11 @@ class HostEnrollment:
     async def add_relay(self, relay: str) -> tuple[ApiKey, RelayToken]:
         """Make a key for a relay and return both. The relay is nothing but that key: revoke it to remove the relay.
 
-        Raises ProblemError `unavailable`; BusError.
+        Raises ProblemError `not_set_up`; BusError.
         """
         if self._addresses is None:
             message = "no address is known under which a relay reaches this edge"
-            raise ProblemError("unavailable", f"{message}: start `up` with --public NAME, or set public.url")
+            raise ProblemError("not_set_up", f"{message}: start `up` with --public NAME, or set public.url")
         issued = await self._keys.create(relay, (Scope.RELAY,), name=f"relay {relay}")
         token = RelayToken(
             relay=relay, edge=self._addresses.edge, key=issued.text, edge_pin=self._addresses.edge_key_pin
