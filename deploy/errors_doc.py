@@ -112,7 +112,9 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
     "checksum_mismatch": LocalizedText("Send the piece again", "请重新发送该片段"),
     "internal": REPORT,
     "unavailable": RETRY_LATER,
-    "not_set_up": LocalizedText("The operator changes the setting that the detail names", "请联系管理员修改详情中所述的设置"),
+    "not_set_up": LocalizedText(
+        "The operator changes the setting that the detail names", "请联系管理员修改详情中所述的设置"
+    ),
     "store_full": LocalizedText("The operator gives it space; deleting files and jobs helps", "请联系管理员或删除文件"),
 }
 

@@ -357,7 +357,8 @@ def _success_responses(
     elif path in TEXT_PATHS:
         content = {"text/plain": {"schema": {"type": "string"}, "example": "step 1 of 10\n"}}
     elif path in FILE_PATHS and method == "get":
-        content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        content = {"application/octet-stream": binary, "*/*": binary}  # the media type is the file's
     responses: Json = {}
     for status, response in kept.items():
         is_whole = status.startswith("2") or (path, method, status) in _SECOND
