@@ -98,7 +98,7 @@ async def test_a_runner_waits_for_its_docker_engine(runner: ServiceUnit, running
 
 
 @pytest.mark.parametrize("role", ["runner", "relay"])
-def test_a_token_that_is_refused_leaves_nothing(role: str, tmp_path: Path):
+def test_a_token_that_is_refused_leaves_nothing(role: str, engine: str, tmp_path: Path):
     environ = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": "", "XDG_STATE_HOME": ""}
     words = ["install", role, "--user", "--no-start", "--join", "not-a-token"]
     done = CliRunner().invoke(main, words, env=environ)
