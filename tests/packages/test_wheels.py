@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.wheels import CLIENT, ROOT, SERVER, RelocationError, build, check_client
+from deploy.relocation import RelocationError
+from deploy.wheels import CLIENT, ROOT, SERVER, build, check_client
 from schemas.version import VERSION
 from tests.packages.environments import Environment
 from tests.support.package_index import PackageIndex
