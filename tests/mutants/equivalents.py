@@ -56,8 +56,6 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent("edge/outbound/ssrf_guard.py", "", "connect=10.0 → connect=9.0", UNNAMED_BOUND),
     Equivalent("edge/outbound/ssrf_guard.py", "", "connect=10.0 → connect=11.0", UNNAMED_BOUND),
     Equivalent("edge/owners/quotas.py", "", "1024 * 1024 → 1024 * 1023", UNNAMED_BOUND),
-    Equivalent("edge/assets/uploads.py", "UploadSettings", "1000 → 1001", UNNAMED_BOUND),
-    Equivalent("edge/assets/service.py", "", "1024 ** 3 → 1023 ** 3", UNNAMED_BOUND),
     Equivalent("bus/nats/feed_resume.py", "", "10000 → 10001", UNNAMED_BOUND),
     Equivalent(
         "edge/power/state_machine.py",

@@ -69,19 +69,19 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        code = 70
+        exit_code = 70
         try:
             os.setsid()
             log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             for stream in (1, 2):
                 os.dup2(log, stream)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-            code = run_tests(request)
+            exit_code = run_tests(request)
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
-            os._exit(code)
+            os._exit(exit_code)
     code: int | None = None
     while code is None and time.monotonic() - started < request["timeout_s"]:
         pid, status = os.waitpid(child, os.WNOHANG)

@@ -15,6 +15,7 @@ from tests.mutants.operators import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD_LIMIT_S = 1200
+RECORD_ATTEMPTS = 2  # the trace makes tests slower, and other work may do so too
 OPTIONS = ["--hypothesis-seed=0"]  # the same examples for every mutant
 FIRST_MTIME_S = 2_000_000_000  # of changed modules: Python compiles a module again when its time has changed
 
@@ -78,8 +79,12 @@ class Workplace:
         self, modules: tuple[str, ...], files: tuple[str, ...], keyword: str = ""
     ) -> tuple[list[RecordedTest], list[str]]:
         """Run the tests of `files` on the unchanged tree; return them, and the libraries that they import."""
-        reply = self._run(files, {"record": list(modules)}, RECORD_LIMIT_S, *(["-k", keyword] if keyword else []))
-        if reply["code"] != 0:
+        options = ["-k", keyword] if keyword else []
+        for _ in range(RECORD_ATTEMPTS):
+            reply = self._run(files, {"record": list(modules)}, RECORD_LIMIT_S, *options)
+            if reply["code"] == 0:
+                break
+        else:
             raise SystemExit(f"mutants: the tests fail without a mutant, mend them first:\n{self._log_tail()}")
         recorded = json.loads(self._result.read_text())
         tests = [

@@ -9,11 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from bus.interface import BrokerFull, BrokerUnreachable, RevisionConflict, VersionedRecord
-from edge.jobs.submission import NOT_BEFORE_LIMIT, TRACE_ID_LIMIT_CHARS, _check_times
+from edge.jobs.submission import NOT_BEFORE_LIMIT, _check_times
 from schemas import events as e
 from schemas.events import JobRecord
 from schemas.ids import JobKey
-from schemas.job import Job, Output, Pointer
+from schemas.job import TRACE_ID_LIMIT_CHARS, Job, Output, Pointer
 from schemas.problems import ProblemError
 from schemas.retry_policy import make_job_failure
 from schemas.status import Priority, Status

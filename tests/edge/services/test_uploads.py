@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from edge.assets.service import ASSET_LIMIT_BYTES
 from edge.assets.uploads import UploadChunk, UploadParameters, UploadService, UploadSettings, WriterTurn
 from edge.owners.quotas import OwnerQuotaOverride
 from edge.store import upload_state
@@ -331,3 +332,8 @@ async def test_a_length_is_named_once_and_not_below_the_offset(fake: FakeBusServ
             await fake.uploads.append("ann", upload.id, UploadChunk(offset=HALF, chunks=chunks(), length=length))
     last = UploadChunk(offset=HALF, chunks=chunks(BODY[HALF:]), length=len(BODY))
     assert (await fake.uploads.append("ann", upload.id, last)).final_sha256 == SHA
+
+
+def test_the_limits_are_as_the_pages_say():
+    assert UploadSettings() == UploadSettings(ttl_s=24 * 3600.0, max_open=1000)
+    assert ASSET_LIMIT_BYTES == 20 * 2**30
