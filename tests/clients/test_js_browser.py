@@ -191,3 +191,19 @@ async def test_refusals_reach_the_page_with_their_fields(page: WatchedPage):
     }""")
     assert (told["name"], told["status"], told["code"]) == ("Rejected", 422, "input_invalid")
     assert told["errors"][0]["path"] == "$.input.text"
+
+
+async def test_the_reference_page_shows_every_operation_and_asks_no_other_host(browser: Browser, world: ClientWorld):
+    async with open_page(browser) as watched:
+        await watched.page.goto(f"{world.url}/docs#submitJob")
+        await wait_in_page(watched.page, "document.querySelector('#submitJob')?.open")
+        shown = await watched.page.evaluate("document.querySelectorAll('section details b').length")
+        await watched.page.fill("#search", "cancelJob")
+        found = await watched.page.evaluate(
+            "[...document.querySelectorAll('details:not([hidden])')].map(({ id }) => id)"
+        )
+        named: Any = await watched.page.evaluate("fetch('/openapi.json').then((answer) => answer.json())")
+        assert shown == sum(len(item) for item in named["paths"].values())
+        assert found == ["cancelJob"]
+        assert all(url.startswith(world.url) for url in watched.requests)
+        assert watched.errors == []
