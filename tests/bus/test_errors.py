@@ -1,7 +1,12 @@
 """Foreign errors at the border, spelled out by hand."""
 
+import asyncio
+from typing import Any, cast
+
+import msgspec
 import pytest
 from nats import errors as foreign
+from nats.aio.msg import Msg
 
 from bus.interface import BrokerDenied, BrokerFull, BrokerUnreachable, BusError, MessageTooLarge, RevisionConflict
 from bus.nats.errors import (
@@ -16,7 +21,8 @@ from bus.nats.errors import (
     from_client_error,
 )
 from bus.nats.jetstream import parse_created_ns
-from bus.nats.requests import AckSubject, parse_ack_subject
+from bus.nats.ordered_consumer import ConsumerLost, OrderedConsumer, _ConsumerCreated
+from bus.nats.requests import AckSubject, RequestMultiplexer, parse_ack_subject
 
 
 @pytest.mark.parametrize(
@@ -91,8 +97,37 @@ def test_both_forms_of_an_ack_subject_are_read():
     tail = "JOBS.echo-high.1.7.8.1795286302185186121.9"
     assert parse_ack_subject(f"$JS.ACK.{tail}") == wanted
     assert parse_ack_subject(f"$JS.ACK.hub.ACCOUNT.{tail}.random") == wanted
-    assert parse_ack_subject("_INBOX.x.y") is None
-    assert parse_ack_subject("") is None
+    for foreign_subject in (
+        *("_INBOX.x.y", "", "$JS.ACK", "$JS.ACK.a", "$JS.ACK.a.b.c.d", "$JS.NAK.JOBS.echo.1.7.8.9.9"),
+        *("$JS.ACK.JOBS.echo.1.7.8.9", "$JS.ACK.JOBS.echo.1.7.8.nine.9", f"$JS.ACK.JOBS.echo.1.{'7' * 21}.8.9.9"),
+    ):
+        assert parse_ack_subject(foreign_subject) is None
+    assert parse_ack_subject(f"$JS.ACK.JOBS.echo.1.{'7' * 20}.8.9.9") is not None
+
+
+async def test_pending_requests_fail_with_the_connection_or_by_their_subject():
+    requests = RequestMultiplexer("_INBOX.me.")
+    with requests.expect_reply("$JS.API.INFO") as first, requests.expect_reply("$JS.API.OTHER") as second:
+        requests.fail_requests(BrokerDenied("no right"), "$js.api.info")
+        assert isinstance(first.reply_future.result(), BrokerDenied)
+        assert not second.reply_future.done()
+        requests.fail_requests(BrokerUnreachable("away"))
+        assert isinstance(second.reply_future.result(), BrokerUnreachable)
+        assert isinstance(first.reply_future.result(), BrokerDenied), "the first outcome counts"
+
+
+async def test_a_consumer_that_its_server_ends_is_lost():
+    consumer = OrderedConsumer(cast("Any", None), "c1", 0, asyncio.Queue())
+    ended = Msg(cast("Any", None), headers={"Status": "409", "Description": "Consumer Deleted"})
+    with pytest.raises(ConsumerLost, match="c1 ended: Consumer Deleted"):
+        await consumer._handle_control(ended)
+    await consumer._handle_control(Msg(cast("Any", None), headers={"Status": "100", "Nats-Last-Consumer": "0"}))
+    with pytest.raises(ConsumerLost, match="lost messages"):
+        await consumer._handle_control(Msg(cast("Any", None), headers={"Status": "100", "Nats-Last-Consumer": "1"}))
+
+
+def test_a_consumer_of_which_the_server_says_nothing_has_nothing_pending():
+    assert msgspec.json.decode(b"{}", type=_ConsumerCreated).num_pending == 0
 
 
 def test_created_is_read_to_the_nanosecond():

@@ -108,4 +108,23 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         ":2 → :3",
         "A row that begins with the cursor is longer, and so not less than it: it is left out as before.",
     ),
+    Equivalent(
+        "edge/assets/service.py",
+        "AssetService.get",
+        "row is None or stored is None → stored is None",
+        "Without a reference the bytes are not looked up, so that `stored` is None too.",
+    ),
+    Equivalent(
+        "edge/outbound/download.py",
+        "PerOwnerLimiter.slot",
+        "not own.borrowed_tokens and (not own.statistics().tasks_waiting) → not own.borrowed_tokens",
+        "anyio gives a token that is released to the task that waits for it, so that no task waits where none is held.",
+    ),
+    Equivalent(
+        "bus/nats/feed.py",
+        "NatsJobFeed.messages",
+        "not subjects.is_state_subject(item.subject) and (message := codec.try_decode_feed_message(item.data)) → "
+        "(message := codec.try_decode_feed_message(item.data))",
+        "The message of a state is a job's record, which is not decoded as a feed message: it is only tried.",
+    ),
 )
