@@ -127,4 +127,10 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "(message := codec.try_decode_feed_message(item.data))",
         "The message of a state is a job's record, which is not decoded as a feed message: it is only tried.",
     ),
+    Equivalent(
+        "runner/execution/execution.py",
+        "Execution._clean_up",
+        "self.handle is None and warm is not None → warm is not None",
+        "A warm container that has a handle here runs its job: it is detached, and removing it twice does nothing.",
+    ),
 )

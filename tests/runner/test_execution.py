@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from runner.assets.port import AssetError
 from runner.engines.port import ContainerSpec, FoundContainer, StartFailed
+from runner.execution.execution import ExecutionRegistry
 from schemas.endpoint import Timeouts
 from schemas.events import AttemptReleased
 from schemas.feed import LogEndMessage, ProgressMessage
@@ -457,3 +458,21 @@ async def test_a_container_whose_start_was_not_answered_goes_and_no_other(
         await wait_for(one_left)
         assert box.state == "running"
     assert (await world.job(working)).status is Status.RUNNING
+
+
+async def test_a_round_has_one_execution(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[tuple[ExecutionRegistry, tuple[Any, ...]]] = []
+    launch = ExecutionRegistry.launch
+
+    def record_launch(registry: ExecutionRegistry, *args: Any) -> None:
+        launched.append((registry, args))
+        launch(registry, *args)
+
+    monkeypatch.setattr(ExecutionRegistry, "launch", record_launch)
+    await world.submit("waits")
+    async with world.run_runner():
+        await world.wait_for_container()
+        ((registry, args),) = launched
+        with pytest.raises(RuntimeError, match="already running"):
+            launch(registry, *args)
+        assert len(registry.active) == 1

@@ -337,4 +337,5 @@ def test_the_mark_of_a_verified_file_by_hand() -> None:
     """Another formula would have every file of an older cache hashed again."""
     assert verification_mtime_ns("0000001" + "0" * 57, 5) == (16 + 5) * 10**9
     assert verification_mtime_ns("ffffffff" + "0" * 56, 1) == 0
+    assert verification_mtime_ns("ffffffff" + "0" * 56, 0) == (2**31 - 1) * 10**9
     assert verification_mtime_ns("7fffffff" + "f" * 56, 0) == (2**31 - 1) * 10**9

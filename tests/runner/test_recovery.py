@@ -431,3 +431,15 @@ async def test_a_slot_whose_container_is_gone_is_used_again(world: RunnerEnviron
         world.clock.ahead += 31  # the message of the first one comes again
         ended = await world.wait_until_ended(first)
     assert (ended.status, ended.attempt, ended.free_releases) == (Status.SUCCEEDED, 2, {"host_lost": 1})
+
+
+async def test_a_gpu_that_a_job_could_not_use_is_marked(world: RunnerEnvironment) -> None:
+    left = await left_running(world, gpus="GPU-a")
+    box = box_of(world, left, "running")
+    async with world.run_runner() as runner:
+        await world.wait_for_event(left.key, Adopted)
+        box.finish(69)
+        released = await world.wait_for_event(left.key, AttemptReleased)
+        assert released.free_releases == {"gpu_unhealthy": 1}
+        assert runner.host.gpu_allocator._health_of("GPU-a").needs_probe
+        assert not runner.host.gpu_allocator._health_of("GPU-b").needs_probe
