@@ -34,9 +34,9 @@ DEADLINE_FACTOR, DEADLINE_S = 5, 12  # a test gets DEADLINE_S, and DEADLINE_FACT
 
 
 class GroupChoice(NamedTuple):
-    """The mutants of a group: all that can be tested, those that are tested, and those argued equivalent."""
+    """The mutants of a group: the number of all, and of the sample those to test and those argued equivalent."""
 
-    possible: int
+    total: int
     tested: list[Mutant]
     equivalent: list[Mutant]
 
@@ -51,13 +51,12 @@ def choose(name: str, group: ModuleGroup, sample: int, seed: int, lines: dict[st
     every = [mutant for path in group.modules for mutant in mutants_of(path, (ROOT / path).read_bytes())]
     if lines:
         every = [mutant for mutant in every if mutant.line in lines.get(mutant.path, ())]
-    equivalent = [mutant for mutant in every if find_equivalent(mutant, EQUIVALENTS)]
-    possible = [mutant for mutant in every if not find_equivalent(mutant, EQUIVALENTS)]
-    tested = possible
-    if 0 < sample < len(possible):
-        numbers = random.Random(f"{seed}/{name}").sample(range(len(possible)), sample)
-        tested = [possible[number] for number in sorted(numbers)]
-    return GroupChoice(len(possible), tested, equivalent)
+    chosen = every
+    if 0 < sample < len(every):
+        numbers = random.Random(f"{seed}/{name}").sample(range(len(every)), sample)
+        chosen = [every[number] for number in sorted(numbers)]
+    equivalent = [mutant for mutant in chosen if find_equivalent(mutant, EQUIVALENTS)]
+    return GroupChoice(len(every), [mutant for mutant in chosen if mutant not in equivalent], equivalent)
 
 
 def unmatched_equivalents() -> list[Equivalent]:
@@ -187,7 +186,6 @@ class GroupCounts(NamedTuple):
     equivalent: int
     tested: int
     killed: int
-    hung: int
     survived: int
 
     @property
@@ -201,23 +199,16 @@ def rows_of(choices: dict[str, GroupChoice], results: Results) -> list[GroupCoun
     for name, choice in choices.items():
         outcomes = [outcome for _, outcome in results[name]]
         killed = sum(outcome.killed for outcome in outcomes)
-        hung = sum(outcome.hang for outcome in outcomes)
-        mutants = choice.possible + len(choice.equivalent)
         rows.append(
-            GroupCounts(name, mutants, len(choice.equivalent), len(outcomes), killed, hung, len(outcomes) - killed)
+            GroupCounts(name, choice.total, len(choice.equivalent), len(outcomes), killed, len(outcomes) - killed)
         )
     return [*rows, GroupCounts("all", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True)))]
 
 
 def table(rows: list[GroupCounts]) -> str:
     """Return the rows as a table for a page."""
-    lines = ["| group | mutants | equivalent | tested | killed | of these by a hang | survived | killed |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    lines += [
-        f"| {row.group} | {row.mutants} | {row.equivalent} | {row.tested} | {row.killed} | {row.hung} |"
-        f" {row.survived} | {row.share:.0%} |"
-        for row in rows
-    ]
+    lines = ["| group | mutants | equivalent | tested | killed | survived | share |", "|---|---|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(map(str, row))} | {row.share:.0%} |" for row in rows]
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge.assets.service import AssetDeletion, AssetService
+from edge.assets.service import ASSET_LIMIT_BYTES, AssetDeletion, AssetService
 from edge.owners.quotas import OwnerQuotaOverride
 from schemas.problems import ProblemError
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig
@@ -223,3 +223,7 @@ async def test_bytes_that_somebody_names_while_they_are_deleted_stay(
     assert await fake.assets.delete("ann", DIGEST) == AssetDeletion(DIGEST, ())
     assert (await fake.assets.get("bob", DIGEST))[1].bytes == len(BODY)
     assert await fake.bus.tombstones.get(DIGEST) is None
+
+
+def test_the_limit_is_as_the_pages_say() -> None:
+    assert ASSET_LIMIT_BYTES == 20 * 2**30

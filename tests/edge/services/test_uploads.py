@@ -8,7 +8,6 @@ from pathlib import Path
 import anyio
 import pytest
 
-from edge.assets.service import ASSET_LIMIT_BYTES
 from edge.assets.uploads import UploadChunk, UploadParameters, UploadService, UploadSettings, WriterTurn
 from edge.owners.quotas import OwnerQuotaOverride
 from edge.store import upload_state
@@ -336,4 +335,3 @@ async def test_a_length_is_named_once_and_not_below_the_offset(fake: FakeBusServ
 
 def test_the_limits_are_as_the_pages_say():
     assert UploadSettings() == UploadSettings(ttl_s=24 * 3600.0, max_open=1000)
-    assert ASSET_LIMIT_BYTES == 20 * 2**30
