@@ -12,15 +12,11 @@ class Equivalent(NamedTuple):
     reason: str
 
 
-LOOP_END = "The loop ends here anyway, and begins again."
 UNEQUAL = "The two are known to be unequal here, so that < and <= decide the same."
 UNNAMED_BOUND = "A bound on memory or work: nothing is promised about its exact value, and any near it does as well."
 CLOCK_BOUNDARY = "The clocks of two readings would have to agree to the last digit for the two to differ."
 
 EQUIVALENTS: tuple[Equivalent, ...] = (
-    Equivalent("runner/execution/fence.py", "FencedJob._record", "continue → pass", LOOP_END),
-    Equivalent("runner/execution/fence.py", "FencedJob._read_claimed", "continue → pass", LOOP_END),
-    Equivalent("runner/claiming/recovery.py", "ContainerRecovery._release_attempt", "continue → pass", LOOP_END),
     Equivalent(
         "runner/claiming/recovery.py",
         "choose_recovery_action",

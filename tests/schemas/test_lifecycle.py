@@ -170,7 +170,7 @@ def test_success_keeps_output_usage_and_log():
     assert (done.output.data, done.usage.run_s, done.log, done.finished_at) == ({"text": "hi"}, 1.5, "f" * 64, LATER)
 
 
-@pytest.mark.parametrize("end", [e.Cancelled(), e.Failed(make_failure()), e.Succeeded(Output())])
+@pytest.mark.parametrize("end", [e.Cancelled(), e.Failed(make_failure())])
 def test_an_end_that_says_nothing_of_usage_log_and_metrics_keeps_what_is_recorded(end):
     kept = {"usage": AttemptUsage(run_s=2.0), "log": "f" * 64, "metrics": (JobMetric("fps", 1.0),)}
     done = apply_event(make_job(S.CANCELLING, **kept), end, LATER)

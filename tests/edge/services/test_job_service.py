@@ -411,7 +411,7 @@ async def test_a_url_inwards_is_refused_before_and_at_the_submit(
 
 async def test_a_trace_id_is_the_bodys_or_the_headers_or_made(fake: FakeBusServicesRig) -> None:
     async def trace(body: dict[str, Any], header: str | None) -> str:
-        return (await fake.jobs.submit("ann", body, trace_id=header)).record.record.job.trace_id
+        return (await fake.jobs.submit("ann", body, trace_id=header)).entry.record.job.trace_id
 
     assert await trace({**BODY, "trace_id": "mine"}, "theirs") == "mine"
     assert await trace(BODY, "theirs" * 100) == ("theirs" * 100)[:TRACE_ID_LIMIT_CHARS]
