@@ -251,7 +251,7 @@ def _run_checks(target: DoctorTarget) -> Iterator[Finding]:
     for check in LOCAL_CHECKS:
         yield from check(target)
     if not _is_server_without_runner(target.data):
-        yield from server_parts.check_machine()
+        yield from server_parts.check_machine(target.data)
 
 
 def _is_server_without_runner(data: Path) -> bool:

@@ -9,23 +9,26 @@ from pathlib import Path
 
 import anyio
 
+from edge.core.clock import utc_now
 from lamplighter.cli import display
 from lamplighter.cli.doctor import CheckStatus, Finding
+from lamplighter.cli.settings_file import CONFIG_VARIABLE, DEFAULT_CONFIG, read_settings_file
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.own_container import find_container_faults
 from runner.engines.port import EngineError
-from runner.engines.selection import docker_settings
+from runner.engines.selection import EngineDecisionUnreadable, docker_settings, find_docker, preview_engine
 from runner.gpu.monitor import NvmlMonitor, nvml_spawner
 from runner.settings import RunnerSettings
 from schemas.gpu import GpuMonitorState
+from schemas.settings_loader import SettingsInvalid
 
 ENGINE_PROBE_TIMEOUT_S = 20.0
 
 
-def check_machine() -> Iterator[Finding]:
-    """Yield the findings of all checks here."""
+def check_machine(data: Path) -> Iterator[Finding]:
+    """Yield the findings of all checks here. `data`: the data folder of `up`."""
     yield from asyncio.run(check_local_engine())
-    yield from asyncio.run(check_own_container())
+    yield from asyncio.run(check_own_container(data))
     yield from asyncio.run(check_local_gpus())
 
 
@@ -42,10 +45,22 @@ async def check_local_engine() -> list[Finding]:
     return [Finding("engine", CheckStatus.OK, f"{info.name} {info.version}", "; ".join(info.notes))]
 
 
-async def check_own_container() -> list[Finding]:
-    """Check what a runner needs of the container that we are in. Nothing outside of a container."""
-    data = Path(os.environ.get("LAMPLIGHTER_DATA", RunnerSettings().data))
-    faults = await find_container_faults(data, docker_settings(os.environ.get("LAMPLIGHTER_DOCKER_SOCKET"), 1))
+async def check_own_container(data: Path) -> list[Finding]:
+    """Check what a runner with Docker needs of the container that we are in. Nothing outside of a container.
+
+    The process engine starts jobs in our container, so it needs nothing. `data`: the data folder of `up`.
+    """
+    try:
+        file = read_settings_file(Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG)))
+        settings = file.load(RunnerSettings, os.environ)
+        folder = data / "runner" if settings.data == RunnerSettings().data else settings.data
+        found = find_docker(settings.docker_socket, os.environ)
+        engine = preview_engine(folder, settings.engine, found, utc_now())
+    except (SettingsInvalid, EngineDecisionUnreadable) as error:
+        return [Finding("runner", CheckStatus.FAIL, str(error))]
+    if engine != "docker":
+        return []
+    faults = await find_container_faults(folder, docker_settings(settings.docker_socket, 1))
     return [Finding("container", CheckStatus.FAIL, fault.what, fault.fix) for fault in faults]
 
 

@@ -5,6 +5,7 @@ In a checkout the server is always there. deploy/wheels.py moves its modules, an
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,10 +26,13 @@ def load_command(name: str, module: str, attribute: str) -> click.Command:
     return command
 
 
-def check_machine() -> Iterable[Any]:
-    """Return what `doctor` finds out about this machine as a host of jobs, which it is not without the server."""
+def check_machine(data: Path) -> Iterable[Any]:
+    """Return what `doctor` finds out about this machine as a host of jobs, which it is not without the server.
+
+    `data`: the data folder of `up`.
+    """
     server = _import_server_commands()
-    return () if server is None else server.load("machine_checks").check_machine()
+    return () if server is None else server.load("machine_checks").check_machine(data)
 
 
 def is_installed() -> bool:

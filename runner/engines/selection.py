@@ -171,16 +171,33 @@ def choose_engine(
     `docker_found` is the result of `find_docker`. Raises EngineDecisionUnreadable, OSError.
     """
     kept = _read_decision(data / DECISION_FILE)
-    if kept is not None and configured in {"auto", kept.engine}:
-        return EngineChoice(kept)
-    if configured != "auto":
-        decision = EngineDecision(configured, f"asked for by name: engine = {configured}", now)
-    elif docker_found is not None:
-        decision = EngineDecision("docker", docker_found, now)
-    else:
-        decision = EngineDecision("process", "this machine had no Docker client at the first start", now)
+    decision = _decide(kept, configured, docker_found, now)
+    if decision is kept:
+        return EngineChoice(decision)
     atomic_write(data / DECISION_FILE, msgspec.json.encode(decision))
     return EngineChoice(decision, kept.engine if kept else None)
+
+
+def preview_engine(
+    data: Path, configured: EngineName | Literal["auto"], docker_found: str | None, now: datetime
+) -> EngineName:
+    """Return the engine that `choose_engine` would choose, and keep nothing. Blocking.
+
+    Raises EngineDecisionUnreadable.
+    """
+    return _decide(_read_decision(data / DECISION_FILE), configured, docker_found, now).engine
+
+
+def _decide(
+    kept: EngineDecision | None, configured: EngineName | Literal["auto"], docker_found: str | None, now: datetime
+) -> EngineDecision:
+    if kept is not None and configured in {"auto", kept.engine}:
+        return kept
+    if configured != "auto":
+        return EngineDecision(configured, f"asked for by name: engine = {configured}", now)
+    if docker_found is not None:
+        return EngineDecision("docker", docker_found, now)
+    return EngineDecision("process", "this machine had no Docker client at the first start", now)
 
 
 def find_docker(named: str | None, environ: Mapping[str, str]) -> str | None:

@@ -4,6 +4,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from runner.engines.selection import (
     EngineDecisionUnreadable,
     choose_engine,
     find_docker,
+    preview_engine,
 )
 
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
@@ -39,6 +41,20 @@ def test_an_engine_asked_for_by_name_wins_and_is_kept(tmp_path: Path, engine: st
     assert f"engine = {engine}" in made.decision.why
     assert choose_engine(tmp_path, "auto", None, LATER) == EngineChoice(made.decision)
     assert choose_engine(tmp_path, engine, None, LATER) == EngineChoice(made.decision)
+
+
+@pytest.mark.parametrize("asked", ["auto", "docker", "process"])
+@pytest.mark.parametrize("client", [CLIENT, None])
+@pytest.mark.parametrize("kept", ["docker", "process", None])
+def test_a_preview_is_what_a_start_would_choose_and_keeps_nothing(
+    tmp_path: Path, asked: Any, client: str | None, kept: Any
+) -> None:
+    if kept is not None:
+        choose_engine(tmp_path, kept, None, NOW)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    previewed = preview_engine(tmp_path, asked, client, LATER)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert choose_engine(tmp_path, asked, client, LATER).decision.engine == previewed
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"engine":"podman","why":"","at":"2026-11-29T00:00:00Z"}'])
