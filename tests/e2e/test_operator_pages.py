@@ -182,16 +182,15 @@ def test_a_pc_at_home_is_woken_by_the_relay_and_told_to_power_off(tmp_path: Path
     off = pc / "is-off"
     poweroff = only_block(HOME_PC, "toml", "poweroff =").replace('"systemctl", "poweroff"', f'"touch", "{off}"')
     (pc / "lamplighter.toml").write_text('engine = "process"\n' + poweroff)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card, public_up(server) as (data, port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card, public_up(server) as (data, _):
         card.bind(("127.0.0.1", 0))
         card.settimeout(60)
-        relay = only_block(HOME_PC, "toml", "[relay]").replace("gpu.example.com:8443", f"127.0.0.1:{port}")
+        relay = only_block(HOME_PC, "toml", "driver = \"wol\"")
         near = f'broadcast = "127.0.0.1"\nport = {card.getsockname()[1]} #'
         (home / "lamplighter.toml").write_text(relay.replace("broadcast =", near))
-        shutil.copy(data / "tls" / "cert.pem", home)
-        token = lamplighter(data, "hosts", "add", "pc").stdout.split()[-1]
-        key = lamplighter(data, "keys", "create", "home", "--scope", "relay", "--json").stdout
-        script = only_block(HOME_PC, "sh", "lamplighter relay").replace("KEY=…", f"KEY={json.loads(key)['key']}")
+        add_pc, add_relay = only_block(HOME_PC, "sh", "hosts add").splitlines()
+        token, relay_token = (lamplighter(data, *line.split()[1:]).stdout.split()[-1] for line in (add_pc, add_relay))
+        script = only_block(HOME_PC, "sh", "relay --join").replace("TOKEN", relay_token)
         with machine(home, script.replace("lamplighter relay", "exec lamplighter relay")):
             job = json.loads(lamplighter(data, "submit", "echo", "--id", "first", "--json").stdout)
             assert job["id"] == "first"
