@@ -21,6 +21,9 @@ _COMMANDS: Mapping[str, str] = {
     "Restore an installation from a backup.": "从备份恢复系统。",
     "Submit a job.": "提交任务。",
     "Power a rented GPU box, as a program of [hosts.NAME].": "为租用的 GPU 机器开关机，供 [hosts.NAME] 调用。",
+    'Power a rented GPU box on or off, for `[hosts.NAME]` with `driver = "command"`.': (
+        '为租用的 GPU 机器开关机，供设有 driver = "command" 的 [hosts.NAME] 调用。'
+    ),
     "Print a link that opens the console in a browser, signed in.": "输出在浏览器中打开控制台并已登录的链接。",
     "Print a link that opens the console in a browser, signed in with this key. It works once, for 15 minutes.": (
         "输出在浏览器中打开控制台并以此密钥登录的链接。链接只能使用一次，15 分钟内有效。"

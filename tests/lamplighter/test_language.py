@@ -43,6 +43,7 @@ UNSEEN: set[Literals] = {
     ("lamplighter hosts add --relay",),
     ("[bold green]Lamplighter is running.[/]  url ", "\nkey ", ""),
 }
+ENGLISH_WORDS = re.compile(r"[A-Za-z,]+(?: [A-Za-z,]+){3}")
 
 
 def run_cli(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -103,7 +104,10 @@ def test_every_help_text_is_translated():
     commands = [found for name in COMMANDS if (found := main.get_command(context, name)) is not None]
     texts = {text for command in (main, *commands) for text in walk(command)} | {text for *_, text in COMMANDS.values()}
     assert len(texts) > 80, "the walker found next to nothing"
-    assert [text for text in sorted(texts) if not re.search(CJK, Catalogue(TEXTS_ZH).translate(text))] == []
+    chinese = {text: Catalogue(TEXTS_ZH).translate(text) for text in sorted(texts)}
+    assert [text for text, shown in chinese.items() if not re.search(CJK, shown)] == []
+    # The entry of another text, such as "{endpoint} on {host}", would leave English words.
+    assert [shown for shown in chinese.values() if ENGLISH_WORDS.search(re.sub(r"\[.*?\]", "", shown))] == []
 
 
 def test_entries_are_whole():
