@@ -28,7 +28,7 @@ BY_NAME = re.compile(r"\{[^}]*\}")
 # What makes something of the caller's own under the name, whatever another owner has under it.
 MAKES_ONES_OWN = {("put", "/v1/jobs/{job_id}"), ("put", "/v1/assets/{sha256}")}
 
-OF_NO_OWNER = {"/metrics", "/v1/endpoints", "/v1/endpoints/{name}", "/v1/tokens"}  # the parameter changes no answer
+OF_NO_OWNER = {"/metrics", "/v1/tokens"}  # the parameter changes no answer
 
 
 class Operation(Struct, frozen=True):
