@@ -185,7 +185,7 @@ def test_a_pc_at_home_is_woken_by_the_relay_and_told_to_power_off(tmp_path: Path
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as card, public_up(server) as (data, _):
         card.bind(("127.0.0.1", 0))
         card.settimeout(60)
-        relay = only_block(HOME_PC, "toml", "driver = \"wol\"")
+        relay = only_block(HOME_PC, "toml", 'driver = "wol"')
         near = f'broadcast = "127.0.0.1"\nport = {card.getsockname()[1]} #'
         (home / "lamplighter.toml").write_text(relay.replace("broadcast =", near))
         add_pc, add_relay = only_block(HOME_PC, "sh", "hosts add").splitlines()
