@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lamplighter import api
@@ -52,6 +52,7 @@ EVENTS = st.lists(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(EVENTS, st.booleans())
 def test_events_are_read_as_they_were_written_between_comments(events, chatty):
     reader, read = SseParser(), []
