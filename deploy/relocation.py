@@ -16,7 +16,7 @@ class RelocationError(Exception):
 
 @dataclass(frozen=True)
 class ModuleMap:
-    """Where modules go: old dotted name -> new one. The longest name that a module starts with counts."""
+    """The new dotted names of modules, by the old ones. The longest name that a module starts with counts."""
 
     new_names: Mapping[str, str]
 

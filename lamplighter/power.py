@@ -1,4 +1,4 @@
-"""What a power driver in a package of its own needs.
+"""The interface for a power driver in a package of its own.
 
 Such a package names its class in the entry point group `lamplighter.power_drivers`. The edge (or the relay) calls it
 with the host's name, the `options` of `[hosts.NAME]`, and the variables that `inherit` names:

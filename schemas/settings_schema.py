@@ -1,4 +1,4 @@
-"""What the settings Structs say about their fields: allowed values in words, units, secrets, names of variables.
+"""Facts about the fields of the settings Structs: allowed values in words, units, secrets, names of variables.
 
 A field's meaning is the string below it (an attribute docstring); `deploy/settings_doc.py` reads those from the source.
 Everything else is in the field's type: limits in `Meta`, the format of a text in `Meta(description=…)`, a unit in

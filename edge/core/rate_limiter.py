@@ -10,7 +10,7 @@ from edge.core.clock import MINUTE_S
 
 
 class RateState(NamedTuple):
-    """What is left of a rate after an event. `reset_s`: until all of it is there again.
+    """The events that a rate still allows after one. `reset_s`: until it allows all of them again.
 
     `retry_after_s`: until the next event is allowed; 0 if this one was.
     """

@@ -15,7 +15,7 @@ RawHeaders = Iterable[tuple[bytes, bytes]]  # as in an ASGI scope: names in lowe
 
 
 class ForwardedHop(NamedTuple):
-    """One hop that a proxy wrote down: the address of whoever asked it, and the scheme if the proxy named it."""
+    """One hop that a proxy wrote down: the address of its client, and the scheme if the proxy named it."""
 
     address: str
     scheme: str = ""

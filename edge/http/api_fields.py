@@ -1,4 +1,4 @@
-"""What each field of the API means, with an example: the descriptions of `/openapi.json`.
+"""The meaning of each field of the API, with an example: the descriptions of `/openapi.json`.
 
 `FIELDS["*"]` is for every component that has a field of that name; an entry under the component's own name comes first.
 A test compares the table with the components. A field whose value is another component takes that component's example.

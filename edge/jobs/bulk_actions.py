@@ -48,7 +48,7 @@ _log = structlog.get_logger()
 
 
 class _Outcome(NamedTuple):
-    """What happened to one job: `counts` of one job, or `problem` for which the action must wait."""
+    """The result for one job: `counts` of one job, or `problem` for which the action must wait."""
 
     counts: JobActionCounts
     failure: JobActionFailure | None = None

@@ -1,4 +1,4 @@
-"""What `install` has written: one file for the system, one for each user, which `uninstall` reads."""
+"""The list of what `install` wrote: one file for the system, one for each user. `uninstall` reads it."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `lamplighter doctor` checks on a machine that can run jobs: its Docker engine and its GPUs."""
+"""The checks of `lamplighter doctor` on a machine that can run jobs: its Docker engine and its GPUs."""
 
 import asyncio
 import os

@@ -112,7 +112,7 @@ class PublicAccess:
 
     @property
     def public_pin(self) -> str | None:
-        """What clients elsewhere give as `--pin`; None if they need none: an authority signed the certificate."""
+        """The value of `--pin` for clients elsewhere; None if an authority signed the certificate."""
         if self._tls is None or not self._is_pinned:
             return None
         return read_certificate(first_certificate(self._tls.cert.read_text())).pin

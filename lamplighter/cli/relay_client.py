@@ -92,7 +92,7 @@ POWER_CALLS: Mapping[str, Callable[[PowerDriver, str], Awaitable[ReportedPower]]
 }
 
 
-async def serve_edge(  # noqa: PLR0913 - an edge, and what is told of the connection to it
+async def serve_edge(  # noqa: PLR0913 - an edge, and callbacks for its connection
     url: str,
     key: str,
     hosts: Mapping[str, RelayedHost],

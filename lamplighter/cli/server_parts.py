@@ -1,4 +1,4 @@
-"""What the command line takes from `lamplighter-server`, where that is installed. Nothing else of the client does.
+"""The command line's only imports from `lamplighter-server`, which need not be installed.
 
 In a checkout the server is always there. deploy/wheels.py moves its modules, and rewrites the imports below.
 """

@@ -1,4 +1,4 @@
-"""What a process reports to the service manager that started it (sd_notify(3)): ready, alive, stopping.
+"""Reports to the service manager that started this process (sd_notify(3)): ready, alive, stopping.
 
 systemd names a socket in NOTIFY_SOCKET. Without that variable, as in a terminal, nothing is sent.
 """

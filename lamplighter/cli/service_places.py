@@ -1,4 +1,4 @@
-"""Where `install` puts things: folders of the system or of a user, and the calls of systemd's manager."""
+"""The folders to which `install` writes, of the system or of a user, and the calls of systemd's manager."""
 
 import grp
 import os

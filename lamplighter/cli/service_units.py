@@ -23,7 +23,7 @@ OPEN_FILES_LIMIT = 1_048_576
 
 
 class Role(StrEnum):
-    """What `install` sets up."""
+    """A service that `install` sets up."""
 
     EDGE = "edge"
     RUNNER = "runner"
