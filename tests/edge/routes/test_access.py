@@ -103,9 +103,17 @@ async def test_a_server_of_the_broker_that_is_ill_is_reported_and_in_nobodys_way
 
 
 async def test_what_may_be_tried_later_says_when(edge: ServedEdge):
-    reply = await edge.admin.post("/v1/hosts", json={"id": "gpu-7"})
+    edge.world.bus.health.cut()
+    edge.world.time.advance(seconds=5)
+    reply = await edge.ann.post("/v1/jobs", json=ECHO)
     assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
     assert int(reply.headers["retry-after"]) > 0
+
+
+async def test_what_the_settings_do_not_allow_is_not_to_be_tried_later(edge: ServedEdge):
+    reply = await edge.admin.post("/v1/hosts", json={"id": "gpu-7"})
+    assert (reply.status_code, reply.json()["code"]) == (501, "not_set_up")
+    assert "retry-after" not in reply.headers
 
 
 async def test_what_answers_get_answers_head(edge: ServedEdge):
