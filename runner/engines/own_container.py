@@ -3,13 +3,16 @@
 The engine of the host starts the jobs, so three things must be the host's: the engine's socket, the process ids (of
 the programs on a GPU, and of users who are logged in), and the path of the data folder, because the engine mounts
 folders of it. The engine itself describes our container. If it does not know it, it is another engine's container, and
-nothing can be checked.
+nothing can be checked. A container with a dockerd of its own, as in a CI, may be its own host: a missing socket may
+appear there later, and is waited for as on a host.
 """
 
 import os
 import re
+import shutil
 import stat
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from runner.engines.port import EngineError
 DOCKER_MARK = Path("/.dockerenv")
 MOUNTS_FILE = Path("/proc/self/mountinfo")
 INSPECT_TIMEOUT_S = 20.0
+DAEMON_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not in the PATH of every user
 _CONTAINER_ID = re.compile(r"containers/([0-9a-f]{64})/")  # the sources of /etc/hostname and /etc/resolv.conf
 
 
@@ -50,7 +54,8 @@ async def find_container_faults(data: Path, settings: DockerSettings) -> list[Co
     container = await anyio.to_thread.run_sync(own_container_id)
     if container is None and not await anyio.Path(DOCKER_MARK).exists():
         return []
-    fault = await anyio.to_thread.run_sync(check_socket, settings.base_url)
+    has_own_engine = await anyio.to_thread.run_sync(has_dockerd)
+    fault = await anyio.to_thread.run_sync(partial(check_socket, settings.base_url, has_own_engine=has_own_engine))
     if fault is not None:
         return [fault]
     if container is None:
@@ -63,12 +68,23 @@ async def find_container_faults(data: Path, settings: DockerSettings) -> list[Co
         return []  # an engine that is away is waited for
 
 
-def check_socket(base_url: str) -> ContainerFault | None:
-    """Return what keeps this process from the engine's socket, None for a socket that works or is not a file."""
+def has_dockerd() -> bool:
+    """Return whether Docker's daemon is installed in this container. Blocking."""
+    path = os.environ.get("PATH", os.defpath)
+    return shutil.which("dockerd", path=os.pathsep.join((path, *DAEMON_FOLDERS))) is not None
+
+
+def check_socket(base_url: str, *, has_own_engine: bool) -> ContainerFault | None:
+    """Return what keeps this process from the engine's socket, None for a socket that works or is not a file.
+
+    `has_own_engine`: a missing socket may still appear.
+    """
     if not base_url.startswith("unix://"):
         return None
     path = Path(base_url.removeprefix("unix://"))
     if not path.exists():
+        if has_own_engine:
+            return None
         return ContainerFault(
             f"the Docker socket {path} is not in the runner's container", f"add the volume {path}:{path} to it"
         )

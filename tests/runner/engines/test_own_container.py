@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.engines.own_container import check_container, check_socket, own_container_id
+from runner.engines import own_container
+from runner.engines.own_container import check_container, check_socket, has_dockerd, own_container_id
 
 CONTAINER = "0123456789abcdef" * 4
 DATA = Path("/var/lib/lamplighter/runner")
@@ -62,21 +63,31 @@ def test_a_container_with_processes_of_its_own_is_named(mode: str | None):
 
 def test_the_socket_is_checked_before_the_engine_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "docker.sock"
-    missing = check_socket(f"unix://{path}")
+    missing = check_socket(f"unix://{path}", has_own_engine=False)
     assert str(missing) == (
         f"the Docker socket {path} is not in the runner's container: add the volume {path}:{path} to it"
     )
     path.mkdir()  # what Docker makes of a volume whose source is missing
-    folder = check_socket(f"unix://{path}")
+    folder = check_socket(f"unix://{path}", has_own_engine=False)
     assert "is not a socket" in str(folder)
     path.rmdir()
     with socket.socket(socket.AF_UNIX) as listening:
         monkeypatch.chdir(tmp_path)  # a unix socket's name has at most 107 bytes
         listening.bind("docker.sock")
-        assert check_socket(f"unix://{path}") is None
+        assert check_socket(f"unix://{path}", has_own_engine=False) is None
         monkeypatch.setattr(os, "access", lambda *_: False)
-        assert 'set user: "0:0", or group_add' in str(check_socket(f"unix://{path}"))
+        assert 'set user: "0:0", or group_add' in str(check_socket(f"unix://{path}", has_own_engine=False))
+
+
+def test_a_container_with_an_engine_of_its_own_waits_for_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert check_socket(f"unix://{tmp_path}/docker.sock", has_own_engine=True) is None
+    monkeypatch.setattr(own_container, "DAEMON_FOLDERS", (str(tmp_path / "sbin"),))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert not has_dockerd()
+    (tmp_path / "sbin").mkdir()
+    (tmp_path / "sbin" / "dockerd").touch(mode=0o755)
+    assert has_dockerd()
 
 
 def test_an_engine_in_the_network_has_no_socket_here():
-    assert check_socket("tcp://127.0.0.1:2375") is None
+    assert check_socket("tcp://127.0.0.1:2375", has_own_engine=False) is None
