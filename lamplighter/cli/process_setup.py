@@ -30,10 +30,12 @@ _log = structlog.get_logger()
 @contextmanager
 def exit_on_error(exits: Mapping[type[Exception], int]) -> Iterator[None]:
     """Exit with the code in `exits` and a one-line error, also if the error came through task groups."""
+    error: BaseException | None = None
     try:
         yield
     except* tuple(exits) as group:
         error = _first_error(group)
+    if error is not None:  # after the handler: Python 3.11.2 puts what a handler of a group raises into a group
         click.echo(f"lamplighter: {escape_controls(say(error_line(error)))}", err=True)
         sys.exit(next(code for kind, code in exits.items() if isinstance(error, kind)))
 
