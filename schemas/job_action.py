@@ -28,7 +28,7 @@ class JobActionState(StrEnum):
     DONE = "done"
 
 
-class JobActionFilter(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class JobActionFilter(Struct, frozen=True, omit_defaults=True):
     """The jobs that an action is for, by the conditions of `GET /v1/jobs`. Empty: every job of the owner."""
 
     status: tuple[Status, ...] = ()

@@ -164,7 +164,8 @@ class _Components:
         return self.example(schema) if holds_component else find_note(name, prop).example
 
 
-_OPTIONAL_FIELDS = ("Problem", "AuditEvent", "GpuSample", "JobActionFilter")  # left out where they have their default
+# Their fields are left out where they have their default.
+_OPTIONAL_FIELDS = ("Problem", "AuditEvent", "GpuSample", "JobActionRequestFilter")
 
 
 def _is_enum(schema: Json, schemas: Mapping[str, Json]) -> bool:

@@ -236,7 +236,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "ids": _N("The jobs, at most 1,000", [_JOB]),
         "filter": _N("Or the jobs that match this at the time of the request; null: those of `ids`"),
     },
-    "JobActionFilter": {
+    "JobActionRequestFilter": {
         "status": _N("In one of these states; empty: in any", ["queued"]),
         "endpoint": _N("Of this endpoint", "echo"),
         "code": _N("Failed with this code", "no_face"),

@@ -25,12 +25,16 @@ from schemas.job_action import (
 from schemas.problems import ProblemError
 
 
+class JobActionRequestFilter(JobActionFilter, frozen=True, forbid_unknown_fields=True):
+    """The jobs that an action is for, by the conditions of `GET /v1/jobs`. Empty: every job of the owner."""
+
+
 class JobActionRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """An action on many jobs: on those with `ids`, or on those that match `filter` at the time of the request."""
 
     action: JobActionKind
     ids: Annotated[tuple[Token, ...], Meta(max_length=ACTION_JOBS_LIMIT)] = ()
-    filter: JobActionFilter | None = None
+    filter: JobActionRequestFilter | None = None
 
 
 class JobActionView(Struct, frozen=True, kw_only=True):
