@@ -1,7 +1,9 @@
 """The command line, `lamplighter`.
 
-`COMMANDS` names the module of each command. The module is imported when its command is called, so that `--help` and
-the client commands need no server code.
+`COMMANDS` names the module of each command: a new command gets a row there. The module is imported when its command is
+called, so that `--help` and the client commands need no server code. Texts are written in English and pass through
+`language.say`. Their Chinese is in `texts_zh`, `help_texts_zh`, `server_texts_zh` and `settings_texts_zh`;
+tests/lamplighter/test_language.py names every text without an entry.
 
 - Client commands (`jobs`, `assets`, `hosts`, `keys`, `owners`, `usage`, `top`, `doctor`…) share `context`: the address
   of the edge, output, exit codes. `display` formats their output.

@@ -1,6 +1,7 @@
 """The routes of the native API, one module per resource.
 
-To add a route, write a handler with a guard, add it to the module's `ROUTES`, and list it in docs/api.md; a test
-compares that page with the routes. A new module must be added to `edge.app.MODULES`. `tus` parses and writes the
-headers of resumable uploads for `uploads`.
+To add a route, write a handler with a guard and add it to the module's `ROUTES`; add a new module to
+`edge.app.MODULES`. Name the operation in `edge/http/api_operations.py`, describe new fields in
+`edge/http/api_fields.py`, and list the route in docs/api.md: tests compare all three with the routes.
+`tus` parses and writes the headers of resumable uploads for `uploads`.
 """
