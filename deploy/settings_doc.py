@@ -25,12 +25,12 @@ from schemas.settings_schema import ANY_NAME, Setting, list_settings, variable_n
 
 HEAD = """# Every setting
 
-Made from the settings Structs by `just docs`; a test compares.
+`just docs` makes this page from the settings in the code; a test keeps it current.
 
 A process reads `lamplighter.toml` in its working folder, or the file that `--config` or `LAMPLIGHTER_CONFIG` names.
 Edge, runner and relay of one machine may share the file. A variable overrides the file, and an option of the command
-line overrides both. Lists in variables are JSON. A setting in a table of any name, such as `[hosts.gpu-1]`, has no
-variable of its own: `LAMPLIGHTER_HOSTS` holds all these tables as JSON.
+line overrides both. Lists in variables are JSON. A table whose name you choose, such as `[hosts.gpu-1]`, has no
+variables for its settings: `LAMPLIGHTER_HOSTS` holds all these tables as JSON.
 
 ```sh
 lamplighter config check                # what is wrong, with the allowed values; exit code 2
@@ -88,7 +88,10 @@ def _table_of(setting: Setting) -> str:
     """Return the TOML table of a setting, with the driver where it belongs to one."""
     table = setting.name.rpartition(".")[0]
     tag = setting.owner.__struct_config__.tag
-    return f'{table} with `driver = "{tag}"`' if table == HOST_TABLE and tag else table
+    if table != HOST_TABLE or not tag:
+        return table
+    is_tagged = tag != setting.owner.__name__  # msgspec's tag for a class that names none: the base of all drivers
+    return f'{table} with `driver = "{tag}"`' if is_tagged else f"{table} with any driver"
 
 
 def _row(setting: Setting) -> str:

@@ -1,8 +1,9 @@
 """Build the two distributions: `python -m deploy.wheels [FOLDER]`, into dist/ by default.
 
-`lamplighter` is the client, `lamplighter-server` is everything else. The folders of this repository have names that
-belong to nobody (`schemas`, `bus`, `edge`, `runner`, `images`), so in the wheels they lie inside `lamplighter` and
-`lamplighter_server`, and the imports follow (`deploy.relocation`). pyproject.toml says what each of them needs.
+`lamplighter` is the client, `lamplighter-server` is everything else. Top-level packages named `schemas`, `bus`, `edge`,
+`runner` and `images` could collide with those of other distributions. In the wheels they are therefore inside
+`lamplighter` and `lamplighter_server`, and `deploy.relocation` rewrites the imports. The requirements of both are in
+pyproject.toml.
 
 The build fails if a module of the client imports the server, or a package that the client does not require.
 """
@@ -23,7 +24,7 @@ from deploy.relocation import ModuleMap, RelocationError, module_strings, rewrit
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT, SERVER = "lamplighter", "lamplighter-server"
-# The commands of the server and what they share: they lie in lamplighter/cli with the others, and go into the server.
+# Modules of lamplighter/cli that go into the server's wheel: its commands, and what they share.
 SERVER_COMMAND_MODULES = (
     *("up", "edge", "runner", "relay", "backup", "restore", "health", "install"),
     *(
@@ -40,7 +41,7 @@ SERVER_COMMAND_MODULES = (
     *("config", "power_driver", "settings_file", "up_settings"),
     *("install_manifest", "service_notify", "service_places", "service_settings", "service_units"),
 )
-# Where each folder or file lies in the wheels. The first one that a path starts with counts.
+# A path in this repository -> its path in the wheels. The first key that a path starts with is used.
 PLACES: dict[str, str] = {
     **{f"lamplighter/cli/{name}.py": f"lamplighter_server/cli/{name}.py" for name in SERVER_COMMAND_MODULES},
     "lamplighter/": "lamplighter/",
@@ -52,7 +53,7 @@ PLACES: dict[str, str] = {
     "clients/js/src/": "lamplighter_server/edge/console/client/src/",  # the pages of the console load them
 }
 SOURCE_FOLDERS = ("schemas", "bus", "edge", "runner", "images", "lamplighter", "clients/js/src")
-VERBATIM = "images/"  # programs of containers: they import what lies beside them there
+VERBATIM = "images/"  # copied unchanged: these programs run in containers and import their neighbours there
 SERVER_DOOR = "lamplighter/cli/server_parts.py"  # the one client module that imports the server, where it is installed
 NEW_FILES = {
     "lamplighter_server/__init__.py": '"""Edge, runner and relay of Lamplighter; `lamplighter` starts them."""\n',
@@ -63,7 +64,7 @@ NEW_FILES = {
 
 @dataclass(frozen=True)
 class Distribution:
-    """One of the two, as its pyproject.toml describes it."""
+    """The metadata of one distribution, for its pyproject.toml."""
 
     name: str
     summary: str
@@ -79,7 +80,7 @@ class Distribution:
 
 
 def distributions(project: dict[str, Any], version: str) -> tuple[Distribution, Distribution]:
-    """Return both, from the `[project]` table of this repository's pyproject.toml."""
+    """Return client and server, from the `[project]` table of this repository's pyproject.toml."""
     extras: dict[str, list[str]] = project["optional-dependencies"]
     client = Distribution(
         CLIENT,
@@ -101,7 +102,7 @@ def distributions(project: dict[str, Any], version: str) -> tuple[Distribution, 
 
 
 def place_of(path: str) -> str:
-    """Return where a file of this repository lies in the wheels."""
+    """Return the path in the wheels of a file of this repository."""
     return next(new + path.removeprefix(old) for old, new in PLACES.items() if path.startswith(old))
 
 
@@ -121,7 +122,7 @@ def source_files(root: Path) -> Iterator[str]:
 
 
 def moved_modules(root: Path) -> dict[str, str]:
-    """Return the new name of each module that gets one."""
+    """Return old and new name of each module that the wheels rename."""
     moved = {module_of(path): module_of(place_of(path)) for path in source_files(root) if path.endswith(".py")}
     return {old: new for old, new in moved.items() if old != new}
 
@@ -160,7 +161,7 @@ def check_client(target: Path, requires: tuple[str, ...]) -> None:
                 if package not in allowed | sys.stdlib_module_names and name != SERVER_DOOR:
                     broken.append(f"{name}:{getattr(node, 'lineno', 0)}: the client may not import {module}")
     if broken:
-        raise RelocationError("\n".join([*broken, "a module of the server is named in deploy/wheels.py"]))
+        raise RelocationError("\n".join([*broken, "if it is a command of the server, name it in deploy/wheels.py"]))
 
 
 def requirement_name(text: str) -> str:
@@ -215,7 +216,7 @@ def build(root: Path, out: Path) -> list[Path]:
 
 
 def read_version(root: Path) -> str:
-    """Return VERSION of schemas/version.py, the one place where it stands."""
+    """Return VERSION of schemas/version.py, which is defined nowhere else."""
     for node in ast.parse((root / "schemas/version.py").read_text()).body:
         match node:
             case ast.Assign(targets=[ast.Name(id="VERSION")], value=ast.Constant(value=str(version))):

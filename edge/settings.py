@@ -91,7 +91,9 @@ class EdgeSettings(Struct, frozen=True):
     data: Path = Path(".lamplighter")
     """Folder of the edge's files: uploads, results, the index."""
     endpoints: tuple[Path, ...] = ()
-    """Folders with an `endpoint.toml`, or of several. They are offered also while no host has reported them."""
+    """Folders that contain an `endpoint.toml`, or several such folders. Their endpoints accept jobs even before a host
+    has reported them.
+    """
     broker: BrokerSettings = BrokerSettings(user="edge", monitor="http://127.0.0.1:8222")
     allow_unsynced: bool = False
     """Accept jobs although the broker may lose them in a power cut."""
@@ -110,7 +112,7 @@ class EdgeSettings(Struct, frozen=True):
     quotas: OwnerQuota = OwnerQuota()
     owners: dict[Token, OwnerSettings] = field(default_factory=dict)
     trash_s: float = 60.0
-    """How long deleted bytes can still be restored, for a reference that is created at the same moment."""
+    """How long deleted bytes are kept, in case a new reference to them is created while they are deleted."""
     max_asset_bytes: int = 20 * 1024**3
     """Size of the largest file that may be uploaded."""
     reconcile_every_s: float = 15.0

@@ -34,7 +34,7 @@ class WarmSettings(Struct, frozen=True):
     count: Annotated[int, Meta(ge=1, le=64)] = 1
     """Warm containers of each endpoint."""
     recycle_s: Annotated[float, Meta(gt=0)] = 1800.0
-    """Age at which a waiting container is replaced, because a driver may change its device rules."""
+    """Age at which a waiting container is replaced: the rules by which it may use the GPU can change meanwhile."""
     ready_s: Annotated[float, Meta(gt=0)] = 900.0
     """How long a container may load."""
     memory_reserve_mb: Annotated[int, Meta(ge=0)] = 1024
@@ -61,7 +61,7 @@ class DeadManSettings(Struct, frozen=True):
     after_s: Annotated[float, Meta(gt=0)] | None = None
     """How long edge or broker must be silent before the machine runs `poweroff`. Unset: never."""
     keep_on_for: Annotated[tuple[ForeignUse, ...], renamed_from("stays_for")] = ("users", "programs")
-    """Whose use keeps the machine on, as at the edge: `users`, `programs`. `[]` ignores both."""
+    """Which use by others keeps the machine on, as in `[hosts.NAME]` of the edge. `[]` ignores both."""
 
 
 class RunnerIntervals(Struct, frozen=True):
@@ -72,7 +72,7 @@ class RunnerIntervals(Struct, frozen=True):
     presence_s: float = 3.0
     """Interval between two heartbeats of the host."""
     idle_s: float = 2.0
-    """The longest wait for the next message of an idle slot."""
+    """How long one request for the next job waits while a slot is idle."""
     retry_least_s: float = 0.2
     """The first delay after a failed call to the edge, the broker or the engine."""
     retry_most_s: float = 5.0

@@ -455,7 +455,7 @@ _CONSOLE: Mapping[str, str] = {
         "链接已使用或已过期：请用 lamplighter console 生成新的链接"
     ),
     "the key is not valid: send another one": "密钥无效：请更换密钥",
-    "send either `ids` or `filter`: which jobs the action is for": "请发送 ids 或 filter 之一，指明要操作的任务",
+    "name the jobs of the action: send either `ids` or `filter`": "请发送 ids 或 filter 之一，指明要操作的任务",
     "{count} ids are too many: send at most {limit}": "{count} 个编号过多：最多 {limit} 个",
     "there is no action {action}: POST /v1/jobs/actions starts one": (
         "没有操作 {action}：用 POST /v1/jobs/actions 开始操作"

@@ -35,7 +35,7 @@ TEXT_PATHS = ("/v1/jobs/{job_id}/logs", "/metrics")
 STREAM_PATHS = ("/v1/events", "/v1/jobs/{job_id}/events")
 # RE2 and Go have no look-ahead. In the dialect of JSON Schema `$` is the end of the text.
 _RE2_PATTERNS = {TOKEN_PATTERN: "^[A-Za-z0-9_-]{1,64}$"}
-# The messages of an event stream. A WebSocket sends them as JSON; server-sent events have the same three fields.
+# The messages of an event stream. A WebSocket sends each as one JSON object, server-sent events as three fields.
 _MESSAGES: Mapping[str, tuple[str, type]] = {
     "StateEvent": ("state", JobView),
     "ProgressMessage": ("progress", ProgressEvent),
@@ -81,7 +81,7 @@ def make_document(drafted: Json, routes: Iterable[object]) -> Json:
 
 
 def _handlers_by_operation(routes: Iterable[object]) -> Iterator[tuple[tuple[str, str], HTTPRouteHandler]]:
-    """Yield path, method and handler. HEAD only where there is no GET: it would double every generated client."""
+    """Yield path, method and handler. HEAD is left out where there is a GET, or clients would have both as methods."""
     for handler in routes:
         if not isinstance(handler, HTTPRouteHandler) or handler.include_in_schema is False:
             continue
@@ -132,10 +132,11 @@ class _Components:
         for name, schema in self.schemas.items():
             schema.pop("title", None)
             for prop, inner in schema.get("properties", {}).items():
-                # Some generators make a field with a default one that must be given.
+                # Some generators treat a field that has a default as required.
                 default = inner.pop("default", None)
-                is_told = isinstance(default, str | int | float) and name in self._requested
-                inner["description"] = find_note(name, prop).text + (f"; the default is `{default}`" if is_told else "")
+                is_shown = isinstance(default, str | int | float) and name in self._requested
+                note = find_note(name, prop).text
+                inner["description"] = f"{note}; the default is `{default}`" if is_shown else note
         for name, schema in self.schemas.items():
             for prop, inner in schema.get("properties", {}).items():
                 if "$ref" not in inner:
@@ -174,7 +175,7 @@ def _is_enum(schema: Json, schemas: Mapping[str, Json]) -> bool:
 
 
 def find_note(component: str, field: str) -> FieldNote:
-    """Return the note of a field; an empty one for a field that api_fields lacks, which a test finds."""
+    """Return the note of a field, or an empty one if api_fields has none: a test then fails."""
     return FIELDS.get(component, {}).get(field) or FIELDS["*"].get(field) or FieldNote("")
 
 
@@ -200,7 +201,7 @@ def _rename(schema: Any, names: Mapping[str, str]) -> Any:
 
 
 def _simplify(schema: Any) -> Any:
-    """Return a schema with patterns for RE2, and objects that say that they may have any field."""
+    """Return a schema whose patterns RE2 accepts, and whose objects without properties allow any field explicitly."""
     if isinstance(schema, list):
         return [_simplify(item) for item in schema]
     if not isinstance(schema, dict):
@@ -261,7 +262,7 @@ def _webhook_operation(components: _Components) -> Json:
     return {
         "operationId": "onJobState",
         "tags": ["webhooks"],
-        "summary": "A job has come into another state",
+        "summary": "The state of a job has changed",
         "description": "Sent to the URL in the job's `webhook`. Any 2xx answer counts as received.",
         "requestBody": {"required": True, "content": _json_content(schema, components)},
         "responses": {"204": {"description": "Received"}},
@@ -316,7 +317,7 @@ def _make_parameter(drafted: Json) -> Json:
     }
 
 
-# Of the parameters that `edge.http.openapi` describes itself.
+# Examples for the parameters whose descriptions are in `edge.http.openapi`.
 _EXAMPLES: Mapping[str, Any] = {
     "owner": "ann",
     "name": "face.mp4",
@@ -362,11 +363,11 @@ def _success_responses(
         content = {"application/octet-stream": binary, "*/*": binary}  # the media type is the file's
     responses: Json = {}
     for status, response in kept.items():
-        is_whole = status.startswith("2") or (path, method, status) in _SECOND
+        has_body = status.startswith("2") or (path, method, status) in _SECOND
         answer: Json = {"description": _answer_text(status, response)}
         if headers := {name: _make_header(header) for name, header in (response.get("headers") or {}).items()}:
             answer["headers"] = headers
-        if is_whole and content is not None and status != "204":
+        if has_body and content is not None and status != "204":
             answer["content"] = content
         responses[status] = answer
     if path == STREAM_PATHS[1]:
@@ -401,7 +402,7 @@ def _refusals(path: str, method: str, *, needs_key: bool) -> Json:
 
 
 def _refusal(status: int, codes: list[str], path: str) -> Json:
-    told = "; ".join(f"`{code}`: {PROBLEM_TYPES[code].title}" for code in codes)
+    description = "; ".join(f"`{code}`: {PROBLEM_TYPES[code].title}" for code in codes)
     problem = Problem(
         type=f"urn:lamplighter:problem:{codes[0]}",
         title=PROBLEM_TYPES[codes[0]].title,
@@ -411,7 +412,7 @@ def _refusal(status: int, codes: list[str], path: str) -> Json:
         instance=path,
     )
     answer: Json = {
-        "description": told,
+        "description": description,
         "content": {
             "application/problem+json": {
                 "schema": {"$ref": _REF.format(name="Problem")},

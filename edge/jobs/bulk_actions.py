@@ -48,7 +48,7 @@ _log = structlog.get_logger()
 
 
 class _Outcome(NamedTuple):
-    """The result for one job: `counts` of one job, or `problem` for which the action must wait."""
+    """The outcome for one job: its `counts`, or the transient `problem` that stops the action for now."""
 
     counts: JobActionCounts
     failure: JobActionFailure | None = None
@@ -89,7 +89,7 @@ class JobActionService:
     ) -> JobAction:
         """Store an action on `ids`, or on the jobs that match `jobs_filter` now. Raises ProblemError."""
         if bool(ids) == (jobs_filter is not None):
-            raise ProblemError("input_invalid", "send either `ids` or `filter`: which jobs the action is for")
+            raise ProblemError("input_invalid", "name the jobs of the action: send either `ids` or `filter`")
         if len(ids) > ACTION_JOBS_LIMIT:
             raise ProblemError("input_invalid", f"{len(ids)} ids are too many: send at most {ACTION_JOBS_LIMIT}")
         now = self._clock()
@@ -112,7 +112,7 @@ class JobActionService:
         return action
 
     async def read(self, owner: str, action_id: str) -> JobAction:
-        """Return an action. Raises ProblemError `not_found`, also 30 days after the request."""
+        """Return an action. Raises ProblemError `not_found` if it never existed or is older than 30 days."""
         with translate_errors():
             row = await self._table.get(f"{owner}.{action_id}")
         if row is None:
@@ -138,7 +138,7 @@ class JobActionService:
                 await requested.wait()
 
     async def sweep(self) -> None:
-        """Work on each unfinished action until it is done or has to wait. Raises BusError, ProblemError, StoreError."""
+        """Work on each unfinished action until it is done or must wait. Raises BusError, ProblemError, StoreError."""
         for key, row in sorted((await self._table.rows()).items()):
             if row.value.state is JobActionState.RUNNING:
                 async with self._leases.acquire(_LEASE_SCOPE, key) as is_leased:
@@ -187,7 +187,7 @@ class JobActionService:
         )
 
     async def _update(self, action: JobAction, **changes: object) -> None:
-        """Set fields, unless another edge went on with the action in the meantime, or the row was deleted."""
+        """Set fields, unless another edge has changed or deleted the row since it was read."""
 
         def change(current: JobAction | None) -> JobAction | None:
             return structs.replace(current, **changes) if current == action else None
@@ -230,7 +230,7 @@ class JobActionService:
 
 
 def _to_list_filters(action: JobAction, jobs_filter: JobActionFilter) -> JobFilters:
-    """Return the conditions of a list. Jobs that were created after the request do not belong to the action."""
+    """Return the filters for the index. Jobs that were created after the request do not belong to the action."""
     until = jobs_filter.created_to
     return JobFilters(
         statuses=jobs_filter.status,

@@ -41,7 +41,7 @@ class OwnerQuota(Struct, frozen=True):
     waiting: QuotaAmount = 0
     """Scheduled and queued jobs of one owner; 0: no limit."""
     running: QuotaAmount = 0
-    """Jobs of one owner that are published to hosts, so at most so many run; 0: no limit."""
+    """Jobs of one owner that hosts may take, so this is also the limit of running jobs; 0: no limit."""
     bytes: Annotated[QuotaAmount, unit_of("bytes")] = 0
     """Bytes of one owner's files; 0: no limit. Outputs of jobs count, but are never refused."""
     submits_per_minute: QuotaAmount = 0

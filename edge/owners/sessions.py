@@ -1,7 +1,7 @@
 """Sessions of the console: what its cookie contains, and one-time tickets that sign a browser in.
 
 A session holds its key's id, its scopes and its expiry, signed with the installation's secret, so that any edge can
-verify it. It ends when the key is revoked, and when the secret that the key had at sign-in is not accepted any more.
+verify it. It ends when the key is revoked, or when the key no longer accepts the secret that it had at sign-in.
 Tickets are known only to the edge that issued them, and are lost when it restarts.
 """
 
@@ -30,7 +30,7 @@ GetKey = Callable[[str], Awaitable[ApiKey | None]]
 
 
 class Session(NamedTuple):
-    """A new session or ticket, and when it ends."""
+    """The text of a new session or of a new ticket, and when it expires."""
 
     text: str
     expires_at: datetime
@@ -49,7 +49,7 @@ class _Ticket(NamedTuple):
 
 
 class SessionIssuer:
-    """Issues and verifies sessions. `get_key`: returns the active key with an id, from a cache of a few seconds."""
+    """Issues and verifies sessions. `get_key` returns the active key of an id; its cache may be a few seconds old."""
 
     def __init__(self, secret: bytes, get_key: GetKey, clock: Clock, entropy: Entropy) -> None:
         self._hmac = PurposeHmac(secret, "session")
@@ -59,7 +59,7 @@ class SessionIssuer:
         self._tickets: dict[str, _Ticket] = {}
 
     def start(self, key: ApiKey) -> Session:
-        """Return a session with the scopes of `key`. It ends with the key at the latest."""
+        """Return a session with the scopes of `key`. It does not outlast the key."""
         expires_at = self._clock() + SESSION_LIFETIME
         if key.expires_at is not None:
             expires_at = min(expires_at, key.expires_at)
@@ -72,7 +72,7 @@ class SessionIssuer:
     async def verify(self, text: str) -> ApiKey | None:
         """Return the key of a session, with the session's scopes and expiry. Raises BusError.
 
-        None: the session is not valid or has ended, or its key was revoked, rotated past its grace, or lost a scope.
+        None: the session is invalid or has ended, or its key was revoked, lost a scope, or rotated past its grace time.
         """
         body, _, signature = text.removeprefix(SESSION_PREFIX).partition(".")
         if not text.startswith(SESSION_PREFIX) or not self._hmac.verify(signature, body):

@@ -40,7 +40,7 @@ class ServerSettings(Struct, frozen=True):
     `connections_per_address` then limits the open requests of that client. Without it such headers are ignored.
     """
     requests_per_minute: Annotated[int, Meta(ge=0)] = 30_000
-    """Requests of one key a minute, except of keys with the scope runner; 0: no limit."""
+    """Requests of one key a minute; 0: no limit. Keys with the scope `runner` have none."""
     streams_per_key: Count = 200
     """Open event streams of one key, over HTTP or a WebSocket."""
     streams_per_owner: Count = 400

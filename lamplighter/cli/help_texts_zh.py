@@ -105,7 +105,7 @@ _SERVER: Mapping[str, str] = {
     "The settings file. LAMPLIGHTER_* variables override it.": "设置文件。LAMPLIGHTER_* 环境变量优先。",
     "Lowest level to log [info].": "日志的最低级别 [info]。",
     "Format of the log [text].": "日志格式 [text]。",
-    "The token that `lamplighter hosts add` printed. Later starts remember it. -: standard input; @FILE: a file.": (
+    "The token that `lamplighter hosts add` printed. Later starts reuse it. -: standard input; @FILE: a file.": (
         "lamplighter hosts add 输出的令牌，以后启动会记住。-：标准输入；@FILE：文件。"
     ),
     "Switch the power of this network's hosts when an edge asks.": "按 edge 的要求，为本网络的服务器开关机。",

@@ -41,7 +41,7 @@ STOP_TIMEOUT_S = 10.0  # a call to a driver in progress is cancelled
     "token",
     metavar="TOKEN",
     envvar=JOIN_VARIABLE,
-    help="The token that `lamplighter hosts add` printed. Later starts remember it. -: standard input; @FILE: a file.",
+    help="The token that `lamplighter hosts add` printed. Later starts reuse it. -: standard input; @FILE: a file.",
 )
 def relay(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Switch the power of this network's hosts when an edge asks."""

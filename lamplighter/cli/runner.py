@@ -52,7 +52,7 @@ STOP_MARGIN_S = 60.0  # after the grace time a drain still stops jobs, removes w
     "token",
     metavar="TOKEN",
     envvar=JOIN_VARIABLE,
-    help="The token that `lamplighter hosts add` printed. Later starts remember it. -: standard input; @FILE: a file.",
+    help="The token that `lamplighter hosts add` printed. Later starts reuse it. -: standard input; @FILE: a file.",
 )
 @click.option(
     "--endpoints",

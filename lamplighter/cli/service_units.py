@@ -1,11 +1,11 @@
 """The text of the systemd units that `install` writes, one function for each role.
 
-What a unit says besides its program, and why:
+The settings of a unit besides its program, with their reasons:
 
 - `Type=notify`: `systemctl start` returns, and the watchdog begins, when the process says that it is ready
   (`lamplighter.cli.service_notify`).
 - Runner and relay wait without limit for what they need (`TimeoutStartSec=infinity`), so they are ordered after
-  multi-user.target: a boot does not wait for them.
+  multi-user.target, and the boot does not wait for them.
 - `KillMode=process` for the runner: its jobs outlive it, and the next runner adopts them. `KillMode=mixed` for the
   edge: `up` stops broker and edge in their order.
 - The runner's exit codes 2 and 4 mean that a person has to act, so it is not restarted after them.
@@ -39,9 +39,9 @@ class Role(StrEnum):
 class ServicePlan(Struct, frozen=True, kw_only=True):
     """One role as it is to be installed. `argv` is its program with the arguments.
 
-    `user` is None in the manager of a user, where the service runs as that user. `data` is the role's data folder;
-    `state` is the same below /var/lib, None elsewhere. `isolated_jobs`: the runner starts containers by the Docker
-    engine, so it needs no rights of its own for its jobs.
+    `user`: the user of a system service; None for a service of `systemctl --user`. `data`: the role's data folder.
+    `state`: its name below /var/lib, for StateDirectory; None if it is elsewhere. `isolated_jobs`: the Docker engine
+    runs the jobs, so the runner's unit can be restricted without restricting them.
     """
 
     role: Role
@@ -57,13 +57,13 @@ class ServicePlan(Struct, frozen=True, kw_only=True):
 
     @property
     def is_system(self) -> bool:
-        """Return whether the unit is one of the system's manager."""
+        """Return whether it is a system service, not one of a user's own service manager."""
         return self.user is not None
 
 
 Setting = tuple[str, object]
 
-# Restrictions that the service manager of a user can apply too: they need no rights.
+# Restrictions that need no privileges, so that `systemctl --user` can apply them too.
 COMMON_LIMITS: tuple[Setting, ...] = (
     ("UMask", "0077"),
     ("NoNewPrivileges", "yes"),
@@ -117,7 +117,7 @@ def unit_to_enable(role: Role) -> str:
 
 def _render_edge(plan: ServicePlan) -> str:
     service = [
-        *_serve_forever(plan, watchdog_s=120),  # the edge may be started again three times within it
+        *_serve_forever(plan, watchdog_s=120),  # long enough for `up` to restart a failed edge three times
         ("TimeoutStartSec", "90"),
         ("TimeoutStopSec", "90"),
         ("KillMode", "mixed"),
@@ -135,7 +135,7 @@ def _render_runner(plan: ServicePlan) -> str:
         ("OOMPolicy", "continue"),
         ("TasksMax", "infinity"),
     ]
-    # Jobs of the process engine inherit what is set here: they need /tmp, other users and views of their own.
+    # Jobs of the process engine inherit these restrictions, but need /tmp, other users and mount namespaces.
     limits = list(FILTERS) if plan.isolated_jobs else []
     if plan.is_system:
         limits = [

@@ -49,11 +49,11 @@ from schemas.settings_schema import SETTING_PREFIX
 
 IMAGES = Path(images.__path__[0])
 READY_TIMEOUT_S = 60.0
-HEYGEM_VARIABLE = "LAMPLIGHTER_HEYGEM__ENABLED"  # on by default here: no other HeyGem server shares this machine's port
+HEYGEM_VARIABLE = "LAMPLIGHTER_HEYGEM__ENABLED"  # `up` turns it on unless it is set; `edge` does not
 KEYLESS_PORT_VARIABLE = "LAMPLIGHTER_HEYGEM__KEYLESS_PORT"
 READY_POLL_INTERVAL_S = 0.05
 EDGE_STOP_TIMEOUT_S = 10.0
-RUNNER_STOP_MARGIN_S = 15.0  # after its grace time, a drain still stops and releases the remaining jobs
+RUNNER_STOP_MARGIN_S = 15.0  # after `grace_s` the runner still stops the remaining jobs and releases them
 BROKER_STOP_MARGIN_S = 15.0
 LIVENESS_TIMEOUT_S = 10.0
 
@@ -61,7 +61,7 @@ log = structlog.get_logger()
 
 
 class UpOptions(Struct, frozen=True, kw_only=True):
-    """The options of the command `up`. Where the command line has none, the settings count, then the defaults."""
+    """The options of `up`: each from the command line, else from the settings, else the default."""
 
     port: int
     data: Path
@@ -93,7 +93,7 @@ class _Flags(Struct, frozen=True, kw_only=True):
 
 
 def _resolve_options(flags: _Flags, file: SettingsFile) -> UpOptions:
-    """Return the options, by command line, settings and defaults. Raises SettingsInvalid."""
+    """Return each option from the command line, else from the settings, else its default. Raises SettingsInvalid."""
     settings = load_up_settings(file, os.environ)
     edge, runner = settings.edge, settings.runner
     if flags.easy_port and settings.is_given("heygem.enabled") and not edge.heygem.enabled:
@@ -117,7 +117,7 @@ def _resolve_options(flags: _Flags, file: SettingsFile) -> UpOptions:
 
 
 def _edge_environ(options: UpOptions, opened: PublicAccess, fd: int) -> dict[str, str]:
-    """Return the edge's environment: settings, and all other variables, where drivers find credentials."""
+    """Return the edge's environment: its settings, and all variables of other programs (drivers read credentials)."""
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIX)},
         **select_variables(EdgeSettings, os.environ),
@@ -235,7 +235,7 @@ def _announce(
         sys.stdout.flush()
         return
     console = Console(highlight=False, soft_wrap=True)
-    # Output that does not go to a terminal, but to journald for example, is kept and read by others: no key in it.
+    # Only a terminal shows the key: other output, such as the journal, is stored and others may read it.
     key = address.key if console.is_terminal else say(f"in {options.data / ADDRESS_FILE}")
     console.print(f"[bold green]{say('Lamplighter is running.')}[/]  url {address.url}\n{say('key')} {key}")
     logs = f"logs: {options.data / 'logs'}; " if options.log_files else ""
@@ -255,7 +255,7 @@ def _data_option(options: UpOptions) -> tuple[str, ...]:
 
 
 def _next_command(options: UpOptions, hosts: Sequence[dict[str, Any]], *, is_public: bool) -> str:
-    """Return a command that works now: a job of an endpoint that is offered, or the way to add a host."""
+    """Return a command to try next: submit a job, show an endpoint, or add a host."""
     offered = sorted(name for host in hosts for name in host["endpoints"])
     if "echo" in offered:
         return format_command("submit", "echo", "--text", "hello", "--wait", *_data_option(options))

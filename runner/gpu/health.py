@@ -57,8 +57,8 @@ class GpuHealthPolicy(Struct, frozen=True):
     slowdown_c: int = 90
     """The slowdown temperature of a GPU that publishes none."""
     brakes: int = ClockReasons.HW_SLOWDOWN | ClockReasons.HW_THERMAL | ClockReasons.HW_POWER_BRAKE
-    """Bits of the clock reasons that make a GPU hot: only the hardware's own slowdowns. Many GPUs run at their software
-    thermal target all day, and that is not a fault.
+    """NVML's clock event reasons, as bits, that count as hot: by default only slowdowns by the hardware. Many GPUs run
+    at their software thermal target all day, and that is not a fault.
     """
     brake_quiet_s: float = 30.0
     """A GPU that braked is fit again after this time without a brake."""

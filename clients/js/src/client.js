@@ -1,5 +1,5 @@
 /**
- * `Client`: what can be asked of one edge.
+ * `Client`: the calls to one edge.
  *
  * @module
  */
@@ -27,7 +27,7 @@ import { Upload, uploadAll } from "./upload.js";
  * @property {AbortSignal} [signal]
  *
  * @typedef {object} WaitOptions
- * @property {AbortSignal} [signal] `AbortSignal.timeout(ms)` bounds the wait. It stops no job.
+ * @property {AbortSignal} [signal] `AbortSignal.timeout(ms)` limits the wait. It does not stop the job.
  */
 
 const LONG_POLL_S = 30;
@@ -50,7 +50,8 @@ export class Client {
    * @param {string} endpoint
    * @param {Record<string, any>} input
    * @param {SubmitFields & UploadOptions & {id?: string, idempotencyKey?: string}} [options] With `id`, the job gets
-   *   that id. Without an `idempotencyKey` one is made up, so that a lost answer makes no second job.
+   *   that id. Without an `idempotencyKey` the client makes one, so that a retry after a lost answer
+   *   submits no second job.
    * @returns {Promise<Job>}
    */
   async submit(endpoint, input, options = {}) {
@@ -219,7 +220,7 @@ export class Client {
   }
 
   /**
-   * Upload a file unless the edge has it. Goes on after a lost connection and, with a `store`, after a reload.
+   * Upload a file unless the edge has it. Continues after a lost connection and, with a `store`, after a reload.
    *
    * @param {Source} file
    * @param {UploadOptions} [options]
@@ -293,7 +294,7 @@ export class Client {
   }
 
   /**
-   * Keep a declared host on or off until a time, or until `auto` ends that. Needs the scope `power`.
+   * Keep a declared host on or off until the time `until`, or until a call with `auto`. Needs the scope `power`.
    *
    * @param {string} host
    * @param {"on"|"off"|"auto"} want
