@@ -50,8 +50,7 @@ export class Client {
    * @param {string} endpoint
    * @param {Record<string, any>} input
    * @param {SubmitFields & UploadOptions & {id?: string, idempotencyKey?: string}} [options] With `id`, the job gets
-   *   that id. Without an `idempotencyKey` the client makes one, so that a retry after a lost answer
-   *   submits no second job.
+   *   that id. Without an `idempotencyKey` the client makes one, so that a retry after a lost answer submits no second job.
    * @returns {Promise<Job>}
    */
   async submit(endpoint, input, options = {}) {
@@ -251,7 +250,10 @@ export class Client {
     const read = typeof job === "string" ? await this.job(job, options) : job;
     const files = read.output?.files ?? [];
     const file = name === undefined && files.length === 1 ? files[0] : files.find((one) => one.name === name);
-    if (!file) throw new RangeError(`job ${read.id} has no output ${name ?? "alone"}: it has ${files.map((one) => one.name).join(", ") || "none"}`);
+    if (!file) {
+      const problem = name === undefined ? `name one output of job ${read.id}` : `job ${read.id} has no output ${name}`;
+      throw new RangeError(`${problem}: it has ${files.map((one) => one.name).join(", ") || "none"}`);
+    }
     return this._http.urlOf(file.url);
   }
 
