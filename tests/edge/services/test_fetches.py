@@ -134,7 +134,7 @@ async def test_a_name_that_stands_for_the_inside_fails_the_job(fake: FakeBusServ
         (http_response(status="404 Not Found"), "input_fetch_failed", "404"),
         (http_response(gzip.compress(bytes(9_000_000)), Content_Encoding="gzip"), "input_fetch_failed", "gzip"),
         (http_redirect("http://127.0.0.1:1/"), "input_fetch_failed", "loopback"),
-        (http_redirect("http://xn--a.com/"), "input_fetch_failed", "not a valid URL"),
+        (http_redirect("http://xn--a.com/"), "input_fetch_failed", "neither a name nor an address"),
         (http_response(bytes(3_000_000)), "input_too_large", "3000000 bytes"),
         (send_endless_body, "input_too_large", "1048576"),
         (http_response(status="503 Busy"), "input_fetch_failed", "503"),

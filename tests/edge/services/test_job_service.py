@@ -84,7 +84,7 @@ async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeBus
         ({**BODY, "deadline": "2020-01-01T00:00:00Z"}, "input_invalid", "$.deadline"),
         ({**BODY, "not_before": "9999-12-31T23:00:00Z"}, "input_invalid", "$.not_before"),
         ({"endpoint": "echo", "input": {"text": 5}}, "input_invalid", "$.input.text"),
-        ({"endpoint": "echo", "input": {"nope": 5}}, "input_invalid", "$.input"),
+        ({"endpoint": "echo", "input": {"nope": 5}}, "input_invalid", "$.input.nope"),
         ({"endpoint": "echo", "input": {"file": "ftp://x.example/a.mp4"}}, "url_refused", "$.input.file"),
         ({"endpoint": "echo", "input": {"file": "sha256:12"}}, "input_invalid", "$.input.file"),
         ({"endpoint": "echo", "input": {"text": "x" * 70_000}}, "input_invalid", "$.input"),
