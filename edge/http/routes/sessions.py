@@ -24,7 +24,7 @@ from schemas.problems import ProblemError
 
 
 class SignIn(Struct, frozen=True, forbid_unknown_fields=True):
-    """What signs the browser in: an API key, or the ticket of a sign-in link."""
+    """The credential that signs a browser in: an API key, or the ticket of a sign-in link."""
 
     key: str | None = None
     ticket: str | None = None
