@@ -22,6 +22,7 @@ BENCHES = (
     "replicas",
     "strangers",
     "hosts",
+    "console",
 )
 
 

@@ -144,15 +144,15 @@ def _last_log_error(log: Path) -> str:
 
 
 def make_job(number: int, **fields: Any) -> Job:
-    """Return a job of `echo`. Its owner is one of OWNERS."""
+    """Return a job of `echo`. Its owner is one of OWNERS if `fields` names none."""
+    given = {"owner": f"owner-{number % OWNERS}", **fields}
     return Job(
         id=f"job-{number}",
-        owner=f"owner-{number % OWNERS}",
         endpoint="echo",
         pool="echo",
         request_digest=f"{number:064x}",
         created_at=datetime.now(UTC),
-        **fields,
+        **given,
     )
 
 

@@ -52,7 +52,7 @@ class ProxiedRequests:
         await self._run_counted(client.address, scope, receive, send)
 
     async def _run_counted(self, address: str, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._proxies.is_shared(address):  # the proxy named nobody
+        if self._proxies.is_shared(address):  # the proxy named no client
             await self._app(scope, receive, send)
             return
         client = client_network(address)

@@ -58,7 +58,7 @@ class RentedBox(Protocol):
         ...
 
     def order(self, verb: str) -> None:
-        """Order the box `on` or `off`."""
+        """Ask the provider to start or stop the box."""
         ...
 
 

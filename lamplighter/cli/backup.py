@@ -147,7 +147,7 @@ async def _write_backup(  # noqa: PLR0913 - the options of the command, where th
 
 
 class BackupSummary(Struct, frozen=True):
-    """What `--json` prints. `removed`: backups that made room for the new one. `assets` is None if left out."""
+    """The output of `--json`. `removed`: backups that made room for the new one. `assets`: None without them."""
 
     file: str
     made_at: datetime

@@ -43,7 +43,7 @@ class _FileKey(NamedTuple):
     header: bytes
 
     def nonce(self, index: int, *, is_last: bool) -> bytes:
-        """Return the nonce of a chunk."""
+        """Return 12 bytes that no other chunk of this file uses."""
         return (index << 1 | is_last).to_bytes(12, "big")
 
 
@@ -99,7 +99,7 @@ class EncryptingWriter:
         """Do nothing: the file belongs to the caller."""
 
     def finish(self) -> None:
-        """Write the last chunk."""
+        """Write the rest, marked as the last chunk, so that a cut file is noticed."""
         self._write_chunk(bytes(self._waiting), is_last=True)
         self._waiting.clear()
 

@@ -37,7 +37,7 @@ class ConsoleSettings(Struct, frozen=True):
 
 
 class ConsoleFile(NamedTuple):
-    """One file of the console."""
+    """The content, media type and entity tag of a console file."""
 
     content: bytes
     media_type: str
@@ -74,7 +74,7 @@ def _client_folder() -> Traversable:
 
 @cache
 def read_console_file(name: str) -> ConsoleFile | None:
-    """Return the file at `/console/<name>`; None if there is none."""
+    """Return the file at `/console/<name>`; None if it does not exist."""
     suffix = Path(name).suffix
     parts = name.split("/")
     if suffix not in _MEDIA_TYPES or any(part in {"", ".", ".."} or "\\" in part for part in parts):

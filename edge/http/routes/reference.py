@@ -34,7 +34,7 @@ def _file_response(name: str) -> Response[bytes]:
 
 @get("/openapi.json", opt={NO_AUTH: True}, include_in_schema=False, sync_to_thread=False)
 def openapi_document(request: AnyRequest) -> Response[bytes]:
-    """Return the OpenAPI document."""
+    """Describe all routes for programs, in OpenAPI 3.1."""
     return Response(
         request.app.state.api_document, headers={"Cache-Control": "no-cache"}, media_type="application/json"
     )
@@ -42,7 +42,7 @@ def openapi_document(request: AnyRequest) -> Response[bytes]:
 
 @get("/docs", opt={NO_AUTH: True}, include_in_schema=False, sync_to_thread=False)
 def reference_page() -> Response[bytes]:
-    """Return the reference page."""
+    """Describe all routes for people, from the same document."""
     return _file_response("index.html")
 
 
