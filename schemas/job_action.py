@@ -72,6 +72,8 @@ class JobAction(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `ids`: the jobs; empty if `filter` names them. `total`: how many there were at the request. `page`: the jobs that
     are being changed. `position`: the id or the cursor after which the next page starts; `is_last_page`: there is no
     next one. `failures`: the first FAILURES_LIMIT. `waits_for`: why the action does not go on at the moment.
+    `conditions`: the names of the fields that are set in `filter`. An edge that does not know one of them would act on
+    too many jobs, so it leaves the action to a newer edge.
     """
 
     id: Token
@@ -82,6 +84,7 @@ class JobAction(Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: JobActionState = JobActionState.RUNNING
     ids: tuple[str, ...] = ()
     filter: JobActionFilter | None = None
+    conditions: tuple[str, ...] = ()
     total: int = 0
     page: tuple[str, ...] = ()
     position: str | None = None
@@ -95,3 +98,8 @@ class JobAction(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def key(self) -> str:
         """The key of the row."""
         return f"{self.owner}.{self.id}"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this release knows every condition of the filter."""
+        return set(self.conditions) <= set(JobActionFilter.__struct_fields__)

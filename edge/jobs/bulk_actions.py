@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import structlog
 from anyio import move_on_after
-from msgspec import structs
+from msgspec import structs, to_builtins
 
 from bus.compare_and_set import update_row
 from bus.interface import BusError, Table
@@ -101,6 +101,7 @@ class JobActionService:
             requested_at=now,
             ids=tuple(dict.fromkeys(ids)),
             filter=jobs_filter,
+            conditions=() if jobs_filter is None else tuple(to_builtins(jobs_filter)),
         )
         total = len(action.ids)
         if jobs_filter is not None:
@@ -140,7 +141,7 @@ class JobActionService:
     async def sweep(self) -> None:
         """Work on each unfinished action until it is done or must wait. Raises BusError, ProblemError, StoreError."""
         for key, row in sorted((await self._table.rows()).items()):
-            if row.value.state is JobActionState.RUNNING:
+            if row.value.state is JobActionState.RUNNING and row.value.is_known:
                 async with self._leases.acquire(_LEASE_SCOPE, key) as is_leased:
                     if is_leased:
                         await self._work_on(key)

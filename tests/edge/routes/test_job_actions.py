@@ -2,6 +2,7 @@
 
 import httpx2
 import pytest
+from msgspec import structs
 
 from schemas import events as e
 from schemas.ids import JobKey
@@ -163,3 +164,16 @@ async def test_a_request_that_names_no_jobs_clearly_is_refused(edge: ServedEdge,
     reply = await edge.ann.post("/v1/jobs/actions", json=body)
     assert reply.status_code in {400, 422}, reply.text
     assert (await edge.ann.get("/v1/jobs/actions")).json() == {"actions": []}
+
+
+async def test_an_edge_leaves_a_filter_that_it_does_not_know_to_a_newer_one(edge: ServedEdge):
+    await submit(edge.ann, "mine")
+    await edge.world.wait_until_indexed()
+    reply = await edge.ann.post("/v1/jobs/actions", json={"action": "cancel", "filter": {"text": "hello"}})
+    table = edge.world.bus.job_actions
+    ((name, row),) = (await table.rows()).items()
+    assert row.value.conditions == ("text",)
+    await table.put(name, structs.replace(row.value, conditions=("text", "host")))
+    await edge.services.job_actions.sweep()
+    assert (await edge.ann.get(reply.headers["location"])).json()["state"] == "running"
+    assert (await edge.ann.get("/v1/jobs/mine")).json()["status"] == "queued"
