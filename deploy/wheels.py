@@ -50,7 +50,7 @@ PLACES: dict[str, str] = {
     "edge/": "lamplighter_server/edge/",
     "runner/": "lamplighter_server/runner/",
     "images/": "lamplighter_server/images/",
-    "clients/js/src/": "lamplighter_server/edge/console/client/src/",  # the pages of the console load them
+    "clients/js/src/": "lamplighter_server/edge/console/client/",  # the pages of the console load them
 }
 SOURCE_FOLDERS = ("schemas", "bus", "edge", "runner", "images", "lamplighter", "clients/js/src")
 VERBATIM = "images/"  # copied unchanged: these programs run in containers and import their neighbours there

@@ -221,7 +221,8 @@ class CacheDir:
         over = sum(entry.bytes for entry in entries) - arrived + sum(coming.values()) - self._limit_bytes
         disk = os.statvfs(self._folder)
         short = sum(coming.values()) - arrived + self._reserve_bytes - disk.f_bavail * disk.f_frsize
-        evictable = [entry for entry in entries if not entry.is_linked and entry.sha256 not in pinned]
+        kept = pinned | coming.keys()  # what has arrived of a download is counted already
+        evictable = [entry for entry in entries if not entry.is_linked and entry.sha256 not in kept]
         for entry in sorted(evictable, key=lambda entry: entry.last_used_ns):
             if max(over, short) <= 0:
                 break

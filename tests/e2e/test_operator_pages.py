@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import anyio
@@ -146,7 +147,7 @@ async def test_a_rented_box_joins_is_stopped_and_boots_for_the_next_job(tmp_path
             (place / "token.txt").write_text(added.stdout.split()[-1])
             box.power = "on"
             join = only_block(RENTED, "sh", "--join")
-            await anyio.run_process(["sh", "-c", join], cwd=place, env=environment())
+            await anyio.run_process(["sh", "-c", join], cwd=place, env=environment(), stdout=DEVNULL, stderr=DEVNULL)
 
             async def is_ready() -> bool:
                 return await to_thread.run_sync(is_online, data, "gpu-2")

@@ -60,10 +60,10 @@ def test_its_lines_are_every_kind_of_message() -> None:
 
 def test_its_exit_codes_are_all_there_are_and_retried_as_it_says() -> None:
     assert [int(row) for row in rows("| exit |")] == sorted(ExitCode)
-    again = {ExitCode.BAD_JOB: "no", ExitCode.BAD_INPUT: "no", ExitCode.GPU_UNUSABLE: "free"}
+    again = {ExitCode.BAD_JOB: "no", ExitCode.BAD_INPUT: "no", ExitCode.GPU_UNUSABLE: "not counted as an attempt"}
     for code, word in again.items():
         retry = FAILURES[EXIT_FAILURES[code] or ""].retry
-        assert retry is {"no": RetryRule.NEVER, "free": RetryRule.FREE}[word]
+        assert retry is (RetryRule.NEVER if word == "no" else RetryRule.FREE)
         assert re.search(rf"^\| {code.value} \|.*{word} \|$", PAGE, re.MULTILINE)
 
 

@@ -64,6 +64,7 @@ async def test_a_container_without_dockers_socket_matters_only_to_a_runner_with_
     mark = tmp_path / "dockerenv"
     mark.touch()
     monkeypatch.setattr(own_container, "DOCKER_MARK", mark)
+    monkeypatch.setattr(own_container, "has_dockerd", lambda: False)
     (tmp_path / "lamplighter.toml").write_text(file)
     given = {"CONFIG": str(tmp_path / "lamplighter.toml"), "DOCKER_SOCKET": str(tmp_path / "docker.sock")}
     for name, value in ({f"LAMPLIGHTER_{name}": value for name, value in given.items()} | environ).items():
@@ -76,6 +77,7 @@ async def test_the_engine_that_up_chose_before_decides(tmp_path: Path, monkeypat
     mark = tmp_path / "dockerenv"
     mark.touch()
     monkeypatch.setattr(own_container, "DOCKER_MARK", mark)
+    monkeypatch.setattr(own_container, "has_dockerd", lambda: False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAMPLIGHTER_DOCKER_SOCKET", str(tmp_path / "docker.sock"))
     assert [finding.name for finding in await check_own_container(tmp_path)] == ["container"]
