@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from bus.open import open_edge
 from bus.secret_files import PRIVATE_UMASK, make_private_folder
 from bus.server.process import run_server
 from bus.settings import BrokerSettings
+from edge.core.clock import utc_now
 from edge.settings import EdgeSettings
 from lamplighter.cli import display
 from lamplighter.cli.context import ADDRESS_FILE, DEFAULT_DATA_DIR, UNREACHABLE, USAGE, EdgeAddress, format_command
@@ -176,7 +178,11 @@ EXIT_CODES: dict[type[Exception], int] = {
 
 
 async def _wait_until_ready(address: EdgeAddress, *, with_runner: bool) -> list[dict[str, Any]]:
-    """Return the online hosts once the edge is ready and, if we start a runner, it is online. Raises TimeoutError."""
+    """Return the online hosts once the edge is ready and, if we start a runner, it is online. Raises TimeoutError.
+
+    The heartbeat of an earlier runner may still be stored, so only a host that came online after the call counts.
+    """
+    called_at = utc_now()
     headers = {"Authorization": f"Bearer {address.key}"}
     with anyio.fail_after(READY_TIMEOUT_S):
         async with httpx2.AsyncClient(
@@ -184,9 +190,13 @@ async def _wait_until_ready(address: EdgeAddress, *, with_runner: bool) -> list[
         ) as client:
             while True:
                 hosts = await _fetch_online_hosts(client)
-                if hosts is not None and (hosts or not with_runner):
+                if hosts is not None and (not with_runner or any(_is_online_since(host, called_at) for host in hosts)):
                     return hosts
                 await anyio.sleep(READY_POLL_INTERVAL_S)
+
+
+def _is_online_since(host: dict[str, Any], moment: datetime) -> bool:
+    return datetime.fromisoformat(host["since"]) >= moment
 
 
 async def _fetch_online_hosts(client: httpx2.AsyncClient) -> list[dict[str, Any]] | None:
