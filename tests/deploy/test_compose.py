@@ -93,7 +93,8 @@ def in_edge(server: ComposeProject, *words: str) -> str:
 @pytest.mark.timeout(400)
 def test_a_job_runs_from_the_front_door_to_a_container_beside_the_runner(server: ComposeProject, docker_url: str):
     key = in_edge(server, "keys", "create", "app", "--json")
-    token = in_edge(server, "hosts", "add", "gpu-1").split()[-1]
+    host = f"gpu-{secrets.token_hex(4)}"  # other tests have containers of a gpu-1 on the same engine
+    token = in_edge(server, "hosts", "add", host).split()[-1]
     with (server.folder / ".env").open("a") as file:
         file.write(f"LAMPLIGHTER_JOIN={token}\n")
     runner = ComposeProject(server.folder, docker_url, f"lt{secrets.token_hex(4)}", "runner.yaml")
@@ -102,23 +103,23 @@ def test_a_job_runs_from_the_front_door_to_a_container_beside_the_runner(server:
         stack.enter_context(running_project(runner))
         client = stack.enter_context(Client(url, json.loads(key)["key"]))
         job = client.submit("echo", text="through Caddy", steps=30, seconds=2)
-        wait_for_sync(lambda: siblings(runner), timeout_s=START_TIMEOUT_S)
+        wait_for_sync(lambda: siblings(runner, host), timeout_s=START_TIMEOUT_S)
         done = client.wait(job.id)
         assert done.output.data["text"] == "through Caddy"
-        assert done.host == "gpu-1"
+        assert done.host == host
         wait_for_sync(lambda: runner.is_healthy("runner"), timeout_s=START_TIMEOUT_S)
         runner.run("restart", "runner")  # it joins no second time, although the token is still there
         again = client.submit("echo", text="again", wait=True)
         assert again.output.data["text"] == "again"
-    assert siblings(runner) == []
+    assert siblings(runner, host) == []
     assert runner.left() == []
     server.run("down", "-v")
     assert server.left() == []
 
 
-def siblings(project: ComposeProject) -> list[str]:
+def siblings(project: ComposeProject, host: str) -> list[str]:
     """Return the containers of the host's jobs on the engine, warm ones included."""
-    rows = project.docker("ps", "-a", "--filter", "label=lamplighter.host=gpu-1", "--format", "{{.ID}}")
+    rows = project.docker("ps", "-a", "--filter", f"label=lamplighter.host={host}", "--format", "{{.ID}}")
     return rows.split()
 
 
