@@ -78,7 +78,7 @@ async def _measure_watching(made: BenchInstallation, page: Page | None) -> tuple
 
 
 async def rows() -> AsyncIterator[Figure]:
-    """Yield the figures."""
+    """Yield the time to the first use, and the load of edge and page while jobs report progress."""
     async with run_installation() as made, open_browser() as browser:
         waiting = [make_job(number, owner=OWNER, status=Status.SCHEDULED, input={}) for number in range(JOBS)]
         await create_jobs(made, waiting)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIENT, SERVER = "lamplighter", "lamplighter-server"
 # Modules of lamplighter/cli that go into the server's wheel: its commands, and what they share.
 SERVER_COMMAND_MODULES = (
-    *("up", "edge", "runner", "relay", "backup", "restore", "health", "install"),
+    *("up", "edge", "runner", "relay", "backup", "restore", "health", "install", "uninstall"),
     *(
         "server_commands",
         "machine_checks",

@@ -122,7 +122,7 @@ async def assemble_services(
     signing_secret = await get_or_create_secret(bus.installation_constants, os.urandom, utc_now)
     url_signer = UrlSigner(signing_secret, utc_now, settings.urls)
     jobs = _build_jobs(settings, bus, clients, domain, url_signer)
-    index, power = domain.index, domain.power
+    index, power, server = domain.index, domain.power, settings.server
     services = EdgeServices(
         bus=bus,
         store=store,
@@ -156,14 +156,10 @@ async def assemble_services(
         usage_recorder=UsageRecorder(bus.usage_log, index, power.records, settings.prices),
         relay_hub=domain.relay_hub,
         audit=AuditLog(bus.audit_log, utc_now, os.urandom),
-        trusted_proxies=TrustedProxies(
-            settings.server.trusted_proxies, requests_per_client=settings.server.connections_per_address
-        ),
+        trusted_proxies=TrustedProxies(server.trusted_proxies, requests_per_client=server.connections_per_address),
         form_dir=settings.data / "forms",
-        request_limits=RequestLimiter(settings.server.requests_per_minute, time.monotonic),
-        stream_limits=StreamLimiter(
-            "event streams", settings.server.streams_per_key, settings.server.streams_per_owner
-        ),
+        request_limits=RequestLimiter(server.requests_per_minute, time.monotonic),
+        stream_limits=StreamLimiter("event streams", server.streams_per_key, server.streams_per_owner),
     )
     services.form_dir.mkdir(mode=0o700, exist_ok=True)
     await services.usage_recorder.load_position()

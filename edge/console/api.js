@@ -3,10 +3,8 @@
  *
  * @module
  */
-import { Client, LamplighterError, Unreachable } from "./client/index.js";
+import { Client } from "./client/index.js";
 import { language } from "./text.js";
-
-export { LamplighterError, Unreachable };
 
 const state = { client: null, session: null, owner: null };
 

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { can, chooseOwner, connect, get, loadSession, owner, session, signIn, signOut } from "./api.js";
+import { can, chooseOwner, connect, loadSession, owner, session, signIn, signOut } from "./api.js";
 import { fill, h } from "./dom.js";
 import { time } from "./format.js";
 import { connection, listen, restart, stop } from "./live.js";
@@ -143,8 +143,5 @@ async function begin() {
     if (event.kind === "signed_out") loadSession().then(show, () => {});
   });
 }
-
-// Used by pages whose address changes without a new page, such as filters.
-export { get };
 
 begin();

@@ -11,7 +11,7 @@ import { player } from "./pages/job.js";
 import { language, t } from "./text.js";
 
 /** The title of a property, in the language of the page where the schema has it. */
-export function titleOf(name, schema) {
+function titleOf(name, schema) {
   return schema[`title_${language()}`] ?? schema.title ?? name;
 }
 

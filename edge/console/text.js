@@ -5,7 +5,7 @@
  */
 
 /** key: [English, Chinese]; `{name}` is filled in. */
-export const TEXTS = {
+const TEXTS = {
   skip: ["Skip to the content", "跳到正文"],
   pages: ["Pages", "页面"],
   page_new: ["New job", "新建任务"],

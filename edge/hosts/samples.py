@@ -38,7 +38,7 @@ _RINGS: dict[SampleWindow, _Ring] = {
 }
 
 
-class GpuSample(Struct, frozen=True, omit_defaults=True):
+class HostGpuSample(Struct, frozen=True, omit_defaults=True):
     """One GPU at one time. Null: not reported."""
 
     uuid: str
@@ -55,7 +55,7 @@ class HostSample(Struct, frozen=True):
     at: Moment
     state: Literal["online", "draining"]
     jobs: int
-    gpus: tuple[GpuSample, ...] = ()
+    gpus: tuple[HostGpuSample, ...] = ()
 
 
 class SampleSeries(NamedTuple):
@@ -137,7 +137,7 @@ class HostSamples:
 
 def _make_sample(heartbeat: HostHeartbeat, now: datetime) -> HostSample:
     gpus = tuple(
-        GpuSample(
+        HostGpuSample(
             uuid=gpu.uuid,
             utilization=gpu.utilization,
             memory_used_mb=None

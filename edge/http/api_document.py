@@ -166,7 +166,7 @@ class _Components:
 
 
 # Their fields are left out where they have their default.
-_OPTIONAL_FIELDS = ("Problem", "AuditEvent", "GpuSample", "JobActionRequestFilter")
+_OPTIONAL_FIELDS = ("Problem", "AuditEvent", "HostGpuSample", "JobActionRequestFilter")
 
 
 def _is_enum(schema: Json, schemas: Mapping[str, Json]) -> bool:

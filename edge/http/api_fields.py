@@ -190,7 +190,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "reason": _N("Why it is not fit; null if it is", None),
         "memory_free_mb": _N("Its free memory in MiB; null: not reported", 20_000),
     },
-    "GpuSample": {"memory_used_mb": _N("Its used memory in MiB; null: not reported", 4_564)},
+    "HostGpuSample": {"memory_used_mb": _N("Its used memory in MiB; null: not reported", 4_564)},
     "HostSample": {
         "state": _N("The state of the host", "online"),
         "jobs": _N("The number of running jobs", 1),

@@ -28,7 +28,7 @@ from typing import Any
 import click
 
 from lamplighter.cli import server_parts
-from lamplighter.cli.join_token import hide_token
+from lamplighter.cli.join_token import JOIN_COMMANDS, hide_token
 from lamplighter.cli.language import (
     LocalizedFormatter,
     find_language,
@@ -47,7 +47,7 @@ SERVER_COMMANDS = {
     "runner": ("runner", "runner", "Run jobs on this host."),
     "relay": ("relay", "relay", "Switch hosts of this network when an edge asks."),
     "install": ("install", "install", "Set up edge, runner, relay or backups as systemd services."),
-    "uninstall": ("install", "uninstall", "Remove what `install` set up."),
+    "uninstall": ("uninstall", "uninstall", "Remove what `install` set up."),
     "health": ("health", "health", "Tell whether an edge, runner or relay of this machine works."),
     "power-driver": ("power_driver", "power_driver", "Power a rented GPU box, as a program of [hosts.NAME]."),
     "config": ("config", "config", "Check the settings, and show where each came from."),
@@ -88,7 +88,7 @@ class LazyGroup(click.Group):
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        if name in {"runner", "relay", "install"}:
+        if name in JOIN_COMMANDS:
             hide_token(sys.argv)  # before the imports, during which `ps` would show the token for half a second
         module, attribute, _help = COMMANDS[name]
         command: click.Command

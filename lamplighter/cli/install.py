@@ -1,16 +1,13 @@
-"""`lamplighter install` and `uninstall`: edge, runner, relay and backups as services of systemd."""
+"""`lamplighter install`: edge, runner, relay and backups as services of systemd. `uninstall` removes them."""
 
 import functools
 import os
 import pwd
-import shutil
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import anyio
 import click
 from click.core import ParameterSource
 from msgspec import Struct, structs
@@ -18,10 +15,9 @@ from msgspec import Struct, structs
 from bus.interface import BusError
 from bus.secret_files import TRAVERSE_ONLY_MODE, atomic_write, make_private_folder
 from bus.tls_pinning import CertificateMismatch
-from lamplighter.cli.context import FAILED, PROGRAM, REFUSED, UNREACHABLE, USAGE
+from lamplighter.cli.context import FAILED, REFUSED, UNREACHABLE, USAGE
 from lamplighter.cli.display import json_line
 from lamplighter.cli.install_manifest import (
-    MANIFEST_FILE,
     InstalledFile,
     InstalledRole,
     InstallManifest,
@@ -30,7 +26,7 @@ from lamplighter.cli.install_manifest import (
     read_manifest,
     write_manifest,
 )
-from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
+from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import exit_on_error
 from lamplighter.cli.public_access import check_public_options, public_options
@@ -44,7 +40,6 @@ from lamplighter.cli.service_places import (
     SystemdManager,
     check_program_reachable,
     create_user,
-    delete_user,
     find_own_program,
     find_places,
     group_exists,
@@ -54,12 +49,11 @@ from lamplighter.cli.service_places import (
 from lamplighter.cli.service_settings import render_settings
 from lamplighter.cli.service_units import Role, ServicePlan, render_units, unit_to_enable
 from lamplighter.cli.up import IMAGES
-from runner.app import engine_config
-from runner.engines.selection import find_docker, remove_all_containers
-from runner.host.enrollment import EnrollmentUnreadable, apply_enrollment, join
+from runner.engines.selection import find_docker
+from runner.host.enrollment import EnrollmentUnreadable, join
 from runner.settings import RunnerSettings
 from schemas.enrollment import JoinTokenInvalid
-from schemas.settings_loader import SettingsInvalid, load_settings
+from schemas.settings_loader import SettingsInvalid
 
 F = TypeVar("F", bound=Callable[..., Any])
 ROOT_USER = "root"
@@ -93,7 +87,8 @@ class InstallOptions(Struct, frozen=True):
         return find_places(is_system=is_system, root=self.root)
 
 
-def _scope_options(command: F) -> F:
+def scope_options(command: F) -> F:
+    """Add the options that `install` and `uninstall` share."""
     options = (
         click.option(
             "--system/--user",
@@ -120,7 +115,7 @@ def _role_command(role: Role) -> Callable[[Callable[..., ServicePlan]], click.Co
     def decorate(build_plan: Callable[..., ServicePlan]) -> click.Command:
         @click.option("--print", "only_print", is_flag=True, help="Print the files, and change nothing.")
         @click.option("--start/--no-start", default=True, help="Start the service now, if systemd runs.")
-        @_scope_options
+        @scope_options
         @click.pass_context
         @functools.wraps(build_plan)
         def command(context: click.Context, /, **given: Any) -> None:
@@ -351,15 +346,6 @@ def install_edge(
     return _make_plan(places, Role.EDGE, tuple(words), run_as)
 
 
-join_option = click.option(
-    JOIN_OPTION,
-    "token",
-    metavar="TOKEN",
-    envvar=JOIN_VARIABLE,
-    help="The token that `lamplighter hosts add` printed. -: standard input; @FILE: a file.",
-)
-
-
 @_role_command(Role.RUNNER)
 @join_option
 @run_as_option
@@ -418,112 +404,3 @@ def install_backup(  # noqa: PLR0913 - the options of `backup`
     words += ["--key-file", str(Path(key_file).absolute())] if key_file else []
     writes = (places.data(Role.EDGE), *((target,) if folder else ()))
     return _make_plan(places, Role.BACKUP, tuple(words), run_as, writes=writes)
-
-
-@click.command()
-@click.argument("roles", nargs=-1, type=click.Choice([str(role) for role in Role]), metavar="[ROLE]...")
-@click.option("--data", "with_data", is_flag=True, help="Delete the data too: jobs, keys, files, backups, settings.")
-@_scope_options
-def uninstall(roles: tuple[str, ...], with_data: bool, as_system: bool | None, root: Path, as_json: bool) -> None:
-    """Stop and remove what `install` set up: ROLEs, or all of them. Data and edited settings stay without --data."""
-    options = InstallOptions(as_system, only_print=False, root=root, start=False, as_json=as_json)
-    with exit_on_error(EXIT_CODES):
-        _Removal(options.places, with_data=with_data).remove([Role(role) for role in roles], as_json=as_json)
-
-
-class _Removal:
-    """Roles while they are removed."""
-
-    def __init__(self, places: ServicePlaces, *, with_data: bool) -> None:
-        self._places, self._with_data = places, with_data
-        self._manager = SystemdManager(places)
-        self._config = places.on_disk(places.config)
-        self._removed: list[str] = []
-        self._kept: list[str] = []
-
-    def remove(self, roles: list[Role], *, as_json: bool) -> None:
-        manifest = read_manifest(self._config)
-        if not roles and not manifest.roles and not (self._with_data and manifest.left):
-            raise InstallFailed(f"nothing is installed here: {self._config / MANIFEST_FILE} names no service")
-        if missing := [role for role in roles if role not in manifest.roles]:
-            there = ", ".join(manifest.roles) or "nothing"
-            raise InstallFailed(f"{missing[0]} is not installed here: {there} is")
-        for role in roles or list(manifest.roles):
-            self._remove_role(role, manifest.roles[role])
-            manifest = manifest.without_role(role, tuple(self._kept))
-            write_manifest(self._config, manifest)
-        if self._with_data and not roles:
-            for left in manifest.left:
-                self._delete(Path(left))
-            manifest = structs.replace(manifest, left=())
-            write_manifest(self._config, manifest)
-        if not manifest.roles:
-            self._remove_shared(manifest)
-        self._report(as_json=as_json)
-
-    def _remove_role(self, role: Role, installed: InstalledRole) -> None:
-        unit = unit_to_enable(role)
-        if any(Path(file.path).exists() for file in installed.units):
-            self._manager.call("disable", "--now", unit)
-        if role is Role.RUNNER and self._with_data:
-            self._remove_containers(installed)
-        for file in installed.units:
-            self._delete(Path(file.path))
-        self._manager.call("daemon-reload")
-        if installed.settings is not None:
-            self._remove_settings(installed.settings)
-        data = Path(installed.data)
-        if self._with_data or (data.exists() and not any(data.iterdir())):
-            self._delete(data)
-        elif data.exists():
-            self._kept.append(str(data))
-
-    def _remove_settings(self, file: InstalledFile) -> None:
-        if self._with_data or not file.is_edited:
-            self._delete(Path(file.path))
-        else:
-            self._kept.append(file.path)
-
-    def _remove_containers(self, installed: InstalledRole) -> None:
-        """Remove the containers of jobs that the runner left for its next start, which does not come."""
-        file = Path(installed.settings.path) if installed.settings else None
-        text = file.read_text() if file is not None and file.exists() else ""
-        settings = structs.replace(load_settings(RunnerSettings, text, {}), data=Path(installed.data))
-        settings = apply_enrollment(settings)
-        anyio.run(remove_all_containers, engine_config(settings), settings.installation, settings.host)
-
-    def _remove_shared(self, manifest: InstallManifest) -> None:
-        """Remove what all roles share. The user stays while it owns data."""
-        state = self._places.on_disk(self._places.state)
-        for folder in (state, self._config):
-            with suppress(OSError):  # it is not empty, or not there
-                folder.rmdir()
-        if manifest.created_user is None:
-            return
-        if state.exists() and any(state.iterdir()):
-            self._kept.append(f"the user {manifest.created_user}")
-            return
-        delete_user(manifest.created_user)
-        write_manifest(self._config, InstallManifest())
-        with suppress(OSError):
-            self._config.rmdir()
-
-    def _delete(self, path: Path) -> None:
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-        else:
-            return
-        self._removed.append(str(path))
-
-    def _report(self, *, as_json: bool) -> None:
-        if as_json:
-            sys.stdout.write(json_line({"removed": self._removed, "kept": self._kept}))
-            return
-        for path in self._removed:
-            click.echo(say(f"removed {path}"))
-        for path in self._kept:
-            click.echo(say(f"kept    {path}"))
-        if self._kept:
-            click.echo(say(f"To delete these too: {PROGRAM} uninstall --data"))

@@ -1,4 +1,4 @@
-"""The token of `runner --join`: where it is read from, and how it is hidden from the process list."""
+"""The token of `--join`: the option, where it is read from, and how it is hidden from the process list."""
 
 import ctypes
 import os
@@ -11,7 +11,16 @@ import click
 
 JOIN_VARIABLE = "LAMPLIGHTER_JOIN"
 JOIN_OPTION = "--join"
+JOIN_COMMANDS = frozenset({"runner", "relay", "install"})  # they take the option
 _ARG_START_FIELD = 48 - 3  # field 48 of stat in proc(5), counted from the field after the command, which is field 2
+
+join_option = click.option(
+    JOIN_OPTION,
+    "token",
+    metavar="TOKEN",
+    envvar=JOIN_VARIABLE,
+    help="The token that `lamplighter hosts add` printed. Later starts reuse it. -: standard input; @FILE: a file.",
+)
 
 
 def hide_token(argv: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from edge.core.clock import utc_now
 from edge.power.drivers.factory import DriverDependencies, build_drivers
 from edge.power.drivers.installed import DriverUnusable
 from lamplighter.cli.context import REFUSED, USAGE
-from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
+from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import exit_on_error, format_option, level_option, read_settings
 from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, RelaySettings, serve_edge
@@ -36,13 +36,7 @@ STOP_TIMEOUT_S = 10.0  # a call to a driver in progress is cancelled
 @config_option
 @level_option
 @format_option
-@click.option(
-    JOIN_OPTION,
-    "token",
-    metavar="TOKEN",
-    envvar=JOIN_VARIABLE,
-    help="The token that `lamplighter hosts add` printed. Later starts reuse it. -: standard input; @FILE: a file.",
-)
+@join_option
 def relay(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
     """Switch the power of this network's hosts when an edge asks."""
     notifier = ServiceNotifier.from_environment(os.environ)

@@ -13,7 +13,7 @@ from bus.secret_files import PRIVATE_UMASK
 from bus.tls_pinning import CertificateMismatch
 from lamplighter.cli import language
 from lamplighter.cli.context import REFUSED, UNREACHABLE, USAGE
-from lamplighter.cli.join_token import JOIN_OPTION, JOIN_VARIABLE, read_token
+from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.process_setup import (
     exit_on_error,
     format_option,
@@ -47,13 +47,7 @@ STOP_MARGIN_S = 60.0  # after the grace time a drain still stops jobs, removes w
 @config_option
 @level_option
 @format_option
-@click.option(
-    JOIN_OPTION,
-    "token",
-    metavar="TOKEN",
-    envvar=JOIN_VARIABLE,
-    help="The token that `lamplighter hosts add` printed. Later starts reuse it. -: standard input; @FILE: a file.",
-)
+@join_option
 @click.option(
     "--endpoints",
     multiple=True,

@@ -133,7 +133,7 @@ async def test_what_another_owner_has_is_not_there_under_its_id(edge: ServedEdge
     assert (await edge.ann.head(f"/v1/uploads/{upload}", headers=TUS)).headers["upload-offset"] == "0"
 
 
-async def test_the_document_is_for_keys_and_no_page_with_scripts_is_served(edge: ServedEdge):
+async def test_below_schema_a_key_is_needed_and_no_page_with_scripts_is_served(edge: ServedEdge):
     assert (await edge.anyone.get("/schema/openapi.json")).status_code == 401
     for page in ("", "/", "/swagger", "/redoc", "/elements", "/rapidoc", "/scalar", "/oauth2-redirect.html"):
         reply = await edge.ann.get(f"/schema{page}")

@@ -14,7 +14,7 @@ import msgspec
 from playwright.async_api import Browser, Page
 
 from edge.core.clock import utc_now
-from edge.hosts.samples import GpuSample, HostSample
+from edge.hosts.samples import HostGpuSample, HostSample
 from tests.console.conftest import Console
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 from tests.support.browser import open_browser
@@ -54,7 +54,7 @@ def write_samples(path: Path) -> None:
     for number in range(287):
         at = utc_now() - timedelta(seconds=300 * (287 - number))
         share = max(0.0, math.sin(number / 25)) * (0.8 + 0.2 * math.sin(number * 2.4))
-        gpu = GpuSample(
+        gpu = HostGpuSample(
             uuid=gpu_uuid(0),
             utilization=int(96 * share),
             memory_used_mb=int(1800 + 11_000 * share),

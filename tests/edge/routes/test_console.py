@@ -139,3 +139,13 @@ async def test_admin_scopes_are_written_out(edge: ServedEdge):
     async with signed_in(edge, "admin") as browser:
         scopes = (await browser.get("/v1/session")).json()["scopes"]
     assert {Scope.ADMIN, Scope.POWER, Scope.JOBS_WRITE} <= set(scopes)
+
+
+async def test_while_the_broker_is_away_a_session_is_neither_lost_nor_believed(edge: ServedEdge):
+    async with signed_in(edge) as browser:
+        edge.world.broker.stop()
+        edge.world.time.advance(seconds=6)  # past the cache of keys
+        assert (await browser.get("/v1/session")).status_code == 503
+        assert SESSION_COOKIE in browser.cookies
+        edge.world.broker.start()
+        assert (await browser.get("/v1/session")).json()["owner"] == "ann"

@@ -1,12 +1,16 @@
 """`/v1/jobs/actions` and the filters of `/v1/jobs`: many jobs at once, exactly the ones that were named."""
 
+from typing import NoReturn
+
 import httpx2
 import pytest
 from msgspec import structs
 
+from bus.interface import BrokerUnreachable, VersionedRecord
 from schemas import events as e
 from schemas.ids import JobKey
 from schemas.job import JobFailure
+from schemas.problems import ProblemError
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for
 
@@ -177,3 +181,55 @@ async def test_an_edge_leaves_a_filter_that_it_does_not_know_to_a_newer_one(edge
     await edge.services.job_actions.sweep()
     assert (await edge.ann.get(reply.headers["location"])).json()["state"] == "running"
     assert (await edge.ann.get("/v1/jobs/mine")).json()["status"] == "queued"
+
+
+async def test_an_action_goes_on_after_the_broker_was_away(edge: ServedEdge):
+    await submit(edge.ann, "mine")
+    await edge.world.wait_until_indexed()
+    reply = await edge.ann.post("/v1/jobs/actions", json={"action": "cancel", "ids": ["mine"]})
+    edge.world.broker.stop()
+    with pytest.raises(BrokerUnreachable):
+        await edge.services.job_actions.sweep()
+    edge.world.broker.start()
+    await edge.services.job_actions.sweep()
+    report = (await edge.ann.get(reply.headers["location"])).json()
+    assert (report["state"], report["done"]) == ("done", 1)
+
+
+async def test_an_action_waits_while_retries_are_limited_and_says_so(edge: ServedEdge, monkeypatch: pytest.MonkeyPatch):
+    await submit(edge.ann, "failed")
+    await fail(edge, "failed")
+    await edge.world.wait_until_indexed()
+    reply = await edge.ann.post("/v1/jobs/actions", json={"action": "retry", "ids": ["failed"]})
+    retry = edge.services.jobs.retry
+
+    async def refuse(_: JobKey) -> NoReturn:
+        raise ProblemError("rate_limited", "at most 1 submits a minute: try again in 9 s", retry_after_s=9)
+
+    monkeypatch.setattr(edge.services.jobs, "retry", refuse)
+    await edge.services.job_actions.sweep()
+    waiting = (await edge.ann.get(reply.headers["location"])).json()
+    assert (waiting["state"], waiting["done"], waiting["failed"]) == ("running", 0, 0)
+    assert "try again in 9 s" in waiting["waits_for"]
+    monkeypatch.setattr(edge.services.jobs, "retry", retry)
+    await edge.services.job_actions.sweep()
+    done = (await edge.ann.get(reply.headers["location"])).json()
+    assert (done["state"], done["done"], done["waits_for"]) == ("done", 1, None)
+
+
+async def test_a_cancel_that_comes_after_the_end_changes_nothing(edge: ServedEdge, monkeypatch: pytest.MonkeyPatch):
+    """The job ends between the page of the action and its cancel."""
+    await submit(edge.ann, "racing")
+    await edge.world.wait_until_indexed()
+    reply = await edge.ann.post("/v1/jobs/actions", json={"action": "cancel", "filter": {"status": ["queued"]}})
+    cancel = edge.services.jobs.cancel_unfinished
+
+    async def end_first(key: JobKey) -> VersionedRecord:
+        await fail(edge, key.id)
+        return await cancel(key)
+
+    monkeypatch.setattr(edge.services.jobs, "cancel_unfinished", end_first)
+    await edge.services.job_actions.sweep()
+    report = (await edge.ann.get(reply.headers["location"])).json()
+    assert (report["state"], report["done"], report["skipped"], report["failed"]) == ("done", 0, 1, 0)
+    assert (await edge.ann.get("/v1/jobs/racing")).json()["status"] == "failed"

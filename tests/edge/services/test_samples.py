@@ -67,3 +67,14 @@ async def test_the_number_of_hosts_is_bounded(fake: FakeBusServicesRig, samples:
     samples.sample(heartbeats)
     assert samples.series("gpu-0", "1h").samples == ()
     assert len(samples.series(f"gpu-{HOSTS_LIMIT}", "1h").samples) == 1
+
+
+async def test_a_disk_that_takes_nothing_costs_the_curves_and_nothing_else(
+    fake: FakeBusServicesRig, samples: HostSamples, tmp_path: Path
+):
+    await fake.send_heartbeat("gpu-1")
+    await fake.hosts.refresh()
+    samples.sample(fake.hosts.heartbeats.values())
+    (tmp_path / "samples.json").mkdir()  # a rename over a folder fails, also for root
+    await samples._save()
+    assert len(samples.series("gpu-1", "1h").samples) == 1
