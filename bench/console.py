@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
-from playwright.async_api import Page
+from playwright.async_api import CDPSession, Page
 
 from bench.figures import Figure
 from bench.installation import BenchInstallation, create_jobs, make_job, run_installation
@@ -32,21 +34,37 @@ def _edge_cpu_s(made: BenchInstallation) -> float:
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_S
 
 
-async def _publish_progress(bus: Bus, keys: Sequence[JobKey]) -> None:
-    """Publish the progress of each job every EVERY_S, as runners would."""
-    for step in count(1):
-        began = anyio.current_time()
-        async with anyio.create_task_group() as tasks:
-            for key in keys:
-                message = ProgressMessage(FeedPosition(1, 1, step), utc_now(), step % 1000 / 1000, "render", step, 1000)
-                tasks.start_soon(bus.feed.publish, key, message)
-        await anyio.sleep_until(began + EVERY_S)
+class ProgressPublisher:
+    """Publishes the progress of each job every EVERY_S, as runners would. `published`: the number of messages."""
+
+    def __init__(self, bus: Bus, keys: Sequence[JobKey]) -> None:
+        self._bus, self._keys = bus, keys
+        self.published = 0
+
+    async def run(self) -> None:
+        for step in count(1):
+            began = anyio.current_time()
+            async with anyio.create_task_group() as tasks:
+                for key in self._keys:
+                    place = FeedPosition(1, 1, step)
+                    message = ProgressMessage(place, utc_now(), step % 1000 / 1000, "render", step, 1000)
+                    tasks.start_soon(self._bus.feed.publish, key, message)
+            self.published += len(self._keys)
+            await anyio.sleep_until(began + EVERY_S)
 
 
-async def _main_thread_s(page: Page) -> float:
+class WatchedLoad(NamedTuple):
+    """Shares of a core over WATCHED_S: of the edge, and of the main thread of the page; messages a second."""
+
+    edge: float
+    page: float
+    rate: float
+
+
+async def _main_thread_s(session: CDPSession | None) -> float:
     """Return the time for which the page's main thread has worked (CDP, Performance.getMetrics)."""
-    session = await page.context.new_cdp_session(page)
-    await session.send("Performance.enable")
+    if session is None:
+        return 0.0
     metrics = (await session.send("Performance.getMetrics"))["metrics"]
     return float(next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration"))
 
@@ -67,20 +85,37 @@ async def _measure_first_use(made: BenchInstallation, page: Page) -> float:
     return time.perf_counter() - began
 
 
-async def _measure_watching(made: BenchInstallation, page: Page | None) -> tuple[float, float]:
-    """Return the share of a core that the edge used, and that of the page's main thread, over WATCHED_S."""
-    cpu, thread = _edge_cpu_s(made), 0.0 if page is None else await _main_thread_s(page)
-    began = time.perf_counter()
+async def _measure_load(made: BenchInstallation, publisher: ProgressPublisher, page: Page | None) -> WatchedLoad:
+    """Measure for WATCHED_S. Raises SystemExit if the page shows no progress in that time."""
+    session = None if page is None else await page.context.new_cdp_session(page)
+    if session is not None:
+        await session.send("Performance.enable")
+    shown = None if page is None else await page.inner_text(".rows")
+    cpu, worked, published, began = (
+        _edge_cpu_s(made),
+        await _main_thread_s(session),
+        publisher.published,
+        time.perf_counter(),
+    )
     await anyio.sleep(WATCHED_S)
     took = time.perf_counter() - began
-    worked = 0.0 if page is None else await _main_thread_s(page) - thread
-    return (_edge_cpu_s(made) - cpu) / took, worked / took
+    load = WatchedLoad(
+        (_edge_cpu_s(made) - cpu) / took,
+        (await _main_thread_s(session) - worked) / took,
+        (publisher.published - published) / took,
+    )
+    if page is not None and await page.inner_text(".rows") == shown:
+        raise SystemExit("bench: the open console shows no progress: read the edge's log")
+    return load
 
 
 async def rows() -> AsyncIterator[Figure]:
     """Yield the time to the first use, and the load of edge and page while jobs report progress."""
     async with run_installation() as made, open_browser() as browser:
-        waiting = [make_job(number, owner=OWNER, status=Status.SCHEDULED, input={}) for number in range(JOBS)]
+        far = utc_now() + timedelta(days=365)  # else the edge would queue them
+        waiting = [
+            make_job(number, owner=OWNER, status=Status.SCHEDULED, input={}, not_before=far) for number in range(JOBS)
+        ]
         await create_jobs(made, waiting)
         async with open_page(browser) as watched:
             await _sign_in(made, watched)
@@ -93,15 +128,18 @@ async def rows() -> AsyncIterator[Figure]:
         ]
         await create_jobs(made, running)
         async with made.installation.bus() as bus, anyio.create_task_group() as tasks:
-            tasks.start_soon(_publish_progress, bus, [job.key for job in running])
-            await anyio.sleep(2)
-            idle, _ = await _measure_watching(made, None)
+            publisher = ProgressPublisher(bus, [job.key for job in running])
+            tasks.start_soon(publisher.run)
+            await anyio.sleep(2)  # the first messages open what they need
             async with open_page(browser) as watched:
                 await _sign_in(made, watched)
                 await watched.page.goto(f"{made.installation.url}/#/jobs?status=running")
                 await watched.page.wait_for_selector(".rows .row a")
-                busy, thread = await _measure_watching(made, watched.page)
-            what = f"{RUNNING} jobs with progress {1 / EVERY_S:g}/s"
-            yield Figure("console", f"edge for one open console, {what}", 100 * (busy - idle), "% of a core", aim=10.0)
-            yield Figure("console", f"main thread of the page, {what}", 100 * thread, "% of a core", aim=25.0)
+                opened = await _measure_load(made, publisher, watched.page)
+            alone = await _measure_load(made, publisher, None)  # last: the edge has digested the new jobs by then
+            what, note = f"{RUNNING} jobs with progress {1 / EVERY_S:g}/s", f"{opened.rate:.0f} messages a second"
+            edge = 100 * (opened.edge - alone.edge)
+            yield Figure("console", f"edge for one open console, {what}", edge, "% of a core", aim=10.0, note=note)
+            page = 100 * opened.page
+            yield Figure("console", f"main thread of the page, {what}", page, "% of a core", aim=25.0, note=note)
             tasks.cancel_scope.cancel()
