@@ -48,6 +48,7 @@ from runner.tree_removal import remove_tree
 
 POLL_INTERVAL_S = 0.02
 KILL_TIMEOUT_S = 10.0
+KILL_REPEAT_S = 0.5
 START_LIMIT = 4  # concurrent starts
 REMOVED_PREFIX = ".gone-"  # name prefix of a state folder that is being removed
 TRIAL_PREFIX = "warm-try-"  # recovery removes a folder with this prefix if this process is killed
@@ -161,9 +162,11 @@ class ProcessEngine:
         state = ProcessStateDir(self._state / handle)
         deadline = time.monotonic() + KILL_TIMEOUT_S
         with suppress(NoSuchContainer):
-            state.read_pids().kill()
+            pids = state.read_pids()
+            pids.kill()
             while state.read_exit() is None and time.monotonic() < deadline:
                 time.sleep(POLL_INTERVAL_S)
+                pids.kill()
         _discard_state_dir(state.folder)
 
     async def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
@@ -199,9 +202,12 @@ class ProcessEngine:
                 pids.terminate()
             if await self._exits_within(handle, grace_s):
                 return
-            pids.kill()
-            if not await self._exits_within(handle, KILL_TIMEOUT_S):
-                raise EngineError(f"{handle} survives SIGKILL: a driver may block it, and then only a reboot helps")
+            deadline = time.monotonic() + KILL_TIMEOUT_S
+            while time.monotonic() < deadline:
+                pids.kill()  # again and again: a shim that something else has killed leaves its job to this call
+                if await self._exits_within(handle, KILL_REPEAT_S):
+                    return
+            raise EngineError(f"{handle} survives SIGKILL: a driver may block it, and then only a reboot helps")
         except NoSuchContainer:
             return
 

@@ -363,7 +363,8 @@ def main() -> NoReturn:
         os._exit(1)
     with contextlib.suppress(OSError):  # the job may have ended already
         Path(f"/proc/{job.pid}/oom_score_adj").write_text(str(OOM_SCORE))
-    os.write(1, b"running\n")
+    with contextlib.suppress(OSError):  # the runner may have died since: the job must be supervised all the same
+        os.write(1, b"running\n")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

@@ -75,7 +75,8 @@ class JobList {
 }
 
 export function jobsPage(main, query) {
-  const list = new JobList(query), selected = new Set();
+  let list = new JobList(query); // replaced as a whole, so that a page that still loads changes the old one
+  const selected = new Set();
   const rows = h("div", { class: "rows", role: "rowgroup" }), spacer = h("div", { class: "spacer" }, rows);
   const viewport = h("div", { class: "viewport", tabIndex: 0, role: "table", "aria-label": t("page_jobs") }, spacer);
   const state = h("p", { class: "empty", role: "status" }, t("loading")), actions = h("div", { class: "bulk", hidden: true });
@@ -153,7 +154,7 @@ export function jobsPage(main, query) {
   }
 
   function reload() {
-    Object.assign(list, new JobList(query));
+    list = new JobList(query);
     viewport.scrollTop = 0;
     load();
     drawActions();

@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from contextlib import aclosing
 from pathlib import Path
@@ -13,13 +14,13 @@ import msgspec
 import pytest
 
 from runner.engines import process_shim
-from runner.engines.port import ContainerExit
+from runner.engines.port import ContainerExit, ContainerIdentity
 from runner.engines.process import ProcessEngine
-from runner.engines.process_state import ProcessPids, ProcessStateDir
+from runner.engines.process_state import ProcessPids, ProcessSpec, ProcessStateDir
 from tests.contract.engines.conftest import PROCESSES
 from tests.contract.engines.engine_rigs import DEADLINE_S, INSTALLATION, EngineRig, stream_text
 from tests.support.job_user import nobody
-from tests.support.wait import wait_for
+from tests.support.wait import wait_for, wait_for_sync
 
 pytestmark = pytest.mark.timeout(60)
 either = pytest.mark.parametrize("host", PROCESSES, indirect=True)
@@ -171,6 +172,23 @@ async def test_a_killed_shim_leaves_a_job_that_can_be_ended(host: EngineRig) -> 
     assert found.state == "running"
     await host.engine.stop(handle, 0)
     assert await host.engine.wait(handle) == ContainerExit(137)
+
+
+def test_a_job_is_supervised_though_its_runner_died_during_the_start(tmp_path: Path) -> None:
+    state = ProcessStateDir(tmp_path)
+    command = (sys.executable, "-c", "import time; time.sleep(600)")
+    state.write_spec(ProcessSpec(ContainerIdentity(installation="i", host="h"), command, str(tmp_path), {}, 100))
+    unread, written = os.pipe()
+    os.close(unread)
+    shim = [sys.executable, "-I", "-S", process_shim.__file__, str(tmp_path)]
+    subprocess.run(shim, stdin=subprocess.DEVNULL, stdout=written, check=True, env={})
+    os.close(written)
+    wait_for_sync((tmp_path / "running.json").exists)
+    pids = state.read_pids()
+    pids.kill()
+    exit_ = wait_for_sync(state.read_exit)
+    assert (exit_.code, exit_.finished_at is not None) == (137, True)  # the shim wrote it
+    assert not pids.is_alive(pids.job)
 
 
 @either
