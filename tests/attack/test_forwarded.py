@@ -10,10 +10,12 @@ from typing import Any
 
 import anyio
 import pytest
+from litestar.connection import ASGIConnection
 from structlog.testing import capture_logs
 
 from edge.core.client_throttle import ThrottledClientLog
 from edge.core.trusted_proxies import ForwardedClient, TrustedProxies, read_hops, shows_proxy
+from edge.http.auth import read_client_address
 from edge.http.proxied import ProxiedRequests
 from edge.process import EdgeStartError, serve
 from edge.server.connections import ServerSettings
@@ -144,6 +146,18 @@ def test_a_network_that_is_none_is_refused_and_the_old_name_still_read():
         load_settings(EdgeSettings, '[server]\ntrusted_proxies = ["10.0.0.300"]', {})
     assert load_settings(EdgeSettings, '[server]\nproxies = ["10.0.0.3"]', {}).server.trusted_proxies == ("10.0.0.3",)
     assert ServerSettings().trusted_proxies == ()
+
+
+async def test_a_request_without_a_peer_address_has_none():
+    """Where uvicorn listens on a Unix socket, or the peer has gone, the scope's client is None."""
+    clients: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        clients.append(read_client_address(ASGIConnection(scope)))
+
+    scope = {"type": "http", "path": "/", "headers": raw(("X-Forwarded-For", "198.51.100.1")), "client": None}
+    await ProxiedRequests(app, PROXIES, ThrottledClientLog())(scope, anyio.sleep_forever, anyio.sleep_forever)
+    assert clients == [""]
 
 
 class HeldApp:

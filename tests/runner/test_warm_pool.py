@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from bus.interface import RevisionConflict
 from runner.engines.port import NO_JOB, ContainerIdentity, ContainerLimits, ContainerSpec
@@ -145,18 +146,24 @@ async def test_one_that_still_loads_is_taken_too(world: RunnerEnvironment) -> No
 
 
 async def test_a_job_cancelled_while_its_container_loads_leaves_nothing(world: RunnerEnvironment) -> None:
+    """The removal of its container is not taken for a death, which would make the next one wait for a backoff."""
+
     async def load(_: FakeContainer) -> None:
         await anyio.sleep_forever()
 
     world.programs["ready"] = warm_program(succeed, load)
-    async with world.run_runner() as runner:
-        await world.wait_for_container()
-        key = await world.submit("ready")
-        await world.wait_until_running(key)
-        await world.cancel(key)
-        assert (await world.wait_until_ended(key)).status is Status.CANCELLED
-        await runner.drained()
-    await world.wait_until_clean()
+    with capture_logs() as logs:
+        async with world.run_runner() as runner:
+            await world.wait_for_container()
+            key = await world.submit("ready")
+            await world.wait_until_running(key)
+            await world.cancel(key)
+            assert (await world.wait_until_ended(key)).status is Status.CANCELLED
+            await runner.drained()
+        await world.wait_until_clean()
+    events = [entry["event"] for entry in logs]
+    assert "attempt_ended" in events
+    assert "warm_container_failed" not in events
 
 
 async def test_where_vram_fits_twice_the_next_one_loads_while_the_job_runs(world: RunnerEnvironment) -> None:
