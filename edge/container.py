@@ -103,6 +103,7 @@ class _Jobs(Struct, frozen=True, kw_only=True):
     input_waiter: InputWaiter
     readiness: BrokerReadiness
     wait_reasons: WaitReasons
+    eta: EtaEstimator
     views: JobViewBuilder
     service: JobService
 
@@ -141,6 +142,7 @@ async def assemble_services(
         job_actions=JobActionService(bus.job_actions, jobs.service, index, domain.leases, utc_now, os.urandom),
         event_streams=EventStreams(bus, jobs.views, domain.hosts),
         job_views=jobs.views,
+        eta=jobs.eta,
         hosts=domain.hosts,
         host_samples=HostSamples(domain.hosts, settings.data / "host-samples.json", utc_now),
         wait_reasons=jobs.wait_reasons,
@@ -218,12 +220,13 @@ def _build_jobs(
     )
     readiness = BrokerReadiness(bus.health, utc_now, allow_unsynced=settings.allow_unsynced)
     wait_reasons = WaitReasons(domain.hosts, endpoints, domain.power, utc_now)
+    eta = EtaEstimator(index, wait_reasons, endpoints, utc_now)
     views = JobViewBuilder(
         feed=bus.feed,
         index=index,
         publish_window=publish_window,
         wait_reasons=wait_reasons,
-        eta=EtaEstimator(index, wait_reasons, endpoints, utc_now),
+        eta=eta,
         sign_url=url_signer.sign_url,
     )
     return _Jobs(
@@ -239,6 +242,7 @@ def _build_jobs(
         ),
         readiness=readiness,
         wait_reasons=wait_reasons,
+        eta=eta,
         views=views,
         service=_make_job_service(settings, bus, domain, readiness, publish_window),
     )

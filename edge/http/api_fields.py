@@ -167,6 +167,12 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "input": _N("The JSON Schema of a job's input", {"type": "object", "properties": {"text": {"type": "string"}}}),
         "warm": _N("Whether hosts keep a container of it ready", True),
         "hosts": _N("The hosts that offer it, powered on or not", ["gpu-1"]),
+        "run_time": _N("How long its runs take; null while fewer than three have succeeded"),
+    },
+    "RunTime": {
+        "p50_s": _N("Half of the runs take at most these seconds", 84.2),
+        "p90_s": _N("Nine of ten runs take at most these seconds", 131.0),
+        "samples": _N("The number of finished runs that were looked at", 42),
     },
     "EndpointList": {"endpoints": _N("The endpoints")},
     "EndpointUsage": {"hours_on": _N("Its share of the hours in which its hosts were on", 1.5)},

@@ -24,6 +24,7 @@ from edge.hosts.registry import HostRegistry
 from edge.hosts.samples import HostSamples
 from edge.index.index import JobIndex
 from edge.jobs.bulk_actions import JobActionService
+from edge.jobs.eta import EtaEstimator
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
 from edge.jobs.publish_window import PublishWindow
@@ -69,6 +70,7 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     job_actions: JobActionService
     event_streams: EventStreams
     job_views: JobViewBuilder
+    eta: EtaEstimator
     hosts: HostRegistry
     host_samples: HostSamples
     wait_reasons: WaitReasons

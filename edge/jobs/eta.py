@@ -124,6 +124,13 @@ class EtaEstimator:
         index.subscribe_records(self._on_records)
         index.subscribe_changes(self._on_row_changes)
 
+    def usual_run_time(self, endpoint: str) -> RunTimePercentiles | None:
+        """Return the run time of the endpoint's last runs, on the GPU models on which its next jobs will run.
+
+        None: fewer than SAMPLE_MINIMUM of them have succeeded.
+        """
+        return self._run_times_of(endpoint, self._gpu_models(self._endpoints.find(endpoint)))[1]
+
     def estimate(self, job: Job, reason: WaitReason | None, ahead: int | None) -> Eta | None:
         """Return the forecast for a running job, or for one that waits for `reason` after `ahead` others.
 

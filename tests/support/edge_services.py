@@ -196,13 +196,13 @@ class EdgeServicesRig:
             self.upload_states, self.assets, time, FixedEntropy(), UploadSettings(), limit=1 << 20, quotas=self.quotas
         )
         self.signer = UrlSigner(SECRET, time, UrlSettings())
-        eta = EtaEstimator(self.index, self.wait_reasons, self.endpoints, time)
+        self.eta = EtaEstimator(self.index, self.wait_reasons, self.endpoints, time)
         self.job_views = JobViewBuilder(
             feed=self.bus.feed,
             index=self.index,
             publish_window=self.publish_window,
             wait_reasons=self.wait_reasons,
-            eta=eta,
+            eta=self.eta,
             sign_url=self.signer.sign_url,
         )
         self.webhooks = webhooks.build_webhooks(

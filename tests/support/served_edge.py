@@ -102,6 +102,7 @@ def make_services(
         ),
         event_streams=made.event_streams,
         job_views=made.job_views,
+        eta=made.eta,
         wait_reasons=made.wait_reasons,
         hosts=made.hosts,
         host_samples=HostSamples(made.hosts, made.folder / "host-samples.json", made.time),

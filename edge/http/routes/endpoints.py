@@ -13,11 +13,20 @@ from schemas.endpoint import Endpoint
 from schemas.texts import Language
 
 
+class RunTimeView(Struct, frozen=True):
+    """How long runs take: the median and the 90th percentile of `samples` finished runs."""
+
+    p50_s: float
+    p90_s: float
+    samples: int
+
+
 class EndpointView(Struct, frozen=True):
     """An endpoint. `hosts`: the hosts that offer it, powered on or not.
 
     `title` and `description`, also those of the input's fields, are in the reader's language, or in English where the
-    image has no Chinese. Both languages follow under the same names with `_en` and `_zh`.
+    image has no Chinese. Both languages follow under the same names with `_en` and `_zh`. `run_time`: of its last runs
+    on the GPUs that it will run on; None while too few have succeeded.
     """
 
     name: str
@@ -32,6 +41,7 @@ class EndpointView(Struct, frozen=True):
     title_zh: str = ""
     description_en: str = ""
     description_zh: str = ""
+    run_time: RunTimeView | None = None
 
 
 class EndpointListView(Struct, frozen=True):
@@ -42,6 +52,7 @@ class EndpointListView(Struct, frozen=True):
 
 def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint, language: Language) -> EndpointView:
     in_chinese = language is Language.ZH
+    usual = services.eta.usual_run_time(endpoint.name)
     return EndpointView(
         name=endpoint.name,
         pool=endpoint.effective_pool,
@@ -55,6 +66,7 @@ def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint, language: Lang
         image=endpoint.image,
         warm=endpoint.warm,
         hosts=tuple(sorted(services.endpoints.hosts_offering(endpoint.name))),
+        run_time=None if usual is None else RunTimeView(round(usual.p50, 3), round(usual.p90, 3), usual.samples),
     )
 
 

@@ -5,8 +5,10 @@ import httpx2
 import pytest
 
 from bus.interface import BrokerStatus
+from schemas import events as e
 from schemas.auth import Scope
 from schemas.host import GpuReport
+from schemas.job import AttemptUsage, Claim, Output
 from schemas.version import VERSION
 from tests.support.served_edge import ServedEdge
 
@@ -147,7 +149,21 @@ async def test_what_can_run_is_reported_with_its_schema(edge: ServedEdge):
     one = (await edge.ann.get("/v1/endpoints/echo")).json()
     assert [(e["name"], e["pool"], e["hosts"]) for e in endpoints] == [("echo", "echo", ["gpu-1"])]
     assert one["input"]["properties"]["file"]["format"] == "asset"
+    assert one["run_time"] is None
     assert (await edge.ann.get("/v1/endpoints/nowhere")).json()["code"] == "endpoint_unknown"
+
+
+async def test_an_endpoint_reports_how_long_its_runs_take(edge: ServedEdge):
+    world = edge.world
+    await world.announce_capabilities()
+    for seconds in (10.0, 20.0, 30.0):
+        job = await world.submit()
+        await world.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, None)))
+        await world.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=seconds)))
+    await world.wait_until_indexed()
+    (listed,) = (await edge.ann.get("/v1/endpoints")).json()["endpoints"]
+    assert listed["run_time"] == {"p50_s": 20.0, "p90_s": 28.0, "samples": 3}
+    assert (await edge.ann.get("/v1/endpoints/echo")).json()["run_time"] == listed["run_time"]
 
 
 async def test_hosts_are_reported_while_on_and_while_off(edge: ServedEdge):
