@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, structs
 
 from schemas.ids import Token
 from schemas.job import NESTING_LIMIT, is_too_deep
+from schemas.settings_faults import SettingFault, did_you_mean, find_faults, join_name
+from schemas.settings_schema import is_struct, union_members
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -88,11 +90,12 @@ def parse_endpoint(text: str) -> Endpoint:
     """Read an `endpoint.toml`. Raises EndpointInvalid."""
     try:
         table = tomllib.loads(text)
-        endpoint = msgspec.convert(table, Endpoint)
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:  # also a number of 5,000 digits
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
         raise EndpointInvalid(str(error)) from error
-    for place, name in _unknown_fields(table, endpoint, "$"):
-        raise EndpointInvalid(f"Object contains unknown field `{name}` - at `{place}`")
+    problems = [f"{fault.name} {fault.problem}" for fault in _find_faults(table)]
+    if problems:
+        raise EndpointInvalid("; ".join(problems))
+    endpoint = msgspec.convert(table, Endpoint)
     if is_too_deep(endpoint.input):
         raise EndpointInvalid(f"Nested deeper than {NESTING_LIMIT} levels: flatten it - at `$.input`")
     for place, why in _non_json_values(endpoint.input, "$.input"):
@@ -100,13 +103,27 @@ def parse_endpoint(text: str) -> Endpoint:
     return endpoint
 
 
-def _unknown_fields(table: Mapping[str, Any], struct: Struct, place: str) -> Iterator[tuple[str, str]]:
-    """Yield each key that the Struct does not have: its path and its name."""
+def _find_faults(table: Mapping[str, Any]) -> Iterator[SettingFault]:
+    """Yield every key that is wrong: unknown ones first, which may be the reason why another one is missing."""
+    yield from _find_unknown(table, Endpoint, "")
+    try:
+        msgspec.convert(table, Endpoint)
+    except (msgspec.ValidationError, RecursionError) as error:
+        reason, _, place = str(error).rstrip("`").partition(" - at `$.")
+        yield from list(find_faults(Endpoint, table)) or [SettingFault(place, f"is refused: {reason}")]
+
+
+def _find_unknown(table: Mapping[str, Any], kind: type[Struct], place: str) -> Iterator[SettingFault]:
+    fields = {field.encode_name: field for field in structs.fields(kind)}
     for name, value in table.items():
-        if name not in struct.__struct_fields__:
-            yield place, name
-        elif isinstance(inner := getattr(struct, name), Struct):
-            yield from _unknown_fields(value, inner, f"{place}.{name}")
+        path = join_name(place, name)
+        if name not in fields:
+            allowed = ", ".join(fields)
+            yield SettingFault(path, f"is an unknown field{did_you_mean(name, fields)}: allowed are {allowed}")
+            continue
+        inner = next((member for member in union_members(fields[name].type) if is_struct(member)), None)
+        if inner is not None and isinstance(value, dict):
+            yield from _find_unknown(value, inner, path)
 
 
 def _non_json_values(value: Any, place: str) -> Iterator[tuple[str, str]]:

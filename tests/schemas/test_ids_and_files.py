@@ -167,3 +167,19 @@ def test_an_endpoint_file_is_read_and_a_mistake_in_it_is_named():
     assert (endpoint.effective_pool, endpoint.timeouts.base_s, endpoint.process.command[0]) == ("echo", 5.0, "python3")
     with pytest.raises(EndpointInvalid, match="resources"):
         parse_endpoint('name = "echo"\nimage = "e"\n[resources]\nvram = 5\n')
+
+
+ENDPOINT_FAULTS = {
+    "[resources]\nmemroy_mb = 512\n": r"resources\.memroy_mb is an unknown field \(did you mean memory_mb\?\): "
+    r"allowed are vram_mb, gpus, .*disk_mb$",
+    "[resources]\ncpus = 0\n": r"^resources\.cpus is 0: it must be a number above 0$",
+    "[resources]\nvram_mb = '1'\n": r"^resources\.vram_mb is refused: Expected `int`, got `str`$",
+    "[process]\ncommand = 'main.py'\n": r'^process\.command is "main\.py": it must be a list, each item text$',
+    "pool = 'a b'\n[timeouts]\nstal_s = 1\n": r"^timeouts\.stal_s is an unknown field .*; pool is \"a b\": it must be",
+}
+
+
+@pytest.mark.parametrize("text", ENDPOINT_FAULTS)
+def test_each_wrong_key_of_an_endpoint_file_is_named_with_what_is_allowed(text: str):
+    with pytest.raises(EndpointInvalid, match=ENDPOINT_FAULTS[text]):
+        parse_endpoint(f"name = 'echo'\nimage = 'e'\n{text}")
