@@ -48,6 +48,7 @@ docs:
     python -m deploy.lifecycle_doc > docs/lifecycle.md
     python -m deploy.errors_doc > docs/errors.md
     python -m deploy.settings_doc > docs/settings.md
+    python -m deploy.metrics_doc > docs/metrics.md
 
 # Take the pictures of docs/console.md
 console-shots:
