@@ -49,6 +49,8 @@ docs:
     python -m deploy.errors_doc > docs/errors.md
     python -m deploy.settings_doc > docs/settings.md
     python -m deploy.metrics_doc > docs/metrics.md
+    python -m deploy.alerts_doc > docs/alerts.md
+    python -m deploy.alert_rules > deploy/prometheus/rules.yaml
 
 # Take the pictures of docs/console.md
 console-shots:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from deploy import errors_doc, lifecycle_doc, metrics_doc, settings_doc
+from deploy import alerts_doc, errors_doc, lifecycle_doc, metrics_doc, settings_doc
 from edge.core import messages
 from lamplighter.cli import COMMANDS, main
 from lamplighter.cli.context import ClientSettings
@@ -40,7 +40,13 @@ def commands(page: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     ("page", "made"),
-    [("lifecycle", lifecycle_doc), ("errors", errors_doc), ("settings", settings_doc), ("metrics", metrics_doc)],
+    [
+        ("lifecycle", lifecycle_doc),
+        ("errors", errors_doc),
+        ("settings", settings_doc),
+        ("metrics", metrics_doc),
+        ("alerts", alerts_doc),
+    ],
 )
 def test_a_page_that_is_made_is_what_the_tables_say(page, made):
     assert (ROOT / f"docs/{page}.md").read_text() == made.document(), "run: just docs"

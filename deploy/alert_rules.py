@@ -1,0 +1,275 @@
+"""Alert rules: one table, from which deploy/prometheus/rules.yaml and docs/alerts.md are made by `just docs`.
+
+`python -m deploy.alert_rules` prints the rules file. `docs/alerts.md` explains each rule. Tests run both against a real
+Prometheus, and compare every metric and label in an expression with the table of metrics.
+"""
+
+import sys
+from collections.abc import Sequence
+from string import Template
+from typing import Any, Literal
+
+import yaml
+from msgspec import Struct
+
+GROUP = "lamplighter"
+HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
+# "critical": jobs are refused, lost, or cost money now. "warning": they will be if nothing is done.
+Severity = Literal["critical", "warning"]
+
+
+class AlertRule(Struct, frozen=True, kw_only=True):
+    """One alert.
+
+    `condition`: the name of what is wrong. `expression`: PromQL, in which `$limit`, `$age_s` and `$window` are replaced
+    by the fields of these names. `limit`: a number without a unit of time. `age_s`: an age or a remaining time.
+    `window_s`: the time over which a change is measured. `for_s`: how long the expression must hold.
+    `summary`: one line, with the labels of the alert. `meaning`, `action`: for docs/alerts.md; `action` is also an
+    annotation. `command`: what shows the cause.
+    """
+
+    condition: str
+    expression: str
+    limit: float = 0.0
+    age_s: float = 0.0
+    window_s: float = 0.0
+    for_s: float = 300.0
+    severity: Severity = "warning"
+    summary: str
+    meaning: str
+    action: str
+    command: str
+
+    @property
+    def name(self) -> str:
+        """The name of the alert in Prometheus."""
+        return "Lamplighter" + "".join(word.capitalize() for word in self.condition.split("_"))
+
+    @property
+    def title(self) -> str:
+        """The heading of its section in docs/alerts.md."""
+        return self.condition.replace("_", " ").capitalize().replace("Gpu", "GPU")
+
+    @property
+    def anchor(self) -> str:
+        """The heading of its section in docs/alerts.md, as a link names it."""
+        return self.condition.replace("_", "-")
+
+    @property
+    def promql(self) -> str:
+        """The expression with its numbers."""
+        return Template(self.expression).substitute(
+            limit=f"{self.limit:g}", age_s=f"{self.age_s:.10g}", window=duration(self.window_s)
+        )
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as Prometheus writes it, in the largest unit that divides it."""
+    for unit, size in (("d", DAY_S), ("h", HOUR_S), ("m", 60.0)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+EDGE_JOB = '{job="lamplighter-edge"}'  # as in prometheus.yml
+BACKUP = "lamplighter_backup_last_success_timestamp_seconds"
+QUEUED = 'max by (endpoint) (lamplighter_jobs{status="queued"})'
+# Every edge counts each job: the largest of several edges is the number of jobs.
+ENDED = "sum by (endpoint) (max without (instance) (increase(lamplighter_jobs_ended_total[$window])))"
+FAILED = ENDED.replace("[", '{status="failed"}[')
+
+RULES: tuple[AlertRule, ...] = (
+    AlertRule(
+        condition="edge_down",
+        expression=f"up{EDGE_JOB} == 0",
+        for_s=120.0,
+        severity="critical",
+        summary="The edge at {{ $labels.instance }} does not answer.",
+        meaning="Prometheus has not reached `/metrics` of the edge. Clients are refused. Jobs that run continue, and "
+        "accepted jobs wait in the broker.",
+        action="Look whether the process runs, then at its log. If it runs, check the network and the key of "
+        "Prometheus.",
+        command="systemctl status lamplighter-edge",
+    ),
+    AlertRule(
+        condition="broker_not_durable",
+        expression="lamplighter_broker_durable == 0 or lamplighter_broker_connected == 0",
+        for_s=60.0,
+        severity="critical",
+        summary="The broker of {{ $labels.instance }} does not store what it acknowledges.",
+        meaning="The broker does not sync each write, its disk failed a write, or it does not answer. New jobs are "
+        "refused, unless `allow_unsynced` is set.",
+        action="Set `sync_interval: always` in nats.conf; if its disk was full, make room and restart the broker.",
+        command="lamplighter doctor",
+    ),
+    AlertRule(
+        condition="broker_store_full",
+        expression="lamplighter_broker_store_used_ratio >= $limit",
+        limit=0.8,
+        severity="critical",
+        summary="The broker's store is {{ $value | humanizePercentage }} full.",
+        meaning="The broker's store is at least 80 % full. From there on the edge refuses new jobs, so that results "
+        "of accepted jobs can still be stored.",
+        action="Delete ended jobs, lower `retention_days`, or give the broker more space.",
+        command="lamplighter doctor",
+    ),
+    AlertRule(
+        condition="queue_growing",
+        expression=f"{QUEUED} > $limit and {QUEUED} > {QUEUED.removesuffix(')')} offset $window)",
+        limit=20,
+        window_s=600,
+        for_s=1800,
+        summary="The queue of {{ $labels.endpoint }} has grown to {{ $value }} jobs and goes on growing.",
+        meaning="For 30 minutes, more jobs of an endpoint arrived than ended, and more than 20 wait. A burst that is "
+        "being worked off does not fire.",
+        action="Look whether a host offers the endpoint and is on. If all hosts are busy, add a host or slots, or set "
+        "a quota.",
+        command="lamplighter hosts",
+    ),
+    AlertRule(
+        condition="wait_too_long",
+        expression="max by (endpoint) (lamplighter_queue_oldest_wait_seconds) > $age_s",
+        age_s=HOUR_S,
+        for_s=60,
+        summary="A job of {{ $labels.endpoint }} has waited for {{ $value | humanizeDuration }}.",
+        meaning="The oldest waiting job is older than an hour. Jobs with a `not_before` in the future do not count.",
+        action="The job says why it waits: no host, no room, an image that is missing.",
+        command="lamplighter jobs --status queued",
+    ),
+    AlertRule(
+        condition="host_fault",
+        expression='max by (host) (lamplighter_host_power_state{state="fault"}) == 1',
+        for_s=0,
+        severity="critical",
+        summary="The edge has given up powering {{ $labels.host }} on or off.",
+        meaning="Several power calls failed, or the host did not boot in time. The edge makes no further call for "
+        "this host.",
+        action="Read why it failed, repair it, then acknowledge the fault with `lamplighter power HOST auto`.",
+        command="lamplighter hosts",
+    ),
+    AlertRule(
+        condition="wake_failed",
+        expression="max by (host) (increase(lamplighter_wake_failures_total[$window])) > 0",
+        window_s=1800,
+        for_s=0,
+        summary="{{ $labels.host }} was woken and did not come up.",
+        meaning="A wake of the last 30 minutes ended in a power cycle or in a fault, because the host did not boot "
+        "within `boot_timeout` or the power driver failed. The edge tries again before it puts the host in fault.",
+        action="Read the answer of the power driver in the history of the host, and try the driver by hand.",
+        command="lamplighter hosts",
+    ),
+    AlertRule(
+        condition="gpu_unhealthy",
+        expression='max by (host) (lamplighter_host_gpus{fitness=~"unhealthy|lost"}) > 0',
+        for_s=60,
+        summary="{{ $value }} GPU of {{ $labels.host }} is unhealthy or lost.",
+        meaning="A host reports a GPU that gets no jobs: XID errors, uncorrectable memory errors, overheating, or a "
+        "failed probe. Other GPUs of the host go on.",
+        action="`lamplighter doctor` gives the reason and what to do, often a reset of the GPU or a reboot.",
+        command="lamplighter doctor",
+    ),
+    AlertRule(
+        condition="host_idle",
+        expression="max by (host) (lamplighter_host_idle_seconds) "
+        "- max by (host) (lamplighter_host_idle_limit_seconds) > $age_s",
+        age_s=900,
+        for_s=60,
+        summary="{{ $labels.host }} is on and idle {{ $value | humanizeDuration }} longer than its policy says.",
+        meaning="A host has been on without work for 15 minutes longer than `idle_after`. It costs money. The edge "
+        "should have powered it off.",
+        action="The history of the host says what keeps it on: an override, a budget rule, people who are logged in, "
+        "or programs of others on its GPUs.",
+        command="lamplighter hosts",
+    ),
+    AlertRule(
+        condition="webhooks_delayed",
+        expression="max(lamplighter_webhook_outbox_oldest_age_seconds) > $age_s",
+        age_s=HOUR_S,
+        for_s=60,
+        summary="A webhook has waited for {{ $value | humanizeDuration }} to be delivered.",
+        meaning="A webhook delivery has waited for an hour. Its receiver does not answer, or refuses. Deliveries are "
+        "tried again until they are 3 days old, then dropped.",
+        action="Look at the deliveries of the job for the receiver's answer. Repair the receiver, then replay what "
+        "was dropped.",
+        command="lamplighter jobs",
+    ),
+    AlertRule(
+        condition="certificate_expiring",
+        expression="min by (server) (lamplighter_certificate_expiry_timestamp_seconds) - time() < $age_s",
+        age_s=14 * DAY_S,
+        for_s=60,
+        summary="The certificate of the {{ $labels.server }} ends in {{ $value | humanizeDuration }}.",
+        meaning="A certificate ends within 14 days. Clients and hosts refuse an expired certificate. Programs that "
+        "renew do so 30 days before the end, so a renewal has failed.",
+        action="Look at the log of the program that renews, or make a new certificate; the edge loads it by itself.",
+        command="lamplighter doctor",
+    ),
+    AlertRule(
+        condition="disk_full",
+        expression="lamplighter_edge_disk_free_bytes / lamplighter_edge_disk_size_bytes < $limit "
+        "or lamplighter_runner_disk_free_bytes / lamplighter_runner_disk_size_bytes < $limit",
+        limit=0.1,
+        summary="Less than 10 % of the data disk of {{ $labels.instance }} is free.",
+        meaning="Less than a tenth of the disk under the data folder of an edge or runner is free. A full disk makes "
+        "the edge refuse uploads, the broker stop, and jobs wait.",
+        action="Delete files, lower `retention_days` or `cache_bytes`, or enlarge the disk.",
+        command="df -h",
+    ),
+    AlertRule(
+        condition="clock_skew",
+        expression="abs(lamplighter_edge_clock_seconds - timestamp(lamplighter_edge_clock_seconds)) > $age_s",
+        age_s=30,
+        summary="The clock of {{ $labels.instance }} differs by {{ $value | humanizeDuration }} from that of "
+        "Prometheus.",
+        meaning="The clock of the edge differs by more than 30 s. Deadlines, tokens, signed links, retention and "
+        "quiet hours go by the clock of the edge.",
+        action="Synchronize the clocks with NTP.",
+        command="timedatectl",
+    ),
+    AlertRule(
+        condition="failure_rate",
+        expression=f"{FAILED} / {ENDED} > $limit and {FAILED} > 3",
+        limit=0.2,
+        window_s=HOUR_S,
+        for_s=60,
+        summary="{{ $value | humanizePercentage }} of the jobs of {{ $labels.endpoint }} failed in the last hour.",
+        meaning="More than a fifth of the jobs of this endpoint failed in the last hour, and more than three.",
+        action="Read the failure codes and the log of one job. docs/errors.md says what to do for each code.",
+        command="lamplighter jobs --status failed",
+    ),
+    AlertRule(
+        condition="backup_old",
+        expression=f"time() - max({BACKUP}) > $age_s "
+        f"or absent({BACKUP}) and on () max(up{EDGE_JOB}) == 1 and on () max(up{EDGE_JOB} offset $window) == 1",
+        age_s=2 * DAY_S,
+        window_s=2 * DAY_S,
+        summary="No backup has succeeded for two days.",
+        meaning="The last successful backup is older than two days, or the edge has run for two days without one. "
+        "What is not in a backup is lost with the disk. If you back up without `lamplighter backup`, silence this "
+        "alert.",
+        action="Read why the last backup failed, and make one by hand.",
+        command="systemctl status lamplighter-backup.timer",
+    ),
+)
+
+
+def rules_file(rules: Sequence[AlertRule] = RULES) -> str:
+    """Return the text of a rules file of Prometheus."""
+    groups = [{"name": GROUP, "rules": [_prometheus_rule(rule) for rule in rules]}]
+    head = "# Made from deploy/alert_rules.py by `just docs`; docs/alerts.md explains each alert.\n"
+    return head + str(yaml.safe_dump({"groups": groups}, sort_keys=False, width=4000, allow_unicode=True))
+
+
+def _prometheus_rule(rule: AlertRule) -> dict[str, Any]:
+    return {
+        "alert": rule.name,
+        "expr": rule.promql,
+        "for": duration(rule.for_s),
+        "labels": {"severity": rule.severity, "condition": rule.condition},
+        "annotations": {"summary": rule.summary, "action": rule.action, "page": f"docs/alerts.md#{rule.anchor}"},
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(rules_file())
