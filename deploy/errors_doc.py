@@ -136,6 +136,10 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
     "output_missing": IMAGE_LOG,
     "output_invalid": IMAGE_LOG,
     "model_load_failed": IMAGE_LOG,
+    "module_missing": LocalizedText(
+        "Install the module that the message names into the image, or correct the import; then submit again",
+        "请在镜像中安装错误信息所指的模块，或修正 import 后重新提交",
+    ),
     "stalled": LocalizedText(
         "Raise `policy.stall_timeout_s` if it works in silence; else read the log",
         "如程序本来就很久没有输出，请调大 policy.stall_timeout_s；否则请查看日志",

@@ -36,6 +36,7 @@ GPU_FREE_RELEASE_LIMIT = 3  # free releases of a job for GPU faults, then gpu_fa
 FREE_RELEASE_LIMIT = 10  # free releases of a job in all, then host_fault_repeated
 DRAINED_CODE = "drained"
 HOST_LOST_CODE = "host_lost"
+MODULE_MISSING_CODE = "module_missing"
 RETRY_BACKOFF = Backoff(first_s=2.0, limit_s=300.0)
 JITTERED_BACKOFF_LIMIT = timedelta(seconds=2 * RETRY_BACKOFF.limit_s)
 
@@ -55,6 +56,7 @@ FAILURES: Mapping[str, FailureClass] = {
     "output_invalid": FailureClass(Blame.IMAGE, RetryRule.CHARGED),
     "model_load_failed": FailureClass(Blame.IMAGE, RetryRule.CHARGED),
     "stalled": FailureClass(Blame.IMAGE, RetryRule.CHARGED),
+    MODULE_MISSING_CODE: FailureClass(Blame.IMAGE, RetryRule.NEVER),
     "output_too_large": FailureClass(Blame.IMAGE, RetryRule.NEVER),
     "out_of_memory": FailureClass(Blame.IMAGE, RetryRule.ONCE),
     "execution_timeout": FailureClass(Blame.IMAGE, RetryRule.NEVER),

@@ -102,6 +102,7 @@ FAILURE_TEXTS: Mapping[str, LocalizedText] = {
     "output_missing": LocalizedText("The program made no result", "程序没有生成结果"),
     "output_invalid": LocalizedText("The program's result is not valid", "程序生成的结果无效"),
     "model_load_failed": LocalizedText("The model could not be loaded", "模型加载失败"),
+    "module_missing": LocalizedText("A module of the program is not installed", "程序缺少所需的模块"),
     "stalled": LocalizedText("The program stopped making progress", "程序长时间没有进展"),
     "output_too_large": LocalizedText("The result is too large to record", "结果过大，无法保存"),
     "out_of_memory": LocalizedText("The program ran out of memory", "内存不足"),

@@ -11,7 +11,7 @@ def load() -> Any:
         from lipsync import engine  # noqa: PLC0415
     except ModuleNotFoundError as error:
         advice = "run ./justw setup demo on that host, or use the preview image"
-        raise jobkit.JobError("model_load_failed", f"{error.name} is not installed for preview: {advice}") from error
+        raise jobkit.JobError("module_missing", f"{error.name} is not installed for preview: {advice}") from error
     return engine.load()
 
 

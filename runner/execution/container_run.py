@@ -133,6 +133,7 @@ class ContainerRun:
             error_line=error_line,
             has_output=await anyio.to_thread.run_sync(has_output, self.job_dir / "out"),
             disk_excess=self._disk_excess or await self._check_final_disk_use(),
+            stderr_end=next(reversed(self.output_pump.stderr_tail.lines), ""),
         )
 
     async def _check_final_disk_use(self) -> str | None:

@@ -17,7 +17,14 @@ from runner.execution.outputs import OutputRefused
 from runner.execution.staging import InvalidJobInput
 from runner.gpu.health import APPLICATION_XIDS, describe_xid
 from schemas.container_protocol import EXIT_FAILURES, ErrorLine, ExitCode
-from schemas.retry_policy import DRAINED_CODE, FAILURES, HOST_LOST_CODE, FailureClass, classify_failure
+from schemas.retry_policy import (
+    DRAINED_CODE,
+    FAILURES,
+    HOST_LOST_CODE,
+    MODULE_MISSING_CODE,
+    FailureClass,
+    classify_failure,
+)
 from schemas.status import Blame
 
 
@@ -36,7 +43,7 @@ class ExitFacts(Struct, frozen=True, kw_only=True):
 
     `exit` is missing if no container ran to its end. `start_failure`: the container did not start. `xid` is the first
     GPU fault during the run, `error_line` the last error line of the job. `has_output`: out/ contains something.
-    `disk_excess` says, in figures, why the job used too much disk.
+    `disk_excess` says, in figures, why the job used too much disk. `stderr_end` is the last line of stderr.
     """
 
     stop_reason: StopReason | None = None
@@ -46,6 +53,7 @@ class ExitFacts(Struct, frozen=True, kw_only=True):
     error_line: ErrorLine | None = None
     has_output: bool = False
     disk_excess: str | None = None
+    stderr_end: str = ""
 
 
 class Done(Struct, frozen=True):
@@ -91,6 +99,8 @@ VERDICT_BY_STOP_REASON: Mapping[StopReason, Verdict] = {
     StopReason.DISK: make_failure("disk_exceeded", "the job used more disk than its endpoint's disk_mb"),
 }
 XID_OFF_THE_BUS = 79
+PYTHON_ERROR_EXIT = 1  # of a program that ends with a traceback
+IMPORT_ERRORS = ("ModuleNotFoundError:", "ImportError:")
 SIGNAL_NAMES = {6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 
 
@@ -129,6 +139,18 @@ def _over_disk_limit(facts: ExitFacts) -> Verdict | None:
     return make_failure("disk_exceeded", facts.disk_excess) if facts.disk_excess is not None else None
 
 
+def _module_missing(facts: ExitFacts) -> Verdict | None:
+    """Recognize a program of Python whose import failed, before it could report anything.
+
+    Such a job fails in the same way on every host. A shared library may be missing on this host only.
+    """
+    if facts.exit is None or facts.exit.code != PYTHON_ERROR_EXIT or facts.error_line is not None:
+        return None
+    if not facts.stderr_end.startswith(IMPORT_ERRORS) or ".so" in facts.stderr_end:
+        return None
+    return make_failure(MODULE_MISSING_CODE, facts.stderr_end)
+
+
 def _exited_with_error(facts: ExitFacts) -> Verdict | None:
     if facts.exit is None or facts.exit.code == ExitCode.DONE:
         return None
@@ -154,6 +176,7 @@ RULES: tuple[Callable[[ExitFacts], Verdict | None], ...] = (
     _gpu_erred,
     _vanished,
     _over_disk_limit,
+    _module_missing,
     _exited_with_error,
     _no_output,
     _done,

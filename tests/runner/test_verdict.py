@@ -33,6 +33,21 @@ FAILING: list[tuple[str, ExitFacts, str]] = [
         ExitFacts(exit=ContainerExit(0, oom_killed=True), has_output=True),
         "out_of_memory",
     ),
+    (
+        "an import of Python fails before the program can report it",
+        ExitFacts(exit=ContainerExit(1), stderr_end="ModuleNotFoundError: No module named 'torch'"),
+        "module_missing",
+    ),
+    (
+        "a library of the host is missing",
+        ExitFacts(exit=ContainerExit(1), stderr_end="ImportError: libcuda.so.1: cannot open shared object file"),
+        "internal",
+    ),
+    (
+        "an import fails, and the job says more",
+        ExitFacts(exit=ContainerExit(1), stderr_end="ImportError: no", error_line=ErrorLine("cuda_oom", "memory")),
+        "cuda_oom",
+    ),
     ("SIGSEGV", ExitFacts(exit=ContainerExit(139)), "internal"),
     ("docker kill from outside", ExitFacts(exit=ContainerExit(137)), "internal"),
     ("stopped from outside, with init", ExitFacts(exit=ContainerExit(143)), "internal"),

@@ -28,7 +28,7 @@ BY_HAND = """
 client never   bad_job bad_input unreadable_video unreadable_audio no_face multiple_faces input_too_large
 client never   input_fetch_failed asset_gone disk_exceeded
 image  counted internal output_missing output_invalid model_load_failed stalled
-image  never   output_too_large execution_timeout
+image  never   output_too_large execution_timeout module_missing
 image  once    out_of_memory
 gpu    free    gpu_lost gpu_unhealthy gpu_unsupported
 gpu    counted cuda_oom
@@ -49,6 +49,7 @@ NOT_RETRYABLE = {
     "input_too_large",
     "disk_exceeded",
     "output_too_large",
+    "module_missing",
     "execution_timeout",
 }
 

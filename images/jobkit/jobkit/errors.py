@@ -100,10 +100,18 @@ def _from_memory_error(error: BaseException) -> ExitReport | None:
     return None
 
 
+def _from_import_error(error: BaseException) -> ExitReport | None:
+    """A module that is missing is missing on every host. A shared library may be missing on this one only."""
+    if isinstance(error, ImportError) and ".so" not in str(error):
+        return ExitReport("module_missing", f"{type(error).__name__}: {error}", 70)
+    return None
+
+
 _CLASSIFIERS: tuple[Callable[[BaseException], ExitReport | None], ...] = (
     _from_job_error,
     _from_cuda_text,
     _from_memory_error,
+    _from_import_error,
 )
 
 

@@ -59,6 +59,11 @@ FAILURES = {
         "gpu_unsupported",
         "CUDA error: no kernel image is available for execution on the device",
     ),
+    "import no_such_module": (
+        ExitCode.INTERNAL,
+        "module_missing",
+        "ModuleNotFoundError: No module named 'no_such_module'",
+    ),
     "raise SystemExit(0)": (ExitCode.INTERNAL, "internal", "SystemExit: 0"),
     "return {'x': float('nan')}": (
         ExitCode.INTERNAL,

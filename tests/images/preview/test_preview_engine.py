@@ -93,7 +93,7 @@ def test_without_its_packages_it_says_how_to_install_them(samples: Path, tmp_pat
         out, _ = process.communicate(timeout=60)
     failed = [message for message in parse_messages(out) if isinstance(message, ErrorLine)]
     assert [(one.code, one.message.split(":")[0]) for one in failed] == [
-        ("model_load_failed", "torch is not installed for preview")
+        ("module_missing", "torch is not installed for preview")
     ]
 
 
