@@ -406,6 +406,7 @@ class BrokerStatus(NamedTuple):
 
     `write_failed`: the broker's disk did not accept a write, and the broker stores nothing until it is restarted.
     `degraded`: faults of single servers while the cluster works, and what to do about each, one line each.
+    `used_bytes`, `limit_bytes`: of the store; of a cluster, those of its fullest server. None: no limit.
     """
 
     used_share: float
@@ -413,6 +414,23 @@ class BrokerStatus(NamedTuple):
     version: str
     write_failed: bool = False
     degraded: tuple[str, ...] = ()
+    used_bytes: int = 0
+    limit_bytes: int | None = None
+
+
+class BrokerBacklog(NamedTuple):
+    """What waits in the broker. `broker_time`: its clock, None if it does not tell.
+
+    `pointers`: messages of JOBS, also those that a runner has. `unchecked_states`: changes of STATE that no edge has
+    checked for a webhook. `deliveries`: webhook deliveries that were not acked; the oldest has waited for
+    `oldest_delivery_s`, 0 if there is none.
+    """
+
+    pointers: int
+    unchecked_states: int
+    deliveries: int
+    oldest_delivery_s: float
+    broker_time: datetime | None = None
 
 
 class BrokerHealth(Protocol):
@@ -420,6 +438,10 @@ class BrokerHealth(Protocol):
 
     async def status(self) -> BrokerStatus:
         """Ask the broker for its state. Raises BrokerUnreachable."""
+        ...
+
+    async def backlog(self) -> BrokerBacklog:
+        """Ask the broker what waits in it. Only the edge has the right to do so. Raises BusError."""
         ...
 
     @property

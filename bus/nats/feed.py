@@ -8,7 +8,7 @@ from bus.interface import BrokerUnreachable, FeedItem, RecordChange
 from bus.nats import codec, subjects
 from bus.nats.codec import try_decode_record
 from bus.nats.feed_resume import Deduplicator, FeedExtent, format_item_id, resume_sequence
-from bus.nats.jetstream import JetStreamClient, parse_created_ns
+from bus.nats.jetstream import JetStreamClient, parse_time_ns
 from bus.nats.ordered_consumer import ConsumedMessage, ReadRequest, open_consumer, read_all, wait_until_reconnected
 from bus.nats.topology import FEED, STATE
 from schemas.feed import FeedMessage, ProgressMessage
@@ -107,7 +107,7 @@ class NatsJobFeed:
 
     async def _read_extent(self) -> FeedExtent:
         info = await self._jetstream.stream_info(FEED.name)
-        return FeedExtent(f"{parse_created_ns(info.created):x}", info.state.first_seq, info.state.last_seq)
+        return FeedExtent(f"{parse_time_ns(info.created):x}", info.state.first_seq, info.state.last_seq)
 
     async def last_progress(self, key: JobKey) -> ProgressMessage | None:
         """Read the last message of the job's progress, in one request."""

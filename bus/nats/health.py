@@ -5,14 +5,16 @@ Only the monitors tell whether writes are synced, and whether a disk is full.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import httpx2
 import msgspec
 from msgspec import Struct, field
 
-from bus.interface import BrokerStatus, BrokerUnreachable
-from bus.nats.jetstream import ApiResponse, JetStreamClient
+from bus.interface import BrokerBacklog, BrokerStatus, BrokerUnreachable
+from bus.nats.jetstream import NS_PER_S, ApiResponse, JetStreamClient, StreamInfo, parse_time_ns
+from bus.nats.topology import DELIVERIES, JOBS, count_unchecked_states
 from bus.uptime_clock import UptimeClock
 from schemas.environment import bypass_proxies_for_loopback
 
@@ -72,6 +74,8 @@ class ServerStatus(NamedTuple):
     used_share: float
     is_durable: bool
     write_error: str
+    used_bytes: int = 0
+    limit_bytes: int | None = None
 
 
 def open_monitor_client(url: str) -> httpx2.AsyncClient:
@@ -145,8 +149,16 @@ class MonitorClients:
             return str(error) or type(error).__name__
         self._retry_at[index] = 0.0
         store = varz.jetstream
-        used = store.stats.storage / store.config.max_storage if store.config.max_storage > 0 else 0.0
-        return ServerStatus(varz.server_name, varz.version, used, store.config.sync_always, _write_error(healthz))
+        used, limit = store.stats.storage, store.config.max_storage if store.config.max_storage > 0 else None
+        return ServerStatus(
+            varz.server_name,
+            varz.version,
+            used / limit if limit else 0.0,
+            store.config.sync_always,
+            _write_error(healthz),
+            used,
+            limit,
+        )
 
 
 def _write_error(healthz: _Healthz) -> str:
@@ -193,8 +205,25 @@ class NatsBrokerHealth:
         if worst is not None and worst.write_failed:
             return worst
         account = await self._jetstream.call("INFO", {}, _AccountInfo)
-        limit = account.limits.max_storage
-        return worst or BrokerStatus(account.storage / limit if limit > 0 else 0.0, None, "")
+        limit = account.limits.max_storage if account.limits.max_storage > 0 else None
+        return worst or BrokerStatus(
+            account.storage / limit if limit else 0.0, None, "", used_bytes=account.storage, limit_bytes=limit
+        )
+
+    async def backlog(self) -> BrokerBacklog:
+        """Read the states of two streams and of one consumer."""
+        jobs, deliveries, unchecked = await asyncio.gather(
+            self._jetstream.stream_info(JOBS.name),
+            self._jetstream.stream_info(DELIVERIES.name),
+            count_unchecked_states(self._jetstream),
+        )
+        return BrokerBacklog(
+            pointers=jobs.state.messages,
+            unchecked_states=unchecked,
+            deliveries=deliveries.state.messages,
+            oldest_delivery_s=_oldest_age_s(deliveries),
+            broker_time=datetime.fromtimestamp(parse_time_ns(jobs.ts) / NS_PER_S, UTC) if jobs.ts else None,
+        )
 
     def uptime_s(self) -> float:
         """Return the uptime of the connection; it restarts after a break, a suspend or a clock jump."""
@@ -222,14 +251,24 @@ class NatsBrokerHealth:
             self._reconnect_queues.discard(queue)
 
 
+def _oldest_age_s(stream: StreamInfo) -> float:
+    """Return the age of the oldest message by the broker's clock; 0 without a message or without its clock."""
+    if not stream.state.messages or not stream.ts:
+        return 0.0
+    return max(0.0, (parse_time_ns(stream.ts) - parse_time_ns(stream.state.first_ts)) / NS_PER_S)
+
+
 def _aggregate_status(statuses: Sequence[ServerStatus], servers: int) -> BrokerStatus:
     """Combine the servers that write if they form a quorum, and ignore the rest."""
     write_failed = has_lost_write_quorum(statuses)
     counted = statuses if write_failed else [one for one in statuses if not one.write_error]
+    fullest = max(counted, key=lambda one: one.used_share)
     return BrokerStatus(
-        used_share=max(one.used_share for one in counted),
+        used_share=fullest.used_share,
         is_durable=all(one.is_durable for one in counted),
         version=counted[0].version,
         write_failed=write_failed,
         degraded=() if write_failed else describe_degradation(statuses, servers),
+        used_bytes=fullest.used_bytes,
+        limit_bytes=fullest.limit_bytes,
     )

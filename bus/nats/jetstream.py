@@ -68,10 +68,12 @@ class SourceInfo(Struct, frozen=True):
 
 
 class StreamState(Struct, frozen=True):
-    """The contents of a stream; `subjects` only where the request asks for them."""
+    """The contents of a stream; `subjects` only where the request asks for them. `first_ts`: of the oldest message."""
 
     first_seq: int = 0
     last_seq: int = 0
+    messages: int = 0
+    first_ts: str = ""
     subjects: dict[str, int] | None = None
 
 
@@ -84,11 +86,12 @@ class StreamPlacement(Struct, frozen=True):
 class StreamInfo(ApiResponse, frozen=True):
     """The parts of STREAM.INFO that are used here.
 
-    `created`, to the nanosecond, tells a stream from a later one of its name.
+    `created`, to the nanosecond, tells a stream from a later one of its name. `ts`: the broker's clock.
     """
 
     config: StreamPlacement = StreamPlacement()
     created: str = ""
+    ts: str = ""
     state: StreamState = StreamState()
     sources: tuple[SourceInfo, ...] = ()
     total: int = 0
@@ -234,14 +237,14 @@ def _decode_response(subject: str, message: Msg, kind: type[ResponseT]) -> Respo
         raise BusError(f"{subject}: the broker answered something that is not JetStream's JSON ({error})") from error
 
 
-def parse_created_ns(created: str) -> int:
-    """Return the broker's `created` in nanoseconds, which a datetime cannot hold. Raises BusError."""
-    whole, _, fraction = created.rstrip("Z").partition(".")
+def parse_time_ns(text: str) -> int:
+    """Return a time of the broker in nanoseconds, which a datetime cannot hold. Raises BusError."""
+    whole, _, fraction = text.rstrip("Z").partition(".")
     try:
         seconds = int(datetime.fromisoformat(f"{whole}+00:00").timestamp())
         return seconds * NS_PER_S + int(fraction.ljust(9, "0")[:9] or 0)
     except (ValueError, OverflowError) as error:
-        raise BusError(f"the broker says that a stream was created at {created[:40]!r}, which is not a time") from error
+        raise BusError(f"the broker answered {text[:40]!r} where a time is expected") from error
 
 
 ACK_TIMEOUT_S = 2.0

@@ -173,6 +173,8 @@ class _AckFloor(Struct, frozen=True):
 class _ConsumerState(ApiResponse, frozen=True):
     config: _ConsumerStart = _ConsumerStart()
     ack_floor: _AckFloor = _AckFloor()
+    num_pending: int = 0
+    num_ack_pending: int = 0
 
 
 WEBHOOK_CURSOR_CONSUMER, WEBHOOK_DELIVERY_CONSUMER = "judging", "delivering"
@@ -259,6 +261,12 @@ async def read_webhook_cursor(jetstream: JetStreamClient) -> int | None:
     """Return the sequence of STATE up to which the edges have checked for webhooks; None before the first edge."""
     consumer = await _read_consumer(jetstream, STATE.name, WEBHOOK_CURSOR_CONSUMER)
     return consumer.ack_floor.stream_seq if consumer else None
+
+
+async def count_unchecked_states(jetstream: JetStreamClient) -> int:
+    """Return the number of changes of STATE that no edge has checked for a webhook; 0 before the first edge."""
+    consumer = await _read_consumer(jetstream, STATE.name, WEBHOOK_CURSOR_CONSUMER)
+    return consumer.num_pending + consumer.num_ack_pending if consumer else 0
 
 
 async def set_webhook_cursor(jetstream: JetStreamClient, sequence: int) -> None:

@@ -20,7 +20,7 @@ from bus.nats.errors import (
     from_api_error,
     from_client_error,
 )
-from bus.nats.jetstream import parse_created_ns
+from bus.nats.jetstream import parse_time_ns
 from bus.nats.ordered_consumer import ConsumerLost, OrderedConsumer, _ConsumerCreated
 from bus.nats.requests import AckSubject, RequestMultiplexer, parse_ack_subject
 
@@ -131,5 +131,5 @@ def test_a_consumer_of_which_the_server_says_nothing_has_nothing_pending():
 
 
 def test_created_is_read_to_the_nanosecond():
-    assert parse_created_ns("2026-11-21T18:38:22.075366743Z") - parse_created_ns("2026-11-21T18:38:22Z") == 75_366_743
-    assert parse_created_ns("1970-01-01T00:00:01.5Z") == 1_500_000_000
+    assert parse_time_ns("2026-11-21T18:38:22.075366743Z") - parse_time_ns("2026-11-21T18:38:22Z") == 75_366_743
+    assert parse_time_ns("1970-01-01T00:00:01.5Z") == 1_500_000_000

@@ -126,6 +126,30 @@ async def test_a_finished_delivery_is_gone_and_a_postponed_one_survives_a_restar
     await held.ack()
 
 
+async def test_the_backlog_is_what_no_one_has_acked(world: BusPair):
+    empty = await world.edge.health.backlog()
+    assert (empty.pointers, empty.deliveries, empty.oldest_delivery_s) == (0, 0, 0.0)
+    job = make_record().job
+    await world.edge.job_store.create(job.key, make_record())
+    await world.edge.job_queue.publish(job.pointer)
+    await world.edge.webhook_outbox.enqueue(letter())
+    await world.edge.webhook_outbox.enqueue(letter("two"))
+    full = await world.edge.health.backlog()
+    assert (full.pointers, full.unchecked_states, full.deliveries) == (1, empty.unchecked_states + 1, 2)
+    leased = await judged(world)
+    assert (await world.edge.health.backlog()).unchecked_states == full.unchecked_states
+    await leased.ack()
+    await world.edge.job_queue.remove(job.pointer)
+    await (await taken(world)).ack()
+
+    async def is_less() -> bool:
+        left = await world.edge.health.backlog()
+        return (left.pointers, left.unchecked_states, left.deliveries) == (0, empty.unchecked_states, 1)
+
+    await wait_for(is_less)
+    assert (await world.edge.health.backlog()).oldest_delivery_s >= full.oldest_delivery_s
+
+
 async def test_withdrawn_deliveries_of_a_job_are_gone_and_no_others(world: BusPair):
     for one in (letter("one"), letter("one", 8), letter("one", 8, 1), letter("onerous"), letter("two")):
         await world.edge.webhook_outbox.enqueue(one)

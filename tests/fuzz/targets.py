@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 
 from bus.interface import BusError
 from bus.nats import codec, subjects
-from bus.nats.jetstream import StreamInfo, parse_created_ns, parse_response
+from bus.nats.jetstream import StreamInfo, parse_response, parse_time_ns
 from bus.nats.requests import parse_ack_subject
 from edge.http.request_body import open_form
 from edge.http.routes.tus import METADATA_LIMIT_BYTES, parse_byte_count, parse_checksum, parse_creation
@@ -147,7 +147,7 @@ def _broker(data: bytes) -> None:
         info = parse_response(
             "$JS.API.STREAM.INFO.STATE", Msg(None, "_INBOX.x", "", data), StreamInfo
         )  # no client is asked
-        parse_created_ns(info.created)
+        parse_time_ns(info.created)
 
 
 def _base64(text: str) -> bytes:

@@ -3,7 +3,7 @@
 import pytest
 
 from bus.interface import BusError
-from bus.nats.jetstream import parse_created_ns
+from bus.nats.jetstream import parse_time_ns
 from bus.nats.requests import parse_ack_subject
 from edge.http.routes.tus import parse_checksum, parse_creation
 from schemas.endpoint import EndpointInvalid, parse_endpoint
@@ -25,8 +25,8 @@ def test_a_reply_subject_without_numbers_belongs_to_no_consumer(reply: str):
 
 
 def test_a_creation_time_that_is_not_one_is_an_error_of_the_bus():
-    with pytest.raises(BusError, match="not a time"):
-        parse_created_ns("")
+    with pytest.raises(BusError, match="where a time is expected"):
+        parse_time_ns("")
 
 
 @pytest.mark.parametrize(

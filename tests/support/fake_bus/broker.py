@@ -2,7 +2,7 @@
 
 import time
 
-from bus.interface import BrokerStatus, Bus
+from bus.interface import BrokerBacklog, BrokerStatus, Bus
 from bus.nats.topology import (
     ACTIONS,
     AGREED,
@@ -76,7 +76,7 @@ class FakeBroker:
 
     def connect(self) -> FakeBus:
         """Return one more connection (the edge's, a runner's)."""
-        connection = FakeConnection(self._clock, self._status)
+        connection = FakeConnection(self._clock, self._status, self._backlog)
         self._jobs.connections.append(connection)
         return FakeBus(
             health=connection,
@@ -104,6 +104,12 @@ class FakeBroker:
 
     def _status(self) -> BrokerStatus:
         return BrokerStatus(used_share=1.0 if self._full else 0.0, is_durable=True, version="memory")
+
+    def _backlog(self) -> BrokerBacklog:
+        deliveries = self._webhooks.deliveries.log.messages_after(0, "delivery.")
+        oldest_s = self._clock() - deliveries[0].at if deliveries else 0.0
+        pointers = len(self._jobs.log.messages_after(0, "job."))
+        return BrokerBacklog(pointers, self._webhooks.states.count_pending(), len(deliveries), oldest_s)
 
     def _all_streams(self) -> tuple[FakeStream, ...]:
         return self._streams.state, self._streams.feed, self._jobs.log, self._webhooks.deliveries.log, self._usage

@@ -5,18 +5,19 @@ from collections.abc import AsyncIterator, Callable
 
 import anyio.lowlevel
 
-from bus.interface import BrokerStatus, BrokerUnreachable, Lane
+from bus.interface import BrokerBacklog, BrokerStatus, BrokerUnreachable, Lane
 from bus.notifier import Notifier
 from schemas.ids import JobKey
 from tests.support.fake_bus.stream import Clock, FakeMessage, FakeStream
 
 
 class FakeConnection:
-    """`status`: what the broker answers."""
+    """`status`, `backlog`: what the broker answers."""
 
-    def __init__(self, clock: Clock, status: Callable[[], BrokerStatus]) -> None:
+    def __init__(self, clock: Clock, status: Callable[[], BrokerStatus], backlog: Callable[[], BrokerBacklog]) -> None:
         self._clock = clock
         self._status = status
+        self._backlog = backlog
         self._since = clock()
         self._is_up = True
         self._changed = Notifier()
@@ -40,6 +41,11 @@ class FakeConnection:
         """Return the broker's status."""
         await self.require_connected()
         return self._status()
+
+    async def backlog(self) -> BrokerBacklog:
+        """Return what waits in the broker."""
+        await self.require_connected()
+        return self._backlog()
 
     def uptime_s(self) -> float:
         """Return the seconds of the broker's clock since the connection came up; 0 while it is cut."""

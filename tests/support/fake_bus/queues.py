@@ -276,6 +276,10 @@ class FakeSharedConsumer:
             self.delay(ready, LEASE_TIMEOUT_S)
         return ready
 
+    def count_pending(self) -> int:
+        """Return the number of messages that were not acked."""
+        return len(self.due) + len(self.log.messages_after(self._cursor, self._prefix))
+
     def delay(self, sequence: int, seconds: float) -> None:
         """Deliver the message again in `seconds`, after those that are due by then."""
         if self.due.pop(sequence, None) is not None:
