@@ -32,6 +32,7 @@ from edge.http.problems import find_language, handle_exception
 from edge.http.proxied import ProxiedRequests
 from edge.http.query_parameters import refuse_unknown_parameters
 from edge.http.request_body import JSON_BODY_LIMIT_BYTES
+from edge.http.request_log import RequestObserver, log_request
 from edge.http.routes import (
     assets,
     console,
@@ -104,7 +105,8 @@ def create_app(
     app = _make_litestar(services, gateway, facades, cors_origins)
     app.state.api_document = encode_document(app, ROUTES)
     inner = RequestBodyDrain(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
-    return ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
+    proxied = ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
+    return RequestObserver(proxied, log_request)
 
 
 def _make_litestar(

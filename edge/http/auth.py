@@ -13,6 +13,7 @@ from edge.core.error_handling import translate_errors
 from edge.core.signed_urls import NO_KEY, SIGNATURE_PARAMETER
 from edge.http.dependencies import EdgeServices
 from edge.http.middleware import add_response_headers
+from edge.http.request_log import note_key_id
 from edge.owners.quotas import rate_limited
 from edge.owners.sessions import SESSION_PREFIX
 from edge.owners.tokens import TOKEN_PREFIX
@@ -97,6 +98,8 @@ async def authenticate_throttled(connection: AnyConnection, services: EdgeServic
         services.client_events.log("authentication_failed", client, key_id=credential.id if credential else "")
         if not services.trusted_proxies.is_shared(client):
             await sleep(services.auth_failures.count_failure(client))
+    else:
+        note_key_id(connection.scope, key.id)
     return key
 
 
