@@ -30,7 +30,10 @@ SERVER_COMMAND_MODULES = (
     *(
         "server_commands",
         "machine_checks",
+        "log_output",
+        "log_rotation",
         "process_setup",
+        "redaction",
         "relay_client",
         "relay_enrollment",
         "supervisor",

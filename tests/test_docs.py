@@ -12,7 +12,7 @@ from deploy import alerts_doc, errors_doc, lifecycle_doc, metrics_doc, settings_
 from edge.core import messages
 from lamplighter.cli import COMMANDS, main
 from lamplighter.cli.context import ClientSettings
-from lamplighter.cli.process_setup import SECRET_FIELDS
+from lamplighter.cli.redaction import SECRET_FIELDS
 from lamplighter.cli.settings_file import SETTINGS_TYPES
 from schemas.problems import PROBLEM_TYPES
 from schemas.retry_policy import FAILURES

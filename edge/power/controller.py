@@ -188,7 +188,7 @@ class PowerController:
         if before is None or before.value.state is record.state:
             return
         self._poller.poll_now(host)
-        _log.info("power_state_changed", host=host, state=record.state, why=record.why)
+        _log.info("power_state_changed", host=host, state=record.state, reason=record.why)
         if (kind := views.NOTICE_KINDS.get(record.state)) is not None:
             for listener in tuple(self._subscribers):
                 listener(HostNotice(kind, host, record.since, views.wake_median_s(record)))

@@ -11,7 +11,8 @@ tests/lamplighter/test_language.py names every text without an entry.
   `config` checks and shows them.
 - `install` and `uninstall` set up services of systemd: `service_units`, `service_settings`, `service_places`,
   `install_manifest`. `service_notify` is how the processes report to systemd.
-- `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`.
+- `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`, `log_rotation`.
+- Processes log through `log_output`, and `redaction` removes secrets from each line.
 - `backup` and `restore` share `backup_target`, `backup_archive` and `backup_encryption`.
 
 The commands of the server are in another distribution, `lamplighter-server` (`deploy/wheels.py` lists their modules);

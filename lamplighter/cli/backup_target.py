@@ -21,7 +21,8 @@ from lamplighter.cli.backup_encryption import KeyFileUnusable
 from lamplighter.cli.context import DEFAULT_DATA_DIR, FAILED, REFUSED, UNREACHABLE, USAGE, error_line
 from lamplighter.cli.data_dir import BROKER_FILE, KEYS_FILE, try_lock
 from lamplighter.cli.language import say
-from lamplighter.cli.process_setup import read_settings, silence_tls_warning
+from lamplighter.cli.log_output import silence_tls_warning
+from lamplighter.cli.process_setup import read_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 CERTIFICATE_PATTERN = "tls/*"

@@ -131,7 +131,7 @@ class SupervisedProcess:
             failures = 0 if anyio.current_time() - began > RESTART_BACKOFF_RESET_S else failures + 1
             wait = RESTART_BACKOFF.delay_s(failures)
             log.warning(
-                "process ended, starting it again",
+                "process_ended",
                 process=self.name,
                 code=code,
                 wait_s=wait,

@@ -22,6 +22,7 @@ import images
 from bus.interface import BrokerUnreachable
 from bus.open import open_edge
 from bus.secret_files import PRIVATE_UMASK, make_private_folder
+from bus.server.process import LOG_FILE as BROKER_LOG_FILE
 from bus.server.process import run_server
 from bus.settings import BrokerSettings
 from edge.core.clock import utc_now
@@ -38,7 +39,9 @@ from lamplighter.cli.data_dir import (
     write_private_json,
 )
 from lamplighter.cli.language import say
-from lamplighter.cli.process_setup import configure_logging, exit_on_error, warn_of_old_names
+from lamplighter.cli.log_output import configure_logging
+from lamplighter.cli.log_rotation import rotate_forever
+from lamplighter.cli.process_setup import exit_on_error, warn_of_old_names
 from lamplighter.cli.public_access import PublicAccess, PublicOptions, check_public_options, public_options
 from lamplighter.cli.service_notify import ServiceNotifier
 from lamplighter.cli.settings_file import CONFIG_VARIABLE, SettingsFile, config_option, read_settings_file
@@ -307,6 +310,9 @@ async def _run_until_signalled(
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(BrokerSupervisor(server, registry, options.data).run)
+        if logs is not None:
+            files = [*(logs / f"{name}.log" for name in ("edge", "runner")), options.data / "broker" / BROKER_LOG_FILE]
+            tasks.start_soon(rotate_forever, files)
         write_private_json(options.data / BROKER_FILE, _broker_settings(opened))
         async with open_edge(_broker_settings(opened)) as bus:
             keys = await ensure_keys(bus, options.data)

@@ -15,7 +15,7 @@ import structlog
 from bus.interface import BrokerUnreachable, BusError
 from bus.open import open_edge
 from bus.server.process import run_server
-from lamplighter.cli.process_setup import configure_logging
+from lamplighter.cli.log_output import configure_logging
 from lamplighter.cli.supervisor import BrokerSupervisor, ChildRegistry, read_process_identity
 from tests.support import small_disk
 from tests.support.bus_samples import make_key, make_record

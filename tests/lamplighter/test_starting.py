@@ -13,7 +13,8 @@ import pytest
 import structlog
 
 from bus.server.process import run_server
-from lamplighter.cli.process_setup import configure_logging, exit_on_error, silence_tls_warning
+from lamplighter.cli.log_output import configure_logging, silence_tls_warning
+from lamplighter.cli.process_setup import exit_on_error
 from tests.support.nats_broker import BrokerProcess
 
 
