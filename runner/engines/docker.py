@@ -7,6 +7,7 @@ loop can wake and end that thread.
 import asyncio
 import math
 import os
+import shutil
 import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -22,22 +23,26 @@ from contextlib import (
 from typing import Any, Self, TypeVar
 
 import docker
+import docker.auth
 import docker.errors
 import requests
 import urllib3
 from msgspec import Struct
 
 from runner.engines.docker_container_config import container_config, label_filters, seccomp_profile
+from runner.engines.docker_pull import PullProgressParser, classify_pull_failure
 from runner.engines.docker_replies import (
     LogCursor,
     LogFrameParser,
     classify_start_failure,
+    manifest_digest,
     parse_container,
     parse_engine_info,
     parse_exit,
     supports_profile,
     was_started,
 )
+from runner.engines.image_port import LocalImage, PullFailed, PullFailure, PullProgress, RegistryLogin
 from runner.engines.launch import prepare_job_dir, start_cancellable
 from runner.engines.port import (
     WARM_ENV,
@@ -53,6 +58,7 @@ from runner.engines.port import (
     OutputCursor,
     StartFailed,
 )
+from schemas.image_reference import ImageReference
 
 BLOCK_BYTES = 65_536
 BUFFER_LIMIT_BYTES = 4 * BLOCK_BYTES  # read ahead; then the thread waits, and the daemon keeps the rest on disk
@@ -212,7 +218,7 @@ class DockerEngine:
         self._settings = settings
         self._injection = settings.injection
         self._threads = 2 * settings.streams + 8
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="docker")
+        self.pool = ThreadPoolExecutor(self._threads, thread_name_prefix="docker")
         self._api_client: docker.APIClient | None = None
         self._connect_lock = threading.Lock()
         self._has_profile_support: bool | None = None  # whether the daemon accepts our seccomp profile; None: unknown
@@ -222,7 +228,7 @@ class DockerEngine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # waits until cancelled starts are undone
+        await asyncio.to_thread(self.pool.shutdown, cancel_futures=True)  # waits until cancelled starts are undone
         if self._api_client is not None:
             self._api_client.close()
 
@@ -233,7 +239,7 @@ class DockerEngine:
         return None
 
     async def start(self, spec: ContainerSpec) -> str:
-        return await start_cancellable(self._pool, lambda: self._start(spec), self._discard)
+        return await start_cancellable(self.pool, lambda: self._start(spec), self._discard)
 
     def _start(self, spec: ContainerSpec) -> str:
         """Create and start in one thread, so that a cancellation cannot come between the two."""
@@ -244,7 +250,7 @@ class DockerEngine:
         handle = ""
         try:
             with _map_docker_errors():
-                client = self._connect()
+                client = self.connect()
                 profile = seccomp_profile() if self._supports_profile(client) else None
                 config = container_config(spec, "{}:{}".format(*self._owner), self._injection, profile)
                 handle = str(client.create_container_from_config(config)["Id"])
@@ -315,45 +321,50 @@ class DockerEngine:
         with suppress(NoSuchContainer):
             try:
                 async with asyncio.timeout(grace + STOP_MARGIN_S):
-                    await self._call(lambda: self._connect().stop(handle, timeout=grace))
+                    await self.call(lambda: self.connect().stop(handle, timeout=grace))
             except (TimeoutError, EngineUnavailable):
-                await self._call(lambda: self._kill(handle))
+                await self.call(lambda: self._kill(handle))
 
     def _kill(self, handle: str) -> None:
         with suppress(docker.errors.APIError):  # 409: the container has exited
-            self._connect().kill(handle)
+            self.connect().kill(handle)
 
     async def remove(self, handle: str) -> None:
-        await self._call(lambda: self._remove(handle))
+        await self.call(lambda: self._remove(handle))
 
     def _remove(self, handle: str) -> None:
         with _map_docker_errors(), suppress(docker.errors.NotFound):
             try:
-                self._connect().remove_container(handle, v=True, force=True)
+                self.connect().remove_container(handle, v=True, force=True)
             except docker.errors.APIError as error:
                 if error.status_code != requests.codes.conflict:  # conflict: a removal is in progress
                     raise
 
+    @property
+    def images(self) -> "DockerImages":
+        """The images of this engine."""
+        return DockerImages(self)
+
     async def find(self, installation: str, host: str) -> list[FoundContainer]:
         filters = {"label": label_filters(installation, host)}
-        rows = await self._call(lambda: self._connect().containers(all=True, filters=filters))
+        rows = await self.call(lambda: self.connect().containers(all=True, filters=filters))
         return [parse_container(row) for row in rows]
 
     async def probe(self) -> EngineInfo:
-        return parse_engine_info(await self._call(lambda: self._connect().info()))
+        return parse_engine_info(await self.call(lambda: self.connect().info()))
 
     async def inspect(self, container: str) -> Mapping[str, Any]:
         """Return the engine's description of any container, also one that is not of a job. Raises NoSuchContainer."""
-        return dict(await self._call(lambda: self._connect().inspect_container(container)))
+        return dict(await self.call(lambda: self.connect().inspect_container(container)))
 
     async def _state(self, handle: str) -> dict[str, Any]:
         """Return the state of a container that was started. Raises NoSuchContainer."""
-        state: dict[str, Any] = (await self._call(lambda: self._connect().inspect_container(handle)))["State"]
+        state: dict[str, Any] = (await self.call(lambda: self.connect().inspect_container(handle)))["State"]
         if not was_started(state):
             raise NoSuchContainer(f"{handle[:12]} was never started")
         return state
 
-    def _connect(self) -> docker.APIClient:
+    def connect(self) -> docker.APIClient:
         """Return the client.
 
         It connects on first use, which asks the daemon for its version. Call it from a thread only.
@@ -369,28 +380,97 @@ class DockerEngine:
                 )
             return self._api_client
 
-    async def _call(self, call: Callable[[], T]) -> T:
+    async def call(self, call: Callable[[], T]) -> T:
         def call_mapped() -> T:
             with _map_docker_errors():
                 return call()
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call_mapped)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call_mapped)
 
     def _stream(self, method: str, path: str, params: dict[str, Any]) -> AbstractAsyncContextManager[ReadBytes]:
-        return open_stream(self._pool, lambda: self._open_response(method, path, params), _map_docker_errors)
+        return open_stream(self.pool, lambda: self.open_response(method, path, params), _map_docker_errors)
 
-    def _open_response(self, method: str, path: str, params: dict[str, Any]) -> requests.Response:
+    def open_response(
+        self, method: str, path: str, params: dict[str, Any], headers: Mapping[str, str] | None = None
+    ) -> requests.Response:
         """Open a response whose body follows over any time. docker-py's own reader would mix the two streams."""
-        client = self._connect()
+        client = self.connect()
         url = f"{client.base_url}/v{client.api_version}{path}"
         timeout = self._settings.call_timeout_s
-        response: requests.Response = client.request(method, url, params=params, stream=True, timeout=timeout)
+        response: requests.Response = client.request(
+            method, url, params=params, headers=headers, stream=True, timeout=timeout
+        )
         if not response.ok:
             docker.errors.create_api_error_from_http_exception(requests.HTTPError(response=response))
         connection = getattr(response.raw.connection, "sock", None)
         if connection is not None:
             connection.settimeout(None)  # the daemon has answered; from here on, silence means that the job is quiet
         return response
+
+
+class DockerImages:
+    """The images of a Docker engine. `runner.engines.docker_pull` parses what the daemon answers to a pull."""
+
+    def __init__(self, engine: DockerEngine) -> None:
+        self._engine = engine
+
+    async def inspect(self, reference: ImageReference) -> LocalImage | None:
+        try:
+            found = await self._engine.call(lambda: self._engine.connect().inspect_image(reference.text))
+        except NoSuchContainer:
+            return None
+        return LocalImage(found["Id"], manifest_digest(found.get("RepoDigests") or (), reference) or found["Id"])
+
+    async def pull(self, reference: ImageReference, login: RegistryLogin | None) -> AsyncGenerator[PullProgress]:
+        parser = PullProgressParser()
+        params = {"fromImage": reference.name, "tag": reference.version}
+
+        def open_response() -> requests.Response:
+            headers = _registry_auth(self._engine.connect(), reference.registry, login)
+            return self._engine.open_response("POST", "/images/create", params, headers)
+
+        try:
+            async with open_stream(self._engine.pool, open_response, _map_docker_errors) as read:
+                while data := await read():
+                    for progress in parser.feed(data):
+                        yield progress
+        except (EngineUnavailable, PullFailed):
+            raise
+        except EngineError as error:
+            raise classify_pull_failure(str(error)) from error
+        if await self.inspect(reference) is None:
+            raise PullFailed(PullFailure.INTERRUPTED, "the engine ended the pull without the image")
+
+    async def remove(self, image_id: str) -> bool:
+        try:
+            await self._engine.call(lambda: self._engine.connect().remove_image(image_id))
+        except EngineUnavailable:
+            raise
+        except NoSuchContainer:
+            return True
+        except EngineError:  # 409: a container uses it, or somebody else gave it a second name
+            return False
+        return True
+
+    async def free_bytes(self) -> int | None:
+        folder = str((await self._engine.call(lambda: self._engine.connect().info()))["DockerRootDir"])
+        try:
+            return (await asyncio.to_thread(shutil.disk_usage, folder)).free
+        except OSError:
+            return None
+
+
+def _registry_auth(client: docker.APIClient, registry: str, login: RegistryLogin | None) -> dict[str, str]:
+    """Return the header with the login: the given one, else that of Docker's config.json, which is read again."""
+    if login is not None:
+        entry = {"username": login.username, "password": login.password, "serveraddress": registry}
+        return {"X-Registry-Auth": docker.auth.encode_header(entry).decode("ascii")}
+    try:
+        client.reload_config()
+        header = docker.auth.get_config_header(client, registry)
+    except docker.errors.DockerException as error:  # a credential helper that fails
+        raise PullFailed(PullFailure.LOGIN_REFUSED, f"Docker's config.json gives no login: {error}") from error
+    return {"X-Registry-Auth": header.decode("ascii") if isinstance(header, bytes) else header} if header else {}
 
 
 def _check_socket(url: str) -> None:

@@ -8,6 +8,7 @@ import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import accumulate
@@ -26,6 +27,7 @@ from runner.engines.port import (
     complete_length,
 )
 from schemas.container_protocol import OutputStream
+from schemas.image_reference import ImageReference, ImageReferenceInvalid, parse_image_reference
 
 ZERO_TIME = "0001-01-01"  # the daemon's value for a time that is not set
 
@@ -116,6 +118,16 @@ def parse_engine_info(info: Mapping[str, Any]) -> EngineInfo:
     """Parse the daemon's info; the notes name the limits that it does not enforce."""
     notes = *(note for name, note in FEATURE_NOTES.items() if not info.get(name)), *_seccomp_notes(info)
     return EngineInfo("docker", info["ServerVersion"], isolated=True, notes=notes)
+
+
+def manifest_digest(repo_digests: Iterable[str], reference: ImageReference) -> str | None:
+    """Return the digest under which the registry of `reference` has the image; None if it was built here."""
+    for entry in repo_digests:
+        name, _, digest = entry.partition("@")
+        with suppress(ImageReferenceInvalid):
+            if parse_image_reference(name).name == reference.name:
+                return digest
+    return None
 
 
 def _parse_time(text: str) -> datetime | None:

@@ -24,6 +24,7 @@ from typing import Literal, Protocol, Self
 
 from msgspec import Struct, field
 
+from runner.engines.image_port import ImageStore
 from schemas.container_protocol import LINE_LIMIT_BYTES, OutputStream
 
 EngineName = Literal["docker", "process"]
@@ -181,6 +182,11 @@ class ContainerEngine(GpuAccess, AbstractAsyncContextManager["ContainerEngine"],
 
     name: str
     containers_outlive_runner: bool
+
+    @property
+    def images(self) -> ImageStore | None:
+        """The images of the engine; None if it has none to pull (plain processes)."""
+        ...
 
     async def __aenter__(self) -> Self: ...
 

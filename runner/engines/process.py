@@ -72,6 +72,7 @@ class ProcessEngine:
 
     name = "process"
     containers_outlive_runner = False
+    images = None
     injection_modes: tuple[GpuInjection, ...] = ()
 
     def __init__(self, state: Path, jobkit: Path, user: JobUser | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
+from runner.engines.image_port import ImageStore
 from runner.engines.launch import prepare_job_dir
 from runner.engines.port import (
     ContainerExit,
@@ -127,6 +128,7 @@ class FakeEngine:
         self.containers = {} if boxes is None else boxes
         self.next_start_failure: StartFailed | None = None
         self.is_unavailable = False
+        self.images: ImageStore | None = None
         self.containers_outlive_runner = True
         self._programs = programs
         self._now = now

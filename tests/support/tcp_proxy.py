@@ -19,11 +19,19 @@ class TcpProxy:
     """Forwards each connection to the address that `choose_target` returns; None closes the connection.
 
     `delay_s`: how much later every byte arrives. While the proxy is cut, connections stay open and nothing passes.
+    `cut_after_bytes`: cut it by itself once so many bytes have passed.
     """
 
-    def __init__(self, choose_target: Callable[[], Address | None], *, delay_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        choose_target: Callable[[], Address | None],
+        *,
+        delay_s: float = 0.0,
+        cut_after_bytes: float = inf,
+    ) -> None:
         self._choose_target = choose_target
         self._delay_s = delay_s
+        self._left_bytes = cut_after_bytes
         self._open = anyio.Event()
         self._open.set()
         self._connections: dict[anyio.CancelScope, Address] = {}
@@ -35,6 +43,7 @@ class TcpProxy:
 
     def heal(self) -> None:
         """Drop the connections that were cut, as a router that forgot them would, and let new ones pass."""
+        self._left_bytes = inf
         for scope in tuple(self._connections):
             scope.cancel()
         self._open.set()
@@ -82,6 +91,9 @@ class TcpProxy:
         try:
             while True:
                 chunk = await source.receive(CHUNK_BYTES)
+                self._left_bytes -= len(chunk)
+                if self._left_bytes < 0:
+                    self.cut()
                 await self._open.wait()
                 await sink.send(chunk)
         except BROKEN:
