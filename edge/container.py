@@ -45,6 +45,7 @@ from edge.jobs.wait_reason import WaitReasons
 from edge.outbound.url_policy import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
+from edge.owners.directory import OwnerDirectory
 from edge.owners.quotas import OwnerQuotas, RequestLimiter, StreamLimiter
 from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
@@ -151,6 +152,7 @@ async def assemble_services(
         sessions=SessionIssuer(signing_secret, domain.api_keys.get, utc_now, os.urandom),
         url_signer=url_signer,
         enrollment=HostEnrollment(bus, domain.api_keys, _make_host_accounts(settings), addresses, utc_now),
+        owners=OwnerDirectory(bus, index, domain.api_keys),
         owner_deletions=_make_owner_deletions(settings, bus, domain, jobs.service),
         quotas=domain.quotas,
         power=power,

@@ -10,11 +10,13 @@ import { fill, h } from "./dom.js";
 import { time } from "./format.js";
 import { connection, listen, restart, stop } from "./live.js";
 import { accessPage } from "./pages/access.js";
+import { deliveriesPage } from "./pages/deliveries.js";
 import { endpointsPage } from "./pages/endpoints.js";
 import { hostsPage } from "./pages/hosts.js";
 import { jobPage } from "./pages/job.js";
 import { jobsPage } from "./pages/jobs.js";
 import { newJobPage } from "./pages/new-job.js";
+import { ownersPage } from "./pages/owners.js";
 import { signInPage } from "./pages/sign-in.js";
 import { usagePage } from "./pages/usage.js";
 import { chooseLanguage, language, t } from "./text.js";
@@ -26,6 +28,8 @@ const PAGES = [
   { name: "hosts", scope: "hosts:read", render: hostsPage },
   { name: "endpoints", scope: "jobs:read", render: endpointsPage },
   { name: "usage", scope: "jobs:read", render: usagePage },
+  { name: "deliveries", scope: "jobs:read", render: deliveriesPage },
+  { name: "owners", scope: "admin", render: ownersPage },
   { name: "access", scope: "admin", render: accessPage },
 ];
 

@@ -26,7 +26,7 @@ TAGS: Final = {
     "usage": "Jobs, GPU seconds, energy and cost",
     "keys": "API keys, tokens and the audit log",
     "session": "The session of a browser",
-    "owners": "Deletion of an owner's data",
+    "owners": "Owners, what they have, and the deletion of their data",
     "health": "Is it up, and how is it",
 }
 
@@ -80,6 +80,7 @@ OPERATIONS: Final[dict[tuple[str, str], OperationNote]] = {
         "deleteUpload", "uploads", (*_TUS, "not_found", "upload_locked")
     ),
     ("/v1/jobs/{job_id}/deliveries", "get"): OperationNote("listDeliveries", "webhooks", _JOB),
+    ("/v1/deliveries", "get"): OperationNote("listAllDeliveries", "webhooks"),
     ("/v1/deliveries/{delivery_id}/replay", "post"): OperationNote("replayDelivery", "webhooks", ("not_found",)),
     ("/v1/webhooks/secret", "get"): OperationNote("getWebhookSecret", "webhooks"),
     ("/v1/webhooks/secret", "post"): OperationNote("rotateWebhookSecret", "webhooks", _BODY),
@@ -103,6 +104,8 @@ OPERATIONS: Final[dict[tuple[str, str], OperationNote]] = {
     ("/v1/session", "get"): OperationNote("getSession", "session"),
     ("/v1/session", "delete"): OperationNote("endSession", "session"),
     ("/v1/session/tickets", "post"): OperationNote("createSessionTicket", "session"),
+    ("/v1/owners", "get"): OperationNote("listOwners", "owners"),
+    ("/v1/owners/{owner_id}", "get"): OperationNote("getOwner", "owners"),
     ("/v1/owners/{owner_id}", "delete"): OperationNote("deleteOwner", "owners", ("conflict",)),
     ("/v1/owners/{owner_id}/deletion", "get"): OperationNote("getOwnerDeletion", "owners", ("not_found",)),
     ("/livez", "get"): OperationNote("getLiveness", "health"),

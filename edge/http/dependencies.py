@@ -35,6 +35,7 @@ from edge.jobs.view import Asker, JobViewBuilder
 from edge.jobs.wait_reason import WaitReasons
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
+from edge.owners.directory import OwnerDirectory
 from edge.owners.quotas import OwnerQuotas, RequestLimiter, StreamLimiter
 from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
@@ -79,6 +80,7 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     sessions: SessionIssuer
     url_signer: UrlSigner
     enrollment: HostEnrollment
+    owners: OwnerDirectory
     owner_deletions: OwnerDeletionService
     quotas: OwnerQuotas
     power: PowerController

@@ -2,16 +2,53 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
-from msgspec import structs
+from msgspec import Struct, structs
 
-from bus.interface import Bus, RevisionConflict, WebhookDelivery
+from bus.interface import Bus, RevisionConflict, RowUnreadable, WebhookDelivery
 from edge.core.clock import Clock
+from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
+from edge.index.paging import decode_cursor, encode_cursor
 from edge.webhooks.secrets import WebhookSecretStore
 from schemas.ids import JobKey
+from schemas.job import Moment
 from schemas.problems import ProblemError
 from schemas.webhook import DeliveryLogRow, DeliveryState, delivery_key, parse_delivery_id
+
+SCAN_LIMIT = 1000  # rows that one page reads at most, however few of them match
+_BATCH_ROWS = 100
+_CONCURRENT_READS_LIMIT = 16
+
+
+class DeliveryFilters(Struct, frozen=True):
+    """The conditions of a list of deliveries; None and empty: no condition.
+
+    `states`: any of them. `url`: occurs in the URL of the receiver. `created_from`: at this time or later.
+    `created_to`: before it.
+    """
+
+    states: tuple[DeliveryState, ...] = ()
+    url: str = ""
+    created_from: Moment | None = None
+    created_to: Moment | None = None
+
+    def match(self, row: DeliveryLogRow) -> bool:
+        """Return whether a delivery fulfils every condition."""
+        return (
+            (not self.states or row.state in self.states)
+            and self.url in row.url
+            and (self.created_from is None or row.created_at >= self.created_from)
+            and (self.created_to is None or row.created_at < self.created_to)
+        )
+
+
+class DeliveryPage(Struct, frozen=True):
+    """One page of deliveries, newest first. `next_cursor` is None on the last page."""
+
+    rows: tuple[DeliveryLogRow, ...]
+    next_cursor: str | None
 
 
 class DeliveryLog:
@@ -44,6 +81,36 @@ class DeliveryLog:
             rows = await self._bus.delivery_log.rows(f"{key.owner}.{key.id}.")
         return sorted((row.value for row in rows.values()), key=lambda row: row.revision)
 
+    async def list_page(
+        self, owner: str, filters: DeliveryFilters, limit: int, cursor: str | None = None
+    ) -> DeliveryPage:
+        """Return the owner's deliveries that match, newest first. Raises ProblemError.
+
+        A page ends after SCAN_LIMIT rows, so it may have fewer than `limit` rows and still not be the last one.
+        """
+        before = decode_cursor(cursor)[0] if cursor else None
+        with translate_errors():
+            names = {_revision_of(name): name for name in await self._bus.delivery_log.keys(f"{owner}.>")}
+            revisions = sorted((revision for revision in names if before is None or revision < before), reverse=True)
+            found: list[DeliveryLogRow] = []
+            scanned = revisions[:SCAN_LIMIT]
+            for start in range(0, len(scanned), _BATCH_ROWS):
+                reads = [partial(self._read, names[revision]) for revision in scanned[start : start + _BATCH_ROWS]]
+                rows = await gather_bounded(reads, _CONCURRENT_READS_LIMIT)
+                found += [row for row in rows if row is not None and filters.match(row)]
+                if len(found) > limit:
+                    break
+        if len(found) > limit:
+            return DeliveryPage(tuple(found[:limit]), _make_cursor(found[limit - 1].revision))
+        return DeliveryPage(tuple(found), _make_cursor(scanned[-1]) if len(scanned) < len(revisions) else None)
+
+    async def _read(self, name: str) -> DeliveryLogRow | None:
+        try:
+            row = await self._bus.delivery_log.get(name)
+        except RowUnreadable:
+            return None
+        return None if row is None else row.value
+
     async def replay(self, owner: str, delivery: str) -> DeliveryLogRow:
         """Send a delivery again under the same id, and enable its receiver. Raises ProblemError `not_found`."""
         parsed = parse_delivery_id(delivery)
@@ -69,3 +136,12 @@ class DeliveryLog:
             await self._bus.delivery_log.update(delivery_key(key, revision), replayed, row.revision)
             await self._bus.webhook_outbox.enqueue(WebhookDelivery(revision, entries[0].record, replayed.replays))
         return replayed
+
+
+def _revision_of(name: str) -> int:
+    """Return the revision at the end of a key of DELIVERED. Revisions are counted over all jobs, in order of time."""
+    return int(name.rpartition(".")[2])
+
+
+def _make_cursor(revision: int) -> str:
+    return encode_cursor(revision, "delivery")

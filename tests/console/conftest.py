@@ -10,6 +10,7 @@ from playwright.async_api import Browser
 from tests.support.browser import WatchedPage, open_browser, open_page
 from tests.support.installation import RunningInstallation, run_new_installation
 
+ALLOW_LOOPBACK = {"LAMPLIGHTER_OUTBOUND__ALLOW": '["127.0.0.1"]'}  # for webhooks to a receiver of the test
 # Before any script of the page: whatever its policy refuses is kept for the test.
 WATCH_POLICY = """
 window.policyReports = [];
@@ -17,6 +18,40 @@ document.addEventListener("securitypolicyviolation", (event) => {
   policyReports.push(`${event.violatedDirective} ${event.blockedURI}`);
 });
 """
+
+
+@asynccontextmanager
+async def open_console(
+    browser: Browser, url: str, key: str | None, path: str = "", **options: object
+) -> AsyncIterator[WatchedPage]:
+    """Open the console at `url`, sign in with `key`, and go to `#/<path>`. At its end the page must be without a fault.
+
+    `options`: those of Playwright's new_context.
+    """
+    async with open_page(browser, **{"locale": "en-GB", **options}) as watched:
+        await watched.page.add_init_script(WATCH_POLICY)
+        await watched.page.goto(url)
+        if key is not None:
+            await sign_in(watched, key)
+            if path:
+                await go(watched, path)
+        yield watched
+        assert await watched.page.evaluate("policyReports") == []
+        assert watched.errors == []
+        origin = "/".join(url.split("/")[:3])
+        assert {asked for asked in watched.requests if not asked.startswith((origin, "blob:", "data:"))} == set()
+
+
+async def sign_in(watched: WatchedPage, key: str) -> None:
+    """Sign in with a key, and wait until the pages are offered."""
+    await watched.page.fill("#key", key)
+    await watched.page.click("form .primary")
+    await watched.page.wait_for_selector("nav")
+
+
+async def go(watched: WatchedPage, path: str) -> None:
+    """Open another page of the console."""
+    await watched.page.evaluate("(path) => { location.hash = `#/${path}`; }", path)
 
 
 class Console(Struct, frozen=True):
@@ -33,24 +68,14 @@ class Console(Struct, frozen=True):
     async def open_page(
         self, owner: str | None = "ann", path: str = "", **options: object
     ) -> AsyncIterator[WatchedPage]:
-        """Open a page at `#/<path>`, signed in with the owner's key. At its end the page must be without a fault."""
-        async with open_page(self.browser, **{"locale": "en-GB", **options}) as watched:
-            await watched.page.add_init_script(WATCH_POLICY)
-            await watched.page.goto(self.url)
-            if owner is not None:
-                await watched.page.fill("#key", self.running.installation.keys[owner])
-                await watched.page.click("form .primary")
-                await watched.page.wait_for_selector("nav")
-                if path:
-                    await self.go(watched, path)
+        """Open a page at `#/<path>`, signed in with the owner's key."""
+        key = None if owner is None else self.running.installation.keys[owner]
+        async with open_console(self.browser, self.url, key, path, **options) as watched:
             yield watched
-            assert await watched.page.evaluate("policyReports") == []
-            assert watched.errors == []
-            assert {url for url in watched.requests if not url.startswith((self.url, "blob:", "data:"))} == set()
 
     async def go(self, watched: WatchedPage, path: str) -> None:
         """Open another page of the console."""
-        await watched.page.evaluate("(path) => { location.hash = `#/${path}`; }", path)
+        await go(watched, path)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +86,6 @@ async def browser(anyio_backend: object) -> AsyncIterator[Browser]:
 
 @pytest.fixture(scope="module")
 async def console(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> AsyncIterator[Console]:
-    async with run_new_installation(tmp_path_factory.mktemp("console"), "process", None) as running:
+    async with run_new_installation(tmp_path_factory.mktemp("console"), "process", None, **ALLOW_LOOPBACK) as running:
         yield Console(running, browser)
         print(running.installation.tail())  # noqa: T201 - shown by pytest when a test failed

@@ -15,7 +15,8 @@ from tests.support.installation import ROOT
 from tests.support.node_packages import MODULES_DIR, require_node_packages
 from tests.support.wait import wait_for
 
-PAGES = ("new", "jobs", "hosts", "endpoints", "usage", "access")
+PAGES = ("new", "jobs", "hosts", "endpoints", "usage", "deliveries")
+ADMIN_PAGES = ("owners", "access")
 CONSOLE = ROOT / "edge" / "console"
 SIZE_LIMIT_BYTES = 200_000
 UNSPACED = re.compile(r"[\u4e00-\u9fff][A-Za-z0-9]|[A-Za-z0-9][\u4e00-\u9fff]")
@@ -170,7 +171,7 @@ async def test_markup_in_anything_that_a_client_chooses_does_nothing(console: Co
 async def test_every_page_is_there_in_both_languages_on_a_desk_and_on_a_phone(console: Console, language: str):
     for options in ({"viewport": {"width": 1280, "height": 800}}, {"viewport": {"width": 360, "height": 740}}):
         async with console.open_page("admin", locale=language, **options) as watched:
-            for path in PAGES:
+            for path in (*PAGES, *ADMIN_PAGES):
                 await console.go(watched, path)
                 heading = watched.page.locator("main h1").first
                 await expect(heading).to_be_visible()
@@ -195,13 +196,15 @@ async def test_no_page_has_a_serious_fault_for_people_who_use_a_screen_reader(co
     async with console.open_page(None) as signed_out:
         faults += await find_faults(signed_out.page, axe, "sign-in")
     async with console.open_page("ann") as watched:
-        for path in (*PAGES[:-1], f"jobs/{job.id}"):
+        for path in (*PAGES, f"jobs/{job.id}"):
             await console.go(watched, path)
             await expect(watched.page.locator("main h1").first).to_be_visible()
             faults += await find_faults(watched.page, axe, path)
-    async with console.open_page("admin", path="access", color_scheme="dark") as admin:
-        await expect(admin.page.locator("main table")).to_be_visible()
-        faults += await find_faults(admin.page, axe, "access")
+    async with console.open_page("admin", color_scheme="dark") as admin:
+        for path in ADMIN_PAGES:
+            await console.go(admin, path)
+            await expect(admin.page.locator("main table").first).to_be_visible()
+            faults += await find_faults(admin.page, axe, path)
     assert faults == []
 
 

@@ -1,8 +1,12 @@
 """What an operator does in the console: endpoints, deliveries, owners, hosts and keys."""
 
+from pathlib import Path
+
 from playwright.async_api import expect
 
+from lamplighter import AsyncClient
 from tests.console.conftest import Console
+from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 
 async def test_an_endpoint_shows_how_long_its_runs_take(console: Console):
@@ -17,3 +21,52 @@ async def test_an_endpoint_shows_how_long_its_runs_take(console: Console):
     async with console.open_page(path="endpoints") as watched:
         panel = watched.page.locator("section", has=watched.page.get_by_role("heading", name="echo", exact=True))
         await expect(panel).to_contain_text("(3 runs)")
+
+
+async def test_deliveries_of_all_jobs_are_listed_filtered_and_sent_again(console: Console):
+    ann = console.running.ann
+    async with run_receiver(statuses_in_order(410, 204)) as receiver:
+        url = receiver.url.replace("files.test", "127.0.0.1")
+        job = (await ann._http.post("/v1/jobs", json={"endpoint": "echo", "input": {}, "webhook": {"url": url}})).json()
+        await receiver.wait_for_deliveries(1)
+        async with console.open_page(path="deliveries") as watched:
+            page = watched.page
+            row = page.get_by_role("row", name=job["id"])
+            await expect(row).to_contain_text("switched off by the receiver")
+            await expect(row).to_contain_text("HTTP 410")
+            await row.get_by_role("button").click()
+            await receiver.wait_for_deliveries(2)
+            await expect(row).to_contain_text("sent again 1 times on request", timeout=30_000)
+            await expect(row.locator(".pill").first).to_have_text("sent", timeout=30_000)
+            await page.select_option("select[name=state]", "failed")
+            await expect(page.get_by_text("No delivery matches these filters")).to_be_visible()
+            assert page.url.endswith("#/deliveries?state=failed")
+            await console.go(watched, f"deliveries?url={url.split('/')[2]}")
+            await expect(row).to_be_visible()
+    assert {delivery.id for delivery in receiver.got} == {receiver.got[0].id}
+
+
+async def test_an_owner_is_deleted_only_after_the_page_has_named_what_is_lost(console: Console, tmp_path: Path):
+    admin = console.running.admin
+    key = (await admin._http.post("/v1/keys", json={"owner": "zoe"})).json()["key"]
+    file = tmp_path / "portrait.bin"
+    file.write_bytes(b"p" * 2_000_000)
+    async with AsyncClient(console.url, key, cache=tmp_path / "cache.json") as zoe:
+        for number in range(3):
+            await zoe.submit("echo", text=f"of zoe {number}", file=str(file))
+    async with console.open_page("admin", path="owners") as watched:
+        page = watched.page
+        row = page.get_by_role("row").filter(has_text="zoe")
+        await expect(row).to_contain_text("3 (3 not finished)")
+        await row.get_by_role("button", name="Delete").click()
+        dialog = page.get_by_role("dialog")
+        for text in ("3 jobs with their results and logs", "3 are cancelled", "1 files, 2 MB", "1 API keys"):
+            await expect(dialog).to_contain_text(text)
+        await dialog.get_by_label("To confirm").fill("zo")
+        await dialog.get_by_role("button", name="Delete").click()
+        await expect(dialog).to_be_visible()
+        assert (await admin._http.get("/v1/owners/zoe/deletion")).status_code == 404
+        await dialog.get_by_label("To confirm").fill("zoe")
+        await dialog.get_by_role("button", name="Delete").click()
+        await expect(row).to_contain_text("3 jobs with their results and logs, 3 of them cancelled", timeout=60_000)
+        assert (await admin._http.get("/v1/owners/zoe/deletion")).json()["erased"]["jobs"] == 3

@@ -19,6 +19,7 @@ from edge.http.routes.console import ConsoleSettings
 from edge.jobs.bulk_actions import JobActionService
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
+from edge.owners.directory import OwnerDirectory
 from edge.owners.quotas import RequestLimiter, StreamLimiter
 from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
@@ -111,6 +112,7 @@ def make_services(
         sessions=SessionIssuer(SECRET, keys.get, made.time, FixedEntropy()),
         url_signer=made.signer,
         enrollment=HostEnrollment(made.bus, keys, accounts, ADDRESSES, made.time),
+        owners=OwnerDirectory(made.bus, made.index, keys),
         owner_deletions=made.erasures(keys),
         quotas=made.quotas,
         power=power,

@@ -7,7 +7,7 @@ import { can, errorText, get, post, request } from "../api.js";
 import { askDialog, fill, h } from "../dom.js";
 import { bytes, duration, number, time } from "../format.js";
 import { listen } from "../live.js";
-import { copyButton, curve, powerBand, statusPill, timeElement } from "../parts.js";
+import { copyButton, curve, linkedJob, powerBand, statusPill, timeElement } from "../parts.js";
 import { has, t } from "../text.js";
 
 const REFRESH_MS = 5000;
@@ -49,7 +49,7 @@ export function hostsPage(main, path) {
       powerBand(host.history ?? [], host.state, host.since, hours),
       host.gpus.map((gpu) => gpuPanel(gpu, samples, hours)),
       h("dl", {},
-        h("dt", {}, t("running_jobs")), h("dd", {}, host.jobs.length ? host.jobs.map((id) => h("a", { class: "mono", href: `#/jobs/${encodeURIComponent(id)}` }, id, " ")) : t("none")),
+        h("dt", {}, t("running_jobs")), h("dd", {}, host.jobs.length ? host.jobs.map((id) => [linkedJob(id), " "]) : t("none")),
         host.wake_median_s !== null && [h("dt", {}, t("usual_wake")), h("dd", { class: "num" }, duration(host.wake_median_s))],
         host.engine && [h("dt", {}, t("engine")), h("dd", {}, host.engine)],
         host.warm?.length > 0 && [h("dt", {}, t("warm")), h("dd", {}, host.warm.map((pool) => `${pool.endpoint}: ${t("warm_counts", { ready: pool.ready, loading: pool.loading })}`).join("; "))],

@@ -212,7 +212,7 @@ function drawTimeline(section, history) {
 
 function drawDeliveries(section, view) {
   section.hidden = !view.deliveries.length;
-  fill(section, h("h2", {}, t("webhooks")), h("ul", { class: "plain" }, view.deliveries.map((delivery) => h("li", {}, h("span", {}, `${has(`status_${delivery.job_status}`) ? t(`status_${delivery.job_status}`) : delivery.job_status}: ${t(`delivery_${delivery.state}`)}`), " ",
+  fill(section, h("h2", {}, t("webhooks")), h("ul", { class: "plain" }, view.deliveries.map((delivery) => h("li", {}, h("span", {}, `${has(`status_${delivery.job_status}`) ? t(`status_${delivery.job_status}`) : delivery.job_status}: ${t(`status_delivery_${delivery.state}`)}`), " ",
     h("span", { class: "soft" }, t("tries", { n: delivery.tries.length }), delivery.next_at ? ` · ${t("next_try", { time: time(delivery.next_at) })}` : ""), " ",
     can("jobs:write") && h("button", { class: "quiet", onclick: (event) => replay(delivery, event.target) }, t("send_again"))))));
 }

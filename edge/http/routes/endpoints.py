@@ -14,7 +14,7 @@ from schemas.texts import Language
 
 
 class RunTimeView(Struct, frozen=True):
-    """How long runs take: the median and the 90th percentile of `samples` finished runs."""
+    """The run time of an endpoint: median and 90th percentile of `samples` finished runs."""
 
     p50_s: float
     p90_s: float

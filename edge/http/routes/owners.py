@@ -1,12 +1,14 @@
-"""`/v1/owners` and `/v1/usage`: delete an owner, and report jobs, GPU seconds, energy and cost."""
+"""`/v1/owners` and `/v1/usage`: list and delete owners, and report jobs, GPU seconds, energy and cost."""
 
 from typing import Annotated
 
 from litestar import delete, get
 from litestar.params import FromPath, QueryParameter
+from msgspec import Struct
 
 from edge.http.auth import record_audit_event, require_scope
 from edge.http.dependencies import AnyRequest, OwnerDep, ServicesDep, get_or_head
+from edge.owners.directory import OwnerHoldings, OwnerSummary
 from schemas.auth import ApiKey, Scope
 from schemas.ids import is_token
 from schemas.installation import AuditAction
@@ -16,10 +18,28 @@ from schemas.problems import ProblemError
 from schemas.usage import UsageReport
 
 
+class OwnerListView(Struct, frozen=True):
+    """The owners of the installation, by name."""
+
+    owners: list[OwnerSummary]
+
+
 def _check_owner(text: str) -> str:
     if not is_token(text):
         raise ProblemError("input_invalid", "an owner must have 1 to 64 characters of A-Z a-z 0-9 _ -")
     return text
+
+
+@get_or_head("/v1/owners", guards=[require_scope(Scope.ADMIN)])
+async def list_owners(services: ServicesDep) -> OwnerListView:
+    """List the owners that have keys, jobs or files, or were deleted in the last 30 days."""
+    return OwnerListView(list(await services.owners.list()))
+
+
+@get_or_head("/v1/owners/{owner_id:str}", guards=[require_scope(Scope.ADMIN)])
+async def read_owner(services: ServicesDep, owner_id: FromPath[str]) -> OwnerHoldings:
+    """Count what an owner has, which is what a deletion deletes."""
+    return await services.owners.count(_check_owner(owner_id))
 
 
 @delete("/v1/owners/{owner_id:str}", status_code=202, guards=[require_scope(Scope.ADMIN)])
@@ -61,6 +81,8 @@ async def read_usage(
 
 
 ROUTES = (
+    list_owners,
+    read_owner,
     delete_owner,
     owner_deletion,
     read_usage,

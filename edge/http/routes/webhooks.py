@@ -1,7 +1,9 @@
 """`/v1/deliveries` and `/v1/webhooks`: the delivery log, replays, and the signing secret."""
 
+from typing import Annotated
+
 from litestar import get, post
-from litestar.params import FromPath
+from litestar.params import FromPath, QueryParameter
 from msgspec import Struct
 
 from edge.core.error_handling import translate_errors
@@ -9,6 +11,7 @@ from edge.http.auth import require_scope
 from edge.http.dependencies import AnyRequest, OwnerDep, ServicesDep, get_or_head, parse_job_key
 from edge.http.openapi import json_body
 from edge.http.request_body import read_struct
+from edge.webhooks.delivery_log import DeliveryFilters
 from schemas.auth import Scope
 from schemas.job import Moment
 from schemas.status import Status
@@ -34,6 +37,16 @@ class DeliveryListView(Struct, frozen=True):
     """The deliveries of one job, sent and pending."""
 
     deliveries: list[DeliveryView]
+
+
+class DeliveryPageView(Struct, frozen=True):
+    """A page of the owner's deliveries, newest first.
+
+    A page may have fewer deliveries than `limit`, or none, and still not be the last one: that has no `next_cursor`.
+    """
+
+    deliveries: list[DeliveryView]
+    next_cursor: str | None = None
 
 
 class SecretView(Struct, frozen=True):
@@ -73,6 +86,26 @@ async def list_deliveries(services: ServicesDep, owner: OwnerDep, job_id: FromPa
     return DeliveryListView([_to_delivery_view(row) for row in await services.webhooks.delivery_log.list_for_job(key)])
 
 
+@get_or_head("/v1/deliveries", guards=[require_scope(Scope.JOBS_READ)])
+async def list_all_deliveries(
+    services: ServicesDep,
+    owner: OwnerDep,
+    states: Annotated[list[DeliveryState] | None, QueryParameter(name="state")] = None,
+    url: Annotated[str, QueryParameter(max_length=200)] = "",
+    created_from: Annotated[Moment | None, QueryParameter(name="from")] = None,
+    created_to: Annotated[Moment | None, QueryParameter(name="to")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, QueryParameter(max_length=200)] = None,
+) -> DeliveryPageView:
+    """List the webhook deliveries of all jobs of the owner, newest first. They are kept for 30 days.
+
+    `state` may be repeated. `url` occurs in the URL of the receiver. Continue with `next_cursor` until it is null.
+    """
+    filters = DeliveryFilters(tuple(states or ()), url, created_from, created_to)
+    page = await services.webhooks.delivery_log.list_page(owner, filters, limit, cursor)
+    return DeliveryPageView([_to_delivery_view(row) for row in page.rows], page.next_cursor)
+
+
 @post("/v1/deliveries/{delivery_id:str}/replay", status_code=202, guards=[require_scope(Scope.JOBS_WRITE)])
 async def replay_delivery(services: ServicesDep, owner: OwnerDep, delivery_id: FromPath[str]) -> DeliveryView:
     """Send a delivery again, with the same `webhook-id`. A URL that a 410 disabled is enabled again."""
@@ -102,4 +135,4 @@ async def rotate_secret(request: AnyRequest, services: ServicesDep, owner: Owner
     return _to_secret_view(await services.webhooks.secrets.rotate(owner, body.secret))
 
 
-ROUTES = (list_deliveries, replay_delivery, read_secret, rotate_secret)
+ROUTES = (list_deliveries, list_all_deliveries, replay_delivery, read_secret, rotate_secret)

@@ -4,6 +4,10 @@ from typing import Any
 
 import httpx2
 
+from edge.webhooks.delivery_log import SCAN_LIMIT
+from schemas.ids import JobKey
+from schemas.status import Status
+from schemas.webhook import DeliveryLogRow, delivery_key
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for
 from tests.support.webhook_receiver import run_receiver, statuses_in_order
@@ -40,6 +44,49 @@ async def test_deliveries_are_listed_and_replayed(edge: ServedEdge):
         assert (await edge.bob.get(f"/v1/jobs/{job['id']}/deliveries")).status_code == 404
         assert (await edge.bob.post(f"/v1/deliveries/{one['id']}/replay")).status_code == 404
     assert (await edge.ann.post("/v1/deliveries/nothing/replay")).status_code == 404
+
+
+async def test_deliveries_of_all_jobs_are_listed_filtered_and_paged(edge: ServedEdge):
+    async with run_receiver(statuses_in_order(410)) as gone, run_receiver() as receiver:
+        first = await submit(edge, webhook={"url": gone.url})
+        await deliveries(edge.ann, first["id"], "disabled")
+        rest = [(await submit(edge, webhook={"url": receiver.url}))["id"] for _ in range(4)]
+        for job_id in rest:
+            await deliveries(edge.ann, job_id, "delivered")
+
+        async def listed(**query: Any) -> list[str]:
+            page = (await edge.ann.get("/v1/deliveries", params=query)).json()
+            assert page["next_cursor"] is None
+            return [one["job_id"] for one in page["deliveries"]]
+
+        newest_first = [*reversed(rest), first["id"]]
+        assert await listed() == newest_first
+        assert await listed(state="disabled") == [first["id"]]
+        assert await listed(state=["disabled", "delivered"]) == newest_first
+        assert await listed(url=receiver.url.removeprefix("http://")) == newest_first[:-1]
+        assert await listed(**{"from": "2999-01-01T00:00:00Z"}) == []
+        assert await listed(to="2999-01-01T00:00:00Z") == newest_first
+        paged, query = [], {"limit": 2}
+        while query:
+            page = (await edge.ann.get("/v1/deliveries", params=query)).json()
+            paged.append([one["job_id"] for one in page["deliveries"]])
+            query = page["next_cursor"] and {"limit": 2, "cursor": page["next_cursor"]}
+        assert paged == [newest_first[:2], newest_first[2:4], newest_first[4:]]
+    assert (await edge.bob.get("/v1/deliveries")).json() == {"deliveries": [], "next_cursor": None}
+    assert (await edge.ann.get("/v1/deliveries", params={"state": "sent"})).status_code == 422
+
+
+async def test_a_page_of_deliveries_reads_a_bounded_number_of_rows(edge: ServedEdge):
+    """Rows that do not match cost reads, so a page ends early and names the place to continue."""
+    world = edge.world
+    for number in range(1, SCAN_LIMIT + 3):
+        row = DeliveryLogRow(job_id="j", revision=number, status=Status.QUEUED, url="http://a", created_at=world.time())
+        await world.bus.delivery_log.create(delivery_key(JobKey("ann", "j"), number), row)
+    page = (await edge.ann.get("/v1/deliveries", params={"url": "http://b"})).json()
+    assert page["deliveries"] == []
+    rest = (await edge.ann.get("/v1/deliveries", params={"cursor": page["next_cursor"]})).json()
+    assert [one["revision"] for one in rest["deliveries"]] == [2, 1]
+    assert rest["next_cursor"] is None
 
 
 async def test_a_secret_is_read_and_rotated(edge: ServedEdge):
