@@ -153,7 +153,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     `busy` null: the host is not up. `unschedulable` says why an endpoint cannot start there now; `cannot` is its old
     name, answered beside it for one release. `engine`: docker or process; `engine_away`: why it does not answer now;
     `run_as`: the user of jobs under the process engine. `waits`: the tasks that its runner cannot do now, each with the
-    reason. `version`: that of its runner.
+    reason. `version`: that of its runner. `declared`: the settings have a power driver for it.
     """
 
     id: Token
@@ -176,6 +176,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     hold: dict[str, Any] | None = None
     history: tuple[dict[str, Any], ...] = ()
     version: str | None = None
+    declared: bool = False
 
 
 class AssetTombstone(Struct, frozen=True):

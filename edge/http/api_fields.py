@@ -228,6 +228,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "cannot": _N("The old name of `unschedulable`, kept for one release", {}),
         "hold": _N("The power override; null: none", None),
         "history": _N("The last changes of its power state", []),
+        "declared": _N("Whether the settings declare it, so that its power can be switched", True),
     },
     "HostList": {"hosts": _N("The hosts"), "version": _N("The version of this edge", "0.2.0")},
     "HostRequest": {"id": _N("A name for the host", "gpu-2")},

@@ -76,5 +76,6 @@ def host_view(host: str, seen: HostView | None, record: PowerRecord, at: datetim
         since=record.since,
         wake_median_s=wake_median_s(record),
         hold=None if override is None else to_builtins(override),
+        declared=True,
         history=tuple(to_builtins(change) for change in record.history),
     )

@@ -11,6 +11,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from tests.console.conftest import Console
+from tests.console.films import check_playing, make_film
 from tests.support.installation import ROOT
 from tests.support.node_packages import MODULES_DIR, require_node_packages
 from tests.support.wait import wait_for
@@ -30,18 +31,8 @@ PAYLOADS = (
 )
 
 
-def make_video(path: Path) -> Path:
-    """Make a film of two seconds: a picture that is not black, with a tone."""
-    if shutil.which("ffmpeg") is None:
-        pytest.skip("no ffmpeg is on PATH: install Debian's ffmpeg")
-    sources = ("-f", "lavfi", "-i", "testsrc=size=320x180:rate=25", "-f", "lavfi", "-i", "sine=frequency=440")
-    codecs = ("-t", "2", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac", "-movflags", "+faststart")
-    subprocess.run(["ffmpeg", "-loglevel", "error", "-y", *sources, *codecs, str(path)], check=True)
-    return path
-
-
 async def test_a_creator_uploads_a_film_while_the_host_is_off_and_watches_the_result(console: Console, tmp_path: Path):
-    film = make_video(tmp_path / "face.mp4")
+    film = make_film(tmp_path / "face.mp4")
     async with console.open_page(path="endpoints") as watched:
         page = watched.page
         await expect(page.get_by_text("no host offers it now").first).to_be_visible()
@@ -59,17 +50,7 @@ async def test_a_creator_uploads_a_film_while_the_host_is_off_and_watches_the_re
             await expect(video).to_be_visible(timeout=60_000)
             await expect(page.locator(".big")).to_have_text("Done")
             await expect(page.get_by_label("Log", exact=True)).to_contain_text("step 1 of 10")
-            drawn = await video.evaluate("""async (video) => {
-              video.muted = true;
-              await video.play();
-              while (video.currentTime < 0.3) await new Promise((resolve) => setTimeout(resolve, 20));
-              const canvas = new OffscreenCanvas(32, 18), context = canvas.getContext("2d");
-              context.drawImage(video, 0, 0, 32, 18);
-              const pixels = context.getImageData(0, 0, 32, 18).data;
-              return [video.currentTime, Math.max(...pixels.filter((_, at) => at % 4 < 3))];
-            }""")
-            assert drawn[0] >= 0.3
-            assert drawn[1] > 50, "the picture is black"
+            await check_playing(video)
         finally:
             await runner.stop()
 

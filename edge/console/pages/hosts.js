@@ -60,9 +60,8 @@ export function hostsPage(main, path) {
 
   function powerButtons(host) {
     if (!can("power") && !can("admin")) return null;
-    const isDeclared = Boolean(host.history?.length) || host.hold;
     return h("div", { class: "buttons" },
-      can("power") && isDeclared && ["on", "off", "auto"].map((want) => h("button", { class: "quiet", disabled: want === "auto" && !host.hold, onclick: () => power(host, want) }, t(`power_${want}`))),
+      can("power") && host.declared && ["on", "off", "auto"].map((want) => h("button", { class: "quiet", disabled: want === "auto" && !host.hold, onclick: () => power(host, want) }, t(`power_${want}`))),
       can("admin") && h("button", { class: "quiet danger", onclick: () => removeHost(host) }, t("remove")));
   }
 

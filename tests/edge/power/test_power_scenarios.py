@@ -356,6 +356,7 @@ async def test_what_is_shown_of_a_host(tmp_path: Path) -> None:
         power = made.edge.power
         [never] = power.views(())
         assert (never.id, never.state, never.wake_median_s, never.history) == ("gpu-1", "off", None, ())
+        assert never.declared
         prospect = power.wake_forecast("echo")
         assert prospect is not None
         assert prospect == (WaitReason.HOST_OFF, "gpu-1", None, None)
