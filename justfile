@@ -51,6 +51,7 @@ docs:
     python -m deploy.metrics_doc > docs/metrics.md
     python -m deploy.alerts_doc > docs/alerts.md
     python -m deploy.alert_rules > deploy/prometheus/rules.yaml
+    python -m deploy.dashboards
 
 # Take the pictures of docs/console.md
 console-shots:

@@ -15,6 +15,7 @@ from msgspec import Struct
 GROUP = "lamplighter"
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
+SUBQUERY_STEPS = 1440  # one a minute for a day
 # "critical": jobs are refused, lost, or cost money now. "warning": they will be if nothing is done.
 Severity = Literal["critical", "warning"]
 
@@ -23,10 +24,10 @@ class AlertRule(Struct, frozen=True, kw_only=True):
     """One alert.
 
     `condition`: the name of what is wrong. `expression`: PromQL, in which `$limit`, `$age_s` and `$window` are replaced
-    by the fields of these names. `limit`: a number without a unit of time. `age_s`: an age or a remaining time.
-    `window_s`: the time over which a change is measured. `for_s`: how long the expression must hold.
-    `summary`: one line, with the labels of the alert. `meaning`, `action`: for docs/alerts.md; `action` is also an
-    annotation. `command`: what shows the cause.
+    by the fields of these names, and `$step` by a fraction of the window. `limit`: a number without a unit of time.
+    `age_s`: an age or a remaining time. `window_s`: the time over which a change is measured. `for_s`: how long the
+    expression must hold. `summary`: one line, with the labels of the alert. `meaning`, `action`: for docs/alerts.md;
+    `action` is also an annotation. `command`: what shows the cause.
     """
 
     condition: str
@@ -60,7 +61,10 @@ class AlertRule(Struct, frozen=True, kw_only=True):
     def promql(self) -> str:
         """The expression with its numbers."""
         return Template(self.expression).substitute(
-            limit=f"{self.limit:g}", age_s=f"{self.age_s:.10g}", window=duration(self.window_s)
+            limit=f"{self.limit:g}",
+            age_s=f"{self.age_s:.10g}",
+            window=duration(self.window_s),
+            step=duration(max(1.0, self.window_s // SUBQUERY_STEPS)),
         )
 
 
@@ -171,11 +175,14 @@ RULES: tuple[AlertRule, ...] = (
     ),
     AlertRule(
         condition="host_idle",
-        expression="max by (host) (lamplighter_host_idle_seconds) "
-        "- max by (host) (lamplighter_host_idle_limit_seconds) > $age_s",
+        # The time since the host was last busy or off, as far as it is in the window.
+        expression="time() - max by (host) (max_over_time("
+        "timestamp(lamplighter_host_busy == 1 or lamplighter_host_up == 0)[$window:$step])) "
+        "> max by (host) (lamplighter_host_idle_limit_seconds) + $age_s",
+        window_s=DAY_S,
         age_s=900,
         for_s=60,
-        summary="{{ $labels.host }} is on and idle {{ $value | humanizeDuration }} longer than its policy says.",
+        summary="{{ $labels.host }} is on and has had no work for {{ $value | humanizeDuration }}.",
         meaning="A host has been on without work for 15 minutes longer than `idle_after`. It costs money. The edge "
         "should have powered it off.",
         action="The history of the host says what keeps it on: an override, a budget rule, people who are logged in, "
@@ -218,12 +225,13 @@ RULES: tuple[AlertRule, ...] = (
     ),
     AlertRule(
         condition="clock_skew",
-        expression="abs(lamplighter_edge_clock_seconds - timestamp(lamplighter_edge_clock_seconds)) > $age_s",
+        expression="abs(lamplighter_edge_clock_offset_seconds) > $age_s "
+        "or abs(lamplighter_host_heartbeat_age_seconds) > $age_s",
         age_s=30,
-        summary="The clock of {{ $labels.instance }} differs by {{ $value | humanizeDuration }} from that of "
-        "Prometheus.",
-        meaning="The clock of the edge differs by more than 30 s. Deadlines, tokens, signed links, retention and "
-        "quiet hours go by the clock of the edge.",
+        summary="The clocks of the edge and {{ if $labels.host }}{{ $labels.host }}{{ else }}its broker{{ end }} "
+        "differ by {{ $value | humanizeDuration }}.",
+        meaning="The clock of the edge differs from that of its broker or of a host by more than 30 s. Deadlines, "
+        "tokens, signed links, retention and quiet hours go by the clock of the edge.",
         action="Synchronize the clocks with NTP.",
         command="timedatectl",
     ),

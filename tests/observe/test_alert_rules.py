@@ -7,9 +7,10 @@ import pytest
 import yaml
 from msgspec import Struct
 
-from deploy.alert_rules import RULES, rules_file
+from deploy.alert_rules import RULES, AlertRule, rules_file
 from tests.support.installation import ROOT
 from tests.support.prometheus_tools import run_promtool
+from tests.support.promql import find_unknown_names
 
 RULES_FILE = ROOT / "deploy/prometheus/rules.yaml"
 MINUTE_S = 60
@@ -115,16 +116,21 @@ CONDITIONS: dict[str, PlayedCondition] = {
     ),
     "host_idle": PlayedCondition(
         series={
-            'lamplighter_host_idle_seconds{host="gpu-1"}': "0+60x39 0x9",
-            'lamplighter_host_idle_limit_seconds{host="gpu-1"}': "900x49",
-            'lamplighter_host_idle_seconds{host="gpu-2"}': "0+60x39 0x9",
-            'lamplighter_host_idle_limit_seconds{host="gpu-2"}': "86400x49",
+            'lamplighter_host_up{host="gpu-1"}': "0x4 1x54",
+            'lamplighter_host_busy{host="gpu-1"}': "_x4 1x4 0x39 1x9",
+            'lamplighter_host_idle_limit_seconds{host="gpu-1"}': "900x59",
+            'lamplighter_host_up{host="gpu-2"}': "0x4 1x54",
+            'lamplighter_host_busy{host="gpu-2"}': "_x4 1x4 0x39 1x9",
+            'lamplighter_host_idle_limit_seconds{host="gpu-2"}': "86400x59",
+            'lamplighter_host_up{host="held"}': "0x4 1x39 0x14",
+            'lamplighter_host_busy{host="held"}': "_x4 0x39",
+            'lamplighter_host_idle_limit_seconds{host="held"}': "86400x59",
         },
-        quiet_at=31,
-        fires_at=33,
-        mended_at=41,
+        quiet_at=38,
+        fires_at=41,
+        mended_at=51,
         labels={"host": "gpu-1"},
-        summary="gpu-1 is on and idle 18m 0s longer than its policy says.",
+        summary="gpu-1 is on and has had no work for 33m 0s.",
     ),
     "webhooks_delayed": PlayedCondition(
         series={f"lamplighter_webhook_outbox_oldest_age_seconds{EDGE}": "0+60x69 0x9"},
@@ -157,12 +163,15 @@ CONDITIONS: dict[str, PlayedCondition] = {
         summary="Less than 10 % of the data disk of 127.0.0.1:8000 is free.",
     ),
     "clock_skew": PlayedCondition(
-        series={f"lamplighter_edge_clock_seconds{EDGE}": "0+60x9 645+60x9 1200+60x9"},
+        series={
+            f"lamplighter_edge_clock_offset_seconds{EDGE}": "0x9 -45x9 1x9",
+            'lamplighter_host_heartbeat_age_seconds{host="gpu-1"}': "3x29",
+        },
         quiet_at=14,
         fires_at=16,
         mended_at=21,
         labels=EDGE_LABELS,
-        summary="The clock of 127.0.0.1:8000 differs by 45s from that of Prometheus.",
+        summary="The clocks of the edge and its broker differ by 45s.",
     ),
     "failure_rate": PlayedCondition(
         series={
@@ -189,6 +198,11 @@ CONDITIONS: dict[str, PlayedCondition] = {
 
 def test_each_rule_is_played():
     assert set(CONDITIONS) == {rule.condition for rule in RULES}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.condition)
+def test_every_name_in_a_rule_is_in_the_table_of_metrics(rule: AlertRule):
+    assert find_unknown_names(rule.promql) == []
 
 
 def test_the_rules_file_is_what_the_table_says():
