@@ -297,9 +297,13 @@ _CLIENT: Mapping[str, str] = {
     "Do not ask.": "不询问。",
     "Return when the deletion has started. It continues in the background.": "开始删除后即返回，删除在后台继续。",
     "Show the progress of the deletion of OWNER, and what was deleted.": "显示删除用户 OWNER 的进度和已删除的内容。",
-    "Show hosts and unfinished jobs until Ctrl-C; with --json, or into a pipe, only once.": (
-        "显示服务器和未结束的任务，按 Ctrl-C 停止；使用 --json 或输出到管道时只显示一次。"
+    "Show hosts and unfinished jobs until q; with --json or --once, or into a pipe, only once.": (
+        "显示服务器和未结束的任务，按 q 停止；使用 --json、--once 或输出到管道时只显示一次。"
     ),
+    "Keys: up and down choose a job, c cancels it, l shows its log.": (
+        "按键：上下键选择任务，c 取消任务，l 查看日志。"
+    ),
+    "Print the screen once and end.": "只显示一次，然后退出。",
     "Check the edge, the network to it, and this machine. Exit code 0 if nothing failed, 3 without an edge, else 1.": (
         "检查 edge、到 edge 的网络和本机。没有失败项时退出码为 0，没有 edge 时为 3，否则为 1。"
     ),
