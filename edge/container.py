@@ -30,10 +30,10 @@ from edge.hosts.registry import HostRegistry
 from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
 from edge.index.index import JobIndex
-from edge.jobs.bulk_actions import JobActionService
 from edge.jobs.eta import EtaEstimator
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
+from edge.jobs.job_actions import JobActionService
 from edge.jobs.publish_window import PublishWindow
 from edge.jobs.readiness import BrokerReadiness
 from edge.jobs.reconciler import IntervalTimer, ReconcileContext, ReconcilePolicy, Reconciler
@@ -317,13 +317,17 @@ def _make_power_controller(
     driver_dependencies = drivers.DriverDependencies(
         client=client, environ=os.environ, now=utc_now, new_id=_fresh_id, relay=relay_hub
     )
-    dependencies = PowerDependencies(now=utc_now, monotonic=time.monotonic, new_id=_fresh_id, random=random.random)
     return PowerController(
-        bus.power_records,
-        observer,
-        settings.hosts,
-        drivers.build_drivers(settings.hosts, driver_dependencies),
-        dependencies,
+        PowerDependencies(
+            table=bus.power_records,
+            fleet=observer,
+            declared=settings.hosts,
+            drivers=drivers.build_drivers(settings.hosts, driver_dependencies),
+            now=utc_now,
+            monotonic=time.monotonic,
+            new_id=_fresh_id,
+            random=random.random,
+        )
     )
 
 

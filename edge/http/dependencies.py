@@ -23,10 +23,10 @@ from edge.hosts.enrollment import HostEnrollment
 from edge.hosts.registry import HostRegistry
 from edge.hosts.samples import HostSamples
 from edge.index.index import JobIndex
-from edge.jobs.bulk_actions import JobActionService
 from edge.jobs.eta import EtaEstimator
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
+from edge.jobs.job_actions import JobActionService
 from edge.jobs.publish_window import PublishWindow
 from edge.jobs.readiness import BrokerReadiness
 from edge.jobs.service import JobService

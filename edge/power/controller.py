@@ -12,7 +12,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from bus.interface import BusError, RevisionConflict, Table, TableRow
+from bus.interface import BusError, RevisionConflict, TableRow
 from bus.notifier import Notifier
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.registry import HostNotice, WakeForecast
@@ -25,11 +25,9 @@ from edge.power.driver_calls import (
     PowerDependencies,
     update_record,
 )
-from edge.power.observation import DriverReport, FleetObservation, FleetObserver, HostObserver, Stopwatch
+from edge.power.observation import DriverReport, FleetObservation, HostObserver, Stopwatch
 from schemas.host import HostView
-from schemas.host_config import AnyHostConfig
 from schemas.power import PowerOverride, PowerRecord, PowerState
-from schemas.power_driver import PowerDriver
 from schemas.problems import ProblemError
 from schemas.status import WaitReason
 
@@ -39,25 +37,16 @@ _log = structlog.get_logger()
 
 
 class PowerController:
-    """Controls the declared hosts. `drivers` has one driver for each of them."""
+    """Controls the declared hosts."""
 
-    def __init__(
-        self,
-        table: Table[PowerRecord],
-        fleet: FleetObserver,
-        declared: Mapping[str, AnyHostConfig],
-        drivers: Mapping[str, PowerDriver],
-        dependencies: PowerDependencies,
-    ) -> None:
-        self._table = table
-        self._fleet = fleet
-        self._declared = declared
-        self._drivers = drivers
+    def __init__(self, dependencies: PowerDependencies) -> None:
+        self._table, self._fleet = dependencies.table, dependencies.fleet
+        self._declared, self._drivers = dependencies.declared, dependencies.drivers
         self._dependencies = dependencies
-        self._call_executor = PowerCallExecutor(table, fleet, declared, drivers, dependencies)
-        self._host_observer = HostObserver(declared, Stopwatch(dependencies.monotonic))
+        self._call_executor = PowerCallExecutor(dependencies)
+        self._host_observer = HostObserver(self._declared, Stopwatch(dependencies.monotonic))
         self._poller = DriverPoller(
-            declared, drivers, self._current_record, self.request_tick, dependencies.poll_interval_s
+            self._declared, self._drivers, self._current_record, self.request_tick, dependencies.poll_interval_s
         )
         self._rows: dict[str, TableRow[PowerRecord]] = {}
         self._online_hosts: frozenset[str] = frozenset()
@@ -112,7 +101,7 @@ class PowerController:
     async def set_override(
         self, host: str, want: Literal["on", "off", "auto"], until: datetime | None = None
     ) -> PowerRecord:
-        """Write the owner's override, which takes effect at once. Raises ProblemError `not_found`, BusError."""
+        """Write the operator's override, which takes effect at once. Raises ProblemError `not_found`, BusError."""
         if host not in self._declared:
             raise ProblemError(
                 "not_found", f"{host} has no power driver: declare it under [hosts.{host}] in the edge's settings"

@@ -133,8 +133,15 @@ class DriverPoller:
 
 
 class PowerDependencies(Struct, frozen=True, kw_only=True):
-    """Clocks and randomness. `monotonic`: in seconds. `new_id`: a new token. `random`: a number in [0, 1)."""
+    """What the controller and its calls work with. `drivers` has one driver for each host in `declared`.
 
+    `monotonic`: in seconds. `new_id`: a new token. `random`: a number in [0, 1).
+    """
+
+    table: Table[PowerRecord]
+    fleet: FleetObserver
+    declared: Mapping[str, AnyHostConfig]
+    drivers: Mapping[str, PowerDriver]
     now: Clock
     monotonic: Callable[[], float]
     new_id: Callable[[], str]
@@ -159,21 +166,12 @@ async def update_record(
 
 
 class PowerCallExecutor:
-    """Makes power calls. `drivers` has one driver for each declared host."""
+    """Makes power calls."""
 
-    def __init__(
-        self,
-        table: Table[PowerRecord],
-        fleet: FleetObserver,
-        declared: Mapping[str, AnyHostConfig],
-        drivers: Mapping[str, PowerDriver],
-        dependencies: PowerDependencies,
-    ) -> None:
-        self._table = table
-        self._fleet = fleet
-        self._declared = declared
-        self._drivers = drivers
-        self._dependencies = dependencies
+    def __init__(self, dependencies: PowerDependencies) -> None:
+        self._table, self._fleet = dependencies.table, dependencies.fleet
+        self._declared, self._drivers = dependencies.declared, dependencies.drivers
+        self._random = dependencies.random
 
     async def execute(self, due: DuePowerCall) -> None:
         """Make the call and write its result. If the broker is unreachable, leave the call to another edge."""
@@ -209,9 +207,7 @@ class PowerCallExecutor:
             await update_row(
                 self._table,
                 due.host,
-                lambda record: (
-                    record and state_machine.with_result(record, due.call.id, result, self._dependencies.random())
-                ),
+                lambda record: record and state_machine.with_result(record, due.call.id, result, self._random()),
             )
         except BusError:
             return False

@@ -16,7 +16,7 @@ from edge.hosts.enrollment import AdvertisedAddresses, BrokerAccounts, HostEnrol
 from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
 from edge.http.routes.console import ConsoleSettings
-from edge.jobs.bulk_actions import JobActionService
+from edge.jobs.job_actions import JobActionService
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.directory import OwnerDirectory
@@ -67,9 +67,18 @@ def declare_dark_host(made: FakeBusServicesRig) -> PowerController:
     tools = drivers.DriverDependencies(
         client=httpx2.AsyncClient(verify=False), environ={}, now=made.time, new_id=lambda: "id"
     )
-    chance = PowerDependencies(now=made.time, monotonic=made.time.seconds, new_id=lambda: "id", random=lambda: 0.0)
-    sight = FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time)
-    return PowerController(made.bus.power_records, sight, declared, drivers.build_drivers(declared, tools), chance)
+    return PowerController(
+        PowerDependencies(
+            table=made.bus.power_records,
+            fleet=FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time),
+            declared=declared,
+            drivers=drivers.build_drivers(declared, tools),
+            now=made.time,
+            monotonic=made.time.seconds,
+            new_id=lambda: "id",
+            random=lambda: 0.0,
+        )
+    )
 
 
 def _hex(dice: FixedEntropy) -> str:

@@ -32,15 +32,18 @@ class PowerRigEdge:
     ) -> None:
         self.world = made
         self.names = (f"call-{id(self):x}-{n}" for n in count())
-        sight = FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time)
-        means = PowerDependencies(
+        dependencies = PowerDependencies(
+            table=made.bus.power_records,
+            fleet=FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time),
+            declared=declared,
+            drivers=drivers,
             now=made.time,
             monotonic=made.time.seconds,
             new_id=lambda: next(self.names),
             random=lambda: 0.5,
             tick_interval_s=0.05,
         )
-        self.power = PowerController(made.bus.power_records, sight, declared, drivers, means)
+        self.power = PowerController(dependencies)
         self.notices: list[str] = []
         self.power.subscribe(self._hear)
 

@@ -67,7 +67,11 @@ class LampDriver:
         declared = {"gpu-1": CommandHostConfig(**argv, min_on=60.0, idle_after=60.0, boot_timeout=3600.0)}
         drivers = {"gpu-1": CommandDriver("gpu-1", declared["gpu-1"], os.environ)}
         ids = count()
-        means = PowerDependencies(
+        dependencies = PowerDependencies(
+            table=made.bus.power_records,
+            fleet=FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time),
+            declared=declared,
+            drivers=drivers,
             now=made.time,
             monotonic=made.time.seconds,
             new_id=lambda: f"call-{next(ids)}",
@@ -75,8 +79,7 @@ class LampDriver:
             tick_interval_s=0.05,
             poll_interval_s=0.1,
         )
-        sight = FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time)
-        self.power = PowerController(made.bus.power_records, sight, declared, drivers, means)
+        self.power = PowerController(dependencies)
         self.notices: list[HostNotice] = []
         self.power.subscribe(self.notices.append)
 
