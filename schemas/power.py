@@ -76,7 +76,7 @@ class PowerCall(Struct, frozen=True):
 
 
 class PowerOverride(Struct, frozen=True):
-    """An owner's override; without `until` it holds until it is removed."""
+    """An operator's override; without `until` it holds until it is removed."""
 
     want: Literal["on", "off"]
     until: Moment | None = None

@@ -106,7 +106,7 @@ def power_prohibition(record: PowerRecord, at: datetime, rules: HostConfig) -> s
     """Return why the host must be off now, or None. An override "on" ignores quiet hours, but never the budget."""
     override = active_override(record, at)
     if override and override.want == "off":
-        return "its owner wants it off" + (f" until {override.until:%Y-%m-%d %H:%M %Z}" if override.until else "")
+        return "the operator wants it off" + (f" until {override.until:%Y-%m-%d %H:%M %Z}" if override.until else "")
     if is_budget_exhausted(record, at, rules):
         return "its daily budget is used up"
     return QUIET_HOURS_TEXT if rules.is_quiet_at(at) and not override else None
@@ -253,7 +253,7 @@ def is_fault_acknowledged(case: PowerCase) -> bool:
 def wake_cause(case: PowerCase) -> str:
     """Return why the host is on or should be."""
     if is_override_on(case):
-        return "its owner wants it on"
+        return "the operator wants it on"
     return "a job waits for it" if case.facts.wake_requested or case.facts.has_queued_work else "it came on by itself"
 
 

@@ -188,7 +188,7 @@ async def test_its_owner_keeps_it_dark_and_keeps_it_on(scenario: PowerScenario) 
     await scenario.running.admin.call(api.set_power("gpu-1", "off", None))
     job = await scenario.submit()
     blocked = await scenario.wait_for_state(S.BLOCKED)
-    assert "owner wants it off" in blocked.why
+    assert "operator wants it off" in blocked.why
     await wait_for_reason(scenario.running, job.id, "host_blocked")
     assert scenario.host.calls == []
     await scenario.running.admin.call(api.set_power("gpu-1", "on", None))

@@ -206,10 +206,10 @@ def test_what_people_read_tells_the_cause() -> None:
         return after.why
 
     assert why(record(S.OFF), **ASKED) == "a job waits for it"
-    assert why(record(S.OFF, override=PowerOverride("on"))) == "its owner wants it on"
+    assert why(record(S.OFF, override=PowerOverride("on"))) == "the operator wants it on"
     assert why(record(S.WAKING, **NONE_LEFT)) == "no capacity: sold out"
     until = PowerOverride("off", START + timedelta(hours=7))
-    assert why(record(S.OFF, override=until), **ASKED) == "its owner wants it off until 2026-11-21 19:00 UTC"
+    assert why(record(S.OFF, override=until), **ASKED) == "the operator wants it off until 2026-11-21 19:00 UTC"
 
 
 def test_a_hold_that_is_over_counts_no_more_and_leaves_the_record() -> None:
