@@ -100,9 +100,11 @@ def create_app(
     `console_settings`: where the console is served; None leaves it out.
     """
     facades = [runpod_routes.make_router(), *([heygem_routes.make_router(heygem)] if heygem is not None else [])]
-    if console_settings is not None and console_settings.enabled:
-        facades.append(console.make_router(console_settings))
+    shown = console_settings if console_settings is not None and console_settings.enabled else None
+    if shown is not None:
+        facades.append(console.make_router(shown))
     app = _make_litestar(services, gateway, facades, cors_origins)
+    app.state.console_path = None if shown is None else shown.path
     app.state.api_document = encode_document(app, ROUTES)
     inner = RequestBodyDrain(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
     proxied = ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)

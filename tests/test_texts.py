@@ -107,6 +107,7 @@ UNSEEN: set[Literals] = {
     ("its host",),
     ("first key",),
     ("[store] url ", " is not a store: ", ""),  # a start of the edge that fails
+    ("`path` must be / or /name, with A-Z a-z 0-9 _ - in the name",),  # of settings
     ("`secret` must be whsec_ followed by 24 to 64 bytes in base64 (Standard Webhooks)",),
     ("this delivery does not exist: GET /v1/jobs/", "/deliveries lists those of a job"),  # {id} is written out
     ("img-src 'self' blob:",),  # the console's Content-Security-Policy

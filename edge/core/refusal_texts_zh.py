@@ -385,6 +385,9 @@ _SERVICE: Mapping[str, str] = {
     "{host} is not enrolled: `lamplighter hosts list` shows the hosts": (
         "{host} 未接入：可用 lamplighter hosts list 查看服务器"
     ),
+    "the console is switched off here: set console.enabled to true": (
+        "此处未启用控制台：请将 console.enabled 设为 true"
+    ),
     "no other machine can enroll here: start `lamplighter up` with --public NAME": (
         "其他机器无法接入：请用 lamplighter up --public 名称 启动"
     ),

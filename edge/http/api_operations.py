@@ -103,7 +103,7 @@ OPERATIONS: Final[dict[tuple[str, str], OperationNote]] = {
     ("/v1/session", "post"): OperationNote("startSession", "session", _BODY),
     ("/v1/session", "get"): OperationNote("getSession", "session"),
     ("/v1/session", "delete"): OperationNote("endSession", "session"),
-    ("/v1/session/tickets", "post"): OperationNote("createSessionTicket", "session"),
+    ("/v1/session/tickets", "post"): OperationNote("createSessionTicket", "session", ("not_set_up",)),
     ("/v1/owners", "get"): OperationNote("listOwners", "owners"),
     ("/v1/owners/{owner_id}", "get"): OperationNote("getOwner", "owners"),
     ("/v1/owners/{owner_id}", "delete"): OperationNote("deleteOwner", "owners", ("conflict",)),

@@ -213,14 +213,19 @@ async def _fetch_online_hosts(client: httpx2.AsyncClient) -> list[dict[str, Any]
     return [host for host in hosts if host["state"] == "online"]
 
 
-async def _fetch_console_path(address: EdgeAddress) -> str:
-    """Return the path of a link that signs a browser in, or of the sign-in page if the edge gives no ticket."""
+async def _fetch_console_path(address: EdgeAddress) -> str | None:
+    """Return the path of a link that signs a browser in; None if the console is switched off.
+
+    It is the path of the sign-in page if the edge gives no ticket.
+    """
     headers = {"Authorization": f"Bearer {address.key}"}
     try:
         async with httpx2.AsyncClient(
             base_url=address.url, headers=headers, mounts=bypass_proxies_for_loopback(address.url)
         ) as client:
             reply = await client.post("/v1/session/tickets")
+            if reply.status_code == httpx2.codes.NOT_IMPLEMENTED:
+                return None
             path: str = reply.raise_for_status().json()["path"]
             return path
     except httpx2.HTTPError:
@@ -232,7 +237,7 @@ def _announce(
     address: EdgeAddress,
     hosts: Sequence[dict[str, Any]],
     opened: PublicAccess | None = None,
-    console_path: str = "/",
+    console_path: str | None = "/",
 ) -> None:
     for host in hosts:  # on stderr with --json, because stdout is for a program then
         click.echo(f"lamplighter: {say(display.describe_engine(host))}", err=options.as_json)
@@ -252,7 +257,7 @@ def _announce(
     key = address.key if console.is_terminal else say(f"in {options.data / ADDRESS_FILE}")
     console.print(f"[bold green]{say('Lamplighter is running.')}[/]  url {address.url}\n{say('key')} {key}")
     logs = f"logs: {options.data / 'logs'}; " if options.log_files else ""
-    if console.is_terminal:  # the link signs a browser in
+    if console.is_terminal and console_path is not None:  # the link signs a browser in
         console.print(say(f"console {address.url}{console_path}"), markup=False)
     if opened is not None and opened.url is not None:
         pin = say(f"(clients elsewhere: --url {opened.url} --pin {opened.public_pin})") if opened.public_pin else ""

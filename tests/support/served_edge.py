@@ -137,8 +137,13 @@ def make_services(
 
 
 @asynccontextmanager
-async def serve_edge(folder: Path, accounts: BrokerAccounts | None = None, **options: Any) -> AsyncIterator[ServedEdge]:
-    """Serve an edge that keeps its files in `folder`. `accounts`: lets hosts enroll. `options`: of make_services."""
+async def serve_edge(
+    folder: Path, accounts: BrokerAccounts | None = None, console: ConsoleSettings | None = None, **options: Any
+) -> AsyncIterator[ServedEdge]:
+    """Serve an edge that keeps its files in `folder`.
+
+    `accounts`: lets hosts enroll. `console`: where the console is, if not at `/`. `options`: of make_services.
+    """
     async with fake_bus_services(folder) as made:
         keys = ApiKeyStore(made.bus.api_keys, made.time, FixedEntropy(), made.time.seconds)
         texts = {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
@@ -146,7 +151,12 @@ async def serve_edge(folder: Path, accounts: BrokerAccounts | None = None, **opt
         async with (
             run_gateway(services, GATEWAY_LIMITS, heygem_endpoint="heygem") as gateway,
             serve_app(
-                create_app(services, gateway, cors_origins=(ALLOWED_ORIGIN,), console_settings=ConsoleSettings())
+                create_app(
+                    services,
+                    gateway,
+                    cors_origins=(ALLOWED_ORIGIN,),
+                    console_settings=console or ConsoleSettings(),
+                )
             ) as url,
         ):
             clients = {

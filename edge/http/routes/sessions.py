@@ -124,8 +124,11 @@ async def end_session(request: AnyRequest) -> Response[None]:
 @post("/v1/session/tickets", status_code=201)
 async def create_ticket(request: AnyRequest, services: ServicesDep) -> TicketView:
     """Create a link that signs one browser in with the rights of this request's key, once, within 15 minutes."""
+    path = request.app.state.console_path
+    if path is None:
+        raise ProblemError("not_set_up", "the console is switched off here: set console.enabled to true")
     ticket = services.sessions.issue_ticket(request.auth)
-    return TicketView(ticket.text, f"/#ticket={ticket.text}", ticket.expires_at)
+    return TicketView(ticket.text, f"{path}#ticket={ticket.text}", ticket.expires_at)
 
 
 ROUTES = (start_session, read_session, end_session, create_ticket)

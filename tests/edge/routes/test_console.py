@@ -2,14 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from edge.http.auth import CONSOLE_HEADER, SESSION_COOKIE
+from edge.http.routes.console import ConsoleSettings
 from schemas.auth import Scope
 from tests.support.http_server import open_client
-from tests.support.served_edge import ServedEdge
+from tests.support.served_edge import ServedEdge, serve_edge
 
 HEADER = {CONSOLE_HEADER: "1"}
 
@@ -149,3 +151,26 @@ async def test_while_the_broker_is_away_a_session_is_neither_lost_nor_believed(e
         assert SESSION_COOKIE in browser.cookies
         edge.world.broker.start()
         assert (await browser.get("/v1/session")).json()["owner"] == "ann"
+
+
+async def test_the_page_is_where_the_settings_say(tmp_path: Path):
+    async with serve_edge(tmp_path, console=ConsoleSettings(path="/ui")) as edge:
+        assert (await edge.anyone.get("/")).status_code == 404
+        assert "/console/app.js" in (await edge.anyone.get("/ui")).text
+        made = (await edge.ann.post("/v1/session/tickets")).json()
+        assert made["path"] == f"/ui#ticket={made['ticket']}"
+
+
+async def test_a_console_that_is_switched_off_is_not_served_and_gives_no_links(tmp_path: Path):
+    async with serve_edge(tmp_path, console=ConsoleSettings(enabled=False)) as edge:
+        for path in ("/", "/console/app.js"):
+            assert (await edge.anyone.get(path)).status_code == 404
+        refused = await edge.ann.post("/v1/session/tickets")
+        assert (refused.status_code, refused.json()["code"]) == (501, "not_set_up")
+        assert "console.enabled" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["", "ui", "/a/b", "/{name}", "/ui?x", "/ui "])
+def test_a_path_that_cannot_be_served_is_refused_by_the_settings(path: str):
+    with pytest.raises(ValueError, match="`path` must be"):
+        ConsoleSettings(path=path)
