@@ -42,6 +42,7 @@ SERVER_COMMAND_MODULES = (
     ),
     *("backup_archive", "backup_encryption", "backup_target"),
     *("config", "power_driver", "settings_file", "up_settings"),
+    *("new", "try_image"),
     *("install_manifest", "service_notify", "service_places", "service_settings", "service_units"),
 )
 # A path in this repository -> its path in the wheels. The first key that a path starts with is used.

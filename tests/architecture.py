@@ -49,6 +49,7 @@ RUNNER_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"runner.context"}),
     frozenset({"runner.execution"}),
     frozenset({"runner.claiming"}),
+    frozenset({"runner.trial"}),
     frozenset({"runner.host"}),
     frozenset({"runner.lifecycle"}),
     frozenset({"runner.app"}),

@@ -71,6 +71,7 @@ def test_layers_of_the_runner_are_these():
         ["runner.context"],
         ["runner.execution"],
         ["runner.claiming"],
+        ["runner.trial"],
         ["runner.host"],
         ["runner.lifecycle"],
         ["runner.app"],

@@ -13,6 +13,8 @@ tests/lamplighter/test_language.py names every text without an entry.
   `install_manifest`. `service_notify` is how the processes report to systemd.
 - `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`, `log_rotation`.
 - Processes log through `log_output`, and `redaction` removes secrets from each line.
+- `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`.
+- `new` and `try_image` are for authors of images: `runner.trial` runs the job.
 - `backup` and `restore` share `backup_target`, `backup_archive` and `backup_encryption`.
 
 The commands of the server are in another distribution, `lamplighter-server` (`deploy/wheels.py` lists their modules);
@@ -47,6 +49,8 @@ SERVER_COMMANDS = {
     "edge": ("edge", "edge", "Serve the edge."),
     "runner": ("runner", "runner", "Run jobs on this host."),
     "relay": ("relay", "relay", "Switch hosts of this network when an edge asks."),
+    "new": ("new", "new", "Make a folder with a new image."),
+    "try": ("try_image", "try_", "Run one job of an image folder here, and check it."),
     "install": ("install", "install", "Set up edge, runner, relay or backups as systemd services."),
     "uninstall": ("uninstall", "uninstall", "Remove what `install` set up."),
     "health": ("health", "health", "Tell whether an edge, runner or relay of this machine works."),

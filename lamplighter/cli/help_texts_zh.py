@@ -65,6 +65,26 @@ _COMMANDS: Mapping[str, str] = {
 }
 
 _SERVER: Mapping[str, str] = {
+    "Make a folder with a new image.": "创建新镜像的文件夹。",
+    "Run one job of an image folder here, and check it.": "在本机运行镜像文件夹的一个任务并检查。",
+    "Make a folder with a new image: program, endpoint.toml, Dockerfile, README.": (
+        "创建新镜像的文件夹：程序、endpoint.toml、Dockerfile、README。"
+    ),
+    "Where to make it [a folder of that name].": "创建在哪里 [同名文件夹]。",
+    "Run one job of the image in FOLDER here, and check the container contract. Inputs are --FIELD VALUE.": (
+        "在本机运行 FOLDER 中镜像的一个任务，并检查是否遵守容器约定。输入写为 --FIELD VALUE。"
+    ),
+    "Copy the result files there.": "把结果文件复制到该文件夹。",
+    "Run again whenever a file of the folder is saved, until Ctrl-C.": (
+        "文件夹中的文件每次保存后重新运行，按 Ctrl-C 停止。"
+    ),
+    "What runs the job [Docker if this machine has it, else a process].": (
+        "用什么运行任务 [本机有 Docker 则用 Docker，否则用普通进程]。"
+    ),
+    "Build the image before, if Docker runs the job [--build].": "用 Docker 运行时先构建镜像 [--build]。",
+    "Run the job once more and check that it obeys SIGTERM [--stop].": (
+        "再运行一次任务，检查是否响应 SIGTERM [--stop]。"
+    ),
     "Serve broker, edge and runner on this machine until Ctrl-C. Only on loopback, unless --public is given.": (
         "在本机运行 broker、edge 和 runner，按 Ctrl-C 停止。除非给出 --public，否则只监听本机回环地址。"
     ),

@@ -178,4 +178,73 @@ _BACKUP: Mapping[str, str] = {
     ),
 }
 
-SERVER_TEXTS_ZH: Mapping[str, str] = {**_UP, **_PROCESSES, **_INSTALL, **_BACKUP}
+_AUTHORS: Mapping[str, str] = {
+    "{name} cannot be the name of an image: use at most 40 of a-z and 0-9, with - or _ between them": (
+        "{name} 不能用作镜像名称：最多 40 个字符，可用 a-z、0-9，中间可用 - 或 _"
+    ),
+    "{folder} is not empty: choose another name, or another folder with --folder": (
+        "{folder} 不是空文件夹：请换一个名称，或用 --folder 指定其他文件夹"
+    ),
+    "made {folder}. Next: lamplighter try {path}": "已创建 {folder}。下一步：lamplighter try {path}",
+    "there is no {file} in {folder}: make a folder with `lamplighter new NAME`": (
+        "{folder} 中没有 {file}：请用 lamplighter new NAME 创建文件夹"
+    ),
+    "the input does not fit {file}: {why}": "输入不符合 {file}：{why}",
+    "a file must be a path on this machine: `try` fetches nothing": "文件必须是本机上的路径：try 不会下载任何内容",
+    "docker cannot be run ({why}): install it, or give --no-build": (
+        "无法运行 docker（{why}）：请安装，或使用 --no-build"
+    ),
+    "{image} cannot be built from {folder}: the lines above say why. If it is built elsewhere, give --no-build": (
+        "无法从 {folder} 构建 {image}：原因见上面的输出。如在别处构建，请使用 --no-build"
+    ),
+    "running one job of {name}: {engine}": "正在运行 {name} 的一个任务：{engine}",
+    "waiting for a change; stop with Ctrl-C": "等待文件改动；按 Ctrl-C 停止",
+    "the job failed as {code}: {message}": "任务失败，代码 {code}：{message}",
+    "the job succeeded in {took}": "任务成功，用时 {took}",
+    "SIGTERM: {what}": "SIGTERM：{what}",
+    "breaks the rule {rule}: {what}": "违反规则 {rule}：{what}",
+    "no rule of the contract is broken": "没有违反任何规则",
+    "{name} cannot start on this machine ({reason}): {why}; free the GPU, or set gpu_optional = true in [resources]": (
+        "{name} 无法在本机启动（{reason}）：{why}；请释放 GPU，或在 [resources] 中设置 gpu_optional = true"
+    ),
+    "not checked": "未检查",
+    "not checked: the job ended before it could be stopped": "未检查：任务在停止之前已结束",
+    "killed after {time} s": "{time} 秒后被强制结束",
+    "stopped after {time} s": "{time} 秒后停止",
+    "it did not accept the start line": "容器没有接受启动消息",
+    "a trial uploads nothing": "试运行不会上传任何内容",
+    "asset {digest} is not a local file": "文件 {digest} 不在本机",
+    "it ended with exit code {code}: end with one of {codes}, which say whether the job is tried again": (
+        "程序以退出码 {code} 结束：请使用 {codes} 之一，退出码决定任务是否重试"
+    ),
+    "it failed without an error line: print one on stdout first, or nobody learns the reason": (
+        "程序失败但没有输出错误消息：请先在 stdout 输出一行错误消息，否则无法得知原因"
+    ),
+    "it reported no progress: print a progress line at each step, or a longer job is ended as stalled": (
+        "程序没有报告进度：请在每一步输出进度消息，否则较长的任务会因没有进展而被结束"
+    ),
+    "a line on stdout looks like a message and is not one: {line}": "stdout 中有一行像消息但无法识别：{line}",
+    "it left {name} in out/, which is never an output: rename the file when it is complete": (
+        "out/ 中留有 {name}，该文件不会成为结果：写完后请改名"
+    ),
+    "it left no usable output: write output.json or a file with a plain name into out/": (
+        "没有可用的结果：请在 out/ 中写入 output.json 或文件名普通的文件"
+    ),
+    "it still ran {time} s after SIGTERM and was killed: end on SIGTERM within grace_s, also while a library works": (
+        "收到 SIGTERM 后仍运行了 {time} 秒，已被强制结束：请在 grace_s 内响应 SIGTERM，包括库函数运行期间"
+    ),
+    "warm = true, and the warm container was not ready ({why}): load, listen on start.sock, print the ready line": (
+        "已设置 warm = true，但预热容器没有就绪（{why}）：请加载、监听 start.sock，并输出 ready 消息"
+    ),
+    "it changed {file} in its own folder, which is read-only in a container: write to the job's tmp/": (
+        "程序修改了自己文件夹中的 {file}，该文件夹在容器中是只读的：请写入任务的 tmp/"
+    ),
+    "it writes to the root, which is read-only ({line}): write to the job's tmp/ or to /tmp": (
+        "程序写入只读的根文件系统（{line}）：请写入任务的 tmp/ 或 /tmp"
+    ),
+    "it needs rights of root or of another user ({line}): make its files readable for everybody": (
+        "程序需要 root 或其他用户的权限（{line}）：请让所有用户都能读取其文件"
+    ),
+}
+
+SERVER_TEXTS_ZH: Mapping[str, str] = {**_UP, **_PROCESSES, **_INSTALL, **_BACKUP, **_AUTHORS}

@@ -64,7 +64,10 @@ class JobAssignment(Struct, frozen=True):
 
 
 class ContainerRun:
-    """One container of one attempt. `handle` is set once it was started, `exit` and `run_s` once it has ended."""
+    """One container of one attempt. `handle` is set once it was started.
+
+    `exit`, `run_s` and the last `error_line` are set once it has ended.
+    """
 
     def __init__(self, context: RunnerContext, assignment: JobAssignment, checkpoint: CheckpointFile) -> None:
         self._context = context
@@ -83,6 +86,7 @@ class ContainerRun:
         self.handle = assignment.handle
         self.exit: ContainerExit | None = None
         self.run_s: float | None = None
+        self.error_line: ErrorLine | None = None
         self.output_pump = OutputPump(context, assignment.job, checkpoint, self._folder)
         self._limits = job_timeouts(assignment.job, assignment.endpoint.config)
         if self.stop_reason is not None:
@@ -121,8 +125,8 @@ class ContainerRun:
             await self.output_pump.close()
             return failure_before_start(error)
         self._has_ended = True
-        error_line = await self.output_pump.close()
-        return classify_exit(await self._exit_facts(start_failure, error_line))
+        self.error_line = await self.output_pump.close()
+        return classify_exit(await self._exit_facts(start_failure, self.error_line))
 
     async def _exit_facts(self, start_failure: StartFailed | None, error_line: ErrorLine | None) -> ExitFacts:
         return ExitFacts(

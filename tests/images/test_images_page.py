@@ -8,6 +8,7 @@ import pytest
 
 from runner.engines.docker_container_config import CACHE_ENV
 from runner.engines.port import JOB_ENV, WARM_ENV
+from runner.trial.rules import RULES
 from schemas.container_protocol import (
     EXIT_FAILURES,
     LINE_LIMIT_BYTES,
@@ -28,9 +29,12 @@ PAGE = (ROOT / "docs" / "images.md").read_text()
 EXCERPTS = {"python": "main.py", "toml": "endpoint.toml", "dockerfile": "Dockerfile"}
 
 
+CONTRACT = PAGE[PAGE.index("The rest of this page is the contract.") :]
+
+
 def block(language: str) -> list[str]:
-    """The lines of the page's one block in that language."""
-    found = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    """The lines of the contract's one block in that language."""
+    found = re.findall(rf"```{language}\n(.*?)```", CONTRACT, re.DOTALL)
     assert len(found) == 1, language
     return str(found[0]).splitlines()
 
@@ -85,6 +89,10 @@ def test_it_names_what_the_runner_sets_and_reads() -> None:
     ):
         assert word in PAGE
     assert "XDG_CACHE_HOME" in CACHE_ENV
+
+
+def test_its_rules_are_all_that_try_checks() -> None:
+    assert [row.strip("`") for row in rows("| rule |")] == [*RULES]
 
 
 def test_its_commands_name_files_that_are_there() -> None:

@@ -32,13 +32,14 @@ UNSEEN_FILES = {
 STARTS = (
     *("schemas/settings_faults.py", "schemas/settings_loader.py", "schemas/host_config.py", "schemas/enrollment.py"),
     *("edge/process.py", "edge/settings.py", "edge/tls.py", "runner/app.py", "runner/settings.py"),
-    "runner/engines/selection.py",
+    *("runner/engines/selection.py", "runner/trial/rules.py", "runner/trial/trial.py"),
 )
 UNSEEN: set[Literals] = {
     ("returning true from eof_received()",),  # a line of asyncio's log
     ("the runner of up",),  # the name of a key
     ("JSON cannot represent this number",),  # turned into another error
     ("pip install lamplighter-server",),
+    ("Read-only file system",),  # the kernel's words, which are looked for in a log
     ("lamplighter hosts add",),  # commands
     ("lamplighter hosts add --relay",),
     ("[bold green]Lamplighter is running.[/]  url ", "\nkey ", ""),

@@ -1,0 +1,226 @@
+"""`lamplighter try`: run one job of an image folder here, without broker and edge, and check the container contract."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import click
+
+from bus.secret_files import TRAVERSE_ONLY_MODE
+from edge.core.validation import ValidatedInput, validate_input
+from lamplighter.cli import display, input_args
+from lamplighter.cli.context import FAILED, INTERRUPTED, USAGE
+from lamplighter.cli.language import say
+from lamplighter.cli.process_setup import configure_logging, exit_on_error
+from lamplighter.digest_cache import hash_file
+from runner.endpoints import ENDPOINT_FILE, LocalEndpoint, load_endpoints
+from runner.engines.selection import EngineConfig, EngineUnusable, select_engine
+from runner.execution.verdict import ClassifiedFailure, Done
+from runner.gpu.monitor import NoGpuMonitor, NvmlMonitor, nvml_spawner
+from runner.gpu.port import GpuMonitor
+from runner.trial.trial import Trial, TrialImpossible, TrialReport, snapshot_folder, try_image
+from schemas.asset import DIGEST_SCHEME
+from schemas.endpoint import EndpointInvalid
+from schemas.feed import FeedMessage, LogMessage, ProgressMessage
+from schemas.problems import ProblemError
+
+WATCH_INTERVAL_S = 0.3
+DOCKERFILE = "Dockerfile"
+
+
+class BuildFailed(Exception):
+    """The image cannot be built; the message says why."""
+
+
+EXIT_CODES: dict[type[Exception], int] = {
+    EndpointInvalid: USAGE,
+    EngineUnusable: USAGE,
+    TrialImpossible: USAGE,
+    BuildFailed: FAILED,
+    ProblemError: USAGE,
+}
+
+
+@click.command("try", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Copy the result files there.")
+@click.option("--watch", is_flag=True, help="Run again whenever a file of the folder is saved, until Ctrl-C.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "docker", "process"]),
+    default="auto",
+    help="What runs the job [Docker if this machine has it, else a process].",
+)
+@click.option("--build/--no-build", default=True, help="Build the image before, if Docker runs the job [--build].")
+@click.option("--stop/--no-stop", default=True, help="Run the job once more and check that it obeys SIGTERM [--stop].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one value on each line.")
+@click.argument("inputs", nargs=-1, type=click.UNPROCESSED, metavar="--FIELD VALUE…")
+def try_(folder: Path, inputs: tuple[str, ...], *, watch: bool, **options: Any) -> None:
+    """Run one job of the image in FOLDER here, and check the container contract. Inputs are --FIELD VALUE."""
+    configure_logging("error", "text")
+    try:
+        while True:
+            before = snapshot_folder(folder)
+            code = _try_once(folder, inputs, watch=watch, **options)
+            if not watch:
+                sys.exit(code)
+            click.echo(say("waiting for a change; stop with Ctrl-C"), err=True)
+            while snapshot_folder(folder) == before:
+                time.sleep(WATCH_INTERVAL_S)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _try_once(folder: Path, inputs: tuple[str, ...], *, watch: bool, **options: Any) -> int:
+    """Run the job once; return the exit code. With `watch`, bad input returns as well."""
+    try:
+        with exit_on_error(EXIT_CODES):
+            return anyio.run(_try, folder, inputs, options)
+    except click.UsageError as error:
+        if not watch:
+            raise
+        click.echo(f"lamplighter: {say(error.message)}", err=True)
+        return USAGE
+    except SystemExit as exit_:
+        if not watch:
+            raise
+        return int(exit_.code or 0)
+
+
+async def _try(folder: Path, inputs: tuple[str, ...], options: Mapping[str, Any]) -> int:
+    endpoint = _load_endpoint(folder)
+    checked, files = await _parse_input(endpoint, inputs)
+    as_json: bool = options["as_json"]
+    with tempfile.TemporaryDirectory(prefix="lamplighter-try-") as scratch:
+        jobs_dir = Path(scratch) / "jobs"
+        jobs_dir.mkdir()
+        for made in (Path(scratch), jobs_dir):
+            made.chmod(TRAVERSE_ONLY_MODE)  # the job's user passes through
+        engine_name: Literal["auto", "docker", "process"] = options["engine"]
+        config = EngineConfig(data=Path(scratch), engine=engine_name, docker_socket=None, job_user=None, slots=1)
+        selected = await select_engine(config, [endpoint.folder], datetime.now(UTC))
+        if selected.engine.name == "docker" and options["build"] and (endpoint.folder / DOCKERFILE).exists():
+            await anyio.to_thread.run_sync(_build_image, endpoint)
+        _say_unless(as_json, f"running one job of {endpoint.config.name}: {selected.summary}")
+        trial = Trial(
+            endpoint=endpoint, input=checked.input, files=files, jobs_dir=jobs_dir, checks_stop=options["stop"]
+        )
+        async with selected.engine, _gpu_monitor(endpoint) as gpus:
+            report = await try_image(trial, selected.engine, gpus, _printer(as_json=as_json))
+        saved = _save_files(report, options["output"])
+    _print_report(endpoint, report, saved, as_json=as_json)
+    return 0 if isinstance(report.verdict, Done) and not report.broken else FAILED
+
+
+def _load_endpoint(folder: Path) -> LocalEndpoint:
+    if not (folder / ENDPOINT_FILE).is_file():
+        raise EndpointInvalid(f"there is no {ENDPOINT_FILE} in {folder}: make a folder with `lamplighter new NAME`")
+    (endpoint,) = load_endpoints([folder]).values()
+    return endpoint
+
+
+async def _parse_input(endpoint: LocalEndpoint, inputs: tuple[str, ...]) -> tuple[ValidatedInput, dict[str, Path]]:
+    """Return the valid input, and its files by digest. Raises UsageError."""
+    given = input_args.parse_inputs(endpoint.config.name, inputs, endpoint.config.input)
+    files: dict[str, Path] = {}
+    for name, value in given.items():
+        if isinstance(value, Path):
+            digest = hash_file(value)
+            files[digest], given[name] = value, f"{DIGEST_SCHEME}{digest}"
+    try:
+        checked = await validate_input(endpoint.config, given)
+    except ProblemError as error:
+        faults = "; ".join(f"{fault.path.removeprefix('$.input.')}: {fault.message}" for fault in error.errors)
+        raise click.UsageError(f"the input does not fit {ENDPOINT_FILE}: {faults or error.detail}") from error
+    missing = [*checked.pending_urls, *(set(checked.digests) - files.keys())]
+    if missing:
+        raise click.UsageError("a file must be a path on this machine: `try` fetches nothing")
+    return checked, files
+
+
+def _gpu_monitor(endpoint: LocalEndpoint) -> GpuMonitor:
+    if endpoint.config.resources.gpus or endpoint.config.resources.vram_mb:
+        return NvmlMonitor(nvml_spawner(), clock=time.time, random=lambda: 0.5)
+    return NoGpuMonitor()
+
+
+def _build_image(endpoint: LocalEndpoint) -> None:
+    argv = ["docker", "build", "-t", endpoint.config.image, str(endpoint.folder)]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ)
+    except OSError as error:
+        raise BuildFailed(f"docker cannot be run ({error.strerror}): install it, or give --no-build") from error
+    if done.returncode:
+        click.echo(display.escape_controls(done.stdout + done.stderr), err=True)
+        raise BuildFailed(
+            f"{endpoint.config.image} cannot be built from {endpoint.folder}: the lines above say why. "
+            "If it is built elsewhere, give --no-build"
+        )
+
+
+def _say_unless(as_json: bool, text: str) -> None:
+    if not as_json:
+        click.echo(display.escape_controls(say(text)), err=True)
+
+
+def _printer(*, as_json: bool) -> Any:
+    def print_message(message: FeedMessage) -> None:
+        if as_json:
+            return
+        if isinstance(message, ProgressMessage):
+            count = f" {message.done}/{message.total}" if message.total is not None else ""
+            click.echo(display.escape_controls(f"{message.fraction:4.0%} {message.stage or ''}{count}"), err=True)
+        if isinstance(message, LogMessage):
+            click.echo(display.escape_controls(message.text), err=True, nl=False)
+
+    return print_message
+
+
+def _save_files(report: TrialReport, output: Path | None) -> list[tuple[str, int]]:
+    """Return name and size of each result file, copied to `output` if it is given."""
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        for path in report.output.files:
+            shutil.copyfile(path, output / path.name)
+    return [(path.name, path.stat().st_size) for path in report.output.files]
+
+
+def _print_report(endpoint: LocalEndpoint, report: TrialReport, files: list[tuple[str, int]], *, as_json: bool) -> None:
+    verdict = report.verdict
+    error = {"code": verdict.code, "message": verdict.message} if isinstance(verdict, ClassifiedFailure) else None
+    if as_json:
+        answer = {
+            "endpoint": endpoint.config.name,
+            "succeeded": isinstance(verdict, Done),
+            "error": error,
+            "exit_code": report.exit_code,
+            "run_s": report.run_s,
+            "warm": report.was_warm,
+            "stop": report.stop,
+            "data": report.output.data,
+            "files": [{"name": name, "bytes": size} for name, size in files],
+            "broken_rules": [{"rule": broken.rule, "message": broken.message} for broken in report.broken],
+        }
+        sys.stdout.write(display.json_line(answer))
+        return
+    took = f"{report.run_s:.1f} s" if report.run_s is not None else ""
+    if isinstance(verdict, ClassifiedFailure):
+        click.echo(display.escape_controls(say(f"the job failed as {verdict.code}: {verdict.message}")))
+    else:
+        click.echo(say(f"the job succeeded in {took}"))
+        click.echo(display.json_line(report.output.data), nl=False)
+    for name, size in files:
+        click.echo(f"{name}  {size} B")
+    click.echo(say(f"SIGTERM: {say(report.stop)}"))
+    for broken in report.broken:
+        click.echo(display.escape_controls(say(f"breaks the rule {broken.rule}: {say(broken.message)}")))
+    if not report.broken:
+        click.echo(say("no rule of the contract is broken"))

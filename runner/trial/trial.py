@@ -1,0 +1,333 @@
+"""Run one job of an image as a runner does, without a broker and an edge, and then stop a second one.
+
+The context is that of a runner. Its only bus port is a feed that calls a function, and its assets are local files.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.to_thread
+import structlog
+from msgspec import Struct
+
+from bus.interface import Bus
+from runner.assets.port import AssetError, AssetGone
+from runner.claiming.schedulability import HostState, Schedulability
+from runner.claiming.warm_pool import WarmPool
+from runner.context import HostContext, RunnerContext, run_in_background
+from runner.endpoints import LocalEndpoint
+from runner.engines.port import ContainerEngine
+from runner.execution.checkpoint import CheckpointFile
+from runner.execution.container_run import ContainerRun, JobAssignment
+from runner.execution.outputs import CollectedOutput, OutputRefused, collect_outputs
+from runner.execution.verdict import Done, StopReason, Verdict, output_failure
+from runner.execution.warm_container import WarmContainer
+from runner.gpu.allocator import GpuAllocation, GpuAllocator, GpuSettings
+from runner.gpu.placement import Unplaceable
+from runner.gpu.port import GpuMonitor
+from runner.outage import OutageGate
+from runner.run_clock import boot_clock
+from runner.settings import RunnerIntervals, WarmSettings
+from runner.slots import Slots
+from runner.trial.rules import BrokenRule, TrialFacts, find_broken_rules
+from schemas.feed import FeedMessage, LogMessage, ProgressMessage
+from schemas.ids import JobKey
+from schemas.job import Claim, Job, OutputFile, Policy
+from schemas.status import Status
+
+OWNER, HOST = "you", "here"
+STOP_AFTER_S = 2.0  # a job that prints nothing is stopped after this time
+LOG_LINES_LIMIT = 100_000  # kept for the rules
+WARM_POLL_INTERVAL_S = 0.05
+
+OnMessage = Callable[[FeedMessage], None]
+
+
+class TrialImpossible(Exception):
+    """The job cannot run on this machine; the message says why and what to do."""
+
+
+class TrialReport(NamedTuple):
+    """Result of a trial. `output` has the paths of the result files, which exist until the jobs folder is removed.
+
+    `stop` says how the check of SIGTERM ended, for people.
+    """
+
+    verdict: Verdict
+    exit_code: int | None
+    run_s: float | None
+    output: CollectedOutput
+    broken: tuple[BrokenRule, ...]
+    was_warm: bool
+    stop: str
+
+
+class _TrialFeed:
+    """The one port of the bus that an attempt uses: it publishes its output there."""
+
+    def __init__(self, on_message: OnMessage) -> None:
+        self._on_message = on_message
+        self.lines: list[str] = []
+        self.progress_count = 0
+        self.first_message = anyio.Event()
+        self._rest = {"stdout": "", "stderr": ""}
+
+    async def publish(self, key: JobKey, message: FeedMessage) -> None:
+        if isinstance(message, ProgressMessage):
+            self.progress_count += 1
+        if isinstance(message, LogMessage) and len(self.lines) < LOG_LINES_LIMIT:
+            *lines, self._rest[message.stream] = (self._rest[message.stream] + message.text).split("\n")
+            self.lines += lines
+        self.first_message.set()
+        self._on_message(message)
+
+
+class _LocalAssets:
+    """Local files by digest, in place of the edge's."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+
+    def _find(self, sha256: str) -> Path:
+        if sha256 not in self._files:
+            raise AssetGone(f"asset {sha256[:12]} is not a local file")
+        return self._files[sha256]
+
+    async def prefetch(self, owner: str, sha256: str) -> None:
+        self._find(sha256)
+
+    async def filename_suffix(self, owner: str, sha256: str) -> str:
+        return self._find(sha256).suffix
+
+    async def stage(self, owner: str, sha256: str, to: Path) -> None:
+        await anyio.to_thread.run_sync(shutil.copyfile, self._find(sha256), to)
+        await anyio.Path(to).chmod(0o444)
+
+    async def upload(self, owner: str, path: Path, name: str) -> OutputFile:
+        raise AssetError("a trial uploads nothing")
+
+
+class Trial(Struct, frozen=True, kw_only=True):
+    """What to try: an endpoint, a valid input, its files by digest, and where the job's folders are made."""
+
+    endpoint: LocalEndpoint
+    input: dict[str, Any]
+    files: Mapping[str, Path]
+    jobs_dir: Path
+    checks_stop: bool = True
+
+
+async def try_image(trial: Trial, engine: ContainerEngine, gpus: GpuMonitor, on_message: OnMessage) -> TrialReport:
+    """Run the job once and report. Raises TrialImpossible. `on_message` gets progress and log."""
+    feed = _TrialFeed(on_message)
+    host = _host_context(trial, gpus, engine)
+    context = _runner_context(trial, engine, feed)
+    before = await anyio.to_thread.run_sync(snapshot_folder, trial.endpoint.folder)
+    attempt = await _run_attempt(context, host, trial)
+    after = await anyio.to_thread.run_sync(snapshot_folder, trial.endpoint.folder)
+    stop, survived_s = "not checked", None
+    if trial.checks_stop and isinstance(attempt.verdict, Done):
+        stop, survived_s = await _check_stop(trial, engine, host)
+    facts = TrialFacts(
+        verdict=attempt.verdict,
+        exit=attempt.run.exit,
+        has_error_line=attempt.run.error_line is not None,
+        progress_count=feed.progress_count,
+        lines=tuple(feed.lines),
+        names=await anyio.to_thread.run_sync(_list_names, attempt.run.job_dir / "out"),
+        changed=tuple(sorted(name for name, _ in set(after.items()) ^ set(before.items()))),
+        warm_problem=attempt.warm_problem,
+        survived_term_s=survived_s,
+    )
+    return TrialReport(
+        verdict=attempt.verdict,
+        exit_code=attempt.run.exit.code if attempt.run.exit else None,
+        run_s=attempt.run.run_s,
+        output=attempt.output,
+        broken=find_broken_rules(facts),
+        was_warm=attempt.was_warm,
+        stop=stop,
+    )
+
+
+class _Attempt(NamedTuple):
+    """One attempt that has ended: its run, and its verdict after its outputs were collected."""
+
+    run: ContainerRun
+    verdict: Verdict
+    output: CollectedOutput
+    was_warm: bool
+    warm_problem: str
+
+
+async def _run_attempt(context: RunnerContext, host: HostContext, trial: Trial) -> _Attempt:
+    """Run attempt 1, in a warm container if the endpoint has them, and remove its container."""
+    if not trial.endpoint.config.warm:
+        return await _run_in(context, trial, _allocate(host, trial.endpoint), None)
+    schedulability = Schedulability(host.endpoints, host.gpu_allocator, context.jobs_dir, 0.0, HostState())
+    _allocate(host, trial.endpoint).release()  # raises TrialImpossible
+    pool = WarmPool(context, host, schedulability)
+    async with run_in_background(pool.run):
+        warm, problem = await _take_ready(pool, trial.endpoint)
+        await pool.close()  # starts no other one
+        allocation = warm.allocation if warm else _allocate(host, trial.endpoint)
+        return await _run_in(context, trial, allocation, warm, problem)
+
+
+async def _take_ready(pool: WarmPool, endpoint: LocalEndpoint) -> tuple[WarmContainer | None, str]:
+    """Wait for the warm container; return it, or None and why it did not become ready."""
+    while True:
+        (report,) = pool.reports()
+        if report.ready:
+            return pool.take(endpoint), ""
+        if report.why:
+            return None, report.why
+        await anyio.sleep(WARM_POLL_INTERVAL_S)
+
+
+async def _run_in(
+    context: RunnerContext, trial: Trial, allocation: GpuAllocation, warm: WarmContainer | None, problem: str = ""
+) -> _Attempt:
+    run = _make_run(context, trial, allocation, warm)
+    try:
+        verdict = await run.run()
+        output = CollectedOutput({}, ())
+        if isinstance(verdict, Done):
+            try:
+                limit_bytes = run.disk_limit.bytes if run.disk_limit else None
+                output = await anyio.to_thread.run_sync(collect_outputs, run.job_dir / "out", limit_bytes)
+            except OutputRefused as error:
+                verdict = output_failure(error)
+        if warm is not None and run.handle != warm.handle:
+            problem = "it did not accept the start line"
+        return _Attempt(run, verdict, output, warm is not None, problem)
+    finally:
+        with anyio.CancelScope(shield=True):
+            for handle in {run.handle, warm.handle if warm else None} - {None}:
+                await context.engine.remove(str(handle))
+            allocation.release()
+
+
+def _make_run(
+    context: RunnerContext, trial: Trial, allocation: GpuAllocation, warm: WarmContainer | None, attempt: int = 1
+) -> ContainerRun:
+    config = trial.endpoint.config
+    now = context.now()
+    job = Job(
+        id="try",
+        owner=OWNER,
+        endpoint=config.name,
+        pool=config.effective_pool,
+        status=Status.RUNNING,
+        request_digest="",
+        input=trial.input,
+        policy=Policy(stall_timeout_s=config.timeouts.stall_s),
+        attempt=attempt,
+        claim=Claim(HOST, context.incarnation, attempt),
+        created_at=now,
+        started_at=now,
+    )
+    assignment = JobAssignment(job, trial.endpoint, allocation, warm_container=warm)
+    checkpoint = CheckpointFile(context.jobs_dir / assignment.identity(context).folder, context.log)
+    return ContainerRun(context, assignment, checkpoint)
+
+
+async def _check_stop(trial: Trial, engine: ContainerEngine, host: HostContext) -> tuple[str, float | None]:
+    """Run the job again and stop it; return what happened, and for how long it ran on if it had to be killed."""
+    feed = _TrialFeed(lambda _: None)
+    context = _runner_context(trial, engine, feed)
+    allocation = _allocate(host, trial.endpoint)
+    run = _make_run(context, trial, allocation, None, attempt=2)
+    grace_s = trial.endpoint.config.timeouts.grace_s
+    stopped_at: float | None = None
+
+    async def stop_when_it_works() -> None:
+        nonlocal stopped_at
+        while run.handle is None:  # noqa: ASYNC110 - a start takes milliseconds, and nothing else waits for it
+            await anyio.sleep(WARM_POLL_INTERVAL_S)
+        with anyio.move_on_after(STOP_AFTER_S):
+            await feed.first_message.wait()
+        stopped_at = anyio.current_time()
+        await run.request_stop(StopReason.CANCEL)
+
+    try:
+        async with run_in_background(stop_when_it_works):
+            await run.run()
+    finally:
+        with anyio.CancelScope(shield=True):
+            if run.handle is not None:
+                await engine.remove(run.handle)
+            allocation.release()
+    if run.stop_reason is None or stopped_at is None or run.exit is None:
+        return "not checked: the job ended before it could be stopped", None
+    took_s = anyio.current_time() - stopped_at
+    if run.exit.code == KILLED_EXIT and took_s >= grace_s:
+        return f"killed after {took_s:.1f} s", took_s
+    return f"stopped after {took_s:.1f} s", None
+
+
+KILLED_EXIT = 137
+
+
+def _allocate(host: HostContext, endpoint: LocalEndpoint) -> GpuAllocation:
+    """Reserve the GPUs. Raises TrialImpossible."""
+    placed = host.gpu_allocator.place(endpoint.config, None)
+    if isinstance(placed, Unplaceable):
+        raise TrialImpossible(
+            f"{endpoint.config.name} cannot start on this machine ({placed.reason.value}): {placed.why}; "
+            "free the GPU, or set gpu_optional = true in [resources]"
+        )
+    return host.gpu_allocator.allocate(placed.uuids, endpoint.config)
+
+
+def _host_context(trial: Trial, gpus: GpuMonitor, engine: ContainerEngine) -> HostContext:
+    async def drop_nothing(_: object) -> None:
+        return None
+
+    return HostContext(
+        endpoints={trial.endpoint.config.name: trial.endpoint},
+        gpu_allocator=GpuAllocator(gpus, GpuSettings(), time.monotonic, engine.pid),
+        slots=Slots(1),
+        drop_assets=drop_nothing,
+        warm=WarmSettings(memory_reserve_mb=0),
+    )
+
+
+def _runner_context(trial: Trial, engine: ContainerEngine, feed: _TrialFeed) -> RunnerContext:
+    unused: dict[str, Any] = dict.fromkeys(Bus.__struct_fields__)  # nothing of an attempt before its end uses these
+    return RunnerContext(
+        installation="try",
+        host=HOST,
+        incarnation=f"{time.monotonic_ns():x}",
+        jobs_dir=trial.jobs_dir,
+        bus=Bus(**{**unused, "feed": feed}),
+        engine=engine,
+        assets=_LocalAssets(trial.files),
+        now=lambda: datetime.now(UTC),
+        uptime=boot_clock(),
+        jitter=random.random,
+        intervals=RunnerIntervals(),
+        outage=OutageGate(),
+        log=structlog.get_logger("runner"),
+    )
+
+
+def _list_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else ()
+
+
+def snapshot_folder(folder: Path) -> Mapping[str, tuple[int, int]]:
+    """Return size and time of change of each file below `folder`, by name; hidden folders and caches left out."""
+    found: dict[str, tuple[int, int]] = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
+            stat = path.stat()
+            found[name.as_posix()] = (stat.st_size, stat.st_mtime_ns)
+    return found

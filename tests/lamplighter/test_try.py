@@ -1,0 +1,142 @@
+"""`lamplighter new` and `lamplighter try`, as an author of an image uses them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.docker_images import BASE_IMAGE, docker_url, run_docker
+from tests.support.job_user import why_not_nobody
+
+__all__ = ["docker_url"]
+
+DEADLINE_S = 60
+needs_job_user = pytest.mark.skipif(
+    os.geteuid() == 0 and why_not_nobody() is not None, reason="jobs cannot run as nobody here"
+)
+
+
+def lamplighter(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "lamplighter", *words]
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        argv, cwd=folder, env=environ, capture_output=True, text=True, check=False, timeout=DEADLINE_S
+    )
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """The folder of a new image."""
+    made = lamplighter(tmp_path, "new", "capitals")
+    assert (made.returncode, made.stdout) == (0, "made capitals. Next: lamplighter try capitals\n"), made.stderr
+    return tmp_path / "capitals"
+
+
+@needs_job_user
+def test_a_new_folder_passes_its_own_check(image: Path) -> None:
+    tried = lamplighter(image.parent, "try", "capitals", "--engine", "process", "--text", "a b", "-o", "out", "--json")
+    assert tried.returncode == 0, tried.stderr
+    answer = json.loads(tried.stdout)
+    assert (answer["data"], answer["broken_rules"], answer["warm"]) == ({"text": "A B"}, [], True)
+    assert (image.parent / "out" / "result.txt").read_text() == "A B\n"
+    assert [file["name"] for file in answer["files"]] == ["result.txt"]
+
+
+@needs_job_user
+def test_a_file_is_given_by_its_path(image: Path) -> None:
+    (image.parent / "words.txt").write_text("from a file")
+    tried = lamplighter(image.parent, "try", "capitals", "--engine", "process", "--no-stop", "--file", "words.txt")
+    assert tried.returncode == 0, tried.stderr
+    assert '{"text":"FROM A FILE"}' in tried.stdout
+    assert "100% write 3/3" in tried.stderr
+
+
+WRONG = {
+    "an unknown field": (["--txt", "x"], "capitals has no --txt: it takes --text, --file"),
+    "a missing file": (["--file", "nowhere"], "the file does not exist"),
+    "a URL": (["--file", "https://example.org/a.txt"], "`try` fetches nothing"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_named_before_anything_runs(image: Path, case: str) -> None:
+    words, why = WRONG[case]
+    tried = lamplighter(image.parent, "try", "capitals", *words)
+    assert (tried.returncode, tried.stdout) == (2, "")
+    assert why in tried.stderr
+
+
+def test_each_wrong_key_names_the_file_and_what_is_allowed(image: Path) -> None:
+    file = image / "endpoint.toml"
+    file.write_text(file.read_text().replace("memory_mb", "memroy_mb"))
+    tried = lamplighter(image.parent, "try", "capitals")
+    assert tried.returncode == 2
+    assert f"{Path('capitals/endpoint.toml')}: resources.memroy_mb is an unknown field" in tried.stderr
+    assert "did you mean memory_mb?" in tried.stderr
+
+
+@pytest.mark.parametrize("name", ["Capitals", "a b", "-x-", "x" * 41])
+def test_a_name_that_docker_or_an_endpoint_cannot_have_is_refused(tmp_path: Path, name: str) -> None:
+    made = lamplighter(tmp_path, "new", "--", name)
+    assert made.returncode == 2
+    assert "cannot be the name of an image" in made.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_files_is_left_as_it_is(image: Path) -> None:
+    (image / "main.py").write_text("mine")
+    made = lamplighter(image.parent, "new", "capitals")
+    assert made.returncode == 2
+    assert "capitals is not empty" in made.stderr
+    assert (image / "main.py").read_text() == "mine"
+
+
+@needs_job_user
+def test_a_saved_file_runs_the_job_again(image: Path) -> None:
+    argv = [sys.executable, "-m", "lamplighter", "try", "capitals", "--engine", "process", "--no-stop", "--watch"]
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        argv, cwd=image.parent, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        first = read_until_waiting(process)
+        main = image / "main.py"
+        main.write_text(main.read_text().replace("word.upper()", "word.title()"))
+        second = read_until_waiting(process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == 130
+    assert '{"text":"HELLO"}' in first
+    assert '{"text":"Hello"}' in second
+
+
+def read_until_waiting(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("waiting for a change"):
+            return "".join(lines)
+    raise AssertionError(f"it ended: {''.join(lines)}")
+
+
+@pytest.mark.docker
+def test_a_new_folder_passes_in_docker_and_a_write_to_the_root_is_named(image: Path, docker_url: str) -> None:
+    dockerfile, main, config = image / "Dockerfile", image / "main.py", image / "endpoint.toml"
+    assert dockerfile.read_text().startswith("FROM python:3.12-slim\n")
+    dockerfile.write_text(dockerfile.read_text().replace("FROM python:3.12-slim", f"FROM {BASE_IMAGE}"))
+    try:
+        tried = lamplighter(image.parent, "try", "capitals", "--engine", "docker", "--json")
+        assert tried.returncode == 0, tried.stderr
+        assert json.loads(tried.stdout)["warm"] is True
+        main.write_text(main.read_text().replace("text = job", 'open("/app/cache", "w").close()\n    text = job'))
+        config.write_text(config.read_text().replace("warm = true", "warm = false"))
+        tried = lamplighter(image.parent, "try", "capitals", "--engine", "docker", "--json")
+    finally:
+        run_docker(docker_url, "image", "rm", "--force", "lamplighter-capitals")
+    answer = json.loads(tried.stdout)
+    assert (tried.returncode, answer["error"]["code"]) == (1, "internal")
+    assert [broken["rule"] for broken in answer["broken_rules"]] == ["read_only_root"]
