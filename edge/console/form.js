@@ -8,6 +8,7 @@ import { dropFile, keepFile, keptFile, uploadStore } from "./drafts.js";
 import { fill, h } from "./dom.js";
 import { bytes, duration } from "./format.js";
 import { player } from "./pages/job.js";
+import { canRecord, record } from "./recorder.js";
 import { language, t } from "./text.js";
 
 /** The title of a property, in the language of the page where the schema has it. */
@@ -87,7 +88,8 @@ class FileField {
     this.camera?.addEventListener("change", () => this.camera.files[0] && this.take(this.camera.files[0]));
     this.preview = h("div", { class: "preview" });
     this.status = h("div", { class: "upload", role: "status" });
-    this.drop = h("div", { class: "drop" }, this.preview, h("div", { class: "buttons" }, this.input, this.camera && h("label", { class: "button phone-only" }, this.camera, t(kind === "video" ? "take_video" : "take_audio"))), this.status);
+    this.drop = h("div", { class: "drop" }, this.preview, h("div", { class: "buttons" }, this.input, this.camera && h("label", { class: "button phone-only" }, this.camera, t(kind === "video" ? "take_video" : "take_audio")),
+      this.camera && canRecord() && h("button", { type: "button", class: "desk-only", onclick: () => this.recordWith(kind) }, t(kind === "video" ? "take_video" : "take_audio"))), this.status);
     this.element = h("div", { class: "field" }, h("label", { for: id }, titleOf(name, schema), isRequired && h("span", { class: "soft" }, ` ${t("required")}`)), this.drop, h("p", { class: "hint soft" }, descriptionOf(schema)));
     for (const kind of ["dragenter", "dragover"]) this.drop.addEventListener(kind, (event) => (event.preventDefault(), this.drop.classList.add("over")));
     for (const kind of ["dragleave", "drop"]) this.drop.addEventListener(kind, () => this.drop.classList.remove("over"));
@@ -95,6 +97,15 @@ class FileField {
       event.preventDefault();
       if (event.dataTransfer.files[0]) this.take(event.dataTransfer.files[0]);
     });
+  }
+
+  async recordWith(kind) {
+    try {
+      const file = await record(kind);
+      if (file) this.take(file);
+    } catch (error) {
+      fill(this.status, h("p", { class: "error", role: "alert" }, t("no_camera", { reason: error.message })));
+    }
   }
 
   /** Whether the field does not hold up a submit. */

@@ -55,6 +55,60 @@ async def test_a_creator_uploads_a_film_while_the_host_is_off_and_watches_the_re
             await runner.stop()
 
 
+async def test_a_video_is_recorded_with_the_camera_and_uploaded(console: Console):
+    async with console.open_page(path="new?endpoint=dub") as watched:
+        page = watched.page
+        field = page.locator(".field", has=page.locator("#field-video"))
+        await field.get_by_role("button", name="Record a video").click()
+        dialog = page.get_by_role("dialog")
+        await dialog.get_by_role("button", name="Start recording").click()
+        await expect(dialog).to_contain_text("Recording: 1", timeout=30_000)
+        await dialog.get_by_role("button", name="Stop and use it").click()
+        await expect(field.get_by_text("Uploaded,")).to_be_visible(timeout=30_000)
+        await check_playing(field.locator("video"))
+        await field.get_by_role("button", name="Record a video").click()
+        await dialog.get_by_role("button", name="Back").click()
+        await expect(dialog).to_have_count(0)
+        await expect(field.get_by_text("Uploaded,")).to_be_visible()
+
+
+async def test_a_camera_that_is_not_allowed_is_explained(console: Console):
+    async with console.open_page(path="new?endpoint=dub") as watched:
+        page = watched.page
+        await page.evaluate(
+            "() => { navigator.mediaDevices.getUserMedia = async () => "
+            "{ throw new DOMException('Permission denied', 'NotAllowedError'); }; }"
+        )
+        await page.get_by_role("button", name="Record a voice").click()
+        await expect(page.get_by_role("alert").filter(has_text="Permission denied")).to_contain_text("choose a file")
+
+
+async def test_presets_keep_options_and_not_files(console: Console, tmp_path: Path):
+    file = tmp_path / "note.txt"
+    file.write_text("a file of this visit")
+    async with console.open_page(path="new?endpoint=echo") as watched:
+        page = watched.page
+        options = page.locator("summary", has_text="Options")
+        await page.set_input_files("input[type=file]", str(file))
+        await options.click()
+        await page.fill("[name=seconds]", "3")
+        await page.select_option("[name=behave]", label="hang")
+        await page.get_by_role("button", name="Save as preset").click()
+        await page.get_by_role("dialog").get_by_label("Name").fill("slow")
+        await page.get_by_role("dialog").get_by_role("button", name="Save").click()
+        await page.fill("[name=seconds]", "9")
+        await page.reload()
+        await options.click()
+        await expect(page.locator("[name=seconds]")).to_have_value("9")  # the draft
+        await page.get_by_label("Presets").select_option("slow")
+        await expect(page.locator("[name=seconds]")).to_have_value("3")
+        await expect(page.locator("[name=behave]")).to_have_value('"hang"')
+        kept = await page.evaluate("localStorage.getItem('presets:echo')")
+        assert json.loads(kept) == {"slow": {"seconds": 3, "behave": "hang"}}
+        await page.locator("details", has=options).get_by_role("button", name="Remove").click()
+        await expect(page.get_by_label("Presets")).to_have_count(0)
+
+
 async def test_an_upload_goes_on_after_a_reload_of_the_page(console: Console, tmp_path: Path):
     file = tmp_path / "long.mp4"
     file.write_bytes(bytes(range(256)) * 4096 * 24)  # 24 MiB

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from playwright.async_api import expect
+from playwright.async_api import Browser, expect
 
 from lamplighter import AsyncClient
-from tests.console.conftest import Console
+from schemas.enrollment import decode_join_token
+from tests.console.conftest import Console, open_console
+from tests.support.host_access import FakeHostAccess
+from tests.support.served_edge import serve_edge
 from tests.support.webhook_receiver import run_receiver, statuses_in_order
 
 
@@ -70,3 +73,80 @@ async def test_an_owner_is_deleted_only_after_the_page_has_named_what_is_lost(co
         await dialog.get_by_role("button", name="Delete").click()
         await expect(row).to_contain_text("3 jobs with their results and logs, 3 of them cancelled", timeout=60_000)
         assert (await admin._http.get("/v1/owners/zoe/deletion")).json()["erased"]["jobs"] == 3
+
+
+async def test_a_host_is_added_with_a_token_that_is_shown_once_and_removed(browser: Browser, tmp_path: Path):
+    async with serve_edge(tmp_path, FakeHostAccess()) as edge:
+        options = {"permissions": ["clipboard-read", "clipboard-write"]}
+        async with open_console(browser, edge.url, edge.texts["admin"], "hosts", **options) as watched:
+            page, dialog = watched.page, watched.page.get_by_role("dialog")
+            await page.get_by_role("button", name="Add a host").click()
+            await dialog.get_by_label("Name of the host").fill("gpu-2")
+            await dialog.get_by_role("button", name="Add a host").click()
+            await expect(dialog).to_contain_text("Run this on gpu-2")
+            command = await dialog.locator("pre").inner_text()
+            token = decode_join_token(command.split()[-1])
+            assert token.host == "gpu-2"
+            await dialog.get_by_role("button", name="Copy").click()
+            await expect(dialog.get_by_role("button", name="Copied")).to_be_visible()
+            assert await page.evaluate("navigator.clipboard.readText()") == command
+            await dialog.get_by_role("button", name="Done").click()
+            await expect(page.locator("dialog")).to_have_count(0)
+            assert token.key not in await page.content()
+
+            await edge.world.send_heartbeat("gpu-2")
+            panel = page.locator("#host-gpu-2")
+            await expect(panel).to_be_visible(timeout=30_000)
+            await panel.get_by_role("button", name="Remove").click()
+            await expect(dialog).to_contain_text("Its key stops working at once")
+            await dialog.get_by_role("button", name="Back").click()
+            await expect(panel).to_be_visible()
+            await panel.get_by_role("button", name="Remove").click()
+            await dialog.get_by_role("button", name="Remove").click()
+            await expect(panel).to_have_count(0)
+            assert await edge.keys.authenticate(token.key) is None
+
+
+async def test_a_key_is_created_rotated_and_revoked(browser: Browser, tmp_path: Path):
+    async with serve_edge(tmp_path) as edge, open_console(browser, edge.url, edge.texts["admin"], "access") as watched:
+        page, dialog = watched.page, watched.page.get_by_role("dialog")
+
+        async def read_secret() -> str:
+            await expect(dialog).to_contain_text("This is shown only once")
+            secret = await dialog.locator("pre").inner_text()
+            await dialog.get_by_role("button", name="Done").click()
+            await expect(page.locator("dialog")).to_have_count(0)
+            assert secret not in await page.content()
+            return secret
+
+        async def works(secret: str) -> bool:
+            reply = await edge.anyone.get("/v1/jobs", headers={"Authorization": f"Bearer {secret}"})
+            return reply.status_code == 200
+
+        await page.get_by_role("button", name="New key").click()
+        await dialog.get_by_label("Owner").fill("carl")
+        await dialog.get_by_label("Name").fill("studio")
+        await dialog.get_by_label("assets:write").uncheck()
+        await dialog.get_by_role("button", name="New key").click()
+        first = await read_secret()
+        row = page.get_by_role("row").filter(has_text="studio")
+        await expect(row).to_contain_text("carl")
+        await expect(row).not_to_contain_text("assets:write")
+        assert await works(first)
+
+        await row.get_by_role("button", name="Rotate").click()
+        await dialog.get_by_role("button", name="Rotate").click()
+        second = await read_secret()
+        assert second != first
+        assert await works(second)
+        assert await works(first), "the old secret works for another 24 hours"
+
+        await row.get_by_role("button", name="Revoke").click()
+        await dialog.get_by_role("button", name="Back").click()
+        assert await works(second)
+        await row.get_by_role("button", name="Revoke").click()
+        await dialog.get_by_role("button", name="Revoke").click()
+        await expect(row).to_have_count(0)
+        assert not await works(second)
+        for action in ("key created", "key rotated", "key revoked"):
+            await expect(page.locator(".timeline").get_by_text(action).first).to_be_visible()

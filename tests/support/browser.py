@@ -18,7 +18,9 @@ from tests.support.wait import wait_for
 PROGRAM = "chromium"
 HOW = "install Debian's chromium"
 # As root Chromium refuses to start with its own sandbox, and CI's containers have a /dev/shm of 64 MB.
-ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage")
+# A camera and a microphone that Chromium makes up, and may use without asking.
+FAKE_DEVICES = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage", *FAKE_DEVICES)
 
 
 def require_browser() -> str:
