@@ -26,7 +26,7 @@ from schemas.metrics import METRIC_BY_NAME, OTHER, SERIES_LIMIT, Metric, MetricO
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-disable_created_metrics()  # a second series for each counter, which only says when the process started
+disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which only says when the process started
 
 
 class LabelFolder:

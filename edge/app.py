@@ -33,6 +33,7 @@ from edge.http.proxied import ProxiedRequests
 from edge.http.query_parameters import refuse_unknown_parameters
 from edge.http.request_body import JSON_BODY_LIMIT_BYTES
 from edge.http.request_log import RequestObserver, log_request
+from edge.http.request_metrics import RequestMetrics
 from edge.http.routes import (
     assets,
     console,
@@ -108,7 +109,7 @@ def create_app(
     app.state.api_document = encode_document(app, ROUTES)
     inner = RequestBodyDrain(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
     proxied = ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
-    return RequestObserver(proxied, log_request)
+    return RequestMetrics(RequestObserver(proxied, log_request), services.metrics)
 
 
 def _make_litestar(

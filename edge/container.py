@@ -6,7 +6,10 @@ Services receive what they need as constructor arguments, so the order of the ca
 import os
 import random
 import time
+from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import httpx2
@@ -20,6 +23,7 @@ from edge.assets.uploads import UploadService
 from edge.core.clock import utc_now
 from edge.core.installation import get_or_create_secret
 from edge.core.leases import Leases
+from edge.core.metrics import EdgeMetrics
 from edge.core.signed_urls import UrlSigner
 from edge.core.trusted_proxies import TrustedProxies
 from edge.deletion import DeletionServices, OwnerDeletionService
@@ -34,6 +38,7 @@ from edge.jobs.eta import EtaEstimator
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
 from edge.jobs.job_actions import JobActionService
+from edge.jobs.job_metrics import JobMetrics
 from edge.jobs.publish_window import PublishWindow
 from edge.jobs.readiness import BrokerReadiness
 from edge.jobs.reconciler import IntervalTimer, ReconcileContext, ReconcilePolicy, Reconciler
@@ -53,6 +58,7 @@ from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
 from edge.power.drivers import factory as drivers
 from edge.power.observation import FleetObserver
+from edge.power.power_metrics import PowerMetrics
 from edge.power.relay_hub import RelayHub
 from edge.settings import EdgeSettings
 from edge.store.port import AssetStore
@@ -93,7 +99,9 @@ class _Domain(Struct, frozen=True, kw_only=True):
     api_keys: ApiKeyStore
     relay_hub: RelayHub
     power: PowerController
+    power_metrics: PowerMetrics
     leases: Leases
+    metrics: EdgeMetrics
 
 
 class _Jobs(Struct, frozen=True, kw_only=True):
@@ -109,16 +117,17 @@ class _Jobs(Struct, frozen=True, kw_only=True):
     service: JobService
 
 
-async def assemble_services(
+async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens and reads for its services
     settings: EdgeSettings,
     bus: Bus,
     store: AssetStore,
     clients: HttpClients,
     addresses: AdvertisedAddresses | None = None,
+    certificates: Mapping[str, Path] = MappingProxyType({}),
 ) -> AssembledEdge:
     """Build the services of one edge. Nothing runs yet.
 
-    `addresses`: the addresses in join tokens; None if hosts cannot join.
+    `addresses`: the addresses in join tokens; None if hosts cannot join. `certificates`: as in EdgeServices.
     """
     domain = await _build_domain(settings, bus, store, clients)
     signing_secret = await get_or_create_secret(bus.installation_constants, os.urandom, utc_now)
@@ -137,7 +146,7 @@ async def assemble_services(
         input_waiter=jobs.input_waiter,
         url_fetcher=jobs.url_fetcher,
         webhooks=webhooks.build_webhooks(
-            bus, index, jobs.views, clients.untrusted, settings.webhooks, WEBHOOK_DEPENDENCIES
+            bus, index, jobs.views, clients.untrusted, settings.webhooks, WEBHOOK_DEPENDENCIES, domain.metrics
         ),
         jobs=jobs.service,
         job_actions=JobActionService(bus.job_actions, jobs.service, index, domain.leases, utc_now, os.urandom),
@@ -162,6 +171,11 @@ async def assemble_services(
         audit=AuditLog(bus.audit_log, utc_now, os.urandom),
         trusted_proxies=TrustedProxies(server.trusted_proxies, requests_per_client=server.connections_per_address),
         form_dir=settings.data / "forms",
+        data_dir=settings.data,
+        metrics=domain.metrics,
+        power_metrics=domain.power_metrics,
+        now=utc_now,
+        certificates=certificates,
         request_limits=RequestLimiter(server.requests_per_minute, time.monotonic),
         stream_limits=StreamLimiter("event streams", server.streams_per_key, server.streams_per_owner),
     )
@@ -175,6 +189,8 @@ async def assemble_services(
 async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, clients: HttpClients) -> _Domain:
     endpoints = await _load_endpoint_registry(settings, bus)
     index = JobIndex(settings.data / "index.sqlite", bus.job_store)
+    metrics = EdgeMetrics(settings.metrics)
+    JobMetrics(index, metrics)
     upload_states = UploadStateStore(settings.data / "uploads")
     quotas = _make_quotas(settings, bus, index, upload_states)
     assets = AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash)
@@ -195,6 +211,8 @@ async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, cli
         api_keys=ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic),
         relay_hub=relay_hub,
         power=power,
+        power_metrics=PowerMetrics(power, settings.hosts, metrics, utc_now),
+        metrics=metrics,
         leases=Leases(bus.leases, _fresh_id(), utc_now),
     )
 
@@ -271,6 +289,7 @@ def _make_job_service(
         publish_window=publish_window,
         clock=utc_now,
         entropy=os.urandom,
+        metrics=domain.metrics,
     )
 
 

@@ -6,9 +6,10 @@ Start here to follow a start and a shutdown: `serve` is called by `lamplighter e
 import gc
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -72,7 +73,7 @@ async def serve(settings: EdgeSettings) -> None:
     certificate = ServedCertificate(tls, pinned=pinned) if public is not None and tls is not None else None
     keyless = _listen_keyless(keyless_port)
     async with (
-        _running_services(settings, addresses) as (services, heygem),
+        _running_services(settings, addresses, _watched_certificates(settings, tls)) as (services, heygem),
         run_gateway(
             services,
             GatewayLimits(
@@ -105,6 +106,13 @@ async def serve(settings: EdgeSettings) -> None:
                 renewing.start_soon(watch_certificate, certificate, partial(_on_renewed, settings, tls, services))
             await _serve_http(servers, settings)
             renewing.cancel_scope.cancel()
+
+
+def _watched_certificates(settings: EdgeSettings, tls: TlsFiles | None) -> Mapping[str, Path]:
+    """Return the certificate files whose end `/metrics` tells, by server."""
+    edge = tls.cert if tls is not None else None
+    files = {"edge": edge, "broker": settings.public.broker_cert or (edge if settings.public.broker else None)}
+    return {server: path for server, path in files.items() if path is not None}
 
 
 async def _on_renewed(settings: EdgeSettings, tls: TlsFiles | None, services: EdgeServices) -> None:
@@ -168,7 +176,7 @@ def _bind_socket(host: str, port: int, setting: str) -> socket.socket:
 
 @asynccontextmanager
 async def _running_services(
-    settings: EdgeSettings, addresses: AdvertisedAddresses | None
+    settings: EdgeSettings, addresses: AdvertisedAddresses | None, certificates: Mapping[str, Path]
 ) -> AsyncIterator[tuple[EdgeServices, HeygemFacade | None]]:
     """Run all services for the duration of the block."""
     async with (
@@ -181,7 +189,7 @@ async def _running_services(
         await check_store_fingerprint(
             bus.installation_constants, survey.fingerprint, utc_now, replace=settings.store.replace
         )
-        edge = await assemble_services(settings, bus, store, HttpClients(operator, untrusted), addresses)
+        edge = await assemble_services(settings, bus, store, HttpClients(operator, untrusted), addresses, certificates)
         await edge.services.enrollment.start()
         async with anyio.create_task_group() as tasks:
             start_tasks(tasks, edge)

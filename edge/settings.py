@@ -12,6 +12,7 @@ from msgspec import Meta, Struct, field
 
 from bus.settings import BrokerSettings
 from edge.assets.uploads import UploadSettings
+from edge.core.metrics import MetricsSettings
 from edge.core.signed_urls import UrlSettings
 from edge.facades.heygem.facade import HeygemSettings
 from edge.http.routes.console import ConsoleSettings
@@ -104,6 +105,7 @@ class EdgeSettings(Struct, frozen=True):
     console: ConsoleSettings = ConsoleSettings()
     heygem: HeygemSettings = HeygemSettings()
     urls: UrlSettings = UrlSettings()
+    metrics: MetricsSettings = MetricsSettings()
     outbound: OutboundSettings = OutboundSettings()
     webhooks: WebhookSettings = WebhookSettings()
     uploads: UploadSettings = UploadSettings()

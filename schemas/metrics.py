@@ -311,10 +311,10 @@ _HOSTS = (
         HOST,
         Label("state", tuple(PowerState)),
     ),
-    _edge(
+    _installation(
         _COUNTER,
         "lamplighter_host_power_calls_total",
-        "Calls to power drivers that this edge made",
+        "Calls to power drivers that have ended",
         HOST,
         Label("verb", tuple(PowerVerb)),
         Label("outcome", tuple(PowerCallOutcome)),

@@ -1,5 +1,7 @@
 """Constants that all edges of one installation share: the first edge writes them, the others read them."""
 
+from datetime import datetime
+
 from bus.compare_and_set import update_row
 from bus.interface import Table
 from edge.core.clock import Clock, Entropy
@@ -8,6 +10,7 @@ from schemas.installation import InstallationConstant
 
 _STORE_KEY = "store"
 _SIGNING_KEY = "signing"
+_BACKUP_KEY = "last-backup"
 _SECRET_BYTES = 32
 
 
@@ -24,6 +27,17 @@ async def get_or_create_value(table: Table[InstallationConstant], name: str, pro
 async def get_or_create_secret(table: Table[InstallationConstant], entropy: Entropy, clock: Clock) -> bytes:
     """Return the secret with which all edges sign URLs and tokens; the first edge creates it. Raises BusError."""
     return bytes.fromhex(await get_or_create_value(table, _SIGNING_KEY, entropy(_SECRET_BYTES).hex(), clock))
+
+
+async def record_backup(table: Table[InstallationConstant], at: datetime) -> None:
+    """Record when the last successful backup was made. Raises BusError."""
+    await table.put(_BACKUP_KEY, InstallationConstant("", at))
+
+
+async def read_last_backup(table: Table[InstallationConstant]) -> datetime | None:
+    """Return when the last successful backup was made; None before the first. Raises BusError."""
+    row = await table.get(_BACKUP_KEY)
+    return None if row is None else row.value.at
 
 
 class StoreMismatch(StoreError):

@@ -3,6 +3,7 @@
 `edge.container` builds `EdgeServices`, and `edge.app` registers the dependencies.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from bus.interface import Bus, VersionedRecord
 from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService
 from edge.core.client_throttle import AuthFailureThrottle, ThrottledClientLog
+from edge.core.clock import Clock
+from edge.core.metrics import EdgeMetrics
 from edge.core.signed_urls import UrlSigner
 from edge.core.trusted_proxies import TrustedProxies
 from edge.deletion import OwnerDeletionService
@@ -40,6 +43,7 @@ from edge.owners.quotas import OwnerQuotas, RequestLimiter, StreamLimiter
 from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
+from edge.power.power_metrics import PowerMetrics
 from edge.power.relay_hub import RelayHub
 from edge.store.port import AssetStore
 from edge.usage.recorder import UsageRecorder
@@ -53,7 +57,8 @@ from schemas.texts import Language
 class EdgeServices(Struct, frozen=True, kw_only=True):
     """The services of one edge process.
 
-    `form_dir`: the folder for files of multipart forms while they are read. No facade keeps state here.
+    `form_dir`: the folder for files of multipart forms while they are read. `data_dir`: the edge's data folder.
+    `certificates`: the files of the certificates that `/metrics` watches, by server. No facade keeps state here.
     """
 
     bus: Bus
@@ -89,9 +94,14 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     relay_hub: RelayHub
     audit: AuditLog
     form_dir: Path
+    data_dir: Path
+    metrics: EdgeMetrics
+    power_metrics: PowerMetrics
     stream_limits: StreamLimiter
     request_limits: RequestLimiter
     trusted_proxies: TrustedProxies
+    now: Clock
+    certificates: Mapping[str, Path] = field(default_factory=dict)
     client_events: ThrottledClientLog = field(default_factory=ThrottledClientLog)
     auth_failures: AuthFailureThrottle = field(default_factory=AuthFailureThrottle)
 

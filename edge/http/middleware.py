@@ -12,7 +12,7 @@ from litestar.config.cors import CORSConfig
 from litestar.types import Scope as LitestarScope
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.http.problems import find_language, make_problem_response
+from edge.http.problems import find_language, make_problem_response, note_problem
 
 BODY_DRAIN_LIMIT_BYTES = 64 * 1024 * 1024
 BODY_DRAIN_TIMEOUT_S = 10.0
@@ -144,6 +144,7 @@ async def send_problem(error: Exception, scope: Scope, send: Send) -> None:
         await send({"type": "websocket.close", "code": WS_TRY_AGAIN_LATER_CODE})
         return
     response = make_problem_response(error, scope["path"], language=find_language(scope))
+    note_problem(scope, response.code)
     headers = {**response.headers, "Content-Type": response.media_type, "Content-Length": str(len(response.body))}
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     prefix = _DENIAL_EXTENSION if is_socket else "http.response"

@@ -40,6 +40,7 @@ HINTS_BY_STATUS = {
 # Parameters whose names in a request are not valid or not wanted in Python.
 PARAMETER_NAMES = {"since": "from", "until": "to", "idempotency_key": "Idempotency-Key"}
 DEFAULT_RETRY_AFTER_S = 5  # Retry-After of a 429 or 503 that has no value of its own
+PROBLEM_CODE_KEY = "lamplighter.problem"  # of the ASGI scope of a refused request, for `edge.http.request_metrics`
 RETRY_LATER_STATUSES = frozenset({429, 503})
 
 
@@ -96,6 +97,7 @@ class ProblemResponse(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
+    code: str
     media_type: str = "application/problem+json"
 
     @property
@@ -115,7 +117,12 @@ def make_problem_response(
     not_allowed = isinstance(error, HTTPException) and error.status_code == METHOD_NOT_ALLOWED
     status = METHOD_NOT_ALLOWED if not_allowed else raised.problem.status
     problem = msgspec.structs.replace(localize_problem(raised.problem, language), instance=path, status=status)
-    return ProblemResponse(status, _headers(raised, error, language), msgspec.json.encode(problem))
+    return ProblemResponse(status, _headers(raised, error, language), msgspec.json.encode(problem), raised.code)
+
+
+def note_problem(scope: Any, code: str) -> None:
+    """Note in the ASGI scope with which code a request is refused, for `edge.http.request_metrics`."""
+    scope[PROBLEM_CODE_KEY] = code
 
 
 def find_language(scope: Mapping[str, Any]) -> Language:
@@ -133,6 +140,7 @@ def handle_exception(request: Request[Any, Any, Any], error: Exception) -> Respo
     parameters = handler.parsed_fn_signature.parameters if isinstance(handler, HTTPRouteHandler) else {}
     kinds = {name: parameter.annotation for name, parameter in parameters.items()}
     response = make_problem_response(error, request.url.path, kinds, find_language(request.scope))
+    note_problem(request.scope, response.code)
     return Response(
         response.body, status_code=response.status, headers=response.headers, media_type=response.media_type
     )

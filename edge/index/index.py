@@ -66,6 +66,7 @@ class JobIndex:
         self._db: Connection | None = None
         self._db_limiter = CapacityLimiter(1)
         self._revision = 0
+        self._replayed_revision: int | None = None
         self._own_revisions: dict[str, int] = {}
         self._advanced = Notifier()
         self._caught_up = Event()
@@ -79,6 +80,11 @@ class JobIndex:
     def is_caught_up(self) -> bool:
         """Whether the index has everything that was in STATE when `run` started."""
         return self._caught_up.is_set()
+
+    @property
+    def replayed_revision(self) -> int | None:
+        """The last revision that was in STATE when `run` started; None until it has been read. Later ones are new."""
+        return self._replayed_revision
 
     async def wait_until_caught_up(self) -> None:
         """Wait until the index has everything that was in STATE when `run` started."""
@@ -112,6 +118,7 @@ class JobIndex:
 
     async def _apply_batch(self, items: Sequence[RecordChange | CaughtUp | RepairedChange]) -> None:
         streamed = [item for item in items if isinstance(item, RecordChange)]
+        self._note_replayed(items)
         changes = [*streamed, *(item.change for item in items if isinstance(item, RepairedChange))]
         if changes:
             for subscriber in self._record_subscribers:
@@ -122,6 +129,15 @@ class JobIndex:
         if any(isinstance(item, CaughtUp) for item in items):
             self._caught_up.set()
         self._advanced.notify()
+
+    def _note_replayed(self, items: Sequence[RecordChange | CaughtUp | RepairedChange]) -> None:
+        """Note the last revision before the marker, before subscribers get the changes that follow it."""
+        revision = self._revision
+        for item in items:
+            if isinstance(item, RecordChange):
+                revision = item.revision
+            elif isinstance(item, CaughtUp) and self._replayed_revision is None:
+                self._replayed_revision = revision
 
     def _apply_row_changes(self, changes: Sequence[RowChange]) -> None:
         for before, after in changes:
@@ -245,6 +261,10 @@ class JobIndex:
     async def find_pools(self, condition: str, at_us: int, limit: int) -> set[str]:
         """Return the pools of the jobs that `find_jobs` would return."""
         return await self._query_when_ready(sql.find_pools, condition, at_us, limit)
+
+    async def oldest_queued(self) -> dict[str, int]:
+        """Return when the job of each endpoint that has waited longest was queued, in microseconds since 1970."""
+        return await self._query(sql.oldest_queued)
 
     async def find_unfinished_jobs_with_asset(self, owner: str | None, sha256: str) -> Sequence[JobKey]:
         """Return the unfinished jobs that use the asset, of `owner` or (None) of all owners."""

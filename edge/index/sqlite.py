@@ -47,6 +47,7 @@ CREATE UNIQUE INDEX job ON jobs (owner, id);
 CREATE INDEX newest ON jobs (owner, created_us, id);
 CREATE INDEX newest_in_status ON jobs (owner, status, created_us, id);
 CREATE INDEX queue ON jobs (owner, pool, priority, queued_us) WHERE status = 'queued';
+CREATE INDEX waiting ON jobs (endpoint, queued_us) WHERE status = 'queued';
 CREATE INDEX low ON jobs (queued_us) WHERE status = 'queued' AND priority = 'low';
 CREATE INDEX due ON jobs (due_us) WHERE status = 'scheduled';
 CREATE INDEX awaiting_input ON jobs (input_us) WHERE input_us IS NOT NULL;
@@ -258,6 +259,12 @@ def find_keys(db: sqlite3.Connection, condition: str, at_us: int, limit: int) ->
     """Return the keys of the jobs that `find_jobs` would return."""
     query = f"SELECT owner, id FROM jobs WHERE {condition} LIMIT :limit"  # noqa: S608 - the constants above
     return [JobKey(*row) for row in _query_rows(db, "owner, id", query, {"at": at_us, "limit": limit})]
+
+
+def oldest_queued(db: sqlite3.Connection) -> dict[str, int]:
+    """Return `queued_us` of the job of each endpoint that has waited longest."""
+    query = "SELECT endpoint, min(queued_us) FROM jobs WHERE status = 'queued' GROUP BY endpoint"
+    return dict(db.execute(query).fetchall())
 
 
 def find_pools(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> set[str]:

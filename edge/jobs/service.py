@@ -4,7 +4,8 @@ Each write is a compare-and-set on the record. A step after the write (publish t
 fail: the reconciler repeats it.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from edge.assets.service import AssetService
 from edge.core.clock import Clock, Entropy
 from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
+from edge.core.metrics import EdgeMetrics
 from edge.core.validation import asset_missing_problem, input_invalid_problem
 from edge.index.index import JobIndex
 from edge.index.row import input_digests, result_digests
@@ -71,6 +73,7 @@ class JobService:
         publish_window: PublishWindow,
         clock: Clock,
         entropy: Entropy,
+        metrics: EdgeMetrics,
     ) -> None:
         self._bus = bus
         self._readiness = readiness
@@ -80,6 +83,7 @@ class JobService:
         self._publish_window = publish_window
         self._clock = clock
         self._entropy = entropy
+        self._metrics = metrics
 
     async def submit(  # noqa: PLR0913 - each is one property of the request
         self,
@@ -97,13 +101,15 @@ class JobService:
         stored in the record: the gateway puts it into its messages about the job.
         """
         may_exist = job_id is not None or idempotency_key is not None
-        while True:
-            key = JobKey(owner, self._choose_id(owner, job_id, idempotency_key))
-            submission = await self._create_or_find(key, body, trace_id, request_id, may_exist=may_exist)
-            if may_exist or not submission.replayed:  # else the generated id is in use: generate another one
-                break
-        if not _is_of_request(submission, body):
-            raise id_in_use("conflict" if job_id is not None else "idempotency_mismatch")
+        with self._counted_refusals():
+            while True:
+                key = JobKey(owner, self._choose_id(owner, job_id, idempotency_key))
+                submission = await self._create_or_find(key, body, trace_id, request_id, may_exist=may_exist)
+                if may_exist or not submission.replayed:  # else the generated id is in use: generate another one
+                    break
+            if not _is_of_request(submission, body):
+                raise id_in_use("conflict" if job_id is not None else "idempotency_mismatch")
+        self._count_submission(submission)
         return submission
 
     async def submit_equivalent(
@@ -115,13 +121,23 @@ class JobService:
         """
         compared = await self.submit_or_compare(key, body, trace_id=trace_id, request_id=request_id)
         if not compared.is_equivalent:
-            raise id_in_use("conflict")
+            with self._counted_refusals():
+                raise id_in_use("conflict")
         return compared.submission
 
     async def submit_or_compare(
         self, key: JobKey, body: dict[str, Any], *, trace_id: str | None = None, request_id: str = ""
     ) -> ComparedSubmission:
         """Create the job `key` from `body`, as `submit` does; or compare the existing job with `body`."""
+        with self._counted_refusals():
+            compared = await self._create_or_compare(key, body, trace_id, request_id)
+        if compared.is_equivalent:
+            self._count_submission(compared.submission)
+        return compared
+
+    async def _create_or_compare(
+        self, key: JobKey, body: dict[str, Any], trace_id: str | None, request_id: str
+    ) -> ComparedSubmission:
         check_job_id(key.id)
         submission = await self._create_or_find(key, body, trace_id, request_id, may_exist=True)
         if _is_of_request(submission, body):
@@ -163,7 +179,7 @@ class JobService:
         the old round or the new one.
         """
         key = ended.record.job.key
-        with translate_errors():
+        with self._counted_refusals(), translate_errors():
             try:
                 with self._admission.quotas.count_submit(key):
                     admitted = await self._admission.admit(key, request_digest(body), body, None)
@@ -171,8 +187,26 @@ class JobService:
                     revision = await self._bus.job_store.update(key, record, ended.revision)
             except RevisionConflict:
                 return False
-        self._after_write(VersionedRecord(revision, record))
+        entry = VersionedRecord(revision, record)
+        self._after_write(entry)
+        self._count_submission(AcceptedSubmission(entry, replayed=False))
         return True
+
+    @contextmanager
+    def _counted_refusals(self) -> Iterator[None]:
+        """Count a ProblemError that leaves the block."""
+        try:
+            yield
+        except ProblemError as error:
+            self._metrics.submit_refusals.inc(error.code)
+            raise
+
+    def _count_submission(self, submission: AcceptedSubmission) -> None:
+        job = submission.entry.record.job
+        if submission.replayed:
+            self._metrics.submit_replays.inc(job.endpoint)
+        else:
+            self._metrics.count_submit(job.owner, job.endpoint)
 
     async def validate(self, body: dict[str, Any]) -> None:
         """Check what does not depend on uploaded files, so that no file is stored for a request that must fail."""

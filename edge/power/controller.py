@@ -31,6 +31,9 @@ from schemas.power import PowerOverride, PowerRecord, PowerState
 from schemas.problems import ProblemError
 from schemas.status import WaitReason
 
+RecordChangeSubscriber = Callable[[str, PowerRecord, PowerRecord], None]
+"""It is called with the host, and with its record before and after the change."""
+
 MIN_TICK_GAP_S = 0.05  # between the starts of two ticks, however many changes arrive
 
 _log = structlog.get_logger()
@@ -52,6 +55,7 @@ class PowerController:
         self._online_hosts: frozenset[str] = frozenset()
         self._unconfirmed_calls: dict[str, str] = {}  # host -> id of a call whose write failed and may have been stored
         self._subscribers: set[Callable[[HostNotice], object]] = set()
+        self._record_subscribers: list[RecordChangeSubscriber] = []
         self._tick_requests = Notifier()
 
     # ── readers for other services ───────────────────────────────────────────────────────────────────────────────
@@ -119,6 +123,10 @@ class PowerController:
         self._subscribers.add(listener)
         return lambda: self._subscribers.discard(listener)
 
+    def subscribe_records(self, listener: RecordChangeSubscriber) -> None:
+        """Call `listener` with each change of a record that this edge sees, whoever wrote it. It must not block."""
+        self._record_subscribers.append(listener)
+
     def request_tick(self) -> None:
         """Start the next tick now, because something changed."""
         self._tick_requests.notify()
@@ -174,6 +182,9 @@ class PowerController:
         """Keep a newer row, written by any edge, and notify listeners once of each change of state."""
         before, self._rows[host] = self._rows.get(host), row
         record = row.value
+        if before is not None and before.revision != row.revision:
+            for on_change in self._record_subscribers:
+                on_change(host, before.value, record)
         if before is None or before.value.state is record.state:
             return
         self._poller.poll_now(host)

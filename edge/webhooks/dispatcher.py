@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 from bus.interface import Bus, BusError, LeasedItem, RevisionConflict, TableRow, WebhookDelivery
 from bus.notifier import Notifier
 from edge.core.clock import Clock, Entropy
+from edge.core.metrics import EdgeMetrics
 from edge.index.index import JobIndex
 from edge.index.row import RowChange
 from edge.jobs.view import JobViewBuilder
@@ -51,6 +52,7 @@ class WebhookDispatcher:
         circuit_breaker: ReceiverCircuitBreaker,
         clock: Clock,
         limits: DispatchLimits,
+        metrics: EdgeMetrics,
     ) -> None:
         self._bus = bus
         self._delivery_log = delivery_log
@@ -59,6 +61,7 @@ class WebhookDispatcher:
         self._circuit_breaker = circuit_breaker
         self._clock = clock
         self._limits = limits
+        self._metrics = metrics
         self._attempt_slots = CapacityLimiter(limits.concurrent_attempts)
         self._work = Notifier()
         index.subscribe_changes(self._on_job_changes)
@@ -170,6 +173,9 @@ class WebhookDispatcher:
         if outcome is not None and outcome.state is DeliveryState.DISABLED:
             await self._secrets.disable_receiver(owner, row.value.url)
         after, wait = self._next_row(row.value, outcome)
+        if outcome is not None:
+            self._metrics.webhook_attempts.inc(after.state)
+            self._metrics.webhook_durations.observe(outcome.attempt.took_s)
         try:
             key = delivery_key(leased.value.record.job.key, row.value.revision)
             await self._bus.delivery_log.update(key, after, row.revision)
@@ -227,6 +233,7 @@ def build_webhooks(  # noqa: PLR0913, PLR0917 - the services it works with
     guarded: httpx2.AsyncClient,
     settings: WebhookSettings,
     dependencies: WebhookDependencies,
+    metrics: EdgeMetrics,
 ) -> WebhookServices:
     """Create the webhook services. Nothing runs before `dispatcher.run`."""
     now, monotonic, random = dependencies.now, dependencies.monotonic, dependencies.random
@@ -235,5 +242,5 @@ def build_webhooks(  # noqa: PLR0913, PLR0917 - the services it works with
     sender = WebhookSender(guarded, viewer, now, monotonic, settings.timeout_s)
     circuit_breaker = ReceiverCircuitBreaker(settings.at_once_each, monotonic, random)
     limits = DispatchLimits(settings.at_once, random, dependencies.retry_delays_s)
-    dispatcher = WebhookDispatcher(bus, index, log, secrets, sender, circuit_breaker, now, limits)
+    dispatcher = WebhookDispatcher(bus, index, log, secrets, sender, circuit_breaker, now, limits, metrics)
     return WebhookServices(secrets, log, dispatcher)

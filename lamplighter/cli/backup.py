@@ -4,7 +4,7 @@ import asyncio
 import re
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from bus.nats.snapshots import BACKUP_STREAMS, SnapshotClient
 from bus.open import open_for_backup
 from bus.secret_files import make_private_folder
 from edge.core.clock import utc_now
+from edge.core.installation import record_backup
 from edge.store.factory import open_store
 from edge.store.port import AssetStore, StoreError
 from lamplighter.cli import display
@@ -143,7 +144,10 @@ async def _write_backup(  # noqa: PLR0913 - the options of the command, where th
         if make_folder and not file.parent.exists():
             make_private_folder(file.parent)
         with create_archive(file, secret) as writer, bar:
-            return await BackupWriter(place, writer, bar).write_all(bus, snapshots, store)
+            manifest = await BackupWriter(place, writer, bar).write_all(bus, snapshots, store)
+        with suppress(BusError):  # the backup is good, only its time will be missing in the metrics
+            await record_backup(bus.installation_constants, manifest.made_at)
+        return manifest
 
 
 class BackupSummary(Struct, frozen=True):

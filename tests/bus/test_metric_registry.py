@@ -1,23 +1,14 @@
 """Instruments from the table: bounded labels, and text that Prometheus reads."""
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from bus.metric_registry import MetricRegistry, render_for_any_key
 from schemas.metrics import SERIES_LIMIT, MetricOwner
+from tests.support.metric_samples import Series, parse_samples, series_of
 
 
-def samples(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Return the value of each series, by name and label values."""
-    return {
-        (sample.name, tuple(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(text.decode())
-        for sample in family.samples
-    }
-
-
-def rendered(registry: MetricRegistry) -> dict[tuple[str, tuple[str, ...]], float]:
-    return samples(registry.render(registry.snapshot()))
+def rendered(registry: MetricRegistry) -> dict[Series, float]:
+    return parse_samples(registry.render(registry.snapshot()).decode())
 
 
 def test_what_was_counted_is_answered():
@@ -32,12 +23,12 @@ def test_what_was_counted_is_answered():
     streams.inc("sse")
     streams.inc("sse", amount=-1)
     found = rendered(registry)
-    assert found["lamplighter_submits_total", ("echo",)] == 3
-    assert found["lamplighter_job_wait_seconds_count", ("echo",)] == 2
-    assert found["lamplighter_job_wait_seconds_sum", ("echo",)] == 3
-    assert found["lamplighter_open_streams", ("sse",)] == 0
-    assert found["process_start_time_seconds", ()] > 0
-    assert not [name for name, _ in found if name.endswith("_created")]
+    assert found["lamplighter_submits_total", "echo"] == 3
+    assert found["lamplighter_job_wait_seconds_count", "echo"] == 2
+    assert found["lamplighter_job_wait_seconds_sum", "echo"] == 3
+    assert found["lamplighter_open_streams", "sse"] == 0
+    assert found["process_start_time_seconds",] > 0
+    assert not [series for series in found if series[0].endswith("_created")]
 
 
 def test_values_beyond_the_limit_and_unknown_codes_are_counted_as_other():
@@ -51,16 +42,13 @@ def test_values_beyond_the_limit_and_unknown_codes_are_counted_as_other():
         waits.observe(1.0, f"endpoint-{number}")
     refusals.inc("not_found")
     found = rendered(registry)
-    by_endpoint = [labels for name, labels in found if name == "lamplighter_submits_total"]
-    assert len(by_endpoint) == SERIES_LIMIT + 1
-    assert found["lamplighter_submits_total", ("other",)] == 2 * SERIES_LIMIT
-    assert {
-        labels: value for (name, labels), value in found.items() if name == "lamplighter_submit_refusals_total"
-    } == {
+    assert len(series_of(found, "lamplighter_submits_total")) == SERIES_LIMIT + 1
+    assert found["lamplighter_submits_total", "other"] == 2 * SERIES_LIMIT
+    assert series_of(found, "lamplighter_submit_refusals_total") == {
         ("other",): 3 * SERIES_LIMIT,
         ("not_found",): 1,
     }
-    assert found["lamplighter_job_wait_seconds_count", ("other",)] == 2 * SERIES_LIMIT
+    assert found["lamplighter_job_wait_seconds_count", "other"] == 2 * SERIES_LIMIT
 
 
 def test_a_snapshot_has_what_was_read_for_it_and_a_part_of_that_for_every_key():
@@ -70,12 +58,12 @@ def test_a_snapshot_has_what_was_read_for_it_and_a_part_of_that_for_every_key():
     snapshot.set("lamplighter_jobs", 2, "echo", "queued")
     snapshot.set("lamplighter_broker_connected", 1)
     snapshot.set("lamplighter_host_on_seconds_total", 9.5, "gpu-1")
-    found = samples(registry.render(snapshot))
-    assert found["lamplighter_jobs", ("echo", "queued")] == 2
-    assert found["lamplighter_broker_connected", ()] == 1
-    assert found["lamplighter_host_on_seconds_total", ("gpu-1",)] == 9.5
-    assert found["lamplighter_submits_total", ("echo",)] == 1
-    assert samples(render_for_any_key(snapshot)) == {("lamplighter_jobs", ("echo", "queued")): 2}
+    found = parse_samples(registry.render(snapshot).decode())
+    assert found["lamplighter_jobs", "echo", "queued"] == 2
+    assert found["lamplighter_broker_connected",] == 1
+    assert found["lamplighter_host_on_seconds_total", "gpu-1"] == 9.5
+    assert found["lamplighter_submits_total", "echo"] == 1
+    assert parse_samples(render_for_any_key(snapshot).decode()) == {("lamplighter_jobs", "echo", "queued"): 2}
 
 
 def test_a_name_that_is_not_in_the_table_is_refused():

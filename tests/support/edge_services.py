@@ -14,6 +14,7 @@ from bus.open import open_edge, open_runner
 from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService, UploadSettings
 from edge.core.leases import Leases
+from edge.core.metrics import EdgeMetrics, MetricsSettings
 from edge.core.signed_urls import UrlSettings, UrlSigner
 from edge.deletion import DeletionServices, OwnerDeletionService
 from edge.hosts.endpoints import EndpointRegistry
@@ -22,6 +23,7 @@ from edge.index.index import JobIndex
 from edge.jobs.eta import EtaEstimator
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
+from edge.jobs.job_metrics import JobMetrics
 from edge.jobs.publish_window import PublishWindow
 from edge.jobs.readiness import BrokerReadiness
 from edge.jobs.reconciler import IntervalTimer, PowerProbe, ReconcileContext, ReconcilePolicy, Reconciler
@@ -133,6 +135,8 @@ class EdgeServicesRig:
         self.endpoints = EndpointRegistry(self.bus, (ECHO_ENDPOINT,))
         self.folder = folder
         self.index = JobIndex(folder / "index.db", self.bus.job_store)
+        self.metrics = EdgeMetrics(MetricsSettings(owners=True))
+        JobMetrics(self.index, self.metrics)
         self.limits: dict[str, OwnerQuotaOverride] = {}
         self.upload_states = UploadStateStore(folder / "uploads")
         self.quotas = OwnerQuotas(
@@ -191,6 +195,7 @@ class EdgeServicesRig:
             publish_window=self.publish_window,
             clock=time,
             entropy=entropy,
+            metrics=self.metrics,
         )
         self.uploads = UploadService(
             self.upload_states, self.assets, time, FixedEntropy(), UploadSettings(), limit=1 << 20, quotas=self.quotas
@@ -212,6 +217,7 @@ class EdgeServicesRig:
             self.outside,
             WebhookSettings(timeout_s=2),
             webhooks.WebhookDependencies(now=time, monotonic=time.seconds, entropy=FixedEntropy(), random=lambda: 0.0),
+            self.metrics,
         )
         self.event_streams = EventStreams(self.bus, self.job_views, self.hosts)
         self.reconcile_context = ReconcileContext(

@@ -27,6 +27,7 @@ from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
 from edge.power.drivers import factory as drivers
 from edge.power.observation import FleetObserver
+from edge.power.power_metrics import PowerMetrics
 from edge.power.relay_hub import RelayHub
 from edge.usage.recorder import UsageRecorder
 from edge.usage.report import UsageReports
@@ -61,9 +62,13 @@ GATEWAY_LIMITS = GatewayLimits(sockets_per_key=STREAMS_PER_KEY, sockets_per_owne
 OWNERS = {"ann": CLIENT_SCOPES, "bob": CLIENT_SCOPES, "admin": (Scope.ADMIN,), "runner": (Scope.RUNNER,)}
 
 
+PRICE = PowerPrice(per_hour=2.0)
+DECLARED_HOSTS = {"gpu-9": CommandHostConfig(on=("true",), off=("true",), state=("false",), price=PRICE)}
+
+
 def declare_dark_host(made: FakeBusServicesRig) -> PowerController:
     """Declare `gpu-9`, which stays off: its power driver answers, and nothing runs there."""
-    declared = {"gpu-9": CommandHostConfig(on=("true",), off=("true",), state=("false",))}
+    declared = DECLARED_HOSTS
     tools = drivers.DriverDependencies(
         client=httpx2.AsyncClient(verify=False), environ={}, now=made.time, new_id=lambda: "id"
     )
@@ -93,7 +98,7 @@ def make_services(
     requests_per_minute: int = 30_000,
 ) -> EdgeServices:
     power = declare_dark_host(made)
-    prices = {"gpu-9": PowerPrice(per_hour=2.0)}
+    prices = {"gpu-9": PRICE}
     return EdgeServices(
         bus=made.bus,
         store=made.store,
@@ -129,6 +134,10 @@ def make_services(
         usage_recorder=UsageRecorder(made.bus.usage_log, made.index, power.records, prices),
         audit=AuditLog(made.bus.audit_log, made.time, FixedEntropy()),
         form_dir=made.folder,
+        data_dir=made.folder,
+        metrics=made.metrics,
+        power_metrics=PowerMetrics(power, DECLARED_HOSTS, made.metrics, made.time),
+        now=made.time,
         trusted_proxies=proxies,
         relay_hub=RelayHub(partial(_hex, FixedEntropy()), made.time),
         request_limits=RequestLimiter(requests_per_minute, made.time.seconds),

@@ -2,11 +2,11 @@
 
 from litestar import Response
 from msgspec import Struct, field
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
-from edge.core.error_handling import translate_errors
+from bus.metric_registry import CONTENT_TYPE, render_for_any_key
 from edge.http.auth import NO_AUTH, require_scope
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep, get_or_head
+from edge.http.metric_snapshot import read_for_any_key, read_for_operator
 from schemas.auth import ApiKey, Scope
 from schemas.version import VERSION
 
@@ -53,26 +53,22 @@ async def readyz(services: ServicesDep) -> Response[ReadinessView]:
     return Response(ReadinessView("ok", degraded=degraded, ailing=degraded), status_code=200)
 
 
-@get_or_head("/metrics", guards=[require_scope(Scope.HOSTS_READ)], media_type=CONTENT_TYPE_LATEST)
+@get_or_head("/metrics", guards=[require_scope(Scope.HOSTS_READ)], media_type=CONTENT_TYPE)
 async def metrics(request: AnyRequest, services: ServicesDep) -> bytes:
-    """Return Prometheus metrics: jobs by status and endpoint, hosts by state, and the use of the broker's store.
+    """Return Prometheus metrics: of jobs, hosts, the broker, webhooks and this edge's requests.
 
-    A key with `power` or `admin` sees the jobs of all owners; other keys see those of their own.
+    A key with `power` or `admin` sees all of them. Other keys see the jobs of their own owner, hosts by state, and the
+    use of the broker's store.
     """
     caller: ApiKey = request.auth
-    sees_all_owners = caller.allows(Scope.POWER)
-    registry = CollectorRegistry()
-    jobs = Gauge("lamplighter_jobs", "Jobs in the index", ["endpoint", "status"], registry=registry)
-    for key, count in services.index.count_jobs().items():
-        if sees_all_owners or key.owner == caller.owner:
-            jobs.labels(key.endpoint, key.status).inc(count)
-    hosts = Gauge("lamplighter_hosts", "Hosts by state", ["state"], registry=registry)
-    for view in services.hosts.views():
-        hosts.labels(view.state).inc()
-    used = Gauge("lamplighter_broker_store_used_ratio", "Share of the broker's store in use", registry=registry)
-    with translate_errors():
-        used.set((await services.bus.health.status()).used_share)
-    return generate_latest(registry)
+    snapshot = services.metrics.registry.snapshot()
+    if not caller.allows(Scope.POWER):
+        await read_for_any_key(services, snapshot, caller.owner)
+        return render_for_any_key(snapshot)
+    await read_for_any_key(services, snapshot, None)
+    await read_for_operator(services, snapshot)
+    snapshot.set("lamplighter_edge_ready", not await _readiness_problems(services))
+    return services.metrics.registry.render(snapshot)
 
 
 ROUTES = (

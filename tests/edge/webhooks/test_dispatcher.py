@@ -16,6 +16,7 @@ from schemas.job import Job
 from schemas.problems import ProblemError
 from schemas.webhook import DeliveryLogRow, DeliveryState
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, fake_bus_services
+from tests.support.metric_samples import parse_samples, series_of
 from tests.support.scripted_servers import scripted_server, stay_silent
 from tests.support.wait import wait_for
 from tests.support.webhook_receiver import run_receiver, statuses_in_order
@@ -150,6 +151,11 @@ async def test_gone_disables_the_url_for_its_owner_until_a_replay(fake: FakeBusS
         await rows(fake, first, DeliveryState.DELIVERED)
         assert [got.id for got in receiver.got].count(row.id) == 2
         await rows(fake, await hooked(fake, receiver.url), DeliveryState.DELIVERED)
+    registry = fake.metrics.registry
+    found = parse_samples(registry.render(registry.snapshot()).decode())
+    attempts = series_of(found, "lamplighter_webhook_attempts_total")
+    assert attempts == {("disabled",): 1, ("delivered",): 3}, "a URL that is disabled is not asked"
+    assert found["lamplighter_webhook_attempt_duration_seconds_count",] == 4
 
 
 @pytest.mark.parametrize("delivery", ["nonsense", "a.b", ".1", "never.7", "one.99999999999999999999999"])
