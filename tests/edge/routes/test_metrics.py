@@ -15,6 +15,7 @@ from schemas.metrics import METRICS
 from schemas.retry_policy import make_job_failure
 from schemas.status import FINAL_STATUSES
 from tests.support.metric_samples import Series, parse_samples, series_of
+from tests.support.prometheus_tools import find_program
 from tests.support.served_edge import PRICE, ServedEdge
 from tests.support.wait import wait_for
 
@@ -174,6 +175,13 @@ async def test_an_ordinary_key_sees_its_own_jobs_hosts_and_the_store_and_nothing
     assert of_bob["lamplighter_jobs", "echo", "queued"] == 1
     assert not series_of(of_ann, "lamplighter_jobs")
     assert (await edge.anyone.get("/metrics")).status_code == 401
+
+
+async def test_promtool_finds_nothing_to_complain_of(edge: ServedEdge):
+    await edge.ann.put("/v1/jobs/one", json=ECHO)
+    text = (await edge.admin.get("/metrics")).content
+    checked = await anyio.run_process([find_program("promtool"), "check", "metrics"], input=text, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
 async def test_what_was_stored_before_the_start_is_not_counted(edge: ServedEdge):
