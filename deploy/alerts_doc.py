@@ -5,7 +5,7 @@ from deploy.alert_rules import RULES, AlertRule, duration
 HEAD = """# Alerts
 
 Made from `deploy/alert_rules.py` by `just docs`; a test compares. The same table makes
-[rules.yaml](../deploy/prometheus/rules.yaml), which Prometheus reads.
+[rules.yaml](../deploy/prometheus/rules.yaml), which Prometheus reads: [observe.md](observe.md) shows how.
 
 Every alert has the labels `severity` and `condition`, and the annotations `summary`, `action` and `page`, the section
 here. `critical`: jobs are refused, or a machine does not do what the edge tells it. `warning`: that follows if nothing
