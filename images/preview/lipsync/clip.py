@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -22,6 +23,9 @@ _EARLY = 0.25  # of a picture's time; without it, files with millisecond timesta
 _HELD_BYTES = 256 << 20  # decoded pictures held in memory while running backward: files decode forward only
 _DEEPEST = 6  # bytes per pixel of the largest format that a decoder returns (16 bit 4:4:4)
 
+_PICTURE_FPS = Fraction(25)  # of a single picture, and of a video that names no rate or one below _SLOWEST_FPS
+_SLOWEST_FPS, _FASTEST_FPS = 10, 60  # as in endpoint.toml
+
 Frames = Iterator[av.VideoFrame]
 File = av.container.InputContainer
 Stream = av.video.stream.VideoStream
@@ -30,10 +34,12 @@ Stream = av.video.stream.VideoStream
 class Clip:
     """A video read at `fps`. Picture k is the frame shown k / fps seconds after the first frame."""
 
-    def __init__(self, path: Path, fps: int, max_side: int) -> None:
-        """Decode the first frame to learn the shape. Raises BadInput (unreadable_video, input_too_large)."""
+    def __init__(self, path: Path, fps: int | None, max_side: int) -> None:
+        """Decode the first frame to learn the shape. Without `fps`, the video's own rate is used.
+
+        Raises BadInput (unreadable_video, input_too_large).
+        """
         self._path = path
-        self._fps = fps
         with self._open() as (file, stream):
             first = next(file.decode(stream), None)
             if first is None:
@@ -41,22 +47,23 @@ class Clip:
             self.shape = Shape.of(first, stream.codec_context.sample_aspect_ratio, max_side)
             self.source_pixels = first.width * first.height
             self._start = _time(first, 0.0)
+            self.fps = Fraction(fps) if fps else _own_rate(stream)
 
     def pictures(self, first: int, stop: int) -> Iterator[Picture]:
         """Yield the pictures first..stop-1, fewer if the clip ends earlier. Raises BadInput if the file is cut off."""
         index = first
         with self._open() as (file, stream):
-            for frame, until in self._shown(self._from(file, stream, first / self._fps)):
-                while index < stop and (index + _EARLY) / self._fps < until:
+            for frame, until in self._shown(self._from(file, stream, float(first / self.fps))):
+                while index < stop and (index + _EARLY) / self.fps < until:
                     yield Picture(frame, self.shape)
                     index += 1
                 if index >= stop:
                     return
-            self._complete(index / self._fps, file, stream)
+            self._complete(float(index / self.fps), file, stream)
 
     def _shown(self, frames: Frames) -> Iterator[tuple[av.VideoFrame, float]]:
         """Yield each frame with the time, in seconds from the clip's first frame, at which the next replaces it."""
-        last, since, length = None, 0.0, 1 / self._fps
+        last, since, length = None, 0.0, float(1 / self.fps)
         for frame in frames:
             now = _time(frame, self._start + since + length) - self._start
             if last is None:
@@ -100,6 +107,14 @@ class Clip:
             stream = file.streams.video[0]
             stream.thread_type = "AUTO"
             yield file, stream
+
+
+def _own_rate(stream: Stream) -> Fraction:
+    """Return the rate of the video, halved until it is at most 60 frames per second. Phones name 29.87 and the like."""
+    rate = stream.average_rate or stream.guessed_rate or _PICTURE_FPS
+    while rate > _FASTEST_FPS:
+        rate /= 2
+    return rate.limit_denominator(1001) if rate >= _SLOWEST_FPS else _PICTURE_FPS
 
 
 def _sought(file: File, stream: Stream, target_s: float) -> av.VideoFrame | None:

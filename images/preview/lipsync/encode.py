@@ -23,7 +23,7 @@ _AAC_FRAME = 1024
 class Coding:
     """Frames per second, x264's constant rate factor (lower: better quality, larger file), and its speed preset."""
 
-    fps: int
+    fps: Fraction
     crf: int
     preset: str
 
@@ -45,10 +45,10 @@ class VideoWriter:
         height, width = luma.shape
         joined = np.concatenate([luma.reshape(-1), chroma.reshape(-1)]).reshape(height * 3 // 2, width)
         frame = av.VideoFrame.from_ndarray(joined, format="yuv420p")
-        frame.pts, frame.time_base = self._pictures, Fraction(1, self._fps)
+        frame.pts, frame.time_base = self._pictures, 1 / self._fps
         self._file.mux(self._video.encode(frame))
         self._pictures += 1
-        self._add_sound(self._pictures / self._fps)
+        self._add_sound(float(self._pictures / self._fps))
 
     def _add_sound(self, until_s: float) -> None:
         while self._samples / sound.OUT_RATE < until_s:

@@ -26,27 +26,31 @@ _SCANNED = 0.3  # the job's progress when the first pass is done
 class PreviewOptions:
     """The settings of a job, which the edge has checked against endpoint.toml.
 
-    `gain` scales how far the mouth opens; `max_side` bounds the result's longer side, in pixels.
+    `fps` is None for the video's own rate. `gain` scales how far the mouth opens; `max_side` bounds the result's longer
+    side, in pixels.
     """
 
-    coding: Coding
+    fps: int | None
     gain: float
     max_side: int
+    crf: int
+    preset: str
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "PreviewOptions":
-        coding = Coding(int(fields.get("fps", 25)), int(fields.get("crf", 20)), str(fields.get("preset", "superfast")))
-        return cls(coding, float(fields.get("gain", 1.0)), int(fields.get("max_side", 1920)))
+        fps = int(fields["fps"]) if "fps" in fields else None
+        crf, preset = int(fields.get("crf", 20)), str(fields.get("preset", "superfast"))
+        return cls(fps, float(fields.get("gain", 1.0)), int(fields.get("max_side", 1920)), crf, preset)
 
 
 def work(job: jobkit.Job, engine: PreviewEngine) -> dict[str, Any]:
     """Write result.mp4 and return its properties. Raises BadInput with the codes in endpoint.toml."""
     options = PreviewOptions.of(job.input)
-    coding = options.coding
     heard = _heard(job, engine)
+    clip = Clip(job.path("video"), options.fps, options.max_side)
+    coding = Coding(clip.fps, options.crf, options.preset)
     total = max(1, round(heard.seconds * coding.fps))
-    curves = voice.curves(engine.mouth, heard, coding.fps, total)
-    clip = Clip(job.path("video"), coding.fps, options.max_side)
+    curves = voice.curves(engine.mouth, heard, float(coding.fps), total)
     with torch.inference_mode():
         began = time.monotonic()
         seen = scan(clip, total, engine, _teller(job, "track", (0.0, _SCANNED), total))
@@ -65,7 +69,7 @@ def work(job: jobkit.Job, engine: PreviewEngine) -> dict[str, Any]:
         "device": engine.device.type,
         "width": clip.shape.width,
         "height": clip.shape.height,
-        "fps": coding.fps,
+        "fps": round(float(coding.fps), 3),
         "frames": total,
         "seconds": round(heard.seconds, 3),
         "face_box": layout.box,

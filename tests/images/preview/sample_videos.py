@@ -34,6 +34,19 @@ def write_numbered_video(path: Path, times: list[float], size: tuple[int, int] =
     return path
 
 
+def write_video(path: Path, rate: Fraction, frames: int) -> Path:
+    """A small grey video at a constant rate."""
+    with av.open(path, "w") as file:
+        stream = file.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((72, 64), 128, np.uint8), format="yuv420p")
+            frame.pts, frame.time_base = index, 1 / rate
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
 def write_resized_video(source: Path, path: Path, width: int, height: int) -> Path:
     """The same clip in another size, with its index at the front as on the web."""
     with av.open(source) as given, av.open(path, "w", options={"movflags": "+faststart"}) as file:

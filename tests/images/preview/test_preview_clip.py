@@ -1,5 +1,6 @@
 """Reading what clients send: any timing, rotation and size, from any point, and clear words for what cannot be read."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -9,7 +10,7 @@ import pytest
 import jobkit
 from lipsync import sound
 from lipsync.clip import Clip, back_and_forth
-from tests.images.preview.sample_videos import write_numbered_video, write_resized_video, write_wav
+from tests.images.preview.sample_videos import write_numbered_video, write_resized_video, write_video, write_wav
 
 
 def levels(clip: Clip, first: int, stop: int) -> list[int]:
@@ -37,6 +38,32 @@ def test_the_rate_is_the_jobs_not_the_files(tmp_path: Path, fps: int, expected: 
     assert (
         levels(Clip(write_numbered_video(tmp_path / "a.mp4", [i / 30 for i in range(9)]), fps, 1920), 0, 18) == expected
     )
+
+
+@pytest.mark.parametrize(
+    ("rate", "kept"),
+    [
+        (Fraction(30000, 1001), Fraction(30000, 1001)),
+        (Fraction(24), Fraction(24)),
+        (Fraction(60), Fraction(60)),
+        (Fraction(120), Fraction(60)),
+        (Fraction(240), Fraction(60)),
+        (Fraction(5), Fraction(25)),
+    ],
+    ids=str,
+)
+def test_without_a_rate_the_files_own_is_kept_within_bounds(tmp_path: Path, rate: Fraction, kept: Fraction) -> None:
+    assert Clip(write_video(tmp_path / "a.mp4", rate, 24), None, 1920).fps == kept
+
+
+def test_the_rate_of_a_single_picture_is_25(tmp_path: Path) -> None:
+    path = tmp_path / "face.png"
+    with av.open(path, "w", format="image2") as file:
+        stream = file.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        file.mux(stream.encode(frame))
+    assert Clip(path, None, 1920).fps == 25
 
 
 def test_odd_sizes_become_even_and_large_ones_smaller(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from lipsync.encode import COMMENT, Coding
+from lipsync.encode import COMMENT
 from lipsync.engine import PreviewEngine
 from lipsync.work import PreviewOptions
 from schemas.container_protocol import ErrorLine, ExitCode, MetricLine, ProgressLine
@@ -36,12 +37,12 @@ def test_result_is_a_whole_mp4_as_long_as_the_speech(spoken: SimpleNamespace, sa
     with av.open(spoken.out / "result.mp4") as file:
         video, audio = file.streams.video[0], file.streams.audio[0]
         assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
-        assert (video.width, video.height, video.average_rate) == (640, 360, 25)
+        assert (video.width, video.height, video.average_rate) == (640, 360, 30)
         assert abs(float(video.duration * video.time_base) - seconds) < 0.1
         assert abs(float(audio.duration * audio.time_base) - seconds) < 0.1
         assert abs(file.duration / av.time_base - seconds) < 0.1
         assert file.metadata["comment"] == COMMENT == "preview engine (not HeyGem)"
-        assert sum(1 for _ in file.decode(video)) == spoken.data["frames"] == round(seconds * 25)
+        assert sum(1 for _ in file.decode(video)) == spoken.data["frames"] == round(seconds * 30)
     assert sorted(path.name for path in spoken.out.iterdir()) == ["output.json", "result.mp4"]
 
 
@@ -115,6 +116,23 @@ def test_a_video_gives_its_sound_as_speech(run: Run, samples: Path) -> None:
     assert done.code == 0, done.log
 
 
+def test_the_videos_own_rate_is_kept(run: Run, samples: Path, tmp_path: Path) -> None:
+    rate = Fraction(30000, 1001)
+    with av.open(samples / "face.mp4") as given, av.open(tmp_path / "ntsc.mp4", "w") as file:
+        stream = file.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        for index, frame in enumerate(given.decode(video=0)):
+            shown = frame.reformat(320, 180, "yuv420p")
+            shown.pts, shown.time_base = index, 1 / rate
+            file.mux(stream.encode(shown))
+        file.mux(stream.encode(None))
+    done = run(tmp_path / "ntsc.mp4", samples / "speech2.wav")
+    assert (done.code, done.data["fps"]) == (0, 29.97), done.log
+    with av.open(done.out / "result.mp4") as file:
+        assert file.streams.video[0].average_rate == rate
+        assert abs(file.duration / av.time_base - done.data["seconds"]) < 0.1
+
+
 def test_options_are_kept(run: Run, samples: Path) -> None:
     done = run(
         samples / "face.mp4", samples / "speech2.wav", fps=15, max_side=320, crf=30, gain=0.5, preset="ultrafast"
@@ -156,7 +174,7 @@ def test_cost_of_a_picture_is_bounded(samples: Path, tmp_path: Path, size: tuple
     """In two cores' processor time: a shared machine's clock tells nothing. At 1080p the face is 700 pixels high."""
     video = write_resized_video(samples / "face.mp4", tmp_path / "v.mp4", *size).read_bytes()
     files = {"v.mp4": video, "a.wav": (samples / "speech.wav").read_bytes()}
-    spent, peak = cost(make_job(tmp_path, {"video": "v.mp4", "audio": "a.wav"}, **files))
+    spent, peak = cost(make_job(tmp_path, {"video": "v.mp4", "audio": "a.wav", "fps": 25}, **files))
     assert 178 / spent * 2 >= least_fps
     assert peak < 1500
 
@@ -178,9 +196,8 @@ def test_endpoint_says_what_the_code_takes() -> None:
     fields = endpoint.input["properties"]
     assets = sorted(name for name, field in fields.items() if field.get("format") == "asset")
     assert sorted(endpoint.input["required"]) == assets == ["audio", "video"]
-    defaults = {name: field["default"] for name, field in fields.items() if name not in assets}
-    assert (
-        PreviewOptions.of({}) == PreviewOptions.of(defaults) == PreviewOptions(Coding(25, 20, "superfast"), 1.0, 1920)
-    )
+    defaults = {name: field["default"] for name, field in fields.items() if "default" in field}
+    assert {*fields} - {*defaults} == {"audio", "video", "fps"}  # without fps, the video's own rate is kept
+    assert PreviewOptions.of({}) == PreviewOptions.of(defaults) == PreviewOptions(None, 1.0, 1920, 20, "superfast")
     assert endpoint.warm
     assert endpoint.resources.gpu_optional
