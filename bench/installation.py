@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +18,11 @@ from msgspec import Struct
 
 from bench.figures import Figure
 from lamplighter import AsyncClient, api
-from schemas.events import JobRecord, Submitted
 from schemas.job import Job
 from schemas.job_view import JobView
 from schemas.status import WAITING_STATUSES, Status, WaitReason
 from tests.support.installation import IMAGES, ROOT, Installation, wait_until_ready
+from tests.support.stored_jobs import store_jobs
 from tests.support.wait import wait_for
 
 IMAGE = "lamplighter-echo"
@@ -36,7 +36,6 @@ FIXES: Mapping[str, str] = {
 DEFAULT_FIX = "read the end of the host's log, and run `lamplighter doctor` where a host runs"
 
 OWNERS = 100
-CREATE_CONCURRENCY = 64
 METRICS = api.ApiRequest(method="GET", path="/metrics", read=api.decode_text)
 
 
@@ -159,17 +158,14 @@ def make_job(number: int, **fields: Any) -> Job:
 async def create_jobs(made: BenchInstallation, jobs: Iterable[Job]) -> None:
     """Write the records of `jobs` as submits would, and return when the edge's index has them."""
     wanted: Counter[Status] = Counter()
+
+    def counted() -> Iterator[Job]:
+        for job in jobs:
+            wanted[job.status] += 1
+            yield job
+
     async with made.installation.bus() as bus:
-        waiting = iter(jobs)
-
-        async def worker() -> None:
-            for job in waiting:
-                wanted[job.status] += 1
-                await bus.job_store.create(job.key, JobRecord(job.created_at, Submitted(), job))
-
-        async with anyio.create_task_group() as tasks:
-            for _ in range(CREATE_CONCURRENCY):
-                tasks.start_soon(worker)
+        await store_jobs(bus, counted())
 
     async with AsyncClient(made.installation.url, made.admin) as admin:  # an owner's key would show only its own jobs
 

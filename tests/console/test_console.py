@@ -4,22 +4,27 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
-import anyio
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.console.conftest import Console
+from edge.core.clock import utc_now
+from schemas.job import Job
+from schemas.status import Status
+from tests.console.conftest import Console, open_console
 from tests.console.films import check_playing, make_film
 from tests.support.installation import ROOT
 from tests.support.node_packages import MODULES_DIR, require_node_packages
+from tests.support.stored_jobs import store_jobs
 from tests.support.wait import wait_for
 
 PAGES = ("new", "jobs", "hosts", "endpoints", "usage", "deliveries")
 ADMIN_PAGES = ("owners", "access")
 CONSOLE = ROOT / "edge" / "console"
 SIZE_LIMIT_BYTES = 200_000
+CROWD, WAITING_EVERY, RED_EVERY = 10_000, 10, 40
 UNSPACED = re.compile(r"[\u4e00-\u9fff][A-Za-z0-9]|[A-Za-z0-9][\u4e00-\u9fff]")
 PAYLOADS = (
     "<script>window.taken = 1</script>",
@@ -294,25 +299,70 @@ async def test_a_sign_in_link_works_once_and_leaves_no_trace(console: Console):
         again.errors.clear()  # the refusal of the used ticket
 
 
-async def test_thousands_of_jobs_scroll_and_only_what_is_seen_is_drawn(console: Console):
-    ann = console.running.ann
-    for batch in range(3):
-        body = [
-            {"endpoint": "echo", "input": {"text": f"crowd {batch}-{n}"}, "not_before": "2099-01-01T00:00:00Z"}
-            for n in range(1000)
-        ]
-        reply = await ann._http.post("/v1/batches", json={"jobs": body}, timeout=120)
-        assert reply.status_code == 202, reply.text
-    async with console.open_page(path="jobs") as watched:
-        viewport = watched.page.locator(".viewport")
-        await expect(watched.page.locator(".rows .row").first).to_be_visible()
-        for _ in range(60):
-            await viewport.evaluate("(list) => { list.scrollTop = list.scrollHeight; }")
-            if int(await viewport.get_attribute("aria-rowcount") or 0) >= 3000:
-                break
-            await anyio.sleep(0.1)
-        assert int(await viewport.get_attribute("aria-rowcount") or 0) >= 3000
-        assert await watched.page.locator(".rows .row").count() < 80
+def crowd_job(number: int) -> Job:
+    """Return a job of the owner `crowd`: one of 10 waits for its time, the others have ended; one of 40 is red."""
+    now, waits = utc_now(), number % WAITING_EVERY == 0
+    return Job(
+        id=f"crowd-{number:05}",
+        owner="crowd",
+        endpoint="echo",
+        pool="echo",
+        input={"text": f"crowd {number}"},
+        tags={"batch": "red"} if number % RED_EVERY == 0 else {},
+        request_digest=f"{number:064x}",
+        status=Status.SCHEDULED if waits else Status.CANCELLED,
+        created_at=now,
+        not_before=now + timedelta(days=365),
+        finished_at=None if waits else now,
+    )
+
+
+async def scroll_to_end(page: Page, rows: int) -> None:
+    """Scroll the list until it has so many rows."""
+    viewport = page.locator(".viewport")
+
+    async def has_all() -> bool:
+        await viewport.evaluate("(list) => { list.scrollTop = list.scrollHeight; }")
+        return int(await viewport.get_attribute("aria-rowcount") or 0) >= rows
+
+    await wait_for(has_all, timeout_s=120, interval_s=0.05)
+    assert int(await viewport.get_attribute("aria-rowcount") or 0) == rows
+
+
+async def act_on_all(page: Page, action: str, report: str) -> None:
+    """Press a button for many jobs, confirm, and wait for the report."""
+    await page.get_by_role("button", name=action).click()
+    await page.get_by_role("dialog").get_by_role("button", name=action).click()
+    await expect(page.locator("main summary").last).to_have_text(f"{action}: {report}", timeout=180_000)
+
+
+@pytest.mark.long(45)
+@pytest.mark.timeout(400)
+async def test_ten_thousand_jobs_scroll_and_many_are_cancelled_and_deleted(console: Console):
+    key = (await console.running.admin._http.post("/v1/keys", json={"owner": "crowd"})).json()["key"]
+    await store_jobs(console.running.bus, map(crowd_job, range(CROWD)))
+    red = CROWD // RED_EVERY
+    async with open_console(console.browser, console.url, key, "jobs") as watched:
+        page = watched.page
+        await expect(page.locator(".rows .row").first).to_be_visible(timeout=30_000)
+        await scroll_to_end(page, CROWD)
+        await expect(page.get_by_role("link", name="crowd-00000")).to_be_visible()
+        assert await page.locator(".rows .row").count() < 80, "only what is seen is drawn"
+
+        await console.go(watched, "jobs?tag=batch:red")
+        await scroll_to_end(page, red)
+        await expect(page.get_by_text("All that match the filters")).to_be_visible()
+        await act_on_all(page, "Cancel", f"{red} of {red}")
+        await act_on_all(page, "Delete", f"{red} of {red}")
+        await expect(page.get_by_text("No job matches these filters")).to_be_visible()
+
+        await console.go(watched, "jobs")
+        await page.get_by_role("button", name="Select all").click()
+        await expect(page.locator(".rows .row input:checked:disabled").first).to_be_visible()
+        await act_on_all(page, "Cancel", f"{CROWD - red} of {CROWD - red}")
+        await expect(page.locator(".rows .row").first).to_contain_text("cancelled")
+    counts = (await console.running.admin._http.get("/v1/owners/crowd")).json()
+    assert (counts["jobs"], counts["unfinished"]) == (CROWD - red, 0)
 
 
 def test_every_text_has_both_languages_and_the_same_values():

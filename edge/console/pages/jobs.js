@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { can, errorText, get, post } from "../api.js";
+import { can, errorText, get, owner, post } from "../api.js";
 import { askDialog, fill, h, throttled } from "../dom.js";
 import { duration, fullTime, secondsBetween, time } from "../format.js";
 import { listen } from "../live.js";
@@ -77,6 +77,7 @@ class JobList {
 export function jobsPage(main, query) {
   let list = new JobList(query); // replaced as a whole, so that a page that still loads changes the old one
   const selected = new Set();
+  let isAllSelected = false; // every job of the owner, also those that are not loaded
   const rows = h("div", { class: "rows", role: "rowgroup" }), spacer = h("div", { class: "spacer" }, rows);
   const viewport = h("div", { class: "viewport", tabIndex: 0, role: "table", "aria-label": t("page_jobs") }, spacer);
   const state = h("p", { class: "empty", role: "status" }, t("loading")), actions = h("div", { class: "bulk", hidden: true });
@@ -95,7 +96,7 @@ export function jobsPage(main, query) {
   }
 
   function row(job) {
-    const box = h("input", { type: "checkbox", checked: selected.has(job.id), "aria-label": t("select_job", { id: job.id }) });
+    const box = h("input", { type: "checkbox", checked: isAllSelected || selected.has(job.id), disabled: isAllSelected, "aria-label": t("select_job", { id: job.id }) });
     box.addEventListener("change", () => {
       if (box.checked) selected.add(job.id);
       else selected.delete(job.id);
@@ -117,6 +118,7 @@ export function jobsPage(main, query) {
       await list.more();
       state.hidden = list.jobs.length > 0;
       fill(state, list.isFiltered ? t("no_jobs_match") : t("no_jobs"), !list.isFiltered && can("jobs:write") && h("a", { href: "#/new" }, t("page_new")));
+      drawActions();
       drawSoon();
     } catch (error) {
       state.hidden = false;
@@ -125,16 +127,27 @@ export function jobsPage(main, query) {
   }
 
   function drawActions() {
-    actions.hidden = !selected.size && !list.isFiltered;
-    const count = selected.size ? t("selected_jobs", { n: selected.size }) : t("all_matching");
+    actions.hidden = !can("jobs:write") || !list.jobs.length;
+    if (!selected.size && !list.isFiltered && !isAllSelected) {
+      fill(actions, h("button", { class: "quiet", onclick: () => select(true) }, t("select_all")));
+      return;
+    }
+    const count = selected.size ? t("selected_jobs", { n: selected.size }) : t(list.isFiltered ? "all_matching" : "all_jobs");
     fill(actions, h("span", { class: "soft" }, count),
       ["cancel", "retry", "delete"].map((action) => h("button", { class: action === "delete" ? "danger" : "", onclick: () => act(action) }, t(`do_${action}`))),
-      selected.size > 0 && h("button", { class: "quiet", onclick: () => (selected.clear(), drawActions(), draw()) }, t("clear_selection")));
+      (selected.size > 0 || isAllSelected) && h("button", { class: "quiet", onclick: () => select(false) }, t("clear_selection")));
+  }
+
+  function select(isAll) {
+    isAllSelected = isAll;
+    selected.clear();
+    drawActions();
+    draw();
   }
 
   async function act(action) {
     const ids = [...selected];
-    const question = ids.length ? t(`ask_${action}_n`, { n: ids.length }) : t(`ask_${action}_filter`);
+    const question = ids.length ? t(`ask_${action}_n`, { n: ids.length }) : t(list.isFiltered ? `ask_${action}_filter` : `ask_${action}_all`, { owner: owner() });
     if (!(await askDialog(question, [], t(`do_${action}`), t("back"), action === "delete"))) return;
     try {
       const body = ids.length ? { action, ids } : { action, filter: actionFilter(list.query({})) };
@@ -144,7 +157,7 @@ export function jobsPage(main, query) {
         await new Promise((resolve) => setTimeout(resolve, 500));
         run = await get(`/v1/jobs/actions/${run.id}`);
       }
-      selected.clear();
+      select(false);
       fill(report, h("details", { class: "panel", open: run.failed > 0 }, h("summary", {}, progressText(run)),
         h("ul", {}, run.failures.map((failure) => h("li", {}, h("a", { href: `#/jobs/${encodeURIComponent(failure.id)}` }, failure.id), ` ${failure.code}: ${failure.detail}`)))));
       reload();
@@ -171,6 +184,7 @@ export function jobsPage(main, query) {
   const stopListening = listen((event) => {
     if (event.kind === "state" ? list.update(event.data) : event.kind === "progress" && list.progress(event.data)) {
       state.hidden = list.jobs.length > 0;
+      if (list.jobs.length === 1) drawActions();
       drawSoon();
     }
   });
