@@ -6,7 +6,8 @@ and given as a `MetricSnapshot`.
 Edge and runner share this module. Instruments may be used from several threads.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -18,6 +19,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    start_http_server,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -135,41 +137,56 @@ class MetricSnapshot:
 
 
 class _SnapshotCollector(Collector):
-    def __init__(self, families: Iterable[GaugeMetricFamily | CounterMetricFamily]) -> None:
-        self._families = families
+    """Answers a snapshot that `take` makes for each scrape."""
+
+    def __init__(self, take: Callable[[], Iterable[GaugeMetricFamily | CounterMetricFamily]]) -> None:
+        self._take = take
 
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
-        return self._families
+        return self._take()
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return ()  # otherwise the registry takes a snapshot to learn the names
 
 
 class MetricRegistry:
-    """All metrics of one process of the kind `owner`."""
+    """All metrics of one process of the kind `owner`. `collectors`: the same, as Prometheus' client has them."""
 
     def __init__(self, owner: MetricOwner) -> None:
         self._owner = owner
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+        self.collectors = CollectorRegistry()
+        ProcessCollector(registry=self.collectors)
+        PlatformCollector(registry=self.collectors)
 
     def counter(self, name: str) -> CounterFamily:
         """Return the counter `name` of the table."""
-        return CounterFamily(_metric_of(name, self._owner), self._registry)
+        return CounterFamily(_metric_of(name, self._owner), self.collectors)
 
     def histogram(self, name: str) -> HistogramFamily:
         """Return the histogram `name` of the table."""
-        return HistogramFamily(_metric_of(name, self._owner), self._registry)
+        return HistogramFamily(_metric_of(name, self._owner), self.collectors)
 
     def gauge(self, name: str) -> GaugeFamily:
         """Return the gauge `name` of the table."""
-        return GaugeFamily(_metric_of(name, self._owner), self._registry)
+        return GaugeFamily(_metric_of(name, self._owner), self.collectors)
 
     def snapshot(self) -> MetricSnapshot:
         """Return an empty snapshot for one scrape."""
         return MetricSnapshot(self._owner)
 
+    def read_at_scrapes(self, read: Callable[[MetricSnapshot], None]) -> None:
+        """Let `read` add its values to every scrape of `serve_metrics`. It is called in another thread."""
+
+        def take() -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+            snapshot = self.snapshot()
+            read(snapshot)
+            return snapshot.families()
+
+        self.collectors.register(_SnapshotCollector(take))
+
     def render(self, snapshot: MetricSnapshot) -> bytes:
         """Return everything in the text format of Prometheus."""
-        return generate_latest(self._registry) + _render(snapshot.families())
+        return generate_latest(self.collectors) + _render(snapshot.families())
 
 
 def render_for_any_key(snapshot: MetricSnapshot) -> bytes:
@@ -177,9 +194,21 @@ def render_for_any_key(snapshot: MetricSnapshot) -> bytes:
     return _render(snapshot.families(for_all_keys=True))
 
 
+@contextmanager
+def serve_metrics(registry: MetricRegistry, host: str, port: int) -> Iterator[int]:
+    """Answer scrapes over HTTP during the block, in threads; yield the port. Raises OSError if it is taken."""
+    server, thread = start_http_server(port, host, registry.collectors)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 def _render(families: Iterable[GaugeMetricFamily | CounterMetricFamily]) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_SnapshotCollector(list(families)))
+    registry.register(_SnapshotCollector(lambda: families))
     return generate_latest(registry)
 
 

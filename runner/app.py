@@ -38,6 +38,7 @@ from runner.host.enrollment import HostRemoved, apply_enrollment, is_enrolled, w
 from runner.host.health_file import HealthFile
 from runner.lifecycle import run_lifecycle
 from runner.login_sessions import find_logged_in_users
+from runner.metrics import RunnerMetrics, ScrapeReader, listen_for_scrapes
 from runner.outage import OutageGate
 from runner.run_clock import boot_clock
 from runner.settings import RunnerSettings
@@ -100,7 +101,9 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
     await stack.enter_async_context(engine)
     gpus = await stack.enter_async_context(_open_gpu_monitor(settings))
     reserve = settings.gpu.placement.disk_reserve_mb * MIB
-    cache = InputCache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve)
+    metrics = RunnerMetrics()
+    cache = InputCache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve, metrics=metrics)
+    _listen_for_scrapes(settings, metrics, stack)
     context = RunnerContext(
         installation=settings.installation,
         host=settings.host,
@@ -115,6 +118,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         intervals=settings.pace,
         outage=OutageGate(),
         log=log,
+        metrics=metrics,
     )
     host = HostContext(
         endpoints=endpoints,
@@ -131,6 +135,20 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         report_health=HealthFile(settings.health_file).renew,
     )
     return context, host
+
+
+def _listen_for_scrapes(settings: RunnerSettings, metrics: RunnerMetrics, stack: AsyncExitStack) -> None:
+    """Answer Prometheus until `stack` is closed, if the settings say where. Raises RunnerStartError."""
+    address = settings.metrics.address
+    if address is None:
+        return
+    reader = ScrapeReader(metrics, settings.data, settings.data / "cache")
+    try:
+        port = stack.enter_context(listen_for_scrapes(address, metrics, reader))
+    except OSError as error:
+        reason = f"{address.host} port {address.port} cannot be opened ({error.strerror})"
+        raise RunnerStartError(f"{reason}: choose another with metrics.listen") from error
+    structlog.get_logger("runner").info("metrics_served", bind=address.host, port=port)
 
 
 async def _run_until_stopped(

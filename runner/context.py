@@ -17,6 +17,7 @@ from runner.endpoints import LocalEndpoint
 from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable
 from runner.gpu.allocator import GpuAllocator
 from runner.login_sessions import LoginLookup, no_logged_in_users
+from runner.metrics import RunnerMetrics
 from runner.outage import SINGLE_JOB_ERRORS, TRANSIENT_ERRORS, EngineCallFailed, OutageGate
 from runner.run_clock import StartTime, Uptime
 from runner.settings import DeadManSettings, RunnerIntervals, WarmSettings
@@ -52,6 +53,7 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
     intervals: RunnerIntervals
     outage: OutageGate
     log: FilteringBoundLogger
+    metrics: RunnerMetrics = field(default_factory=RunnerMetrics)
     disk_walk_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(DISK_WALK_LIMIT))
 
     def claim(self, attempt: int, gpus: Iterable[str] = ()) -> Claim:

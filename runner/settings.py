@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 from bus.settings import BrokerSettings
 from runner.engines.port import EngineName
 from runner.gpu.allocator import GpuSettings
+from runner.metrics import MetricsListenSettings
 from schemas.backoff import Backoff
 from schemas.ids import Token
 from schemas.power import ForeignUse
@@ -129,6 +130,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     dead_man: DeadManSettings = DeadManSettings()
     gpu: GpuSettings = GpuSettings()
     warm: WarmSettings = WarmSettings()
+    metrics: MetricsListenSettings = MetricsListenSettings()
     pace: RunnerIntervals = RunnerIntervals()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged."""

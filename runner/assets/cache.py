@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from bus.secret_files import make_private_folder
 from runner.assets.port import AssetInfo
+from runner.metrics import RunnerMetrics
 from schemas.asset import DIGEST_SCHEME, Digest, InvalidDigest, is_digest
 
 _INFO_LIMIT = 10_000  # assets whose properties are kept in memory
@@ -48,17 +49,19 @@ class InputCache:
     The bytes are the same for every owner. The edge has checked at submit that the owner of the job may see them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its folder, its source, and what tests replace
         self,
         folder: Path,
         max_bytes: int,
         fetch: AssetSource,
         *,
         reserve_bytes: int = 0,
+        metrics: RunnerMetrics | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._dir = CacheDir(folder, max_bytes, reserve_bytes, now_ns)
         self._source = fetch
+        self._metrics = metrics or RunnerMetrics()
         self._locks: dict[Digest, Lock] = {}
         self._pins: Counter[Digest] = Counter()  # tasks that use a digest, which is not evicted while there is one
         self._info: dict[tuple[str, Digest], AssetInfo] = {}
@@ -71,7 +74,9 @@ class InputCache:
         Raises AssetError, and OSError (DiskShort if the disk is full).
         """
         async with self._lock_digest(sha256):
-            if not await to_thread.run_sync(self._dir.contains, sha256):
+            if await to_thread.run_sync(self._dir.contains, sha256):
+                self._metrics.cache_hits.inc()
+            else:
                 await self._download(owner, sha256)
             await to_thread.run_sync(self._dir.link_to, sha256, to)
 
@@ -113,6 +118,7 @@ class InputCache:
                 await to_thread.run_sync(self._dir.make_room, dict(self._downloads), set(self._pins))
             await self._source.download(owner, sha256, self._dir.part_path(sha256))
             await to_thread.run_sync(self._dir.add, sha256)
+            self._metrics.cache_misses.inc()
         finally:
             del self._downloads[sha256]
 

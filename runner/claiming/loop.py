@@ -217,6 +217,10 @@ class ClaimLoop:
             await self._warm_pool.give_back(warm) if warm else allocation.release()
             raise
         self._executions.launch(JobAssignment(claimed, endpoint, allocation, warm_container=warm), permit, delivery)
+        if warm is not None:
+            self._context.metrics.warm_hits.inc(job.endpoint)
+        elif self._warm_pool.serves(endpoint):
+            self._context.metrics.warm_misses.inc(job.endpoint)
         self._context.bind_log(job).info(
             "job_claimed", round=claimed.round, attempt=claimed.attempt, warm=warm is not None
         )

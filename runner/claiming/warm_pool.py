@@ -79,6 +79,10 @@ class WarmPool:
                     return warm
         return None
 
+    def serves(self, endpoint: LocalEndpoint) -> bool:
+        """Return whether this endpoint has warm containers at all."""
+        return endpoint.config.name in self._endpoints
+
     async def give_back(self, warm: WarmContainer) -> None:
         """Return a container that was taken and got no job. It waits on, unless it died or there are enough."""
         idle_state = STATE_WHEN_GIVEN_BACK.get(warm.state)

@@ -172,7 +172,9 @@ class ContainerRun:
             if (warm_handle := await self._start_warm()) is not None:
                 return warm_handle
             await anyio.to_thread.run_sync(self._write_job_file)
+            began_at = anyio.current_time()
             handle = await self._context.engine.start(self._spec())
+            self._context.metrics.engine_starts.observe(anyio.current_time() - began_at)
             await self._checkpoint.update(**self._start_fields())
         return handle
 

@@ -335,6 +335,7 @@ class ExecutionRegistry:
         if round_key in self._active:
             raise RuntimeError(f"{round_key} is already running")
         self._active[round_key] = execution
+        self._context.metrics.attempts.inc(assignment.job.endpoint)
         self._tasks.start_soon(self._run, round_key, execution, permit)
 
     def running(self) -> tuple[RunningExecution, ...]:

@@ -92,7 +92,8 @@ class HeartbeatPublisher:
             change = self._state.changed.next_notification()
             try:
                 await self._publish_capabilities()
-                await self._context.bus.heartbeats.put(self._context.host, await self._build_heartbeat())
+                heartbeat = self._context.metrics.heartbeat = await self._build_heartbeat()
+                await self._context.bus.heartbeats.put(self._context.host, heartbeat)
                 await self._host.report_health()
             except BusError as error:
                 self._context.log_unavailable("publish_heartbeat", error)
