@@ -192,7 +192,7 @@ def wait_reason_table() -> str:
     texts.append(("`behind`, `queue_position` 0", messages.NEXT_IN_LINE_TEXT))
     rows = [f"| {reason} | {text.en} | {text.zh} |" for reason, text in texts]
     table = "\n".join(["| reason | en | zh |", "|---|---|---|", *rows])
-    return table.replace("{minutes}", "N").replace("{host}", "gpu-1")
+    return table.replace("{minutes}", "N").replace("{host}", "gpu-1").replace("{pulled}", "45 %, 1.2 / 2.7 GB")
 
 
 def _bilingual(text: LocalizedText) -> str:

@@ -121,12 +121,15 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         metrics=metrics,
     )
     host = HostContext(
-        endpoints=endpoints,
+        endpoints=dict(endpoints),
         gpu_allocator=GpuAllocator(gpus, settings.gpu, time.monotonic, engine.pid),
         slots=Slots(settings.slots),
         drop_assets=cache.drop,
         run_as=selected.run_as,
         warm=settings.warm,
+        images=settings.images,
+        registries=settings.registries,
+        pulled_images_file=settings.data / "pulled_images.json",
         grace_s=settings.grace_s,
         poweroff=settings.poweroff,
         dead_man=settings.dead_man,

@@ -1,6 +1,6 @@
 """Context of every part of the runner, and the retry while a dependency is away."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from runner.login_sessions import LoginLookup, no_logged_in_users
 from runner.metrics import RunnerMetrics
 from runner.outage import SINGLE_JOB_ERRORS, TRANSIENT_ERRORS, EngineCallFailed, OutageGate
 from runner.run_clock import StartTime, Uptime
-from runner.settings import DeadManSettings, RunnerIntervals, WarmSettings
+from runner.settings import DeadManSettings, ImageSettings, RegistrySettings, RunnerIntervals, WarmSettings
 from runner.slots import Slots
 from runner.tree_removal import remove_tree
 from schemas.asset import Digest
@@ -166,6 +166,9 @@ async def report_nothing() -> None:
 class HostContext(Struct, frozen=True, kw_only=True):
     """Resources and settings of this host: endpoints, GPUs, slots, and how it behaves.
 
+    `endpoints` changes while the runner runs: the parts that read it see each change at once. `pulled_images_file`
+    records the images that this host pulled itself; None keeps no record.
+
     `drop_assets` removes deleted assets from the input cache. `poweroff` is the program that powers this machine off.
     `run_as` is the user that jobs run as, None if they run in containers. `report_health` is called after each
     heartbeat.
@@ -173,11 +176,14 @@ class HostContext(Struct, frozen=True, kw_only=True):
     Seconds: `grace_s` for jobs to end during a drain, `settle_s` for the records of those that were stopped then.
     """
 
-    endpoints: Mapping[str, LocalEndpoint]
+    endpoints: MutableMapping[str, LocalEndpoint]
     gpu_allocator: GpuAllocator
     slots: Slots
     drop_assets: DropAssets
     warm: WarmSettings = WarmSettings()
+    images: ImageSettings = ImageSettings()
+    registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    pulled_images_file: Path | None = None
     grace_s: float = 10.0
     settle_s: float = 20.0
     poweroff: tuple[str, ...] = ()

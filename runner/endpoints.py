@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from bus.input_schema import check_input_schema
+from runner.engines.image_port import LocalImage
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
 from schemas.host import HOST_ENDPOINTS_LIMIT, HOST_ENDPOINTS_LIMIT_BYTES
@@ -15,10 +16,14 @@ ENDPOINT_FILE = "endpoint.toml"
 
 
 class LocalEndpoint(Struct, frozen=True):
-    """An endpoint, and the folder that defines it. The process engine runs the image in that folder."""
+    """An endpoint, and the folder that defines it. The process engine runs the image in that folder.
+
+    `image`: what the engine has under the endpoint's image name, as last seen; None if it has nothing, or no images.
+    """
 
     config: Endpoint
     folder: Path
+    image: LocalImage | None = None
 
 
 def load_endpoints(folders: Iterable[Path]) -> Mapping[str, LocalEndpoint]:
@@ -80,7 +85,7 @@ def container_spec(
     resources = endpoint.config.resources
     return ContainerSpec(
         identity=identity,
-        image=endpoint.config.image,
+        image=endpoint.image.id if endpoint.image else endpoint.config.image,
         folder=str(endpoint.folder),
         command=endpoint.config.process.command if endpoint.config.process else (),
         job_dir=job_dir,

@@ -9,6 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from bus.interface import BusError
+from runner.claiming.images import HostImages
 from runner.claiming.loop import ClaimLoop
 from runner.claiming.recovery import ContainerRecovery
 from runner.claiming.schedulability import HostState, Schedulability
@@ -29,6 +30,7 @@ class RunnerParts(NamedTuple):
     """The parts of one runner process."""
 
     state: HostState
+    images: HostImages
     warm_pool: WarmPool
     executions: ExecutionRegistry
     recovery: ContainerRecovery
@@ -70,9 +72,8 @@ async def run_lifecycle(
 def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> RunnerParts:
     """Build the parts. Executions run in `jobs`."""
     state = HostState()
-    schedulability = Schedulability(
-        host.endpoints, host.gpu_allocator, context.jobs_dir, context.intervals.image_missing_s, state
-    )
+    images = HostImages(context, host, state.changed)
+    schedulability = Schedulability(host.endpoints, host.gpu_allocator, context.jobs_dir, images, state)
     warm_pool = WarmPool(context, host, schedulability)
     executions = ExecutionRegistry(context, jobs, partial(_on_execution_ended, schedulability, warm_pool))
     recovery = ContainerRecovery(context, host, executions)
@@ -80,13 +81,14 @@ def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> 
     engine_monitor = EngineMonitor(context, state, partial(detect_injection, context, host))
     return RunnerParts(
         state=state,
+        images=images,
         warm_pool=warm_pool,
         executions=executions,
         recovery=recovery,
         claim_loop=ClaimLoop(context, host, schedulability, warm_pool, executions, recovery),
         activity=activity,
         engine_monitor=engine_monitor,
-        heartbeat=HeartbeatPublisher(context, host, state, schedulability, warm_pool, activity, engine_monitor),
+        heartbeat=HeartbeatPublisher(context, host, state, schedulability, images, warm_pool, activity, engine_monitor),
         power_commands=PowerCommands(context, state),
         dead_man=DeadManTimer(context, host.dead_man, activity, host.is_edge_alive),
         gpu_prober=GpuProber(context, host),
@@ -99,6 +101,8 @@ async def _recover_and_claim(
     """Recover, then claim. The parts that start containers without a job wait until recovery is complete."""
     # Before the engine has answered, nothing can be started, and containers cannot be found.
     await parts.engine_monitor.wait_until_ready()
+    await parts.images.look()
+    background.start_soon(parts.images.run)
     await parts.recovery.recover_all()
     await context.retry_while_unavailable(
         "drop_deleted_assets", partial(_drop_deleted_assets, context, host.drop_assets)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from bus.settings import BrokerSettings
 from runner.engines.port import EngineName
@@ -46,6 +46,38 @@ class WarmSettings(Struct, frozen=True):
     """The longest delay after failed starts."""
 
 
+class ImageSettings(Struct, frozen=True):
+    """The images of endpoints, which the Docker engine pulls from their registries."""
+
+    pull: bool = True
+    """Pull the images that endpoints name. `false`: people build or pull them on this host."""
+    refresh_s: Annotated[float, Meta(gt=0)] = 900.0
+    """Interval between two looks whether the tag of an image that was pulled names another image now."""
+    stall_s: Annotated[float, Meta(gt=0)] = 300.0
+    """A pull that brings nothing for this time is made again."""
+    reserve_mb: Annotated[int, Meta(ge=0)] = 10_240
+    """While less is free where the engine keeps images, pulled images that no endpoint names any more are removed."""
+    retry_least_s: Annotated[float, Meta(gt=0)] = 5.0
+    """Delay after a failed pull. It doubles each time."""
+    retry_most_s: Annotated[float, Meta(gt=0)] = 300.0
+    """The longest delay after failed pulls."""
+
+
+class RegistrySettings(Struct, frozen=True):
+    """A registry of images. Its name is the first part of an image's name, `docker.io` where there is none."""
+
+    username: str | None = None
+    """The name to log in with. Unset: the login in Docker's own `config.json`, if there is one."""
+    password_file: Path | None = None
+    """File with the password or token, read at each pull."""
+    mirror: str | None = None
+    """Address of a registry that is asked first for the images of this one, as in `mirror.lan:5000`."""
+
+    def __post_init__(self) -> None:
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError("`username` and `password_file` belong together: set both, or neither")
+
+
 class ProcessSettings(Struct, frozen=True):
     """The process engine."""
 
@@ -83,7 +115,9 @@ class RunnerIntervals(Struct, frozen=True):
     sweep_s: float = 30.0
     """Interval between two searches for containers and files that nobody needs."""
     image_missing_s: float = 60.0
-    """Interval between two checks whether a missing image is there now."""
+    """How long an endpoint whose program was missing is not tried again under the process engine."""
+    image_s: float = 10.0
+    """Interval between two looks at the images that the engine has."""
     engine_s: float = 10.0
     """Interval between two probes of a healthy engine."""
     ahead_s: float = 1.0
@@ -119,6 +153,8 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     docker_socket: str | None = None
     """Address of the Docker engine. Unset: as DOCKER_HOST says, else the usual socket."""
     process: ProcessSettings = ProcessSettings()
+    images: ImageSettings = ImageSettings()
+    registries: dict[str, RegistrySettings] = field(default_factory=dict)
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     """Jobs that run at the same time."""
     cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct, field, structs
 
 from schemas.ids import Token
+from schemas.image_reference import ImageReferenceInvalid, parse_image_reference
 from schemas.job import NESTING_LIMIT, is_too_deep
 from schemas.settings_faults import SettingFault, did_you_mean, find_faults, join_name
 from schemas.settings_schema import is_struct, union_members
@@ -96,6 +97,10 @@ def parse_endpoint(text: str) -> Endpoint:
     if problems:
         raise EndpointInvalid("; ".join(problems))
     endpoint = msgspec.convert(table, Endpoint)
+    try:
+        parse_image_reference(endpoint.image)
+    except ImageReferenceInvalid as error:
+        raise EndpointInvalid(f"image {error}") from error
     if is_too_deep(endpoint.input):
         raise EndpointInvalid(f"Nested deeper than {NESTING_LIMIT} levels: flatten it - at `$.input`")
     for place, why in _non_json_values(endpoint.input, "$.input"):

@@ -54,6 +54,26 @@ class WarmPoolStatus(Struct, frozen=True):
     retry_in_s: float | None = None
 
 
+class ImageStatus(Struct, frozen=True, kw_only=True):
+    """An image that endpoints of a host name. `state`: `ready`, `pulling` or `missing`.
+
+    `digest`: that of its registry, or the engine's id of an image that was built there. While it is pulled:
+    `done_bytes`, `total_bytes` of the layers whose size is known so far, and `percent`, the mean over all layers. A
+    ready image may be pulled again, because its tag may have moved. `why`: what went wrong last and what to do;
+    `retry_in_s`: seconds before the next try.
+    """
+
+    image: str
+    endpoints: tuple[Token, ...]
+    state: str
+    digest: str | None = None
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    percent: int | None = None
+    why: str | None = None
+    retry_in_s: float | None = None
+
+
 class ActivityCounts(Struct, frozen=True):
     """Activity that keeps a host busy, besides the executions that it lists.
 
@@ -106,7 +126,8 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     where there was nothing to test (no GPU, the process engine). `engine_away`: why the engine does not answer, null
     while it does; nothing starts there until it answers again. `run_as`: the user of jobs under the process engine.
     `blocked_work`: the tasks that the runner cannot do now, each with its reason (`fetch input: the edge is not
-    reachable`). `version`: that of the runner; null before 0.2.
+    reachable`). `version`: that of the runner; null before 0.2. `images`: those of its endpoints; empty under the
+    process engine, which has none.
     """
 
     host: Token
@@ -127,6 +148,7 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     blocked_work: tuple[str, ...] = field(default=(), name="waits")
     unschedulable: dict[str, str] = field(default_factory=dict, name="cannot")
     version: str | None = None
+    images: tuple[ImageStatus, ...] = ()
 
 
 HOST_ENDPOINTS_LIMIT = 200  # in one offer; the edge keeps up to three queues and one checked schema for each
@@ -153,7 +175,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     `busy` null: the host is not up. `unschedulable` says why an endpoint cannot start there now; `cannot` is its old
     name, answered beside it for one release. `engine`: docker or process; `engine_away`: why it does not answer now;
     `run_as`: the user of jobs under the process engine. `waits`: the tasks that its runner cannot do now, each with the
-    reason. `version`: that of its runner. `declared`: the settings have a power driver for it.
+    reason. `version`: that of its runner. `declared`: the settings have a power driver for it. `images`: those of its
+    endpoints, with what has arrived of each; empty under the process engine, which has none.
     """
 
     id: Token
@@ -177,6 +200,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     history: tuple[dict[str, Any], ...] = ()
     version: str | None = None
     declared: bool = False
+    images: tuple[ImageStatus, ...] = ()
 
 
 class AssetTombstone(Struct, frozen=True):

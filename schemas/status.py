@@ -21,6 +21,7 @@ class WaitReason(StrEnum):
     PAUSED = "paused"
     ENGINE_AWAY = "engine_away"
     IMAGE_MISSING = "image_missing"
+    IMAGE_PULLING = "image_pulling"
     GPU_UNHEALTHY = "gpu_unhealthy"
     GPU_BUSY_OWNER = "gpu_busy_owner"
     VRAM_SHORT = "vram_short"

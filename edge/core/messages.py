@@ -12,6 +12,7 @@ from msgspec import structs
 from edge.core.host_texts_zh import HOST_TEXTS_ZH
 from edge.core.job_texts_zh import JOB_TEXTS_ZH
 from edge.core.refusal_texts_zh import REFUSALS_ZH
+from schemas.host import ImageStatus
 from schemas.job import JobFailure
 from schemas.problems import FieldError, Problem, ProblemError
 from schemas.status import Status, WaitReason
@@ -23,7 +24,8 @@ DEFAULT_WAKE_S = 120.0  # the forecast until a wake was measured
 class LocalizedText(NamedTuple):
     """One message in every language.
 
-    Placeholders: `{minutes}` is the median wake time of the host, `{host}` its id, `{code}` the code of a failure.
+    Placeholders: `{minutes}` is the median wake time of the host, `{host}` its id, `{code}` the code of a failure,
+    `{pulled}` how much of an image has arrived.
     """
 
     en: str
@@ -76,6 +78,9 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     ),
     WaitReason.IMAGE_MISSING: LocalizedText(
         "The GPU host does not have the program's image", "GPU 服务器上没有该程序的镜像，任务等待中"
+    ),
+    WaitReason.IMAGE_PULLING: LocalizedText(
+        "The GPU host downloads the program's image: {pulled}", "GPU 服务器正在下载程序镜像：{pulled}"
     ),
     WaitReason.GPU_UNHEALTHY: LocalizedText("The GPU is not healthy; the job waits", "GPU 状态异常，任务等待中"),
     WaitReason.GPU_BUSY_OWNER: LocalizedText("The GPU is in use by its owner", "GPU 正被机主使用，任务等待中"),
@@ -188,18 +193,28 @@ class WaitInfo(NamedTuple):
     """The values that the text of a waiting job shows.
 
     `wake_s`: the measured median wake time of the host. `host`: the host to start. `ahead`: the number of jobs ahead.
+    `pull`: the image that is being pulled.
     """
 
     reason: WaitReason
     wake_s: float | None = None
     host: str = ""
     ahead: int | None = None
+    pull: ImageStatus | None = None
 
 
 def format_wait(wait: WaitInfo, language: Language) -> str:
     """Return the text that says why a job waits."""
     text = NEXT_IN_LINE_TEXT if wait.reason is WaitReason.BEHIND and wait.ahead == 0 else WAIT_REASON_TEXTS[wait.reason]
-    return text.render(language, minutes=round_up_minutes(wait.wake_s), host=wait.host)
+    return text.render(language, minutes=round_up_minutes(wait.wake_s), host=wait.host, pulled=format_pull(wait.pull))
+
+
+def format_pull(pull: ImageStatus | None) -> str:
+    """Return how much of an image has arrived, as `45 %, 1.2 / 2.7 GB`. The size grows as layers become known."""
+    if pull is None or pull.done_bytes is None or not pull.total_bytes:
+        return f"{pull.percent if pull and pull.percent else 0} %"
+    done, total = pull.done_bytes / 1000**3, pull.total_bytes / 1000**3
+    return f"{pull.percent or 0} %, {done:.1f} / {total:.1f} GB"
 
 
 def format_host_off(language: Language, wake_s: float | None = None) -> str:

@@ -158,6 +158,7 @@ class HostRegistry:
             engine_away=heartbeat.engine_away,
             run_as=heartbeat.run_as,
             version=heartbeat.version,
+            images=heartbeat.images,
             injection=heartbeat.injection,
             gpus=heartbeat.gpus,
             warm=heartbeat.warm,

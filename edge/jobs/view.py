@@ -106,7 +106,8 @@ class JobViewBuilder:
         if reason is not None:
             wake_s = self._wait_reasons.usual_wake_s(job.endpoint)
             hosts = self._wait_reasons.offline_host_names(job.endpoint)
-            return messages.format_wait(messages.WaitInfo(reason, wake_s, hosts, ahead), language)
+            pull = self._wait_reasons.image_pull(job.endpoint) if reason is WaitReason.IMAGE_PULLING else None
+            return messages.format_wait(messages.WaitInfo(reason, wake_s, hosts, ahead, pull), language)
         if job.error is not None:
             return messages.format_failure(job.error, language)
         return messages.format_status(job.status, language)

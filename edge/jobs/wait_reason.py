@@ -5,7 +5,7 @@ from typing import Protocol
 from edge.core.clock import Clock
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.registry import HostRegistry, WakeForecast
-from schemas.host import HostHeartbeat
+from schemas.host import HostHeartbeat, ImageStatus
 from schemas.job import Job
 from schemas.status import WaitReason, most_relevant_reason
 
@@ -69,6 +69,16 @@ class WaitReasons:
         if not offline:
             return WaitReason.GPU_NONE if reasons else WaitReason.NO_HOST
         return WaitReason.HOST_OFF if any(map(self._power.has_driver, offline)) else WaitReason.HOST_OFF_UNSWITCHED
+
+    def image_pull(self, endpoint: str) -> ImageStatus | None:
+        """Return the image of `endpoint` that a host is pulling, the furthest of several; None if no host pulls it."""
+        pulls = (
+            image
+            for heartbeat in self._hosts.heartbeats.values()
+            for image in heartbeat.images
+            if endpoint in image.endpoints and image.state == "pulling"
+        )
+        return max(pulls, key=lambda image: image.percent or 0, default=None)
 
     def offline_host_names(self, endpoint: str) -> str:
         """Return the names of the hosts that offer `endpoint` and are offline, for a message."""

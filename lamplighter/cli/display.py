@@ -123,6 +123,23 @@ def format_warm_slots(slots: Mapping[str, Any], translate: Callable[[str], str] 
     return f"{slots['endpoint']}: {', '.join(parts)}"
 
 
+def format_pull(image: Mapping[str, Any]) -> str:
+    """Return how much of an image has arrived. Its size grows as more layers become known."""
+    size = f", {format_size(image['done_bytes'])} / {format_size(image['total_bytes'])}" if image["total_bytes"] else ""
+    return f"{image['percent']} %{size}"
+
+
+def format_images(host: Mapping[str, Any]) -> str:
+    """Return the images of a host: how many are ready, and each other one with its state."""
+    images = host.get("images", ())
+    others = [image for image in images if image["state"] != "ready"]
+    parts = [say(f"{len(images) - len(others)} ready")] if len(images) > len(others) else []
+    for image in others:
+        state = format_pull(image) if image["state"] == "pulling" else say(image["state"])
+        parts.append(f"{image['image']}: {state}")
+    return "; ".join(parts) or "-"
+
+
 def format_engine(host: Mapping[str, Any]) -> str:
     """Return the engine of a host, its user, and whether it does not answer."""
     if not host.get("engine"):

@@ -131,6 +131,7 @@ def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
             yield Finding(f"gpu {gpu['uuid']}", verdict, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")
         yield from _check_engine(host)
         yield from _check_blocked_tasks(host)
+        yield from _check_images(host)
         yield from _check_endpoints(host)
         yield from _check_gpu_injection(host)
 
@@ -180,6 +181,17 @@ def _check_blocked_tasks(host: dict[str, Any]) -> Iterable[Finding]:
         why, _, fix = what.partition("): ")  # our own errors have the fix after the cause in parentheses
         shown = f"{why})" if fix else why
         yield Finding(f"runner of {host['id']}", CheckStatus.WARN, f"cannot {shown}", fix or "read that runner's log")
+
+
+def _check_images(host: dict[str, Any]) -> Iterable[Finding]:
+    """List the images that the host lacks, or could not pull again."""
+    for image in host.get("images", ()):
+        name = f"image on {host['id']}"
+        if why := image.get("why"):
+            what, bracket, fix = why.partition("): ")  # the cause in parentheses, then the fix
+            yield Finding(name, CheckStatus.WARN, f"{what})" if bracket else what, fix)
+        elif image["state"] == "pulling":
+            yield Finding(name, CheckStatus.OK, f"{image['image']} is pulled: {display.format_pull(image)}")
 
 
 def _check_endpoints(host: dict[str, Any]) -> Iterable[Finding]:

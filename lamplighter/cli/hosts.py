@@ -42,7 +42,19 @@ def print_hosts(session: CliContext, found: list[dict[str, Any]], edge_version: 
 
     Warn of each runner whose version is too far from the edge's; an edge before 0.2 does not tell its own.
     """
-    columns = ("HOST", "STATE", "VERSION", "SINCE", "ENGINE", "ENDPOINTS", "GPUS", "GPU ACCESS", "WARM", "JOBS")
+    columns = (
+        "HOST",
+        "STATE",
+        "VERSION",
+        "SINCE",
+        "ENGINE",
+        "ENDPOINTS",
+        "GPUS",
+        "GPU ACCESS",
+        "IMAGES",
+        "WARM",
+        "JOBS",
+    )
     display.print_table(session.out, columns, map(_host_row, found), "no host has connected yet: start a runner")
     for host in found:
         if warning := version_warning(edge_version, host):
@@ -69,6 +81,7 @@ def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(host["endpoints"]),
         gpus,
         host.get("injection") or "-",
+        display.format_images(host),
         "; ".join(display.format_warm_slots(slots, say) for slots in host.get("warm", ())) or "-",
         str(len(host["jobs"])),
     )

@@ -88,6 +88,9 @@ _VALUES: Mapping[str, str] = {
     "`secret` must be whsec_ and base64, the format of Standard Webhooks": (
         "secret 必须是 whsec_ 加 base64，即 Standard Webhooks 的格式"
     ),
+    "`username` and `password_file` belong together: set both, or neither": (
+        "`username` 和 `password_file` 必须一起使用：请同时设置，或都不设置"
+    ),
     '`dead_man` needs a program to run: set poweroff, as in ["systemctl", "poweroff"]': (
         'dead_man 需要可以运行的程序：请设置 poweroff，例如 ["systemctl", "poweroff"]'
     ),
@@ -132,9 +135,9 @@ _STARTS: Mapping[str, str] = {
         "任务在 Docker 容器中运行（{why}；引擎地址 {address}）"
     ),
     "jobs run as plain processes of the user {user}, not in containers ({why}): they see this machine and its network "
-    "as that user does. engine = docker runs them in containers": (
-        "任务以用户 {user} 的普通进程运行，不在容器中（{why}）：任务能访问该用户在本机和网络上可以访问的内容。"
-        "设置 engine = docker 可在容器中运行"
+    "as that user does, and no images are pulled. engine = docker runs them in containers": (
+        "任务以用户 {user} 的普通进程运行，不在容器中（{why}）：任务能访问该用户在本机和网络上可以访问的内容，"
+        "且不拉取镜像。设置 engine = docker 可在容器中运行"
     ),
     "asked for by name: engine = {engine}": "按设置 engine = {engine}",
     "this machine had no Docker client at the first start": "首次启动时本机没有 Docker 客户端",

@@ -71,6 +71,7 @@ _COLUMNS: Mapping[str, str] = {
     "POSITION": "排队位置",
     "ELAPSED": "已用时",
     "ETA": "预计剩余",
+    "IMAGES": "镜像",
     "WARM": "预热",
     "JOBS": "任务数",
     "REVISION": "版本",
@@ -273,6 +274,27 @@ _DOCTOR: Mapping[str, str] = {
         "请在该服务器上构建或拉取镜像，名称与 endpoint.toml 一致"
     ),
     "free some space on that host": "请在该服务器上清理磁盘空间",
+    "image on {host}": "{host} 的镜像",
+    "{image} is pulled: {progress}": "正在拉取 {image}：{progress}",
+    "{registry} refuses {image} to this login, or does not have it ({why})": (
+        "{registry} 拒绝以此登录提供 {image}，或没有该镜像（{why}）"
+    ),
+    "{registry} has no {image} ({why})": "{registry} 没有 {image}（{why}）",
+    "the engine's disk is full ({why})": "容器引擎的磁盘已满（{why}）",
+    "{registry} cannot be reached from that host ({why})": "该服务器无法连接 {registry}（{why}）",
+    "the connection to {registry} broke ({why})": "与 {registry} 的连接中断（{why}）",
+    "the engine could not pull {image} ({why})": "容器引擎无法拉取 {image}（{why}）",
+    'set username and password_file under [registries."{registry}"], or run docker login on that host': (
+        '请在 [registries."{registry}"] 下设置 username 和 password_file，或在该服务器上运行 docker login'
+    ),
+    "correct `image` in endpoint.toml, or push it": "请更正 endpoint.toml 中的 image，或推送该镜像",
+    "check its name, the network and its certificate": "请检查名称、网络和证书",
+    "nothing, it is tried again": "无需处理，会自动重试",
+    "read the engine's log on that host": "请查看该服务器上容器引擎的日志",
+    "this host pulls no images ([images] pull = false)": "该服务器不拉取镜像（[images] pull = false）",
+    "build or pull {image} there": "请在该服务器上构建或拉取 {image}",
+    "pulling": "拉取中",
+    "missing": "缺少",
     "install Docker on that host and set engine = docker, or run only images that you trust": (
         "请在该服务器上安装 Docker 并设置 engine = docker，或只运行可信的镜像"
     ),

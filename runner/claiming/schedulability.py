@@ -9,6 +9,7 @@ import anyio
 import anyio.to_thread
 
 from bus.notifier import Notifier
+from runner.claiming.images import HostImages
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import MIB
 from runner.execution.execution import Execution
@@ -73,15 +74,14 @@ class Schedulability:
         endpoints: Mapping[str, LocalEndpoint],
         gpu_allocator: GpuAllocator,
         jobs_dir: Path,
-        image_missing_s: float,
+        images: HostImages,
         state: HostState,
     ) -> None:
         self._endpoints = endpoints
         self._gpu_allocator = gpu_allocator
         self._jobs_dir = jobs_dir
-        self._image_missing_s = image_missing_s
+        self._images = images
         self._disk_measurement = _DiskMeasurement(0, float("-inf"))
-        self._without_image: dict[str, float] = {}
         self._state = state
 
     async def unschedulable_reasons(self, *, measure_disk: bool = False) -> dict[str, WaitReason]:
@@ -95,10 +95,9 @@ class Schedulability:
         return self._place(endpoint, await self._measure_disk_mb(DISK_MEASUREMENT_MAX_AGE_S), warm=warm)
 
     def learn_from(self, execution: Execution) -> None:
-        """Note a failure for a missing image: its endpoint is not claimed for a while."""
+        """Note a failure for a missing image: its endpoint is not claimed until the image is there."""
         if isinstance(execution.verdict, ClassifiedFailure) and execution.verdict.code == "image_missing":
-            until = anyio.current_time() + self._image_missing_s
-            self._without_image[execution.assignment.job.endpoint] = until
+            self._images.note_missing(execution.assignment.endpoint)
 
     async def _measure_disk_mb(self, max_age_s: float) -> int:
         if anyio.current_time() - self._disk_measurement.at > max_age_s:
@@ -112,8 +111,8 @@ class Schedulability:
             return Unplaceable(WaitReason.PAUSED, "the host is being powered off")
         if self._state.engine_away is not None:
             return Unplaceable(WaitReason.ENGINE_AWAY, self._state.engine_away)
-        if anyio.current_time() < self._without_image.get(endpoint.config.name, 0.0):
-            return Unplaceable(WaitReason.IMAGE_MISSING, f"the engine has no image {endpoint.config.image}")
+        if (without_image := self._images.why_unplaceable(endpoint)) is not None:
+            return without_image
         return self._gpu_allocator.place(endpoint.config, free_mb, warm=warm)
 
 

@@ -5,6 +5,7 @@ If one dies while it loads, the next is started after a backoff, and the host re
 evicted for a job of another endpoint that needs its resources, and when the machine's owner uses the GPU.
 """
 
+from collections import defaultdict
 from contextlib import aclosing
 from functools import partial
 from itertools import count
@@ -44,15 +45,18 @@ class WarmPool:
         self._context = context
         self._host = host
         self._schedulability = schedulability
-        self._endpoints = {
-            name: endpoint for name, endpoint in host.endpoints.items() if host.warm.on and endpoint.config.warm
-        }
         self._containers: list[WarmContainer] = []  # those that no job has
         backoff = Backoff(host.warm.backoff_s, host.warm.backoff_most_s)
-        self._backoffs = {name: FailureBackoff(backoff) for name in self._endpoints}
+        self._backoffs: defaultdict[str, FailureBackoff] = defaultdict(lambda: FailureBackoff(backoff))
         self._numbers = count(1)
         self._changed = Notifier()
         self._is_open = True
+
+    @property
+    def _endpoints(self) -> dict[str, LocalEndpoint]:
+        """The endpoints that have warm containers, as they are now."""
+        endpoints = self._host.endpoints.items() if self._host.warm.on else ()
+        return {name: endpoint for name, endpoint in endpoints if endpoint.config.warm}
 
     async def run(self) -> None:
         """Keep as many warm containers as are configured and as fit. Runs forever."""
@@ -127,8 +131,10 @@ class WarmPool:
             await warm.wait_for(WarmState.REMOVED)
 
     def _evict_unfit(self) -> None:
+        """Remove those whose GPU may not be used, and those of an endpoint or an image that has changed since."""
         for warm in self._containers:
-            if self._host.gpu_allocator.is_unfit(warm.allocation):
+            is_current = self._host.endpoints.get(warm.endpoint.config.name) is warm.endpoint
+            if not is_current or self._host.gpu_allocator.is_unfit(warm.allocation):
                 self._start_removal(warm)
 
     def _start_removal(self, warm: WarmContainer) -> None:

@@ -114,7 +114,8 @@ async def _select_process(config: EngineConfig, choice: EngineChoice, images: It
     why = choice.decision.why
     summary = (
         f"jobs run as plain processes of the user {run_as}, not in containers ({why}): "
-        "they see this machine and its network as that user does. engine = docker runs them in containers"
+        "they see this machine and its network as that user does, and no images are pulled. "
+        "engine = docker runs them in containers"
     )
     return SelectedEngine(engine, run_as, why, summary, choice.previous)
 

@@ -8,6 +8,7 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from bus.interface import BusError
+from runner.claiming.images import HostImages
 from runner.claiming.schedulability import HostState, Schedulability
 from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext
@@ -69,6 +70,7 @@ class HeartbeatPublisher:
         host: HostContext,
         state: HostState,
         schedulability: Schedulability,
+        images: HostImages,
         warm_pool: WarmPool,
         activity: HostActivity,
         engine_monitor: EngineMonitor,
@@ -78,6 +80,7 @@ class HeartbeatPublisher:
         self._engine_monitor = engine_monitor
         self._state = state
         self._schedulability = schedulability
+        self._images = images
         self._activity = activity
         self._warm_pool = warm_pool
         self._since = context.now()
@@ -126,6 +129,7 @@ class HeartbeatPublisher:
                 reason[:REASON_LIMIT_CHARS] for reason in self._context.outage.reasons[:BLOCKED_WORK_LIMIT]
             ),
             version=VERSION,
+            images=self._images.reports(),
             unschedulable={name: str(reason) for name, reason in unschedulable.items()},
         )
 

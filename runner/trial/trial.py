@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from bus.interface import Bus
 from runner.assets.port import AssetError, AssetGone
+from runner.claiming.images import HostImages
 from runner.claiming.schedulability import HostState, Schedulability
 from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext, run_in_background
@@ -170,11 +171,17 @@ async def _run_attempt(context: RunnerContext, host: HostContext, trial: Trial) 
     """Run attempt 1, in a warm container if the endpoint has them, and remove its container."""
     if not trial.endpoint.config.warm:
         return await _run_in(context, trial, _allocate(host, trial.endpoint), None)
-    schedulability = Schedulability(host.endpoints, host.gpu_allocator, context.jobs_dir, 0.0, HostState())
-    _allocate(host, trial.endpoint).release()  # raises TrialImpossible
+    state = HostState()
+    images = HostImages(context, host, state.changed)
+    await images.look()
+    endpoint = host.endpoints[trial.endpoint.config.name]  # with its image
+    _allocate(host, endpoint).release()  # raises TrialImpossible
+    if images.why_unplaceable(endpoint) is not None:  # a cold start says which image is missing
+        return await _run_in(context, trial, _allocate(host, endpoint), None)
+    schedulability = Schedulability(host.endpoints, host.gpu_allocator, context.jobs_dir, images, state)
     pool = WarmPool(context, host, schedulability)
     async with run_in_background(pool.run):
-        warm, problem = await _take_ready(pool, trial.endpoint)
+        warm, problem = await _take_ready(pool, endpoint)
         await pool.close()  # starts no other one
         allocation = warm.allocation if warm else _allocate(host, trial.endpoint)
         return await _run_in(context, trial, allocation, warm, problem)

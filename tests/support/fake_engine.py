@@ -28,6 +28,7 @@ from runner.engines.port import (
     complete_length,
 )
 from schemas.container_protocol import OutputStream
+from tests.support.fake_images import image_id
 
 EXIT_KILLED = 137
 EXIT_TERMINATED = 143
@@ -151,7 +152,8 @@ class FakeEngine:
         if self.next_start_failure is not None:
             refused, self.next_start_failure = self.next_start_failure, None
             raise refused
-        program = spec.entrypoint_override[0] if spec.entrypoint_override else spec.image
+        by_id = {image_id(name): name for name in self._programs}  # of an image whose content is the program's name
+        program = spec.entrypoint_override[0] if spec.entrypoint_override else by_id.get(spec.image, spec.image)
         if program not in self._programs:
             raise StartFailed("image_missing", f"image {program} is not here: add a program of that name")
         prepare_job_dir(spec.job_dir, (os.geteuid(), os.getegid()), warm=True)

@@ -252,6 +252,7 @@ class Installation:
             "LAMPLIGHTER_INSTALLATION": self.name,
             "LAMPLIGHTER_ENGINE": self.engine,
             "LAMPLIGHTER_GPU__WATCH": "0",
+            "LAMPLIGHTER_IMAGES__PULL": "0",  # no test asks a registry of the internet
             "LAMPLIGHTER_WARM__ON": "0",  # a warm container would stand among what a job left behind
             "LAMPLIGHTER_LOG_LEVEL": "debug",
             "LAMPLIGHTER_GRACE_S": "2",

@@ -21,7 +21,7 @@ from runner.host.health_file import HealthFile
 from runner.lifecycle import run_lifecycle
 from runner.outage import OutageGate
 from runner.run_clock import boot_clock
-from runner.settings import RunnerIntervals, WarmSettings
+from runner.settings import ImageSettings, RegistrySettings, RunnerIntervals, WarmSettings
 from runner.slots import Slots
 from schemas.container_protocol import START_SOCKET
 from schemas.endpoint import Endpoint, Resources, Timeouts
@@ -34,6 +34,7 @@ from schemas.status import FINAL_STATUSES, Status
 from tests.support.fake_bus.broker import FakeBroker, FakeBus
 from tests.support.fake_engine import FakeContainer, FakeEngine, Program
 from tests.support.fake_gpus import FakeGpuMonitor
+from tests.support.fake_images import FakeImageStore
 from tests.support.wait import wait_for
 
 DEADLINE_S = 10.0
@@ -49,6 +50,7 @@ FAST_PACE = RunnerIntervals(
     disk_s=0.02,
     disk_walk_s=0.05,
     engine_s=0.05,
+    image_s=0.02,
 )
 SCHEMA = {"type": "object", "properties": {"file": {"type": "string", "format": "asset"}}}
 
@@ -158,6 +160,9 @@ class RunnerEnvironment:
         self.kinds: dict[str, LocalEndpoint] | None = None
         self.gpus: GpuMonitor = FakeGpuMonitor()
         self.gpu_settings = GpuSettings()
+        self.images: FakeImageStore | None = None
+        self.image_settings = ImageSettings(retry_least_s=0.02, retry_most_s=0.1, reserve_mb=0)
+        self.registries: dict[str, RegistrySettings] = {}
         self.warm = WarmSettings(memory_reserve_mb=0, backoff_s=0.05, backoff_most_s=0.2)
 
     @asynccontextmanager
@@ -171,6 +176,7 @@ class RunnerEnvironment:
         jobs.mkdir(exist_ok=True)
         async with FakeEngine(self.programs, self.now, self.boxes) as engine:
             engine.is_unavailable = self.engine_gone
+            engine.images = self.images
             engine.containers_outlive_runner = self.leave
             context = RunnerContext(
                 installation="test",
@@ -204,7 +210,7 @@ class RunnerEnvironment:
             return None
 
         wants = Resources(disk_mb=self.disk_mb)
-        names = self.kinds or {
+        names = dict(self.kinds or {}) or {
             name: LocalEndpoint(
                 Endpoint(name=name, image=name, input=SCHEMA, timeouts=self.timeouts, resources=wants), self.folder
             )
@@ -216,6 +222,9 @@ class RunnerEnvironment:
             slots=Slots(self.slots),
             drop_assets=forget,
             warm=self.warm,
+            images=self.image_settings,
+            registries=self.registries,
+            pulled_images_file=self.folder.with_name(f"{self.folder.name}.images"),
             grace_s=self.grace_s,
             settle_s=2.0,
             poweroff=self.poweroff,

@@ -9,6 +9,7 @@ from edge.core.messages import LocalizedText, WaitInfo, choose_language
 from edge.jobs.view import Asker
 from schemas import events as e
 from schemas.feed import FeedPosition, ProgressMessage
+from schemas.host import ImageStatus
 from schemas.job import Job, JobFailure, Output, OutputFile
 from schemas.job_view import FileView, JobUrls, JobView, ProgressView
 from schemas.retry_policy import FAILURES
@@ -103,7 +104,7 @@ def test_every_word_has_a_text_in_both_languages() -> None:
         messages.HOST_OFF_TEXT,
     ]
     for text in tables:
-        english, chinese = (text.render(language, minutes=2, code="x", host="y") for language in Language)
+        english, chinese = (text.render(language, minutes=2, code="x", host="y", pulled="1 %") for language in Language)
         assert english.isascii()
         assert not chinese.isascii()
 
@@ -129,6 +130,21 @@ def test_the_texts_of_the_protocol_are_exact() -> None:
             WaitInfo(WaitReason.HOST_OFF_UNSWITCHED, host="gpu-1"),
             "Nobody can switch gpu-1 on from here: start its runner",
             "gpu-1 已关机，且无法远程开机：请在该机器上启动 runner",
+        ),
+        (
+            WaitInfo(
+                WaitReason.IMAGE_PULLING,
+                pull=ImageStatus(
+                    image="x", endpoints=(), state="pulling", done_bytes=10**9, total_bytes=4 * 10**9, percent=25
+                ),
+            ),
+            "The GPU host downloads the program's image: 25 %, 1.0 / 4.0 GB",
+            "GPU 服务器正在下载程序镜像：25 %, 1.0 / 4.0 GB",
+        ),
+        (
+            WaitInfo(WaitReason.IMAGE_PULLING),
+            "The GPU host downloads the program's image: 0 %",
+            "GPU 服务器正在下载程序镜像：0 %",
         ),
         (
             WaitInfo(WaitReason.IMAGE_MISSING),
