@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from edge.facades.gateway import gateway as gateway_route
 from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem_routes
+from edge.facades.heygem import speech as heygem_speech
 from edge.facades.heygem.facade import HeygemFacade
 from edge.facades.runpod import routes as runpod_routes
 from edge.http.api_document import encode_document
@@ -97,10 +98,12 @@ def create_app(
 ) -> ASGIApp:
     """Return the app over the services of one edge. It starts and stops no task: `edge.process` does.
 
-    `heygem`: None leaves `/easy/…` out. `cors_origins`: the origins whose pages may call the API.
+    `heygem`: None leaves `/easy/…` and `/tts/…` out. `cors_origins`: the origins whose pages may call the API.
     `console_settings`: where the console is served; None leaves it out.
     """
-    facades = [runpod_routes.make_router(), *([heygem_routes.make_router(heygem)] if heygem is not None else [])]
+    facades = [runpod_routes.make_router()]
+    if heygem is not None:
+        facades += [heygem_routes.make_router(heygem), heygem_speech.make_router(heygem)]
     shown = console_settings if console_settings is not None and console_settings.enabled else None
     if shown is not None:
         facades.append(console.make_router(shown))

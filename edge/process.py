@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -28,7 +29,7 @@ from edge.core.clock import utc_now
 from edge.core.installation import check_store_fingerprint
 from edge.core.trusted_proxies import TrustedProxies
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
-from edge.facades.heygem.auth import KeylessPort
+from edge.facades.heygem.auth import EASY_PREFIX, TTS_PREFIX, VENDOR_TTS_PREFIX, KeylessPort
 from edge.facades.heygem.facade import HeygemFacade
 from edge.hosts.enrollment import AdvertisedAddresses
 from edge.http.dependencies import EdgeServices
@@ -63,7 +64,7 @@ async def serve(settings: EdgeSettings) -> None:
     except OSError as error:
         reason = f"the data folder {settings.data} cannot be created ({error.strerror})"
         raise EdgeStartError(f"{reason}: choose another with LAMPLIGHTER_DATA") from error
-    keyless_port = _keyless_port(settings)
+    keyless_ports = _list_keyless_ports(settings)
     listening = _listen(settings)
     # A socket from a parent process may be bound to another address than `bind`.
     settings = structs.replace(settings, bind=listening.getsockname()[0])
@@ -71,7 +72,7 @@ async def serve(settings: EdgeSettings) -> None:
     public = _listen_public(settings.public.listen) if settings.public.listen else None
     pinned = addresses is not None and bool(addresses.broker) and addresses.edge_pin is not None
     certificate = ServedCertificate(tls, pinned=pinned) if public is not None and tls is not None else None
-    keyless = _listen_keyless(keyless_port)
+    keyless = [(port, _bind_socket(LOOPBACK, port.number, port.setting)) for port in keyless_ports]
     async with (
         _running_services(settings, addresses, _watched_certificates(settings, tls)) as (services, heygem),
         run_gateway(
@@ -97,8 +98,7 @@ async def serve(settings: EdgeSettings) -> None:
         servers = [(make_server(app, context), listening)]
         if public is not None:
             servers.append((make_server(app, context, certificate), public))
-        if keyless is not None:
-            servers.append((make_server(KeylessPort(app), context), keyless))
+        servers += [(make_server(KeylessPort(app, port.prefix, port.mount), context), bound) for port, bound in keyless]
         gc.collect()
         gc.freeze()  # otherwise full collections block the event loop for 0.1 to 0.2 s
         async with anyio.create_task_group() as renewing:
@@ -150,19 +150,29 @@ def _listen_public(address: str) -> socket.socket:
     return _bind_socket(host.strip("[]"), int(port), "public.listen")
 
 
-def _keyless_port(settings: EdgeSettings) -> int:
-    """Return the port of 127.0.0.1 where `/easy/…` needs no key; 0: none."""
-    port = settings.heygem.keyless_port if settings.heygem.enabled else 0
-    if port and LOOPBACK in TrustedProxies(settings.server.trusted_proxies):
+class _LoopbackPort(NamedTuple):
+    """A port of 127.0.0.1 that asks for no key. The paths below `prefix` there are those below `mount` in the app."""
+
+    number: int
+    setting: str
+    prefix: str
+    mount: str
+
+
+def _list_keyless_ports(settings: EdgeSettings) -> list[_LoopbackPort]:
+    """Return the ports without keys that are open. Raises EdgeStartError if a trusted proxy would reach them."""
+    heygem = settings.heygem
+    ports = [
+        _LoopbackPort(heygem.keyless_port, "heygem.keyless_port", EASY_PREFIX, EASY_PREFIX),
+        _LoopbackPort(heygem.tts_port, "heygem.tts_port", VENDOR_TTS_PREFIX, TTS_PREFIX),
+    ]
+    given = [port for port in ports if port.number and heygem.enabled]
+    if given and LOOPBACK in TrustedProxies(settings.server.trusted_proxies):
         raise EdgeStartError(
-            f"heygem.keyless_port answers programs of {LOOPBACK} without a key, and server.trusted_proxies has a proxy "
+            f"{given[0].setting} answers programs of {LOOPBACK} without a key, and server.trusted_proxies has a proxy "
             "at that address: let the proxy connect from 127.0.0.2 and trust that (docs/proxy.md), or close the port"
         )
-    return port
-
-
-def _listen_keyless(port: int) -> socket.socket | None:
-    return _bind_socket(LOOPBACK, port, "heygem.keyless_port") if port else None
+    return given
 
 
 def _bind_socket(host: str, port: int, setting: str) -> socket.socket:

@@ -40,6 +40,7 @@ PHRASES = {"{reason}", "{what}", "{more}", "{who}"}
 SEEN_BY_CLIENTS = (
     *("edge", "runner/execution", "runner/assets", "schemas/asset.py", "schemas/gateway_protocol.py"),
     *("images/preview/main.py", "images/preview/lipsync", "images/heygem/heygem_worker"),
+    *("images/tts/main.py", "images/tts/tts_engines"),
 )
 # Texts there that no client gets, and why.
 UNSEEN_FILES = {
@@ -77,6 +78,9 @@ UNSEEN_FILES = {
 UNSEEN: set[Literals] = {
     ("limiter of the threads that validate inputs",),
     ("step budget",),
+    ("spoken by espeak-ng (a synthetic voice, not the given one)",),  # a comment in the file
+    ("spoken by F5-TTS (a cloned voice)",),
+    ("exit code ", ""),
     ("Invalid enum value ",),
     ("", ": it is one of ", ""),
     ("Object contains unknown field `(?P<name>.*)`",),

@@ -103,6 +103,25 @@ _PREVIEW: Mapping[str, str] = {
     "the process could not get more memory": "程序无法获得更多内存",
 }
 
+_SPEECH: Mapping[str, str] = {
+    "the text has nothing to speak: send words": "没有可朗读的文字：请提供文字",
+    "LAMPLIGHTER_TTS_ENGINE is {name}: set it to one of {names}": (
+        "LAMPLIGHTER_TTS_ENGINE 为 {name}：请设为 {names} 之一"
+    ),
+    "install Debian's package espeak-ng on that host, or use the tts image": (
+        "请在该服务器上安装 Debian 软件包 espeak-ng，或使用 tts 镜像"
+    ),
+    "espeak-ng is not installed for tts: {remedy}": "tts 缺少 espeak-ng：{remedy}",
+    "espeak-ng cannot speak {language}: {said}": "espeak-ng 无法朗读 {language}：{said}",
+    "build the image with --build-arg ENGINE=f5": "请用 --build-arg ENGINE=f5 构建镜像",
+    "{package} is not installed for tts: {remedy}": "tts 缺少 {package}：{remedy}",
+    "{folder} lacks {names}: see images/tts/README.md": "{folder} 中缺少 {names}：见 images/tts/README.md",
+    "F5-TTS has no voice of its own: send a recording as `voice`": "F5-TTS 没有自带的声音：请用 `voice` 提供声音样本",
+    "F5-TTS has to know what the recording says: send it as `reference_text`": (
+        "F5-TTS 需要知道样本中说了什么：请用 `reference_text` 提供"
+    ),
+}
+
 _ADVICE: Mapping[str, str] = {
     "lower HEYGEM_BATCH_SIZE, set HEYGEM_SHARPEN=never, or use a GPU with more memory": (
         "请调小 HEYGEM_BATCH_SIZE、设置 HEYGEM_SHARPEN=never，或使用显存更大的显卡"
@@ -174,6 +193,7 @@ JOB_TEXTS_ZH: Mapping[str, str] = {
     **_RUNS,
     **_FILES,
     **_PREVIEW,
+    **_SPEECH,
     **_HEYGEM,
     "$.{path}: {message}": "$.{path}：{message}",  # a field of the input
     "http{url}: {error}": "http{url}：{error}",  # an input that is fetched

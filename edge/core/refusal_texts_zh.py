@@ -425,9 +425,16 @@ _FACADES: Mapping[str, str] = {
     "other submits keep changing the job of this code: try again": "其他请求正在修改此 code 的任务：请重试",
     "a submit must be a POST with a JSON body": "提交必须使用 POST，请求体为 JSON",
     "the job of this code is being cancelled: try again": "此 code 的任务正在取消：请重试",
-    "no folder is shared (heygem.data_root): name an http(s) URL or sha256:<hex>": (
-        "没有共享文件夹（heygem.data_root）：请使用 http(s) 网址或 sha256:<哈希值>"
+    "no folder is shared ({setting}): name an http(s) URL or sha256:<hex>": (
+        "没有共享文件夹（{setting}）：请使用 http(s) 网址或 sha256:<哈希值>"
     ),
+    "no folder of voices is shared: set heygem.tts_root": "没有共享声音文件夹：请设置 heygem.tts_root",
+    "must name a file of the shared folder": "必须是共享文件夹中的文件名",
+    "must hold the text to speak": "必须包含要朗读的文字",
+    "the speech was not ready in time: send the text again": "语音未能按时生成：请重新发送文字",
+    "the job {id} made no speech: its log says why": "任务 {id} 没有生成语音：原因见其日志",
+    "an upload must be a POST with a form that has one file": "上传必须使用 POST，并在表单中包含一个文件",
+    "the form has {count} files: send one": "表单中有 {count} 个文件：请只发送一个",
     "no job has this code": "没有此 code 的任务",
     "the job has no result: /easy/query returns its state": "任务没有结果：状态见 /easy/query",
     "{name} is not a file of the shared folder: put it into {folder}/ there, or name an http(s) URL or sha256:": (

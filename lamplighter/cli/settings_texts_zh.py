@@ -106,9 +106,9 @@ _STARTS: Mapping[str, str] = {
     "the certificate cannot be created in {folder} ({why}): correct its owner and permissions": (
         "无法在 {folder} 中创建证书（{why}）：请更正其所有者和权限"
     ),
-    "heygem.keyless_port answers programs of {address} without a key, and server.trusted_proxies has a proxy at that "
+    "{setting} answers programs of {address} without a key, and server.trusted_proxies has a proxy at that "
     "address: let the proxy connect from 127.0.0.2 and trust that (docs/proxy.md), or close the port": (
-        "heygem.keyless_port 对 {address} 的程序不要求密钥，而 server.trusted_proxies 中有该地址的代理："
+        "{setting} 对 {address} 的程序不要求密钥，而 server.trusted_proxies 中有该地址的代理："
         "请让代理从 127.0.0.2 连接并信任该地址（docs/proxy.md），或关闭此端口"
     ),
     "{what} port {port} cannot be opened ({why})": "无法打开{what}端口 {port}（{why}）",

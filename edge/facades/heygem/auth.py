@@ -1,6 +1,7 @@
 """Authenticate callers of `/easy/…`: by key, or without one on the keyless port of this machine."""
 
 from typing import Any, cast
+from urllib.parse import quote
 
 import httpx2
 from starlette import types as asgi
@@ -16,7 +17,9 @@ from schemas.ids import Token
 from schemas.problems import ProblemError
 
 _KEYLESS_SCOPE_KEY = "lamplighter.keyless"
-_EASY_PREFIX = "/easy/"
+EASY_PREFIX = "/easy/"
+VENDOR_TTS_PREFIX = "/v1/"  # of the vendor's speech server, on a port of its own
+TTS_PREFIX = "/tts/v1/"  # the same on the ports of the edge, where /v1/ is its own API
 
 
 async def authenticate_owner(request: AnyRequest, services: EdgeServices, scope: Scope, keyless_owner: Token) -> str:
@@ -71,17 +74,20 @@ def is_from_keyless_port(scope: Any) -> bool:
 
 
 class KeylessPort:
-    """The app on the keyless port: `/easy/…` and nothing else."""
+    """The app on a keyless port: the paths below `prefix` and nothing else. The app itself has them below `mount`."""
 
-    def __init__(self, app: asgi.ASGIApp) -> None:
+    def __init__(self, app: asgi.ASGIApp, prefix: str = EASY_PREFIX, mount: str = EASY_PREFIX) -> None:
         self._app = app
+        self._prefix = prefix
+        self._mount = mount
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(_EASY_PREFIX):
-            scope[_KEYLESS_SCOPE_KEY] = True
-            await self._app(scope, receive, send)
+        if scope["type"] == "http" and scope["path"].startswith(self._prefix):
+            path = self._mount + scope["path"].removeprefix(self._prefix)
+            moved = dict(scope) | {"path": path, "raw_path": quote(path).encode(), _KEYLESS_SCOPE_KEY: True}
+            await self._app(moved, receive, send)
         elif scope["type"] == "http":
-            detail = f"this port serves only {_EASY_PREFIX}: use the edge's main port, with a key"
+            detail = f"this port serves only {self._prefix}: use the edge's main port, with a key"
             await send_problem(ProblemError("not_found", detail), scope, send)
         else:
             await send({"type": "websocket.close", "code": 1008})

@@ -33,6 +33,12 @@ class HeygemSettings(Struct, frozen=True):
     """The owner of jobs that arrive at `keyless_port`."""
     keyless_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """Port on 127.0.0.1 where `/easy/…` needs no key; 0 disables it."""
+    tts_endpoint: Token = "tts"
+    """The endpoint that turns the text of these clients into speech. Its input has `text`, and may have `voice`."""
+    tts_root: Path | None = None
+    """Folder of the voices of these clients. The vendor's speech container mounts it at /code/data."""
+    tts_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Port on 127.0.0.1 for the vendor's speech routes, without a key (its own is 18180); 0 disables it."""
 
 
 class HeygemFacade(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Translate the body of a vendor's submit into a native one, and a job into the `data` of a query. Pure."""
+"""Translate the bodies of a vendor's requests into native ones, and a job into the `data` of a query. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status
 F = TypeVar("F", OutputFile, FileView)
 
 RUNNING, DONE, FAILED = 1, 2, 3
+_REFERENCE_SEPARATOR = "|||"  # between the parts of a long recording
 PROGRESS_LIMIT_PERCENT = 99  # 100 is reserved for finished jobs
 REQUIRED_FIELDS = ("audio_url", "video_url", "code")
 
@@ -88,6 +89,47 @@ def build_submission(endpoint: Endpoint, submit: EasySubmit, audio: str, video: 
     known = endpoint.input.get("properties", {})
     options = {name: value for name, value in submit.options.items() if name in known}
     return {"endpoint": endpoint.name, "input": {"video": video, "audio": audio, **options}, "await_input": True}
+
+
+class SpeechRequest(NamedTuple):
+    """A request for speech. `reference`: the file of the voice, in the shared folder; "": none."""
+
+    text: str
+    reference: str
+    reference_text: str
+
+
+def parse_reference(body: Mapping[str, Any]) -> str:
+    """Return the file of a voice that is to be accepted. Raises ProblemError `input_invalid`."""
+    name = body.get("reference_audio")
+    if not isinstance(name, str) or not name:
+        raise _invalid_field("reference_audio", "must name a file of the shared folder")
+    return name
+
+
+def parse_speech(body: Mapping[str, Any]) -> SpeechRequest:
+    """Parse a request for speech and ignore unknown keys. Raises ProblemError `input_invalid`."""
+    text, reference, reference_text = (
+        _optional_text(body, name) for name in ("text", "reference_audio", "reference_text")
+    )
+    if not text.strip():
+        raise _invalid_field("text", "must hold the text to speak")
+    return SpeechRequest(text, reference.split(_REFERENCE_SEPARATOR)[0], reference_text)
+
+
+def _optional_text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise _invalid_field(name, "must be text")
+    return value or ""
+
+
+def build_speech_submission(endpoint: Endpoint, speech: SpeechRequest, voice: str | None) -> dict[str, Any]:
+    """Build the native body. The voice is left out where the endpoint's input has none."""
+    known = endpoint.input.get("properties", {})
+    given = {"voice": voice, "reference_text": speech.reference_text}
+    options = {name: value for name, value in given.items() if value and name in known}
+    return {"endpoint": endpoint.name, "input": {"text": speech.text, **options}}
 
 
 def result_name(code: str) -> str:

@@ -52,9 +52,14 @@ def query_result(data: dict[str, Any]) -> EasyResponse:
     return EasyResponse(10000, data=data)
 
 
+def upload_result(reference: str, name: str) -> EasyResponse:
+    """Return the response to an upload: `filename` is what a submit names as its audio_url or video_url."""
+    return EasyResponse(10000, data={"filename": reference, "name": name})
+
+
 def to_http_response(response: EasyResponse, problem: ProblemError | None = None) -> Response[bytes]:
     """Return the HTTP response. `problem` goes into a header, for a person who debugs a client."""
-    headers = {} if problem is None else {ERROR_HEADER: _header_text(f"{problem.code}: {problem.detail}")}
+    headers = {} if problem is None else problem_header(problem)
     body = msgspec.json.encode(structs.asdict(response), order="sorted")
     return Response(body, status_code=200, media_type="text/html", headers=headers)
 
@@ -66,6 +71,11 @@ def exception_handler(request: AnyRequest, error: Exception) -> Response[bytes]:
         return to_http_response(missing_field(error.name))
     problem = problem_for_error(error)
     return to_http_response(RESPONSE_BY_PROBLEM.get(problem.code, INTERNAL_ERROR), problem)
+
+
+def problem_header(problem: ProblemError) -> dict[str, str]:
+    """Return the header that says in English what was wrong."""
+    return {ERROR_HEADER: _header_text(f"{problem.code}: {problem.detail}")}
 
 
 def _header_text(text: str) -> str:

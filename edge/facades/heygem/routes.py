@@ -1,11 +1,13 @@
-"""`/easy/submit`, `/easy/query` and `/easy/download`: each translates the vendor's request into native calls."""
+"""`/easy/submit`, `query`, `download` and `upload`: each translates the vendor's request into native calls."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from anyio import current_time, move_on_after, to_thread
 from litestar import Response, Router, get, route
+from litestar.datastructures import UploadFile
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 from litestar.types import ASGIApp
@@ -13,7 +15,7 @@ from litestar.types import ASGIApp
 from bus.interface import VersionedRecord
 from edge.core.error_handling import problem_for_known_error, translate_errors
 from edge.facades.heygem.auth import authenticate_owner
-from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
+from edge.facades.heygem.facade import HeygemFacade
 from edge.facades.heygem.mapping import (
     EasySubmit,
     FieldMissing,
@@ -24,13 +26,13 @@ from edge.facades.heygem.mapping import (
     parse_submit,
     result_name,
 )
-from edge.facades.heygem.responses import ACCEPTED, exception_handler, query_result, to_http_response
+from edge.facades.heygem.responses import ACCEPTED, exception_handler, query_result, to_http_response, upload_result
 from edge.facades.heygem.result_export import ExportState, result_file
 from edge.facades.heygem.shared_dir import open_shared_file
 from edge.http.auth import NO_AUTH
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep
 from edge.http.query_parameters import ANY_PARAMETER
-from edge.http.request_body import PLACEHOLDER_DIGEST, read_json
+from edge.http.request_body import PLACEHOLDER_DIGEST, is_form, open_owner_form, read_json, store_file_part
 from edge.http.responses import file_response
 from edge.jobs.service import id_in_use
 from edge.jobs.view import Asker
@@ -52,6 +54,7 @@ HOLD_TIMEOUT_S = 6.0  # the broker restarts in 1 to 3 s; clients with a time lim
 HOLD_RETRY_INTERVAL_S = 0.2
 TRANSIENT_CODE = "unavailable"  # the code of every problem that a later attempt may not meet
 
+T = TypeVar("T")
 HeygemDep = NamedDependency[HeygemFacade]
 
 
@@ -71,8 +74,8 @@ async def _submit_once(request: AnyRequest, services: EdgeServices, heygem: Heyg
     endpoint = services.endpoints.get(settings.endpoint)
     await services.jobs.validate(build_submission(endpoint, parsed, PLACEHOLDER_DIGEST, PLACEHOLDER_DIGEST))
     await services.readiness.check()  # before files are copied
-    audio = await _asset_reference(services, settings, owner, parsed.audio)
-    video = await _asset_reference(services, settings, owner, parsed.video)
+    audio = await asset_reference(services, settings.data_root, "heygem.data_root", owner, parsed.audio)
+    video = await asset_reference(services, settings.data_root, "heygem.data_root", owner, parsed.video)
     key = JobKey(owner, parsed.code)
     async with heygem.result_exporter.expect_result(key):
         await _accept_job(services, heygem, key, build_submission(endpoint, parsed, audio, video))
@@ -107,15 +110,15 @@ async def _can_resubmit(heygem: HeygemFacade, job: Job, *, same: bool) -> bool:
     return job.status in FINAL_STATUSES
 
 
-async def _asset_reference(services: EdgeServices, settings: HeygemSettings, owner: str, name: str) -> str:
-    """Return the native reference for `name`. A file of the shared folder becomes an asset of the owner first."""
+async def asset_reference(services: EdgeServices, root: Path | None, setting: str, owner: str, name: str) -> str:
+    """Return the native reference for `name`. A file of the shared folder `root` becomes an asset of the owner first.
+
+    `setting` is the name of the setting that shares the folder, for the error if it is unset.
+    """
     if name.startswith(DIGEST_SCHEME) or name.lower().startswith(("http://", "https://")):
         return name
-    root = settings.data_root
     if root is None:
-        raise ProblemError(
-            "input_invalid", "no folder is shared (heygem.data_root): name an http(s) URL or sha256:<hex>"
-        )
+        raise ProblemError("input_invalid", f"no folder is shared ({setting}): name an http(s) URL or sha256:<hex>")
     file = await to_thread.run_sync(open_shared_file, root, name)
     _, sha256, _ = await services.assets.put(owner, file.read_chunks(), None, file.name, guess_media_type(file.name))
     return f"{DIGEST_SCHEME}{sha256}"
@@ -163,6 +166,21 @@ async def download_result(
     return await file_response(request, services, file.sha256, name, file.media_type)
 
 
+@_any_method("/upload")
+async def upload(request: AnyRequest, services: ServicesDep, heygem: HeygemDep) -> Response[bytes]:
+    """Store the file of a form as an asset, for a client that does not share a folder with the edge."""
+    if request.method != "POST" or not is_form(request):
+        raise ProblemError("input_invalid", "an upload must be a POST with a form that has one file")
+    owner = await authenticate_owner(request, services, Scope.ASSETS_WRITE, heygem.settings.owner)
+    async with open_owner_form(request, services, owner) as form:
+        files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        if len(files) != 1:
+            raise ProblemError("input_invalid", f"the form has {len(files)} files: send one")
+        (file,) = files
+        reference = await store_file_part(services, owner, file)
+        return to_http_response(upload_result(reference, file.filename or ""))
+
+
 def make_router(facade: HeygemFacade) -> Router:
     """Return the routes, with their own authentication and errors.
 
@@ -174,7 +192,7 @@ def make_router(facade: HeygemFacade) -> Router:
 
     return Router(
         "/easy",
-        route_handlers=[submit, query, download_result],
+        route_handlers=[submit, query, download_result, upload],
         dependencies={"heygem": Provide(provide_facade)},
         opt={NO_AUTH: True, ANY_PARAMETER: True},
         exception_handlers={Exception: exception_handler},
@@ -183,7 +201,7 @@ def make_router(facade: HeygemFacade) -> Router:
     )
 
 
-async def retry_while_unavailable(request: AnyRequest, attempt: Callable[[], Awaitable[None]]) -> None:
+async def retry_while_unavailable(request: AnyRequest, attempt: Callable[[], Awaitable[T]]) -> T:
     """Repeat `attempt` while it raises `unavailable`, for at most HOLD_TIMEOUT_S or until the client disconnects.
 
     The vendor's clients give up a video at every answer but "accepted", so a restart of the broker must not reach
@@ -199,11 +217,11 @@ async def retry_while_unavailable(request: AnyRequest, attempt: Callable[[], Awa
             if problem is None or problem.code != TRANSIENT_CODE:
                 raise
             left_s = min(HOLD_RETRY_INTERVAL_S, ends_at - current_time())
-            if left_s <= 0 or await _wait_for_disconnect(request, left_s):
+            if left_s <= 0 or await wait_for_disconnect(request, left_s):
                 raise
 
 
-async def _wait_for_disconnect(request: AnyRequest, within_s: float) -> bool:
+async def wait_for_disconnect(request: AnyRequest, within_s: float) -> bool:
     """Wait for `within_s`, or until the client disconnects. Return whether it did."""
     with move_on_after(within_s):
         while (await request.receive())["type"] != "http.disconnect":

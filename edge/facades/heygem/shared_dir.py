@@ -33,7 +33,11 @@ class SharedFile:
             while block := await to_thread.run_sync(os.read, self._handle, BLOCK_BYTES):
                 yield block
         finally:
-            os.close(self._handle)
+            self.close()
+
+    def close(self) -> None:
+        """Close the file without reading it."""
+        os.close(self._handle)
 
 
 def open_shared_file(root: Path, name: str) -> SharedFile:

@@ -26,8 +26,8 @@ _SCANNED = 0.3  # the job's progress when the first pass is done
 class PreviewOptions:
     """The settings of a job, which the edge has checked against endpoint.toml.
 
-    `fps` is None for the video's own rate. `gain` scales how far the mouth opens; `max_side` bounds the result's longer
-    side, in pixels.
+    Without `fps`, the video's own rate is used. `gain` scales how far the mouth opens; `max_side` bounds the result's
+    longer side, in pixels.
     """
 
     fps: int | None

@@ -8,7 +8,7 @@ import pytest
 
 from edge.facades.heygem.shared_dir import open_shared_file
 from schemas.problems import ProblemError
-from tests.edge.facades.heygem.conftest import AUDIO, HeygemClient
+from tests.edge.facades.heygem.conftest import AUDIO, VIDEO, HeygemClient, parse_body
 
 FAULT = {"code": 9999, "data": {}, "msg": "系统异常", "success": False}
 
@@ -129,3 +129,22 @@ async def test_a_file_over_the_limit_is_refused(heygem: HeygemClient):
     with (heygem.root / "temp" / "large.wav").open("wb") as file:
         file.truncate(2 << 20)  # the world takes 1 MiB
     assert await heygem.submit(audio_url="large.wav") == FAULT
+
+
+async def test_a_file_is_uploaded_and_named_in_a_submit(heygem: HeygemClient):
+    told = parse_body(await heygem.local.post("/easy/upload", files={"file": ("me.mp4", VIDEO, "video/mp4")}))
+    assert told["code"] == 10000
+    assert told["data"]["name"] == "me.mp4"
+    assert (await heygem.submit(video_url=told["data"]["filename"]))["code"] == 10000
+    assert (await heygem.job()).input["video"] == told["data"]["filename"]
+
+
+async def test_an_upload_is_one_file_of_a_form(heygem: HeygemClient):
+    two = {"a": ("a.wav", b"a", "audio/wav"), "b": ("b.wav", b"b", "audio/wav")}
+    for reply in (
+        await heygem.local.post("/easy/upload", files=two),
+        await heygem.local.post("/easy/upload", json={}),
+        await heygem.local.get("/easy/upload"),
+    ):
+        assert parse_body(reply)["code"] == 9999
+        assert reply.headers["lamplighter-error"].startswith("input_invalid")

@@ -32,7 +32,7 @@ def brief(monkeypatch):
 async def submitting(heygem: HeygemClient, answers: list):
     """Send a submit during the block, and enter the block after its first failed attempt."""
     held = anyio.Event()
-    disconnected = routes._wait_for_disconnect
+    disconnected = routes.wait_for_disconnect
 
     async def noted(*args) -> bool:
         held.set()
@@ -42,7 +42,7 @@ async def submitting(heygem: HeygemClient, answers: list):
         answers.append(await heygem.submit())
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(routes, "_wait_for_disconnect", noted)
+        patched.setattr(routes, "wait_for_disconnect", noted)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(submit)
             await held.wait()
@@ -84,14 +84,14 @@ async def test_a_submit_is_busy_when_the_broker_stays_away(heygem: HeygemClient,
 
 async def test_a_submit_is_dropped_when_its_client_disconnects(heygem: HeygemClient, monkeypatch):
     noticed = anyio.Event()
-    disconnected = routes._wait_for_disconnect
+    disconnected = routes.wait_for_disconnect
 
     async def noted(*args) -> bool:
         if gone := await disconnected(*args):
             noticed.set()
         return gone
 
-    monkeypatch.setattr(routes, "_wait_for_disconnect", noted)
+    monkeypatch.setattr(routes, "wait_for_disconnect", noted)
     heygem.world.bus.cut()
     with pytest.raises(httpx2.ReadTimeout):
         await heygem.local.post(
