@@ -283,6 +283,35 @@ class UsageLog(Protocol):
         ...
 
 
+class AuditEntry(Struct, frozen=True):
+    """An event of the audit log and its sequence, which orders the events and never changes."""
+
+    sequence: int
+    event: AuditEvent
+
+
+class AuditPage(NamedTuple):
+    """Entries, newest first. `next_before`: where the next page begins; None if nothing is older."""
+
+    entries: tuple[AuditEntry, ...]
+    next_before: int | None
+
+
+class AuditStream(Protocol):
+    """AUDIT: what was done to keys, hosts, owners, jobs and settings, for 400 days. Nobody changes an event."""
+
+    async def append(self, event_id: str, event: AuditEvent) -> bool:
+        """Store the event; return False when one with this id is stored already. Raises BusError."""
+        ...
+
+    async def page(self, before: int | None, span: int) -> AuditPage:
+        """Return the events among the `span` sequences before `before`, or among the last ones.
+
+        A page may be empty although older events exist. Unreadable events are logged and left out.
+        """
+        ...
+
+
 T = TypeVar("T")
 
 
@@ -488,7 +517,7 @@ class Bus(Struct, frozen=True, kw_only=True):
     enrolled_hosts: Table[EnrolledHost]
     owner_deletions: Table[OwnerDeletion]
     job_actions: Table[JobAction]
-    audit_log: Table[AuditEvent]
+    audit_log: AuditStream
     usage_log: UsageLog
 
 

@@ -12,6 +12,7 @@ import structlog
 from msgspec import Struct
 
 from bus.interface import Bus, BusError
+from bus.nats.audit_stream import NatsAuditStream
 from bus.nats.connection import NatsConnection, reply_status
 from bus.nats.feed import NatsJobFeed
 from bus.nats.health import MonitorClients, NatsBrokerHealth, open_monitor_client
@@ -26,7 +27,6 @@ from bus.nats.topology import (
     ACTIONS,
     AGREED,
     ASSETS,
-    AUDIT,
     DELIVERED,
     ERASURES,
     HOOKS,
@@ -49,7 +49,7 @@ from schemas.asset import AssetReference
 from schemas.auth import ApiKey
 from schemas.enrollment import EnrolledHost
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
-from schemas.installation import AuditEvent, InstallationConstant, Lease
+from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
 from schemas.owner_deletion import OwnerDeletion
 from schemas.power import PowerRecord
@@ -92,7 +92,7 @@ class _NatsAdapters(NamedTuple):
             enrolled_hosts=NatsTable(jetstream, JOINED, EnrolledHost, as_edge=as_edge),
             owner_deletions=NatsTable(jetstream, ERASURES, OwnerDeletion, as_edge=as_edge),
             job_actions=NatsTable(jetstream, ACTIONS, JobAction, as_edge=as_edge),
-            audit_log=NatsTable(jetstream, AUDIT, AuditEvent, as_edge=as_edge),
+            audit_log=NatsAuditStream(jetstream),
             usage_log=NatsUsageLog(jetstream),
         )
 

@@ -4,6 +4,7 @@ Services receive what they need as constructor arguments, so the order of the ca
 """
 
 import os
+import platform
 import random
 import time
 from collections.abc import Mapping
@@ -168,7 +169,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
         usage_reports=UsageReports(bus.usage_log, power.records, settings.prices, utc_now),
         usage_recorder=UsageRecorder(bus.usage_log, index, power.records, settings.prices),
         relay_hub=domain.relay_hub,
-        audit=AuditLog(bus.audit_log, utc_now, os.urandom),
+        audit=AuditLog(bus.audit_log, utc_now, os.urandom, settings.data),
         trusted_proxies=TrustedProxies(server.trusted_proxies, requests_per_client=server.connections_per_address),
         form_dir=settings.data / "forms",
         data_dir=settings.data,
@@ -180,6 +181,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
         stream_limits=StreamLimiter("event streams", server.streams_per_key, server.streams_per_owner),
     )
     services.form_dir.mkdir(mode=0o700, exist_ok=True)
+    await services.audit.record_settings(settings, EdgeSettings(), platform.node(), signing_secret)
     await services.usage_recorder.load_position()
     reconciler = Reconciler(_make_reconcile_context(settings, services), period_s=settings.reconcile_every_s)
     heygem = make_heygem_facade(settings.heygem, settings.data, bus.job_store, store, index)
@@ -390,6 +392,7 @@ def start_tasks(tasks: TaskGroup, edge: AssembledEdge) -> None:
         services.api_keys.run,
         services.owner_deletions.run,
         services.job_actions.run,
+        services.audit.run,
         services.host_samples.run,
         edge.reconciler.run,
     ]

@@ -23,22 +23,30 @@ BY_EDGE = "lamplighter.edge"
 
 
 class AuditAction(StrEnum):
-    """An action on keys, hosts or owners."""
+    """What the audit log records. `*_jobs`: an action on many jobs. The first word is the kind of the subject."""
 
     KEY_CREATED = "key_created"
     KEY_ROTATED = "key_rotated"
     KEY_REVOKED = "key_revoked"
     HOST_ADDED = "host_added"
     HOST_REMOVED = "host_removed"
+    HOST_POWER_SET = "host_power_set"
     OWNER_DELETED = "owner_deleted"
+    JOB_CANCELLED = "job_cancelled"  # by a key of another owner
+    JOB_RETRIED = "job_retried"  # by a key of another owner
+    JOB_DELETED = "job_deleted"
+    JOB_ACTION_STARTED = "job_action_started"
+    ASSET_DELETED = "asset_deleted"
+    WEBHOOK_SECRET_ROTATED = "webhook_secret_rotated"  # noqa: S105 - the name of an action
+    SETTINGS_CHANGED = "settings_changed"
 
 
 class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A row of AUDIT: one action, of `AuditAction` or of a newer edge.
 
-    `subject`: the id of the key, host or owner. `by`: the id of the key that asked for it, or BY_UP or BY_EDGE for what
-    `lamplighter up` or the first edge created at its start. `client`: the address of the request, or empty. `owner` and
-    `scopes`: of a key that was created.
+    `subject`: the id of the key, host, owner, job or asset. `by`: the id of the key that asked for it, or BY_UP or
+    BY_EDGE for what `lamplighter up` or an edge did at its start. `client`: the address of the request, or empty.
+    `owner`: that of the subject. `scopes`: of a key that was created. `details`: by name, without secrets.
     """
 
     at: Moment
@@ -48,6 +56,7 @@ class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     client: str
     owner: str = ""
     scopes: tuple[Scope, ...] = ()
+    details: dict[str, str] = {}
 
 
 class InstallationConstant(Struct, frozen=True):

@@ -314,7 +314,15 @@ const TEXTS = {
   audit_key_revoked: ["key revoked", "吊销密钥"],
   audit_host_added: ["host added", "添加主机"],
   audit_host_removed: ["host removed", "移除主机"],
+  audit_host_power_set: ["host power set", "设置主机电源"],
   audit_owner_deleted: ["owner deleted", "删除所有者"],
+  audit_job_cancelled: ["job cancelled", "取消任务"],
+  audit_job_retried: ["job retried", "重试任务"],
+  audit_job_deleted: ["job deleted", "删除任务"],
+  audit_job_action_started: ["action on jobs started", "批量操作任务"],
+  audit_asset_deleted: ["file deleted", "删除文件"],
+  audit_webhook_secret_rotated: ["webhook secret rotated", "更换 Webhook 密钥"],
+  audit_settings_changed: ["settings changed", "修改设置"],
 };
 
 let chosen = localStorage.getItem("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");

@@ -18,7 +18,7 @@ from edge.owners.quotas import rate_limited
 from edge.owners.sessions import SESSION_PREFIX
 from edge.owners.tokens import TOKEN_PREFIX
 from schemas.auth import ApiKey, Scope, parse_credential
-from schemas.ids import is_token
+from schemas.ids import JobKey, is_token
 from schemas.installation import AuditAction
 from schemas.problems import ProblemError
 
@@ -116,10 +116,18 @@ def count_request(connection: AnyConnection, services: EdgeServices, key: ApiKey
 
 
 async def record_audit_event(
-    request: AnyConnection, services: EdgeServices, action: AuditAction, subject: str, **of_key: Any
+    request: AnyConnection, services: EdgeServices, action: AuditAction, subject: str, **facts: Any
 ) -> None:
-    """Record in the audit log what the request's key did to `subject`. `of_key`: owner and scopes of that key."""
-    await services.audit.record(action, subject, by=request.auth.id, client=read_client_address(request), **of_key)
+    """Record in the audit log what the request's key did to `subject`. `facts`: owner, scopes and details."""
+    await services.audit.record(action, subject, by=request.auth.id, client=read_client_address(request), **facts)
+
+
+async def record_action_for_other_owner(
+    request: AnyConnection, services: EdgeServices, action: AuditAction, job: JobKey
+) -> None:
+    """Record what the request's key did to the job of another owner; an owner's own jobs have their history."""
+    if request.auth.owner != job.owner:
+        await record_audit_event(request, services, action, job.id, owner=job.owner)
 
 
 async def _authenticate_signed_url(connection: AnyConnection, services: EdgeServices) -> ApiKey | None:

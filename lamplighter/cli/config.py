@@ -1,15 +1,14 @@
 """`lamplighter config`: check settings files, and show the effective settings and where each came from."""
 
 import os
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Struct
 from rich.text import Text
 
 from edge.settings import EdgeSettings
@@ -28,7 +27,7 @@ from lamplighter.cli.settings_file import (
 )
 from runner.host.enrollment import ENROLLMENT_FILE, EnrollmentUnreadable, apply_enrollment
 from runner.settings import RunnerSettings
-from schemas.settings_faults import find_faults, join_name
+from schemas.settings_faults import find_faults
 from schemas.settings_loader import (
     SettingsInvalid,
     describe_fault,
@@ -36,12 +35,12 @@ from schemas.settings_loader import (
     merge_given,
     select_variables,
 )
-from schemas.settings_schema import SECRET_MASK, SETTING_PREFIX, is_struct, metadata_extra
+from schemas.settings_schema import SETTING_PREFIX
+from schemas.settings_values import walk_settings
 
 ROLES: Mapping[str, type[Struct]] = {"edge": EdgeSettings, "runner": RunnerSettings, "relay": RelaySettings}
 COMMAND_VARIABLES = frozenset({CONFIG_VARIABLE, JOIN_VARIABLE, LANGUAGE_VARIABLE})
 DEFAULT = "default"
-_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]+@")
 
 
 class EffectiveSetting(NamedTuple):
@@ -100,13 +99,14 @@ def effective_settings(role: str, file: SettingsFile, environ: Mapping[str, str]
     settings: Struct = file.load(kind, environ)
     given = merge_given(kind, file.text, environ, str(file.path))
     rows = [
-        EffectiveSetting(name, value, _source_of(name, given, file, environ)) for name, value in _walk(settings, "")
+        EffectiveSetting(name, shown, _source_of(name, given, file, environ))
+        for name, shown, _value in walk_settings(settings)
     ]
     if not isinstance(settings, RunnerSettings):
         return rows
     enrollment = str(settings.data / ENROLLMENT_FILE)
-    joined = dict(_walk(apply_enrollment(settings), ""))
-    changed = {name: EffectiveSetting(name, value, enrollment) for name, value in joined.items()}
+    joined = walk_settings(apply_enrollment(settings))
+    changed = {name: EffectiveSetting(name, shown, enrollment) for name, shown, _value in joined}
     return [row if changed[row.name].value == row.value else changed[row.name] for row in rows]
 
 
@@ -117,28 +117,6 @@ def _source_of(name: str, given: dict[str, Any], file: SettingsFile, environ: Ma
             return DEFAULT
         branch = branch[part]
     return find_variable(name, environ) or str(file.path)
-
-
-def _walk(settings: Struct, prefix: str) -> Iterator[tuple[str, Any]]:
-    config = settings.__struct_config__
-    if config.tag_field is not None:
-        yield join_name(prefix, config.tag_field), config.tag
-    for field in structs.fields(settings):
-        name, value = join_name(prefix, field.encode_name), getattr(settings, field.name)
-        if is_struct(type(value)):
-            yield from _walk(value, name)
-        elif isinstance(value, dict) and value and all(is_struct(type(one)) for one in value.values()):
-            for key, one in value.items():
-                yield from _walk(one, join_name(name, key))
-        else:
-            yield name, _mask(value, is_secret=bool(metadata_extra(field.type).get("secret")))
-
-
-def _mask(value: Any, *, is_secret: bool) -> Any:
-    if not is_secret or not value:
-        plain = msgspec.to_builtins(value, enc_hook=str)
-        return _PASSWORD_IN_URL.sub(rf"\1:{SECRET_MASK}@", plain) if isinstance(plain, str) else plain
-    return dict.fromkeys(value, SECRET_MASK) if isinstance(value, dict) else SECRET_MASK
 
 
 @click.group()

@@ -109,7 +109,7 @@ async def ensure_keys(bus: Bus, data: Path) -> LocalKeys:
         return found
     admin = await store.create(LOCAL_OWNER, (Scope.ADMIN,), name="up")
     runner = await store.create(LOCAL_OWNER, (Scope.RUNNER,), name="the runner of up")
-    audit = AuditLog(bus.audit_log, utc_now, secrets.token_bytes)
+    audit = AuditLog(bus.audit_log, utc_now, secrets.token_bytes, data / "edge")
     for new in (admin, runner):
         await audit.key_made_at_start(new.key, BY_UP)
     keys = LocalKeys(admin.text, runner.text)

@@ -57,6 +57,17 @@ _COMMANDS: Mapping[str, str] = {
     "List, add and remove GPU hosts.": "列出、添加和移除 GPU 服务器。",
     "Keep a host on or off, or switch it automatically.": "让服务器保持开机或关机，或自动开关机。",
     "Show usage and cost.": "显示用量和费用。",
+    "Show who did what to keys, hosts, owners, jobs and settings.": "显示谁对密钥、主机、所有者、任务和设置做了什么。",
+    "Show who did what to keys, hosts, owners, jobs, files and settings, newest first. 400 days are kept.": (
+        "显示谁对密钥、主机、所有者、任务、文件和设置做了什么，最新的在前。记录保留 400 天。"
+    ),
+    "Only what the key with this id did.": "只显示该 ID 的密钥所做的操作。",
+    "Only this action, as key_created.": "只显示该操作，例如 key_created。",
+    "Only what was done to this key, host, owner, job or file.": "只显示对该密钥、主机、所有者、任务或文件的操作。",
+    "Only what was done to things of this owner.": "只显示对该所有者名下对象的操作。",
+    "As 2026-11-01T00:00:00Z; without it all that is kept.": "例如 2026-11-01T00:00:00Z；不填则显示全部保留的记录。",
+    "Events to print.": "要显示的记录条数。",
+    "Print the newest events, then new ones until Ctrl-C.": "先显示最新的记录，再持续显示新记录，直到按 Ctrl-C。",
     "List the endpoints, or the fields of one endpoint.": "列出任务类型，或某个任务类型的字段。",
     "Create, list, rotate and revoke API keys.": "创建、列出、更换和吊销 API 密钥。",
     "Delete all data of an owner.": "删除某个用户的所有数据。",

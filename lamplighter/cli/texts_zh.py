@@ -247,6 +247,7 @@ _CLIENT: Mapping[str, str] = {
     "messages to followers": "条推送消息",
     "row of usage": "条用量记录",
     "rows of usage": "条用量记录",
+    "no events": "没有记录",
     "all owners": "所有用户",
     "{owner}, {start} to {end}": "{owner}，{start} 至 {end}",
     "no job has ended in this time": "此期间没有任务结束",

@@ -133,11 +133,14 @@ async def test_the_key_that_a_first_edge_makes_for_itself_is_kept(tmp_path: Path
 
         key = await wait_for(shown)
         async with open_client(made.url, headers={"X-API-Key": key}, timeout=20) as client:
-            (event,) = (await client.get("/v1/audit")).json()["events"]
+            (event,) = (await client.get("/v1/audit?action=key_created")).json()["events"]
+            (settings,) = (await client.get("/v1/audit?action=settings_changed")).json()["events"]
     finally:
         await made.close()
         made.release_ports()
     assert (event["action"], event["by"], event["scopes"]) == ("key_created", BY_EDGE, ["admin"])
+    assert settings["by"] == BY_EDGE
+    assert settings["details"]["broker.password"] == '"" -> "***"'
 
 
 async def test_hosts_that_come_and_go_are_kept(tmp_path: Path):
@@ -149,3 +152,42 @@ async def test_hosts_that_come_and_go_are_kept(tmp_path: Path):
         ("host_removed", "gpu-1"),
         ("host_added", "gpu-1"),
     ]
+
+
+async def test_what_an_administrator_does_to_the_jobs_of_others_is_kept(edge: ServedEdge):
+    for job_id in ("one", "two", "own"):
+        await edge.ann.put(f"/v1/jobs/{job_id}", json={"endpoint": "echo", "input": {"text": "hello"}})
+    assert (await edge.admin.post("/v1/jobs/one/cancel?owner=ann")).status_code == 202
+    assert (await edge.admin.post("/v1/jobs/one/retry?owner=ann")).status_code == 202
+    assert (await edge.ann.post("/v1/jobs/own/cancel")).status_code == 202
+    assert (await edge.ann.post("/v1/jobs/own/retry")).status_code == 202
+    assert (await edge.admin.post("/v2/echo/cancel/two?owner=ann")).status_code == 200
+    assert (await edge.admin.delete("/v1/jobs/two?owner=ann")).status_code == 204
+    async with connect_gateway(edge.url, edge.texts["ann"]) as made:
+        uploaded = (await edge.ann.post("/v1/assets", content=b"bytes")).json()
+        await made.ask("gpu.job.submit", {"sha256": uploaded["sha256"]}, task_type="delete_asset")
+    page = (await edge.admin.get("/v1/audit?owner=ann")).json()["events"]
+    assert [(event["action"], event["subject"]) for event in page] == [
+        ("asset_deleted", uploaded["sha256"]),
+        ("job_deleted", "two"),
+        ("job_cancelled", "two"),
+        ("job_retried", "one"),
+        ("job_cancelled", "one"),
+    ]
+
+
+async def test_power_bulk_actions_and_files_are_kept_with_their_details(edge: ServedEdge):
+    await edge.admin.post("/v1/hosts/gpu-9/power", json={"want": "off"})
+    action = (await edge.ann.post("/v1/jobs/actions", json={"action": "cancel", "filter": {}})).json()
+    uploaded = (await edge.ann.post("/v1/assets", content=b"other bytes")).json()
+    assert (await edge.ann.delete(f"/v1/assets/{uploaded['sha256']}")).status_code == 202
+    page = (await edge.admin.get("/v1/audit?limit=2")).json()
+    older = (await edge.admin.get(f"/v1/audit?limit=2&cursor={page['next_cursor']}")).json()
+    events = page["events"] + older["events"]
+    assert [(event["action"], event["subject"], event.get("details")) for event in events] == [
+        ("asset_deleted", uploaded["sha256"], None),
+        ("job_action_started", action["id"], {"action": "cancel", "total": "0", "conditions": ""}),
+        ("host_power_set", "gpu-9", {"want": "off"}),
+    ]
+    assert older["next_cursor"] is None
+    assert len({event["id"] for event in events}) == 3

@@ -132,7 +132,7 @@ def make_services(
         power=power,
         usage_reports=UsageReports(made.bus.usage_log, power.records, prices, made.time),
         usage_recorder=UsageRecorder(made.bus.usage_log, made.index, power.records, prices),
-        audit=AuditLog(made.bus.audit_log, made.time, FixedEntropy()),
+        audit=AuditLog(made.bus.audit_log, made.time, FixedEntropy(), made.folder),
         form_dir=made.folder,
         data_dir=made.folder,
         metrics=made.metrics,

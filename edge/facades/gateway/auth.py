@@ -6,11 +6,18 @@ from msgspec import Struct
 from edge.core.error_handling import translate_errors
 from edge.core.messages import choose_language
 from edge.facades.gateway.frames import AnySocket, receive_frame
-from edge.http.auth import authenticate_throttled, is_still_valid, read_credential, resolve_owner
+from edge.http.auth import (
+    authenticate_throttled,
+    is_still_valid,
+    read_client_address,
+    read_credential,
+    resolve_owner,
+)
 from edge.http.dependencies import EdgeServices
 from edge.jobs.view import Asker
 from schemas.auth import ApiKey, Scope
 from schemas.gateway_protocol import EnvelopeType, read_frame
+from schemas.installation import AuditAction
 from schemas.problems import ProblemError
 from schemas.texts import Language
 
@@ -18,12 +25,13 @@ AUTH_TIMEOUT_S = 10.0
 
 
 class SocketCaller(Struct, frozen=True):
-    """An authenticated client. `credential`: its key or token as sent."""
+    """An authenticated client. `credential`: its key or token as sent. `address`: for the audit log."""
 
     credential: str
     key: ApiKey
     owner: str
     language: Language
+    address: str = ""
 
     @property
     def asker(self) -> Asker:
@@ -34,6 +42,10 @@ class SocketCaller(Struct, frozen=True):
         """Raise ProblemError `forbidden` if the key lacks `scope`."""
         if not self.key.allows(scope):
             raise ProblemError("forbidden", f"the key lacks the scope {scope}: use a key that has it")
+
+    async def record(self, services: EdgeServices, action: AuditAction, subject: str) -> None:
+        """Record in the audit log what the client did to `subject`, a job or an asset of its owner."""
+        await services.audit.record(action, subject, by=self.key.id, client=self.address, owner=self.owner)
 
     async def is_still_valid(self, services: EdgeServices) -> bool:
         """Return whether the key is still valid. It may have been revoked."""
@@ -57,7 +69,7 @@ async def authenticate_socket(socket: AnySocket, services: EdgeServices, text: s
     owner = resolve_owner(key, socket.query_params.get("owner"))
     # Existing clients of this envelope compare the Chinese texts and send no Accept-Language.
     language = choose_language(socket.headers.get("accept-language"), key.language or Language.ZH)
-    return SocketCaller(text, key, owner, language)
+    return SocketCaller(text, key, owner, language, read_client_address(socket))
 
 
 async def read_auth_message(socket: AnySocket, within_s: float) -> str:

@@ -29,6 +29,7 @@ from schemas.gateway_protocol import (
     RejectedJobPayload,
 )
 from schemas.ids import JobKey
+from schemas.installation import AuditAction
 from schemas.job import Submission
 from schemas.job_view import JobView
 from schemas.problems import FieldError, ProblemError
@@ -192,6 +193,7 @@ async def _handle_delete_asset(context: CommandContext, caller: SocketCaller, me
         if error.code != "not_found":
             raise
         return [_asset_not_found_reply(context, caller, message, sha256)]
+    await caller.record(context.services, AuditAction.ASSET_DELETED, deleted.sha256)
     text = messages.DELETED_TEXT.render(caller.language)
     result = {"sha256": deleted.sha256, "hosts_pending": deleted.hosts_pending, "message": text}
     return [
@@ -225,7 +227,10 @@ async def _handle_query(context: CommandContext, caller: SocketCaller, message: 
 async def _handle_cancel(context: CommandContext, caller: SocketCaller, message: ClientMessage) -> list[Envelope]:
     """Cancel a job, waiting or running."""
     caller.require_scope(Scope.JOBS_WRITE)
-    entry = await context.services.jobs.cancel(_parse_job_key(caller, message))
+    key = _parse_job_key(caller, message)
+    entry = await context.services.jobs.cancel(key)
+    if caller.key.owner != caller.owner:
+        await caller.record(context.services, AuditAction.JOB_CANCELLED, key.id)
     view = await context.services.job_views.build(entry, caller.asker)
     return [reply(context, message, EnvelopeType.STATUS, build_job_payload(context, view), result=view)]
 

@@ -15,7 +15,7 @@ from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
 from edge.facades.runpod import health as numbers
 from edge.facades.runpod.mapping import build_submission, id_and_status, job_output, job_status
-from edge.http.auth import require_scope
+from edge.http.auth import record_action_for_other_owner, require_scope
 from edge.http.dependencies import AnyRequest, AskerDep, EdgeServices, OwnerDep, ServicesDep, read_when_final
 from edge.http.problems import find_language, make_problem_response
 from edge.http.query_parameters import ANY_PARAMETER
@@ -25,9 +25,10 @@ from edge.jobs.view import Asker
 from schemas.auth import Scope
 from schemas.feed import FeedPosition, ProgressMessage
 from schemas.ids import JobKey, is_token
+from schemas.installation import AuditAction
 from schemas.job_view import JobView
 from schemas.problems import ProblemError
-from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status
+from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, WAITING_STATUSES, Status
 
 REMEMBERED_JOBS_LIMIT = 10_000  # the last output of a forgotten job, or of another edge, is sent once more
 DEFAULT_WAIT_MS = 90_000.0
@@ -136,12 +137,19 @@ async def stream(  # noqa: PLR0913, PLR0917 - a parameter per dependency
 
 
 @post("/cancel/{job_id:str}", status_code=200, guards=_WRITE_GUARDS)
-async def cancel(
-    services: ServicesDep, owner: OwnerDep, asker: AskerDep, endpoint: FromPath[str], job_id: FromPath[str]
+async def cancel(  # noqa: PLR0913, PLR0917 - a parameter per dependency
+    request: AnyRequest,
+    services: ServicesDep,
+    owner: OwnerDep,
+    asker: AskerDep,
+    endpoint: FromPath[str],
+    job_id: FromPath[str],
 ) -> JsonObject:
     """Cancel a job. Return the final state of a job that has already ended."""
     entry = await _find_job(services, owner, endpoint, job_id)
-    entry = await services.jobs.cancel_unfinished(entry.record.job.key)
+    if entry.record.job.status not in FINAL_STATUSES:
+        entry = await services.jobs.cancel_unfinished(entry.record.job.key)
+        await record_action_for_other_owner(request, services, AuditAction.JOB_CANCELLED, entry.record.job.key)
     if entry.record.job.status in ACTIVE_STATUSES:
         entry = await read_when_final(services, entry, CANCEL_WAIT_TIMEOUT_S)
     body = id_and_status(await _view(services, asker, entry))
@@ -150,12 +158,19 @@ async def cancel(
 
 
 @post("/retry/{job_id:str}", status_code=200, guards=_WRITE_GUARDS)
-async def retry(
-    services: ServicesDep, owner: OwnerDep, asker: AskerDep, endpoint: FromPath[str], job_id: FromPath[str]
+async def retry(  # noqa: PLR0913, PLR0917 - a parameter per dependency
+    request: AnyRequest,
+    services: ServicesDep,
+    owner: OwnerDep,
+    asker: AskerDep,
+    endpoint: FromPath[str],
+    job_id: FromPath[str],
 ) -> JsonObject:
     """Run a job again that failed, timed out or was cancelled."""
     entry = await _find_job(services, owner, endpoint, job_id)
-    return id_and_status(await _view(services, asker, await services.jobs.retry(entry.record.job.key)))
+    retried = await services.jobs.retry(entry.record.job.key)
+    await record_action_for_other_owner(request, services, AuditAction.JOB_RETRIED, entry.record.job.key)
+    return id_and_status(await _view(services, asker, retried))
 
 
 @post("/purge-queue", status_code=200, guards=_WRITE_GUARDS)

@@ -10,7 +10,7 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 
 from edge.core.messages import DELETED_TEXT
-from edge.http.auth import FOR_JOBS, require_scope
+from edge.http.auth import FOR_JOBS, record_audit_event, require_scope
 from edge.http.dependencies import (
     AnyRequest,
     EdgeServices,
@@ -25,6 +25,7 @@ from edge.http.request_body import is_form, open_owner_form, read_chunks, read_s
 from edge.http.responses import file_response
 from schemas.asset import DIGEST_SCHEME, AssetReference, InvalidDigest, choose_media_type, is_digest, parse_digest
 from schemas.auth import ApiKey, Scope
+from schemas.installation import AuditAction
 from schemas.problems import ProblemError
 
 DIGESTS_PER_CHECK_LIMIT = 1000
@@ -194,11 +195,12 @@ class DeletedAsset(Struct, frozen=True):
 
 @delete("/v1/assets/{sha256:str}", status_code=202, guards=[require_scope(Scope.ASSETS_WRITE)])
 async def delete_asset(
-    services: ServicesDep, owner: OwnerDep, language: LanguageDep, sha256: FromPath[str]
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, language: LanguageDep, sha256: FromPath[str]
 ) -> DeletedAsset:
     """Delete an asset of the owner. 409 `asset_in_use` while a job that has not ended uses it."""
     digest = parse_path_digest(sha256)
     deleted = await services.assets.delete(owner, digest)
+    await record_audit_event(request, services, AuditAction.ASSET_DELETED, digest, owner=owner)
     return DeletedAsset(digest, DELETED_TEXT.render(language), deleted.hosts_pending)
 
 

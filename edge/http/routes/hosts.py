@@ -92,6 +92,8 @@ async def set_power(request: AnyRequest, services: ServicesDep, owner: OwnerDep,
     body = await read_struct(request, PowerRequest)
     with translate_errors():
         await services.power.set_override(host, body.want, body.until)
+    details = {"want": body.want} | ({"until": body.until.isoformat()} if body.until else {})
+    await record_audit_event(request, services, AuditAction.HOST_POWER_SET, host, details=details)
     return _find_host(services, owner, host)
 
 

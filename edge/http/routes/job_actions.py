@@ -6,12 +6,13 @@ from litestar import Response, post
 from litestar.params import FromPath
 from msgspec import Meta, Struct
 
-from edge.http.auth import require_scope
+from edge.http.auth import record_audit_event, require_scope
 from edge.http.dependencies import AnyRequest, OwnerDep, ServicesDep, get_or_head
 from edge.http.openapi import json_body
 from edge.http.request_body import read_struct
 from schemas.auth import Scope
 from schemas.ids import Token, is_token
+from schemas.installation import AuditAction
 from schemas.job import Moment
 from schemas.job_action import (
     ACTION_JOBS_LIMIT,
@@ -93,6 +94,8 @@ async def start_job_action(request: AnyRequest, services: ServicesDep, owner: Ow
     action = await services.job_actions.start(
         owner, body.action, request.auth.id, ids=body.ids, jobs_filter=body.filter
     )
+    details = {"action": action.kind, "total": str(action.total), "conditions": " ".join(action.conditions)}
+    await record_audit_event(request, services, AuditAction.JOB_ACTION_STARTED, action.id, owner=owner, details=details)
     return Response(_to_view(action), status_code=202, headers={"Location": f"/v1/jobs/actions/{action.id}"})
 
 

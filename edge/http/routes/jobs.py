@@ -11,7 +11,7 @@ from msgspec import Meta, Struct, structs
 
 from edge.core.error_handling import translate_errors
 from edge.core.messages import localize_problem
-from edge.http.auth import require_scope
+from edge.http.auth import record_action_for_other_owner, record_audit_event, require_scope
 from edge.http.dependencies import (
     AnyRequest,
     AskerDep,
@@ -31,6 +31,7 @@ from edge.jobs.view import Asker
 from schemas.auth import Scope
 from schemas.feed import LogMessage
 from schemas.ids import JobKey
+from schemas.installation import AuditAction
 from schemas.job import Submission
 from schemas.job_view import HistoryRow, JobView
 from schemas.problems import FieldError, ProblemError
@@ -151,21 +152,32 @@ async def job_history(services: ServicesDep, owner: OwnerDep, job_id: FromPath[s
 
 
 @post("/v1/jobs/{job_id:str}/cancel", status_code=202, guards=[require_scope(Scope.JOBS_WRITE)])
-async def cancel_job(services: ServicesDep, owner: OwnerDep, asker: AskerDep, job_id: FromPath[str]) -> JobView:
+async def cancel_job(
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, asker: AskerDep, job_id: FromPath[str]
+) -> JobView:
     """Cancel a job, waiting or running. 409 `job_final` if it has ended."""
-    return await services.job_views.build(await services.jobs.cancel(parse_job_key(owner, job_id)), asker)
+    key = parse_job_key(owner, job_id)
+    entry = await services.jobs.cancel(key)
+    await record_action_for_other_owner(request, services, AuditAction.JOB_CANCELLED, key)
+    return await services.job_views.build(entry, asker)
 
 
 @post("/v1/jobs/{job_id:str}/retry", status_code=202, guards=[require_scope(Scope.JOBS_WRITE)])
-async def retry_job(services: ServicesDep, owner: OwnerDep, asker: AskerDep, job_id: FromPath[str]) -> JobView:
+async def retry_job(
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, asker: AskerDep, job_id: FromPath[str]
+) -> JobView:
     """Run a failed, cancelled or expired job again, with the same id and inputs."""
-    return await services.job_views.build(await services.jobs.retry(parse_job_key(owner, job_id)), asker)
+    key = parse_job_key(owner, job_id)
+    entry = await services.jobs.retry(key)
+    await record_action_for_other_owner(request, services, AuditAction.JOB_RETRIED, key)
+    return await services.job_views.build(entry, asker)
 
 
 @delete("/v1/jobs/{job_id:str}", status_code=204, guards=[require_scope(Scope.JOBS_WRITE)])
-async def delete_job(services: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> None:
+async def delete_job(request: AnyRequest, services: ServicesDep, owner: OwnerDep, job_id: FromPath[str]) -> None:
     """Delete a job that has ended, with its record, outputs, log and events."""
     await services.jobs.delete(parse_job_key(owner, job_id))
+    await record_audit_event(request, services, AuditAction.JOB_DELETED, job_id, owner=owner)
 
 
 @get_or_head("/v1/jobs/{job_id:str}/logs", guards=[require_scope(Scope.JOBS_READ)], media_type=MediaType.TEXT)

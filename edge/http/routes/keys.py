@@ -5,14 +5,16 @@ from typing import Annotated
 
 from litestar import delete, get, post
 from litestar.params import FromPath, QueryParameter
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from edge.core.error_handling import translate_errors
 from edge.http.auth import record_audit_event, require_scope
 from edge.http.dependencies import AnyRequest, ServicesDep
 from edge.http.openapi import json_body
 from edge.http.request_body import read_struct
+from edge.index.paging import decode_cursor, encode_cursor
 from edge.owners.api_keys import ROTATION_GRACE
+from edge.owners.audit_log import AuditFilter
 from edge.owners.tokens import TTL_LIMIT_S
 from schemas.auth import CLIENT_SCOPES, ApiKey, Scope
 from schemas.ids import Token
@@ -146,17 +148,43 @@ async def create_token(request: AnyRequest, services: ServicesDep) -> TokenView:
     return TokenView(token.text, token.scopes, token.expires_at)
 
 
-class AuditTrail(Struct, frozen=True):
-    """Events of the audit log, newest first."""
+class AuditEventView(AuditEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """An event of the audit log. `id`: its place in the log."""
 
-    events: list[AuditEvent]
+    id: int
+
+
+class AuditTrail(Struct, frozen=True):
+    """One page of the audit log, newest first. `next_cursor` is null on the last page."""
+
+    events: list[AuditEventView]
+    next_cursor: str | None = None
 
 
 @get("/v1/audit", guards=[require_scope(Scope.ADMIN)])
-async def list_audit(services: ServicesDep, limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100) -> AuditTrail:
-    """List changes of keys, hosts and owners, with the key that made them. They are kept for 400 days."""
-    with translate_errors():
-        return AuditTrail(await services.audit.recent(limit))
+async def list_audit(
+    services: ServicesDep,
+    by: Annotated[str | None, QueryParameter(max_length=64)] = None,
+    action: Annotated[str | None, QueryParameter(max_length=64)] = None,
+    subject: Annotated[str | None, QueryParameter(max_length=64)] = None,
+    of_owner: Annotated[
+        str | None,
+        QueryParameter(name="owner", max_length=64, description="Only what was done to things of this owner"),
+    ] = None,
+    since: Annotated[Moment | None, QueryParameter(name="from")] = None,
+    until: Annotated[Moment | None, QueryParameter(name="to")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, QueryParameter(max_length=200)] = None,
+) -> AuditTrail:
+    """List who did what to which key, host, owner, job, asset or setting. Events are kept for 400 days.
+
+    A page may have fewer events than `limit`, or none, although `next_cursor` names another one.
+    """
+    wanted = AuditFilter(by=by, action=action, subject=subject, owner=of_owner, since=since, until=until)
+    start = None if cursor is None else decode_cursor(cursor)[0]
+    entries, before = await services.audit.read(wanted, limit, start)
+    views = [AuditEventView(id=entry.sequence, **structs.asdict(entry.event)) for entry in entries]
+    return AuditTrail(views, None if before is None else encode_cursor(before, "audit"))
 
 
 ROUTES = (

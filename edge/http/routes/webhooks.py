@@ -7,12 +7,13 @@ from litestar.params import FromPath, QueryParameter
 from msgspec import Struct
 
 from edge.core.error_handling import translate_errors
-from edge.http.auth import require_scope
+from edge.http.auth import record_audit_event, require_scope
 from edge.http.dependencies import AnyRequest, OwnerDep, ServicesDep, get_or_head, parse_job_key
 from edge.http.openapi import json_body
 from edge.http.request_body import read_struct
 from edge.webhooks.delivery_log import DeliveryFilters
 from schemas.auth import Scope
+from schemas.installation import AuditAction
 from schemas.job import Moment
 from schemas.status import Status
 from schemas.webhook import DeliveryAttempt, DeliveryLogRow, DeliveryState, WebhookConfig
@@ -132,7 +133,9 @@ async def read_secret(services: ServicesDep, owner: OwnerDep) -> SecretView:
 async def rotate_secret(request: AnyRequest, services: ServicesDep, owner: OwnerDep) -> SecretView:
     """Replace the signing secret. For 24 h deliveries carry a signature with the old secret as well."""
     body = await read_struct(request, SecretRotation)
-    return _to_secret_view(await services.webhooks.secrets.rotate(owner, body.secret))
+    config = await services.webhooks.secrets.rotate(owner, body.secret)
+    await record_audit_event(request, services, AuditAction.WEBHOOK_SECRET_ROTATED, owner, owner=owner)
+    return _to_secret_view(config)
 
 
 ROUTES = (list_deliveries, list_all_deliveries, replay_delivery, read_secret, rotate_secret)

@@ -24,7 +24,7 @@ from schemas.asset import AssetReference
 from schemas.auth import ApiKey
 from schemas.enrollment import EnrolledHost
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
-from schemas.installation import AuditEvent, InstallationConstant, Lease
+from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
 from schemas.owner_deletion import OwnerDeletion
 from schemas.power import PowerRecord
@@ -38,7 +38,7 @@ from tests.support.fake_bus.queues import (
     FakeWebhookOutbox,
     FakeWebhookStreams,
 )
-from tests.support.fake_bus.stores import FakeJobStore, FakeTable, FakeUsageLog
+from tests.support.fake_bus.stores import FakeAuditStream, FakeJobStore, FakeTable, FakeUsageLog
 from tests.support.fake_bus.stream import Clock, FakeStatePair, FakeStream
 
 HISTORY_LIMIT = 64
@@ -98,7 +98,7 @@ class FakeBroker:
             enrolled_hosts=FakeTable(connection, self._buckets[JOINED.name], JOINED.name, EnrolledHost),
             owner_deletions=FakeTable(connection, self._buckets[ERASURES.name], ERASURES.name, OwnerDeletion),
             job_actions=FakeTable(connection, self._buckets[ACTIONS.name], ACTIONS.name, JobAction),
-            audit_log=FakeTable(connection, self._buckets[AUDIT.name], AUDIT.name, AuditEvent),
+            audit_log=FakeAuditStream(connection, self._buckets[AUDIT.name]),
             usage_log=FakeUsageLog(connection, self._usage),
         )
 

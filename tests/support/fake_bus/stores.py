@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from bus.interface import (
+    AuditEntry,
+    AuditPage,
     CaughtUp,
     MessageTooLarge,
     RecordChange,
@@ -17,8 +19,10 @@ from bus.interface import (
 )
 from bus.nats import codec, subjects
 from bus.nats.codec import decode_row, decode_versioned_record, log_unreadable_row, try_decode_record
+from bus.nats.topology import AUDIT
 from schemas.events import JobRecord, encode_record
 from schemas.ids import JobKey
+from schemas.installation import AuditEvent
 from schemas.job import RECORD_LIMIT_BYTES
 from schemas.usage import JobUsage, PowerUsage, UsageRow
 from tests.support.fake_bus.connection import FakeConnection
@@ -221,3 +225,38 @@ class FakeUsageLog:
     async def _read_rows(self, pattern: str) -> list[bytes]:
         await self._connection.require_connected()
         return [message.data for message in self._log.messages_after(0, pattern.removesuffix(">"))]
+
+
+class FakeAuditStream:
+    """AUDIT over one connection."""
+
+    def __init__(self, connection: FakeConnection, log: FakeStream) -> None:
+        self._connection = connection
+        self._log = log
+        self._decoder = msgspec.json.Decoder(AuditEvent)
+
+    async def append(self, event_id: str, event: AuditEvent) -> bool:
+        """Write to an empty subject."""
+        await self._connection.require_connected()
+        try:
+            self._log.append(subjects.row_subject(AUDIT.name, event_id), msgspec.json.encode(event), expect=0)
+        except RevisionConflict:
+            return False
+        return True
+
+    async def page(self, before: int | None, span: int) -> AuditPage:
+        """Return the events of `span` sequences."""
+        await self._connection.require_connected()
+        end = self._log.last + 1 if before is None else min(before, self._log.last + 1)
+        first = self._log.first
+        start = max(first, end - span)
+        entries = []
+        for message in self._log.messages_after(start - 1, subjects.row_subject(AUDIT.name, "")):
+            if message.sequence < end:
+                try:
+                    event = decode_row(self._decoder, message.subject, message.data)
+                except RowUnreadable as error:
+                    log_unreadable_row(error)
+                else:
+                    entries.append(AuditEntry(message.sequence, event))
+        return AuditPage(tuple(reversed(entries)), start if start > first else None)
