@@ -12,6 +12,7 @@ from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from starlette.types import ASGIApp
 
+from edge.console import ConsoleSettings
 from edge.facades.gateway import gateway as gateway_route
 from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem_routes
@@ -51,7 +52,6 @@ from edge.http.routes import (
     uploads,
     webhooks,
 )
-from edge.http.routes.console import ConsoleSettings
 from edge.jobs.view import Asker
 from schemas.texts import Language
 

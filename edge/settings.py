@@ -12,10 +12,10 @@ from msgspec import Meta, Struct, field
 
 from bus.settings import BrokerSettings
 from edge.assets.uploads import UploadSettings
+from edge.console import ConsoleSettings
 from edge.core.metrics import MetricsSettings
 from edge.core.signed_urls import UrlSettings
 from edge.facades.heygem.facade import HeygemSettings
-from edge.http.routes.console import ConsoleSettings
 from edge.outbound.download import OutboundSettings
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride
 from edge.server.connections import ServerSettings

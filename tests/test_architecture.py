@@ -3,6 +3,7 @@
 import importlib.metadata
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -231,3 +232,10 @@ def test_every_pinned_file_has_a_hash():
         entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", lock.read_text(), flags=re.MULTILINE))
         assert all("--hash=sha256:" in entry for entry in entries), lock.name
         assert not any(entry.startswith("torch==") for entry in entries)
+
+
+def test_a_runner_does_not_load_the_web_framework() -> None:
+    """The settings of all processes are read together, and Litestar would cost each runner 8 MB."""
+    program = "import sys, lamplighter.cli.runner; print('litestar' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

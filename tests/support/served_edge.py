@@ -10,12 +10,12 @@ import httpx2
 from msgspec import Struct
 
 from edge.app import create_app
+from edge.console import ConsoleSettings
 from edge.core.trusted_proxies import TrustedProxies
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.hosts.enrollment import AdvertisedAddresses, BrokerAccounts, HostEnrollment
 from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
-from edge.http.routes.console import ConsoleSettings
 from edge.jobs.job_actions import JobActionService
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog

@@ -1,7 +1,6 @@
 """`/` and `/console/…`: the console, a page of static files. It calls the API like any other client."""
 
 import hashlib
-import re
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -10,9 +9,9 @@ from typing import NamedTuple
 
 from litestar import Response, Router, get
 from litestar.params import FromPath
-from msgspec import Struct
 
 from edge import console
+from edge.console import ConsoleSettings
 from edge.http.auth import NO_AUTH
 from edge.http.dependencies import AnyRequest
 from edge.http.query_parameters import ANY_PARAMETER
@@ -25,21 +24,7 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
     ".json": "application/json",
 }
-_PAGE_PATH = re.compile(r"/[A-Za-z0-9_-]*")
 _CLIENT_FILES = "client"  # clients/js/src, as /console/client/… ; a wheel has a copy inside the package
-
-
-class ConsoleSettings(Struct, frozen=True):
-    """The `[console]` section: the page for people."""
-
-    enabled: bool = True
-    """Serve the console."""
-    path: str = "/"
-    """Where its page is, such as `/` or `/console`."""
-
-    def __post_init__(self) -> None:
-        if not _PAGE_PATH.fullmatch(self.path):
-            raise ValueError("`path` must be / or /name, with A-Z a-z 0-9 _ - in the name")
 
 
 class ConsoleFile(NamedTuple):
