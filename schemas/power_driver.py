@@ -1,5 +1,7 @@
 """The port of a power driver. `lamplighter.power` is its public name, for drivers in packages of others.
 
+It ends with the reply of a webhook or a relay, which the drivers for both read.
+
 Calls are idempotent: starting a host that is on or starting succeeds, and so does stopping one that is off. A call may
 be repeated, also by another edge, after its result was lost. The port has no call that deletes a machine, and must not
 get one. The caller sets the timeout.
@@ -9,6 +11,9 @@ PowerCallFailed   the call failed: repeat it a few times
 """
 
 from typing import Protocol
+
+import msgspec
+from msgspec import Struct
 
 from schemas.power import ReportedPower
 
@@ -40,3 +45,26 @@ class PowerDriver(Protocol):
     async def state(self) -> ReportedPower:
         """Return the current power state. Raises PowerCallFailed if it is not available."""
         ...
+
+
+class PowerDriverReply(Struct, frozen=True):
+    """The reply of a webhook or a relay: `{"state": "off|starting|…", "no_capacity": false}`. Both are optional."""
+
+    state: ReportedPower = ReportedPower.UNKNOWN
+    no_capacity: bool = False
+
+
+def parse_reply(body: bytes) -> PowerDriverReply:
+    """Decode a reply; an empty body is an empty reply. Raises PowerCallFailed, NoCapacity."""
+    try:
+        reply = msgspec.json.decode(body, type=PowerDriverReply) if body.strip() else PowerDriverReply()
+    except msgspec.DecodeError as error:
+        raise PowerCallFailed(f'the reply is not {{"state": …}}: {error}') from error
+    return require_capacity(reply)
+
+
+def require_capacity(reply: PowerDriverReply) -> PowerDriverReply:
+    """Return `reply`. Raises NoCapacity if it reports this."""
+    if reply.no_capacity:
+        raise NoCapacity("the power driver reports no capacity")
+    return reply

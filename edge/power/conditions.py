@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from edge.power.budget import is_budget_exhausted
+from edge.core.clock import HOUR_S
 from schemas.host import HEARTBEAT_INTERVAL_S
 from schemas.host_config import HostConfig
 from schemas.power import (
@@ -265,3 +265,23 @@ def call_message(case: PowerCase) -> str:
 
 def is_start_call(case: PowerCase) -> bool:
     return case.record.call is not None and case.record.call.verb is PowerVerb.START
+
+
+def on_time_today_s(record: PowerRecord, at: datetime, rules: HostConfig) -> float:
+    """Return the on-time in seconds on the day of `at`, including the current interval."""
+    local = rules.local_time(at)
+    ended = record.daily_on_time.on_s if record.daily_on_time.day == local.date().isoformat() else 0.0
+    if record.on_since is None:
+        return ended
+    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0)
+    return ended + max(0.0, (at - max(record.on_since, midnight)).total_seconds())
+
+
+def is_budget_exhausted(record: PowerRecord, at: datetime, rules: HostConfig) -> bool:
+    """Return whether the daily budget, in hours or in money, is used up."""
+    if rules.budget is None:
+        return False
+    hours = on_time_today_s(record, at, rules) / HOUR_S
+    money = hours * rules.price.hourly_cost if rules.price else 0.0
+    limits = ((rules.budget.hours, hours), (rules.budget.money, money))
+    return any(limit is not None and spent >= limit for limit, spent in limits)

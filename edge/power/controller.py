@@ -40,7 +40,7 @@ _log = structlog.get_logger()
 
 
 class PowerController:
-    """Controls the declared hosts."""
+    """Powers the hosts in `[hosts]` on and off, by the table of transitions."""
 
     def __init__(self, dependencies: PowerDependencies) -> None:
         self._table, self._fleet = dependencies.table, dependencies.fleet

@@ -133,7 +133,7 @@ class DriverPoller:
 
 
 class PowerDependencies(Struct, frozen=True, kw_only=True):
-    """What the controller and its calls work with. `drivers` has one driver for each host in `declared`.
+    """Services, clocks and randomness of the controller. `drivers` has one driver for each host in `declared`.
 
     `monotonic`: in seconds. `new_id`: a new token. `random`: a number in [0, 1).
     """
@@ -166,7 +166,7 @@ async def update_record(
 
 
 class PowerCallExecutor:
-    """Makes power calls."""
+    """Makes each power call once, and records its result."""
 
     def __init__(self, dependencies: PowerDependencies) -> None:
         self._table, self._fleet = dependencies.table, dependencies.fleet

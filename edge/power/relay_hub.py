@@ -12,10 +12,9 @@ import msgspec
 from msgspec import Struct
 
 from edge.core.clock import Clock, utc_now
-from edge.power.drivers.port import PowerDriverReply
 from edge.power.drivers.relay import PowerRelay, RelayUnavailable
 from schemas.gateway_protocol import ClientMessage, Envelope, EnvelopeType, RelayPayload, encode_envelope, unix_seconds
-from schemas.power_driver import PowerCallFailed
+from schemas.power_driver import PowerCallFailed, PowerDriverReply
 
 REQUEST_KINDS: Mapping[str, EnvelopeType] = {
     kind.value: kind for kind in (EnvelopeType.START, EnvelopeType.STOP, EnvelopeType.STATE)

@@ -10,14 +10,16 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from edge.power import conditions
-from edge.power.budget import close_daily_on_time, close_on_interval
 from edge.power.conditions import HostFacts, PowerCase
 from edge.power.transitions import RUNNER_IN_USE, TRANSITIONS, PowerTransition
 from schemas.backoff import Backoff
 from schemas.host_config import HostConfig
 from schemas.power import (
     HISTORY_LIMIT,
+    ON_INTERVAL_LIMIT,
     WAKE_DURATION_LIMIT,
+    DailyOnTime,
+    OnInterval,
     PowerCall,
     PowerCallOutcome,
     PowerCallResult,
@@ -83,8 +85,8 @@ def _close_on_time(case: PowerCase, record: PowerRecord) -> PowerRecord:
     before, at = replace(case.record, on_since=None) if was_never_on else case.record, case.facts.at
     return replace(
         record,
-        daily_on_time=close_daily_on_time(before, at, case.rules),
-        on_intervals=close_on_interval(before, at),
+        daily_on_time=_close_daily_on_time(before, at, case.rules),
+        on_intervals=_close_on_interval(before, at),
         on_since=None,
     )
 
@@ -189,3 +191,15 @@ def backoff_s(failed_calls: int, jitter: float) -> float:
 def with_override(record: PowerRecord, override: PowerOverride | None) -> PowerRecord:
     """Return the record with an override, or without one for None. This also acknowledges a fault."""
     return replace(record, override=override, fault_acknowledged=record.state is PowerState.FAULT)
+
+
+def _close_daily_on_time(record: PowerRecord, at: datetime, rules: HostConfig) -> DailyOnTime:
+    """Return the on-time of the day when the host powers off at `at`."""
+    return DailyOnTime(rules.local_time(at).date().isoformat(), conditions.on_time_today_s(record, at, rules))
+
+
+def _close_on_interval(record: PowerRecord, at: datetime) -> tuple[OnInterval, ...]:
+    """Return the on-intervals, including the one that ends at `at`."""
+    if record.on_since is None or at <= record.on_since:
+        return record.on_intervals
+    return (*record.on_intervals, OnInterval(record.on_since, at, record.on_reason))[-ON_INTERVAL_LIMIT:]

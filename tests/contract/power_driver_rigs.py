@@ -27,11 +27,10 @@ from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.http import HttpDriver
 from edge.power.drivers.installed import build_installed_driver
 from edge.power.drivers.libcloud import LibcloudDriver
-from edge.power.drivers.port import PowerDriverReply
 from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
 from schemas.host_config import CommandHostConfig, HttpHostConfig, LibcloudHostConfig, ModuleHostConfig
 from schemas.power import ReportedPower
-from schemas.power_driver import PowerDriver
+from schemas.power_driver import PowerDriver, PowerDriverReply
 from tests.support.fake_power_driver import FakePowerDriver
 from tests.support.http_server import serve_app
 

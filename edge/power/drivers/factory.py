@@ -11,7 +11,6 @@ from msgspec import Struct
 from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.http import HttpDriver
 from edge.power.drivers.installed import DriverUnusable, build_installed_driver
-from edge.power.drivers.port import PowerDriverReply
 from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
 from edge.power.drivers.wol import WolDriver
 from schemas.host_config import (
@@ -24,7 +23,7 @@ from schemas.host_config import (
     RelayHostConfig,
     WolHostConfig,
 )
-from schemas.power_driver import PowerDriver
+from schemas.power_driver import PowerDriver, PowerDriverReply
 
 
 class UnconnectedRelay(PowerRelay):

@@ -12,10 +12,9 @@ import httpx2
 import msgspec
 
 from edge.outbound.signature import signature_headers
-from edge.power.drivers.port import PowerDriverReply, parse_reply
 from schemas.host_config import HttpHostConfig
 from schemas.power import ReportedPower
-from schemas.power_driver import PowerCallFailed, PowerDriver
+from schemas.power_driver import PowerCallFailed, PowerDriver, PowerDriverReply, parse_reply
 
 
 class HttpDriver(PowerDriver):

@@ -2,9 +2,8 @@
 
 from typing import Protocol
 
-from edge.power.drivers.port import PowerDriverReply, require_capacity
 from schemas.power import ReportedPower
-from schemas.power_driver import PowerCallFailed, PowerDriver
+from schemas.power_driver import PowerCallFailed, PowerDriver, PowerDriverReply, require_capacity
 
 
 class RelayUnavailable(Exception):

@@ -5,10 +5,9 @@ import json
 import anyio
 import pytest
 
-from edge.power.drivers.port import PowerDriverReply
 from edge.power.drivers.relay import RelayDriver, RelayUnavailable
 from schemas.power import ReportedPower
-from schemas.power_driver import NoCapacity, PowerCallFailed
+from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriverReply
 from tests.edge.facades.gateway.conftest import GatewayEdge
 from tests.support.gateway_client import MESSAGE_TIMEOUT_S, GatewayClient, GatewayMessage
 
