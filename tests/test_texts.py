@@ -70,7 +70,6 @@ UNSEEN_FILES = {
     "images/heygem/heygem_worker/interpreter.py": "the same",
     "images/heygem/heygem_worker/settings.py": "the same",
     "images/heygem/heygem_worker/media_tools.py": "the same",
-    "images/heygem/heygem_worker/vendor_marks.py": "the same",
     "images/heygem/heygem_worker/vendor_survey.py": "the same",
     "images/heygem/heygem_worker/module_vendors.py": "lines of the vendor's log",
 }

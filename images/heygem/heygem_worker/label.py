@@ -1,7 +1,9 @@
 """Draw the operator's label into the picture with ffmpeg's filter drawtext. Off unless HEYGEM_LABEL is set.
 
-Many jurisdictions require a label on generated pictures of people. The vendor's own marks are pictures that its image
-may lack (vendor_marks.py).
+Many jurisdictions require a label on generated pictures of people. The vendor's own marks, `watermark` and
+`digital_auth`, are pictures that its image may lack. The vendor reads their paths from its config.ini and ignores the
+exit code of its ffmpeg. So a job that asks for a mark whose picture is missing would end without a video, after all
+the work: `check_vendor_marks` refuses it first.
 """
 
 from __future__ import annotations
@@ -9,13 +11,13 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from heygem_worker import ffmpeg
+from heygem_worker import ffmpeg, private_folder
 from heygem_worker.media_info import MediaProgress, MediaUnreadable
 from heygem_worker.settings import WorkerSettings
-from jobkit import JobError
+from jobkit import BadInput, JobError
 
 # Relative to the working folder, which belongs to the job: an absolute path in a filter would need escaping twice.
 TEXT, FONT = "label.txt", "label.font"
@@ -23,6 +25,11 @@ TRIAL_COMMAND = ("ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i", "colo
 TRIAL_TIMEOUT_S = 60.0
 FONTS = ("/usr/share/fonts", "/usr/local/share/fonts")
 LOOK = "fontsize=h/28:fontcolor=white:box=1:boxcolor=black@0.5:boxborderw=6:x=w-tw-h/40:y=h-th-h/40"
+
+VENDOR_MARKS = {  # the job's switch -> section and key of config.ini
+    "watermark": ("watermark", "watermark_path"),
+    "digital_auth": ("digital_human_authentication", "digital_auth_path"),
+}
 
 
 def check(settings: WorkerSettings) -> None:
@@ -81,3 +88,18 @@ def _fonts() -> Iterator[str]:
     found = importlib.util.find_spec("matplotlib")
     if found is not None and found.origin is not None:
         yield str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+def find_vendor_mark(switch: str, place: private_folder.WorkFolders) -> Path | None:
+    """Return the picture of the mark `switch`; None if it is not configured or does not exist."""
+    path = private_folder.read_config(place).get(*VENDOR_MARKS[switch], fallback="")
+    found = place.root / path
+    return found if path and found.is_file() else None
+
+
+def check_vendor_marks(switches: Mapping[str, int], place: private_folder.WorkFolders) -> None:
+    """Raise BadInput if the job asks for a mark whose picture this installation does not have."""
+    for switch, (section, key) in VENDOR_MARKS.items():
+        if switches[switch] and find_vendor_mark(switch, place) is None:
+            where = f"[{section}] {key} in HeyGem's config.ini names no file that exists"
+            raise BadInput("bad_input", f"{switch} is not available: {where}: leave it out, or see README.md, Labels")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from heygem_worker import interpreter, loading, media_tools, private_folder, queue_timeout, vendor_marks
+from heygem_worker import interpreter, label, loading, media_tools, private_folder, queue_timeout
 from heygem_worker import work as worker
 from heygem_worker.loading import LoadedVendor
 from heygem_worker.module_vendors import MODULE
@@ -53,9 +53,7 @@ def load() -> LoadedVendor:
     print_fact("engine", loaded.vendor.name)
     print_fact("ready_lines", list(loaded.vendor.ready_lines))
     print_fact("functions", {name: _signature(name) for name in NAMES})
-    print_fact(
-        "marks", {switch: str(vendor_marks.find_picture(switch, loaded.folders)) for switch in vendor_marks.PICTURES}
-    )
+    print_fact("marks", {switch: str(label.find_vendor_mark(switch, loaded.folders)) for switch in label.VENDOR_MARKS})
     print_fact("written_by_load", _find_written_files(loaded.folders))
     return loaded
 

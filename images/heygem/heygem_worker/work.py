@@ -6,7 +6,7 @@ import hashlib
 import time
 from typing import Any
 
-from heygem_worker import failures, inputs, label, media_tools, progress, result, vendor_marks
+from heygem_worker import failures, inputs, label, media_tools, progress, result
 from heygem_worker.loading import POLL_INTERVAL_S, LoadedVendor, load
 from heygem_worker.vendor import FAILED, RUNNING, VendorTask
 from heygem_worker.vendor_call import VendorCall
@@ -30,7 +30,7 @@ def _run_job(job: Job, loaded: LoadedVendor) -> dict[str, Any]:
     began = time.monotonic()
     tools, place = media_tools.choose_tools(), loaded.folders
     switches = {name: int(job.input.get(name, default)) for name, default in SWITCHES.items()}
-    vendor_marks.check(switches, place)
+    label.check_vendor_marks(switches, place)
     tell, longest_s = progress.preparation_progress(job.progress), loaded.settings.max_audio_s
     files = inputs.JobFiles(job.path("video"), job.path("audio"))
     given = inputs.prepare(files, place.inputs, tools, longest_s, tell)

@@ -212,5 +212,5 @@ def test_a_mark_without_a_picture_ends_the_job_before_the_work(tmp_path: Path, s
     with start_worker(worker_environ(folder, samples, "gen1")) as process:
         ended = wait_for_end(process, folder)
     assert ended.error == (65, "bad_input")
-    assert "watermark cannot be had" in ended.message
+    assert "watermark is not available" in ended.message
     assert "switches 1001" not in ended.log

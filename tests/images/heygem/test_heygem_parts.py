@@ -13,10 +13,10 @@ from heygem_worker import (
     frame_counter,
     http_vendor,
     interpreter,
+    label,
     loading,
     private_folder,
     queue_timeout,
-    vendor_marks,
 )
 from heygem_worker.frame_counter import CountedQueue
 from heygem_worker.loading import ReadyLines
@@ -304,9 +304,9 @@ def test_a_mark_without_its_picture_is_refused(tmp_path: Path, path: str) -> Non
     with (home / "config" / "config.ini").open("a") as file:
         file.write(SAMPLE_CONFIG.format(path=path))
     place = make_folders(WorkerSettings(home=home), tmp_path / "heygem", 1)
-    vendor_marks.check({"watermark": 1, "digital_auth": 0}, place)
-    with pytest.raises(BadInput, match=r"digital_auth cannot be had: .* in HeyGem's config.ini names"):
-        vendor_marks.check({"watermark": 0, "digital_auth": 1}, place)
+    label.check_vendor_marks({"watermark": 1, "digital_auth": 0}, place)
+    with pytest.raises(BadInput, match=r"digital_auth is not available: .* in HeyGem's config.ini names"):
+        label.check_vendor_marks({"watermark": 0, "digital_auth": 1}, place)
 
 
 def test_the_image_keeps_the_vendors_config_under_another_name(tmp_path: Path) -> None:
