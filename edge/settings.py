@@ -53,7 +53,7 @@ class PublicSettings(Struct, frozen=True):
     broker_cert: Path | None = None
     """PEM file of the broker's certificate, if it differs from `cert`."""
     pin: bool = True
-    """Hosts trust exactly these certificates. Turn it off for certificates of a public authority, which are renewed."""
+    """Hosts trust the public keys of these certificates only. Turn it off for a certificate of a public authority."""
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")

@@ -79,7 +79,7 @@ class RegistrySettings(Struct, frozen=True):
 
 
 class ProcessSettings(Struct, frozen=True):
-    """The process engine."""
+    """The `[process]` section: the process engine."""
 
     user: str | None = None
     """The user that runs the jobs. Empty: the runner's own. Unset: `nobody` where the runner is root."""
@@ -105,15 +105,15 @@ class RunnerIntervals(Struct, frozen=True):
     presence_s: float = 3.0
     """Interval between two heartbeats of the host."""
     idle_s: float = 2.0
-    """How long one request for the next job waits while a slot is idle."""
+    """How long one request to the broker for the next job waits."""
     retry_least_s: float = 0.2
     """The first delay after a failed call to the edge, the broker or the engine."""
     retry_most_s: float = 5.0
     """The longest delay after failed calls."""
     tick_s: float = 0.25
-    """Interval between two looks at a running container."""
+    """Interval between two checks of a running container."""
     sweep_s: float = 30.0
-    """Interval between two searches for containers and files that nobody needs."""
+    """Interval between two searches for containers and files that are not needed."""
     image_missing_s: float = 60.0
     """How long an endpoint whose program was missing is not tried again under the process engine."""
     image_s: float = 10.0
@@ -134,18 +134,18 @@ class RunnerIntervals(Struct, frozen=True):
 
 
 class RunnerSettings(Struct, frozen=True, kw_only=True):
-    """One runner."""
+    """The settings of one runner process."""
 
     host: Token = "local"
     """The name of this host."""
     installation: Token = "lamplighter"
-    """Marks this installation's containers: several may share one engine."""
+    """Marks the containers of this installation, because several installations may share one engine."""
     data: Path = Path(".lamplighter/runner")
     """Folder of this runner's jobs and its cache. Two runners never share it."""
     health_file: Path | None = None
     """File that is touched after each heartbeat, for `lamplighter health`."""
     endpoints: tuple[Path, ...] = (Path("images"),)
-    """Folders with an `endpoint.toml`, or of several: what this host offers."""
+    """Folders that contain an `endpoint.toml`, or several such folders. This host offers their endpoints."""
     broker: BrokerSettings = BrokerSettings(user="runner")
     edge: EdgeConnectionSettings = EdgeConnectionSettings()
     engine: EngineName | Literal["auto"] = "auto"

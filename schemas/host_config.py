@@ -1,4 +1,4 @@
-"""The power settings of a host, as its owner declares them at the edge: `[hosts.gpu-1]` of lamplighter.toml."""
+"""The power settings of a host, as the operator declares them at the edge: `[hosts.gpu-1]` of lamplighter.toml."""
 
 from datetime import datetime, time, tzinfo
 from typing import Annotated
@@ -43,13 +43,13 @@ class PowerPrice(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     per_hour: NonNegative = 0.0
-    """Price of an hour with power, as for a rented machine."""
+    """Price of an hour in which the host is on, as for a rented machine."""
     per_kwh: NonNegative = 0.0
     """Price of a kilowatt-hour."""
     watts: Annotated[float, Meta(ge=0), unit_of("watts")] = 0.0
     """Power that the whole machine draws while it is on. A GPU's energy counter does not include the rest."""
     currency: Annotated[str, Meta(min_length=1, max_length=8)] = DEFAULT_CURRENCY
-    """The currency, as it is shown."""
+    """Name of the currency, shown with each amount."""
 
     def __post_init__(self) -> None:
         if bool(self.per_kwh) != bool(self.watts):
@@ -65,9 +65,9 @@ class DailyBudget(Struct, frozen=True, forbid_unknown_fields=True):
     """The limit of one day, in hours with power or in money."""
 
     hours: Annotated[float, Meta(gt=0), unit_of("hours")] | None = None
-    """Hours with power in one day of the host."""
+    """Hours in a day that the host may be on."""
     money: Positive | None = None
-    """Money for one day of the host, in the currency of the price."""
+    """Cost in a day that the host may have, in the currency of `price`."""
 
 
 class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="driver"):
@@ -84,7 +84,7 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     `[]` ignores both.
     """
     timezone: str | None = None
-    """An IANA name such as Asia/Shanghai, for `quiet_hours` and `budget`. Unset: the edge's own."""
+    """A time zone of IANA, such as Asia/Shanghai, for `quiet_hours` and `budget`. Unset: the edge's own."""
     wake_delay: Duration = 0.0
     """How long work must wait before the host is woken."""
     min_on: Duration = 600.0
@@ -135,7 +135,7 @@ def _is_within(clock: time, start: time, end: time) -> bool:
 
 
 class CommandHostConfig(HostConfig, frozen=True, tag="command"):
-    """Powered by programs of the owner; deploy/power/README.md describes their exit codes.
+    """Powered by programs of the operator; deploy/power/README.md describes their exit codes.
 
     The programs inherit only some variables of the edge (`schemas.environment`), and those that `inherit` names.
     """
@@ -145,7 +145,7 @@ class CommandHostConfig(HostConfig, frozen=True, tag="command"):
     off: Argv | None = None
     """The program that powers it off. Unset: the runner powers its own machine off."""
     state: Argv | None = None
-    """The program that reports the power state. Unset: the host counts as off when it is silent."""
+    """The program that reports the power state. Unset: the host counts as off when its heartbeat has expired."""
     env: Annotated[dict[EnvName, str], SECRET] = {}
     """Variables for these programs."""
     inherit: tuple[EnvName, ...] = ()
@@ -165,7 +165,7 @@ class CommandHostConfig(HostConfig, frozen=True, tag="command"):
 
 
 class HttpHostConfig(HostConfig, frozen=True, tag="http"):
-    """Powered by a signed webhook."""
+    """A host that a signed webhook powers on and off."""
 
     url: HttpUrl
     """Where the webhook is sent."""
@@ -194,7 +194,7 @@ class WolHostConfig(HostConfig, frozen=True, tag="wol"):
 
 
 class LibcloudHostConfig(HostConfig, frozen=True, tag="libcloud"):
-    """A machine of a cloud, through apache-libcloud."""
+    """A cloud machine, through apache-libcloud."""
 
     provider: str
     """The provider's name in apache-libcloud, such as `ec2`."""

@@ -26,11 +26,11 @@ class ServerSettings(Struct, frozen=True):
     head_bytes: Annotated[int, Meta(ge=1024)] = 32 * 1024
     """Limit of a request line with its headers, and of the trailers of a chunked body."""
     head_s: Seconds = 10.0
-    """How long a request line with its headers may take."""
+    """Time in which a request line with its headers must arrive."""
     handshake_s: Seconds = 10.0
-    """How long a TLS handshake may take."""
+    """Time in which a TLS handshake must end."""
     stall_s: Seconds = 120.0
-    """How long a request body may pause."""
+    """The longest pause in which nothing of a request body arrives."""
     connections: Count = 8192
     """Open connections in total. Lowered where the process may open fewer files."""
     connections_per_address: Count = 256
@@ -46,9 +46,9 @@ class ServerSettings(Struct, frozen=True):
     streams_per_owner: Count = 400
     """Open event streams of one owner."""
     sockets_per_key: Count = 1000
-    """Open sockets of the gateway of one key."""
+    """Open WebSockets of one key at the gateway."""
     sockets_per_owner: Count = 2000
-    """Open sockets of the gateway of one owner. They share one event stream."""
+    """Open WebSockets of one owner at the gateway. They share one event stream."""
 
     def __post_init__(self) -> None:
         for network in self.trusted_proxies:

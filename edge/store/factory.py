@@ -13,7 +13,7 @@ from edge.store.port import AssetStore, StoreError
 
 
 class StoreSettings(Struct, frozen=True):
-    """Settings of the asset store."""
+    """The `[store]` section: where the asset store is."""
 
     url: str = ""
     """Where files are kept. Empty: a folder in `data`. `file:///mnt/shared`: a folder that several edges share.
@@ -22,7 +22,7 @@ class StoreSettings(Struct, frozen=True):
     presign: bool = True
     """Clients and runners fetch from the bucket by URLs that expire. Off: the edge passes the bytes through."""
     replace: bool = False
-    """Accept this store in place of the one that the installation had. Set it for one start."""
+    """Accept this store although the installation used another one before. Set it for one start only."""
 
 
 class StorePackageMissing(StoreError):
