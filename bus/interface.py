@@ -448,11 +448,11 @@ class BrokerStatus(NamedTuple):
 
 
 class BrokerBacklog(NamedTuple):
-    """What waits in the broker. `broker_time`: its clock, None if it does not tell.
+    """The work that waits in the broker. `broker_time`: its clock, None if it does not tell.
 
     `pointers`: messages of JOBS, also those that a runner has. `unchecked_states`: changes of STATE that no edge has
     checked for a webhook. `deliveries`: webhook deliveries that were not acked; the oldest has waited for
-    `oldest_delivery_s`, 0 if there is none.
+    `oldest_delivery_s`, 0 without one.
     """
 
     pointers: int

@@ -59,7 +59,7 @@ class Dashboard(Struct, frozen=True):
 
     @property
     def panels(self) -> tuple[Panel, ...]:
-        """All panels, in order."""
+        """The panels of all rows, in order."""
         return tuple(panel for row in self.rows for panel in row.panels)
 
 

@@ -33,7 +33,7 @@ itself tells more: connections, memory, slow consumers, and each stream. nats-se
 Prometheus cannot read. The [exporter of the NATS project](https://github.com/nats-io/prometheus-nats-exporter) turns it
 into metrics. Run it on the broker's machine. `nats.conf` has the monitor's port in `http` and its path in
 `http_base_path`. The path is a secret ([decision 061](decisions/061-the-monitor-s-path-is-a-secret.md)). Every user of
-the machine can read the exporter's command line, so run it where nobody else logs in.
+the machine can read the exporter's command line, so run it where no one else logs in.
 
 ```text
 prometheus-nats-exporter -addr 127.0.0.1 -port 7777 -varz -healthz -jsz=streams http://127.0.0.1:8222/PATH
@@ -50,7 +50,7 @@ def format_label(label: Label) -> str:
 
 
 def format_row(metric: Metric) -> str:
-    """Return the row of one metric."""
+    """Return the table row of one metric."""
     labels = "; ".join(format_label(label) for label in metric.labels)
     mark = " *" if metric.for_all_keys else ""
     return f"| `{metric.name}`{mark} | {metric.type} | {metric.unit} | {metric.scope} | {metric.help} | {labels} |"
@@ -63,7 +63,7 @@ def format_table(title: str, metrics: Iterable[Metric]) -> str:
 
 
 def document() -> str:
-    """Return the whole page."""
+    """Return docs/metrics.md as it has to be."""
     edge = [metric for metric in METRICS if metric.owner is MetricOwner.EDGE]
     runner = [metric for metric in METRICS if metric.owner is MetricOwner.RUNNER]
     return "\n".join([HEAD, format_table("The edge", edge), "", format_table("The runner", runner), "", BROKER])

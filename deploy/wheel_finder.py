@@ -26,7 +26,7 @@ class AliasLoader:
         self._spec: ModuleSpec | None = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Return the module itself."""
+        """Return the module of the checkout, already executed."""
         module = importlib.import_module(self._real.name)
         self._spec = module.__spec__
         return module

@@ -111,7 +111,7 @@ class ReconnectBudget:
         self._silent_since: float | None = None
 
     def reset(self) -> None:
-        """Record an answer of the edge."""
+        """Record that the edge answered, so that the time starts again."""
         self._was_connected, self._silent_since, self._failures = True, None, 0
 
     def spend(self, error: LamplighterError) -> None:
@@ -143,7 +143,7 @@ class FollowState:
         return {"Last-Event-ID": self.reader.last_id} if self.reader.last_id else {}
 
     def start_connection(self) -> None:
-        """Begin a new connection."""
+        """Forget the state of the last connection, before the next one."""
         self.budget.reset()
         self.reader.reset()
         self.has_events = False

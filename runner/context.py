@@ -160,7 +160,7 @@ async def is_always_alive() -> bool:
 
 
 async def report_nothing() -> None:
-    """Report nothing: for a process that nobody asks for its health."""
+    """Report nothing: for a process without a health check."""
 
 
 class HostContext(Struct, frozen=True, kw_only=True):

@@ -184,7 +184,7 @@ class _PinnedObject(ssl.SSLObject):
 
 
 class _PinnedSocket(ssl.SSLSocket):
-    """The TLS of blocking sockets."""
+    """A blocking TLS socket that checks the pin after its handshake."""
 
     def do_handshake(self, block: bool = False) -> None:
         super().do_handshake(block)

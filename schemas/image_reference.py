@@ -46,7 +46,7 @@ class ImageReference(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The whole reference."""
+        """The reference in full, as Docker writes it."""
         return f"{self.name}@{self.digest}" if self.digest else f"{self.name}:{self.version}"
 
 

@@ -14,7 +14,7 @@ FAILURES_LIMIT = 100  # failures that a report lists
 
 
 class JobActionKind(StrEnum):
-    """What is done to each job."""
+    """The change that is made to each job."""
 
     CANCEL = "cancel"
     RETRY = "retry"
@@ -22,7 +22,7 @@ class JobActionKind(StrEnum):
 
 
 class JobActionState(StrEnum):
-    """The state of an action."""
+    """RUNNING until no matching job is left."""
 
     RUNNING = "running"
     DONE = "done"
@@ -62,7 +62,7 @@ class JobActionCounts(Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """The number of jobs."""
+        """The number of jobs that were handled, whatever the outcome."""
         return self.done + self.skipped + self.failed
 
 
@@ -96,7 +96,7 @@ class JobAction(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """The key of the row."""
+        """The key of the row in the bucket ACTIONS."""
         return f"{self.owner}.{self.id}"
 
     @property

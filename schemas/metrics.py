@@ -40,7 +40,7 @@ class MetricOwner(StrEnum):
 
 
 class MetricScope(StrEnum):
-    """What one process knows of a metric, which decides how to combine several processes.
+    """The view that one process has of a metric, which decides how to combine several processes.
 
     PROCESS: what passed through this process. Add the values of several. INSTALLATION: every edge answers the same,
     from the broker; take one of them or the largest. A counter of this scope counts what the edge saw since it started.

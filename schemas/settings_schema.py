@@ -34,7 +34,7 @@ def unit_of(unit: str) -> Meta:
 
 
 class Setting(NamedTuple):
-    """One setting. `name` has dots, `default` is None where there is none or it is unset.
+    """One setting. `name` has dots, `default`: None without one, or where it is unset.
 
     `default_without_table`: the value where the file does not have the whole table. `owner`: the Struct that declares
     the field `attribute`.
@@ -198,6 +198,6 @@ def _describe_number(noun: str, kind: inspect.IntType | inspect.FloatType) -> st
 
 
 def join_alternatives(words: Iterable[str]) -> str:
-    """Return `a, b or c`."""
+    """Return the words as in `a, b or c`."""
     *first, last = list(words) or ["nothing"]
     return f"{', '.join(first)} or {last}" if first else last

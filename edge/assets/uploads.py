@@ -144,7 +144,7 @@ class ExclusiveWriter:
 
 
 class UploadSettings(Struct, frozen=True):
-    """Settings of uploads."""
+    """The `[uploads]` section: limits of resumable uploads."""
 
     ttl_s: Annotated[float, Meta(gt=0)] = 86_400.0
     """An upload without new bytes expires after this time."""

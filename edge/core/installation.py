@@ -15,7 +15,7 @@ _SECRET_BYTES = 32
 
 
 async def get_or_create_value(table: Table[InstallationConstant], name: str, proposal: str, clock: Clock) -> str:
-    """Return the value stored under `name`; store `proposal` first if there is none. Raises BusError."""
+    """Return the value stored under `name`; store `proposal` first if nothing is stored. Raises BusError."""
 
     def decide(stored: InstallationConstant | None) -> InstallationConstant:
         return InstallationConstant(proposal, clock()) if stored is None else stored

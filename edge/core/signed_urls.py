@@ -28,7 +28,7 @@ _SIGNED_URL_SCOPES = (Scope.JOBS_READ, Scope.ASSETS_READ)
 
 
 class UrlSettings(Struct, frozen=True):
-    """Settings of signed URLs."""
+    """The `[urls]` section: URLs that work without a key."""
 
     ttl_s: Annotated[float, Meta(gt=0)] = 3600.0
     """The minimum time for which the file URLs of a job work."""

@@ -36,7 +36,7 @@ class JobFilters(Struct, frozen=True):
 
 
 class RecordPage(Struct, frozen=True):
-    """One page of a list, newest first. `next_cursor` is None on the last page."""
+    """One page of a list, newest first. The last page has no `next_cursor`."""
 
     records: tuple[VersionedRecord, ...]
     next_cursor: str | None

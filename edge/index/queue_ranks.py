@@ -37,7 +37,7 @@ class QueueRanks:
         self._totals[queue.pool, queue.priority] += 1
 
     def remove(self, queue: QueueKey, queued_us: int) -> None:
-        """Remove one job that was queued at `queued_us`. Raises ValueError if there is none."""
+        """Remove one job that was queued at `queued_us`. Raises ValueError without such a job."""
         owners = self._times_by_queue[queue.pool, queue.priority]
         times = owners.get(queue.owner, array("q"))
         at = bisect_left(times, queued_us)

@@ -44,7 +44,7 @@ class IndexRow(NamedTuple):
 
 
 class RowChange(NamedTuple):
-    """One change of the index. `before` is None for a new job, `after` for a deleted one."""
+    """One change of the index. A new job has no `before`, a deleted one no `after`."""
 
     before: IndexRow | None
     after: IndexRow | None

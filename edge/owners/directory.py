@@ -29,7 +29,7 @@ class OwnerSummary(Struct, frozen=True, kw_only=True):
 
 
 class OwnerHoldings(Struct, frozen=True, kw_only=True):
-    """What a deletion of the owner deletes. `bytes`: of the assets. `deliveries`: of webhooks, in their log."""
+    """All that a deletion of the owner deletes. `bytes`: of the assets. `deliveries`: of webhooks, in their log."""
 
     owner: str
     jobs: int

@@ -36,7 +36,7 @@ QuotaAmount = Annotated[int, Meta(ge=0)]
 
 
 class OwnerQuota(Struct, frozen=True):
-    """The limits of every owner."""
+    """The `[quotas]` section: limits that apply to each owner."""
 
     waiting: QuotaAmount = 0
     """Scheduled and queued jobs of one owner; 0: no limit."""

@@ -45,7 +45,7 @@ class DeliveryFilters(Struct, frozen=True):
 
 
 class DeliveryPage(Struct, frozen=True):
-    """One page of deliveries, newest first. `next_cursor` is None on the last page."""
+    """One page of deliveries, newest first. The last page has no `next_cursor`."""
 
     rows: tuple[DeliveryLogRow, ...]
     next_cursor: str | None

@@ -20,7 +20,7 @@ _SECRET_BYTES = 32
 
 
 class WebhookSettings(Struct, frozen=True):
-    """Settings of webhooks."""
+    """The `[webhooks]` section: secrets, targets and retries."""
 
     secret: Annotated[str, SECRET] = ""
     """Signs the webhooks of owners without a secret of their own: `whsec_` and 24 to 64 bytes in base64. Empty: a

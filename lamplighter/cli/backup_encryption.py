@@ -134,7 +134,7 @@ class DecryptingReader:
         return True
 
     def tell(self) -> int:
-        """Return the position."""
+        """Return the position in the decrypted content."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:

@@ -72,7 +72,7 @@ EXIT_CODES: dict[type[Exception], int] = {
 
 
 class InstallOptions(Struct, frozen=True):
-    """The options that all roles share. `as_system` is None where neither --system nor --user is given."""
+    """The options that all roles share. `as_system`: None without --system and --user."""
 
     as_system: bool | None
     only_print: bool

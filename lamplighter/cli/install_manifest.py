@@ -67,7 +67,7 @@ def digest(content: bytes) -> str:
 
 
 def read_manifest(folder: Path) -> InstallManifest:
-    """Return the manifest in `folder`, an empty one if there is none. Raises ManifestUnreadable, OSError."""
+    """Return the manifest in `folder`, an empty one without such a file. Raises ManifestUnreadable, OSError."""
     file = folder / MANIFEST_FILE
     try:
         return msgspec.json.decode(file.read_bytes(), type=InstallManifest)

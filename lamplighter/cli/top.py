@@ -57,7 +57,7 @@ class _TopLoop:
         self._fetched_at = time.monotonic()
 
     def run(self, *, has_keys: bool) -> None:
-        """Draw until `q` or Ctrl-C."""
+        """Draw and follow the keyboard until `q` or Ctrl-C."""
         console = self._session.out
         console.soft_wrap = False  # rich crops lines only then
         with Live(self._draw(), console=console, screen=True, auto_refresh=False) as live:

@@ -1,4 +1,4 @@
-"""What `lamplighter top` shows, as lines that fit a terminal: hosts, then jobs with the running ones first."""
+"""The screen of `lamplighter top`, as lines that fit a terminal: hosts, then jobs with the running ones first."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -43,7 +43,7 @@ class LogPage(Struct):
 
 
 class Selection(Struct):
-    """What the person has done: the chosen job, a question or a notice at the bottom, the log that is open."""
+    """The choices of the person: the chosen job, a question or a notice at the bottom, the log that is open."""
 
     job_id: str | None = None
     question_for: str | None = None

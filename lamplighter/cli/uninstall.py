@@ -43,7 +43,7 @@ def uninstall(roles: tuple[str, ...], with_data: bool, as_system: bool | None, r
 
 
 class _Removal:
-    """Roles while they are removed."""
+    """The removal of roles: their services, units and files."""
 
     def __init__(self, places: ServicePlaces, *, with_data: bool) -> None:
         self._places, self._with_data = places, with_data

@@ -87,5 +87,5 @@ def _find(given: Mapping[str, Any], name: str) -> Any:
 
 
 def config_variable(file: SettingsFile) -> str:
-    """Return the file that edge and runner read: an absolute path, or the null device where there is no file."""
+    """Return the file that edge and runner read: an absolute path, or the null device without one."""
     return str(file.path.resolve()) if file.path.exists() else os.devnull

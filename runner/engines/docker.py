@@ -342,7 +342,7 @@ class DockerEngine:
 
     @property
     def images(self) -> "DockerImages":
-        """The images of this engine."""
+        """Return the port for pulling images, over the same client."""
         return DockerImages(self)
 
     async def find(self, installation: str, host: str) -> list[FoundContainer]:

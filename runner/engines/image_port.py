@@ -48,7 +48,7 @@ class RegistryLogin(Struct, frozen=True):
 
 
 class PullProgress(Struct, frozen=True):
-    """What has arrived of an image. `total_bytes` counts the layers whose size is known so far, so it may grow.
+    """The arrived part of an image. `total_bytes` counts the layers whose size is known so far, so it may grow.
 
     `percent`: the mean over all layers, in [0, 100]; a layer whose size is not known counts as 0.
     """

@@ -39,7 +39,7 @@ async def no_pid(_: str) -> int | None:
 
 
 class GpuProbeSettings(Struct, frozen=True):
-    """Timing of GPU probes."""
+    """The `[gpu.probe]` section: when a GPU is probed."""
 
     patience_s: float = 300.0
     """How long a probe of a GPU may take."""

@@ -38,7 +38,7 @@ class PlacementCapacity(Struct, frozen=True):
 
 
 class PlacementPolicy(Struct, frozen=True):
-    """What stays free on a host, and how many containers share a GPU."""
+    """Memory and disk that stay free on a host, and how many containers share a GPU."""
 
     reserve_mb: int = 512
     """Memory that stays free on every GPU, for CUDA contexts and the desktop."""

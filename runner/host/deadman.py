@@ -2,7 +2,7 @@
 
 It is the last resort: while edge and broker answer, the edge decides. The timer looks only at this machine. It is due
 if all of this holds for `after_s`: edge or broker are silent, no container of a job exists in any state, no output
-waits for its upload, no message is unanswered, and nobody uses the machine.
+waits for its upload, no message is unanswered, and no one uses the machine.
 """
 
 from collections.abc import Awaitable, Callable

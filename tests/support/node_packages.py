@@ -51,7 +51,7 @@ def _is_installed(package: str) -> bool:
 
 
 def require_node_packages() -> None:
-    """Skip with the reason where they cannot be had; fail under REQUIRE_NODE=1."""
+    """Skip with the reason where they are not available; fail under REQUIRE_NODE=1."""
     why = _why_not_installed()
     if why and os.environ.get("REQUIRE_NODE") == "1":
         pytest.fail(f"REQUIRE_NODE=1, but {why}", pytrace=False)

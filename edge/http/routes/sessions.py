@@ -101,7 +101,7 @@ async def start_session(request: AnyRequest, services: ServicesDep) -> Response[
 
 @get("/v1/session", opt={NO_AUTH: True})
 async def read_session(request: AnyRequest, services: ServicesDep) -> Response[SessionView | None]:
-    """Return the key behind the request and its scopes; null if nobody is signed in."""
+    """Return the key behind the request and its scopes; null without a session."""
     text = read_credential(request)
     if text is None:
         return Response(None, status_code=200)
