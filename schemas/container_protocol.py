@@ -22,7 +22,13 @@ COUNT_LIMIT = 2**53  # of done and total: every JSON reader takes such a number 
 JOB_FILE = "job.json"
 OUTPUT_FILE = "output.json"  # in out/: the job's `output.data`, an object
 START_SOCKET = "start.sock"  # a warm container listens here for the one line that starts its job
+REUSED_START_SOCKET = "start-{}.sock"  # the same in a reused container, for the job of this number
 PARTIAL_FILE_PREFIX = ".part-"  # of an unfinished file in out/, which is never an output
+
+
+def start_socket(number: int) -> str:
+    """Return the name of the socket that starts the job of this number; 0: the one job of a container."""
+    return REUSED_START_SOCKET.format(number) if number else START_SOCKET
 
 
 class JobTimeouts(Struct, frozen=True):
@@ -45,7 +51,22 @@ class JobFile(Struct, frozen=True, kw_only=True):
 
 
 class ReadyLine(Struct, frozen=True, tag="ready"):
-    """A warm container has loaded its model and listens on START_SOCKET."""
+    """A warm container has loaded its model and listens on its start socket.
+
+    `job` is the number of the job that a reused container waits for; 0 in a container that runs one job.
+    """
+
+    job: int = 0
+
+
+class EndLine(Struct, frozen=True, tag="end"):
+    """A job of a reused container has ended, as if by exit with `code`. The container waits for the next one.
+
+    A reused container prints this line and the ready line on both streams: nothing else says which output of stderr
+    belongs to which job, because the two streams are read apart.
+    """
+
+    code: Annotated[int, Meta(ge=0, le=255)]
 
 
 class ProgressLine(Struct, frozen=True, tag="progress"):
@@ -79,7 +100,7 @@ class LogLine(Struct, frozen=True):
     text: str
 
 
-ContainerLine = ReadyLine | ProgressLine | MetricLine | ErrorLine | LogLine
+ContainerLine = ReadyLine | EndLine | ProgressLine | MetricLine | ErrorLine | LogLine
 
 
 class ParsedLine(NamedTuple):
@@ -123,7 +144,7 @@ class _RawProgressLine(Struct, tag="progress"):
     total: float | None = None
 
 
-_decode_line = msgspec.json.Decoder(ReadyLine | _RawProgressLine | MetricLine | ErrorLine).decode
+_decode_line = msgspec.json.Decoder(ReadyLine | EndLine | _RawProgressLine | MetricLine | ErrorLine).decode
 
 
 def _clamp_count(value: float | None) -> int | None:
@@ -166,6 +187,14 @@ def read_line(stream: OutputStream, line: bytes) -> ContainerLine:
         if message is not None:
             return message
     return LogLine(stream, text.rstrip("\r"))
+
+
+def read_mark(line: ParsedLine) -> ReadyLine | EndLine | None:
+    """Return the ready line or the end line in a line of either stream, None in any other line."""
+    message = line.message
+    if isinstance(message, LogLine) and message.text.startswith('{"'):
+        message = read_line("stdout", message.text.encode())
+    return message if isinstance(message, ReadyLine | EndLine) else None
 
 
 class LineParser:

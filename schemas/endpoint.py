@@ -8,7 +8,7 @@ import datetime
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field, structs
@@ -49,6 +49,17 @@ class EndpointRetry(Struct, frozen=True):
     max_attempts: Annotated[int, Meta(ge=1, le=20)] = 3
 
 
+class Reuse(Struct, frozen=True):
+    """Keep a loaded container for the next job: for at most so many jobs, and for so many minutes.
+
+    With the scope `owner` a container that has run a job of one owner never runs one of another owner.
+    """
+
+    jobs: Annotated[int, Meta(ge=2, le=100_000)] = 100
+    minutes: Positive = 60.0
+    scope: Literal["owner", "endpoint"] = "owner"
+
+
 class ProcessCommand(Struct, frozen=True):
     """The argv with which the process engine starts a job, in the image folder."""
 
@@ -75,6 +86,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     timeouts: Timeouts = Timeouts()
     retry: EndpointRetry = EndpointRetry()
     warm: bool = False
+    reuse: Reuse | None = None
     process: ProcessCommand | None = None
 
     @property

@@ -104,4 +104,4 @@ BEHAVIOURS = {
 }
 
 if __name__ == "__main__":
-    jobkit.run(work)
+    jobkit.run(work, reuse=True)  # where its endpoint.toml has [reuse]

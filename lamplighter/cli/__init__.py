@@ -13,7 +13,6 @@ tests/lamplighter/test_language.py names every text without an entry.
   `install_manifest`. `service_notify` is how the processes report to systemd.
 - `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`, `log_rotation`.
 - Processes log through `log_output`, and `redaction` removes secrets from each line.
-- `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`.
 - `new` and `try_image` are for authors of images: `runner.trial` runs the job.
 - `backup` and `restore` share `backup_target`, `backup_archive` and `backup_encryption`.
 

@@ -19,7 +19,8 @@ from edge.core.validation import ValidatedInput, validate_input
 from lamplighter.cli import display, input_args
 from lamplighter.cli.context import FAILED, INTERRUPTED, USAGE
 from lamplighter.cli.language import say
-from lamplighter.cli.process_setup import configure_logging, exit_on_error
+from lamplighter.cli.log_output import configure_logging
+from lamplighter.cli.process_setup import exit_on_error
 from lamplighter.digest_cache import hash_file
 from runner.endpoints import ENDPOINT_FILE, LocalEndpoint, load_endpoints
 from runner.engines.selection import EngineConfig, EngineUnusable, select_engine

@@ -206,7 +206,8 @@ class ClaimLoop:
             if permit is not None:
                 permit.release()
             return await delivery.nak(UNSCHEDULABLE_NAK_DELAY_S)
-        warm = self._warm_pool.take(endpoint)
+        taken = self._warm_pool.take(endpoint, job.owner)
+        warm = taken or self._warm_pool.start_reserved(endpoint, placed.uuids, job.owner)
         allocation = warm.allocation if warm else self._host.gpu_allocator.allocate(placed.uuids, endpoint.config)
         claim = self._context.claim(job.attempt + 1, allocation.uuids)
         try:
@@ -217,7 +218,7 @@ class ClaimLoop:
             await self._warm_pool.give_back(warm) if warm else allocation.release()
             raise
         self._executions.launch(JobAssignment(claimed, endpoint, allocation, warm_container=warm), permit, delivery)
-        if warm is not None:
+        if taken is not None:
             self._context.metrics.warm_hits.inc(job.endpoint)
         elif self._warm_pool.serves(endpoint):
             self._context.metrics.warm_misses.inc(job.endpoint)

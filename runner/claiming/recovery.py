@@ -21,7 +21,7 @@ from runner.engines.port import NO_JOB, FoundContainer
 from runner.execution.container_run import JobAssignment
 from runner.execution.execution import ExecutionRegistry
 from runner.execution.fence import record_event, transition_record
-from runner.execution.warm_container import WARM_PREFIX, WarmContainer, read_claim, send_start
+from runner.execution.warm_container import WARM_PREFIX, WarmContainer, job_folders, read_claim, send_start
 from schemas.endpoint import Endpoint, Resources
 from schemas.events import Adopted, AttemptReleased, JobEvent, JobRecord, RecordUnreadable, UnknownEvent
 from schemas.ids import JobKey, is_token
@@ -173,10 +173,13 @@ class ContainerRecovery:
         allocation = self._host.gpu_allocator.allocate(gpus, endpoint.config)
         warm = None
         if found.identity.warm_dir:
-            warm = WarmContainer(found.identity.folder, endpoint, allocation, found.handle)
+            folder = self._context.jobs_dir / found.identity.folder
+            claim = await anyio.to_thread.run_sync(read_claim, folder)
+            number, since = (claim.number, claim.since) if claim else (0, None)
+            warm = WarmContainer(folder.name, endpoint, allocation, found.handle, number=number, since=since)
             # The previous process may have been killed after it wrote the claim and before it sent the start line.
             # A second line starts nothing twice.
-            await anyio.to_thread.run_sync(send_start, self._context.jobs_dir / warm.folder / "job")
+            await anyio.to_thread.run_sync(send_start, job_folders(folder, number).root, number)
         assignment = JobAssignment(adopted, endpoint, allocation, found.handle, warm)
         self._executions.launch(assignment, self._host.slots.take_for_recovered(job.key), delivery)
 
@@ -212,7 +215,8 @@ def resolve_claimed(jobs_dir: Path, containers: list[FoundContainer]) -> list[Fo
 def _resolve_claimed(jobs_dir: Path, found: FoundContainer) -> FoundContainer:
     if found.identity.job != NO_JOB or not found.identity.warm_dir:
         return found
-    return replace(found, identity=read_claim(jobs_dir / found.identity.warm_dir) or found.identity)
+    claim = read_claim(jobs_dir / found.identity.warm_dir)
+    return replace(found, identity=claim.identity) if claim else found
 
 
 def container_folders(jobs_dir: Path) -> list[Path]:

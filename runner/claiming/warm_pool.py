@@ -1,6 +1,8 @@
 """Warm containers that have loaded and wait, so that a job starts in milliseconds.
 
-Each is used once. While a job runs, the next one is started only if it fits beside the job; otherwise right after it.
+Each is used once, unless its endpoint has `[reuse]`: then it comes back after its job (`_keep`), until it has run
+enough jobs, is too old, or a job has left something in it (`runner.claiming.leaks`). While a job runs, the next one is
+started only if it fits beside the job; otherwise right after it.
 If one dies while it loads, the next is started after a backoff, and the host reports the reason. A waiting container is
 evicted for a job of another endpoint that needs its resources, and when the machine's owner uses the GPU.
 """
@@ -16,10 +18,11 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from bus.notifier import Notifier
+from runner.claiming.leaks import find_leak, measure_baseline
 from runner.claiming.schedulability import Schedulability, free_memory_mb
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint, container_spec
-from runner.engines.port import WARM_ENV, ContainerIdentity, EngineError
+from runner.engines.port import REUSE_ENV, WARM_ENV, ContainerIdentity, EngineError, OutputCursor
 from runner.execution.verdict import IMAGE_FAULTS
 from runner.execution.warm_container import (
     STATE_AFTER_READY,
@@ -28,14 +31,21 @@ from runner.execution.warm_container import (
     WARM_PREFIX,
     WarmContainer,
     WarmState,
+    job_folders,
     parsed_lines,
 )
 from runner.gpu.allocator import GpuAllocation
 from runner.gpu.placement import Placed
 from runner.outage import FailureBackoff
 from schemas.backoff import Backoff
-from schemas.container_protocol import ErrorLine, ExitCode, ReadyLine
+from schemas.container_protocol import ErrorLine, ExitCode, LogLine, ReadyLine, read_mark
 from schemas.host import WarmPoolStatus
+
+
+def _may_run(warm: WarmContainer, owner: str) -> bool:
+    """Return whether a job of this owner may run in the container."""
+    reuse = warm.endpoint.config.reuse
+    return not warm.owner or warm.owner == owner or (reuse is not None and reuse.scope == "endpoint")
 
 
 class WarmPool:
@@ -46,6 +56,8 @@ class WarmPool:
         self._host = host
         self._schedulability = schedulability
         self._containers: list[WarmContainer] = []  # those that no job has
+        self._reused: set[WarmContainer] = set()  # those that a job has, and that may come back
+        self._tasks: TaskGroup | None = None
         backoff = Backoff(host.warm.backoff_s, host.warm.backoff_most_s)
         self._backoffs: defaultdict[str, FailureBackoff] = defaultdict(lambda: FailureBackoff(backoff))
         self._numbers = count(1)
@@ -56,16 +68,16 @@ class WarmPool:
     def _endpoints(self) -> dict[str, LocalEndpoint]:
         """The endpoints that have warm containers, as they are now."""
         endpoints = self._host.endpoints.items() if self._host.warm.on else ()
-        return {name: endpoint for name, endpoint in endpoints if endpoint.config.warm}
+        return {name: endpoint for name, endpoint in endpoints if endpoint.config.warm or endpoint.config.reuse}
 
     async def run(self) -> None:
         """Keep as many warm containers as are configured and as fit. Runs forever."""
-        async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as self._tasks:
             while True:
                 notification = self._changed.next_notification()
                 if self._is_open:
                     self._evict_unfit()
-                    await self._fill(tasks)
+                    await self._fill()
                 with anyio.move_on_after(self._context.intervals.idle_s):
                     await notification.wait()
 
@@ -73,13 +85,15 @@ class WarmPool:
         """Check at once whether another container fits."""
         self._changed.notify()
 
-    def take(self, endpoint: LocalEndpoint) -> WarmContainer | None:
-        """Take a container for the next job of this endpoint, a ready one if possible; return None without one."""
+    def take(self, endpoint: LocalEndpoint, owner: str) -> WarmContainer | None:
+        """Take a container for the next job of this endpoint and owner, a ready one if possible; None without one."""
         for state, taken_state in STATE_WHEN_TAKEN.items():
-            for warm in self._containers_of(endpoint, state):
-                if self._host.gpu_allocator.can_start(warm.allocation, endpoint.config):
+            used_first = sorted(self._containers_of(endpoint, state), key=lambda warm: not warm.owner)
+            for warm in used_first:
+                if _may_run(warm, owner) and self._host.gpu_allocator.can_start(warm.allocation, endpoint.config):
                     self._containers.remove(warm)
                     warm.advance(taken_state)
+                    self._lend(warm, owner)
                     return warm
         return None
 
@@ -87,8 +101,70 @@ class WarmPool:
         """Return whether this endpoint has warm containers at all."""
         return endpoint.config.name in self._endpoints
 
+    def start_reserved(self, endpoint: LocalEndpoint, uuids: tuple[str, ...], owner: str) -> WarmContainer | None:
+        """Start a container for this job that later ones can use too; None if the endpoint does not reuse them."""
+        if endpoint.config.reuse is None or endpoint.config.name not in self._endpoints or not self._is_open:
+            return None
+        if self._tasks is None:
+            return None
+        warm = self._make(endpoint, self._host.gpu_allocator.allocate(uuids, endpoint.config, is_idle=False))
+        warm.advance(WarmState.RESERVED)
+        self._lend(warm, owner)
+        self._tasks.start_soon(self._run_container, warm)
+        return warm
+
+    def _lend(self, warm: WarmContainer, owner: str) -> None:
+        if warm.keep is not None:
+            warm.owner = owner
+            self._reused.add(warm)
+
+    def _make(self, endpoint: LocalEndpoint, allocation: GpuAllocation) -> WarmContainer:
+        folder = f"{WARM_PREFIX}{self._context.incarnation}-{next(self._numbers)}"
+        warm = WarmContainer(folder, endpoint, allocation, number=1 if endpoint.config.reuse else 0)
+        warm.keep = self._keep if endpoint.config.reuse else None
+        return warm
+
+    async def _keep(self, warm: WarmContainer, since: OutputCursor | None) -> bool:
+        """Take a container back after its job; return False if it has to go."""
+        self._reused.discard(warm)
+        reason = await self._why_not_kept(warm)
+        if reason is not None or self._tasks is None:
+            self._context.log.info("container_not_kept", endpoint=warm.endpoint.config.name, reason=reason)
+            return False
+        await warm.detach()
+        warm.wait_for_next_job(since)
+        idle = self._containers_of(warm.endpoint)
+        if len(idle) >= max(self._host.slots.count, self._host.warm.count):
+            self._start_removal(idle[0])
+        self._containers.append(warm)
+        self._tasks.start_soon(self._run_container, warm)
+        return True
+
+    async def _why_not_kept(self, warm: WarmContainer) -> str | None:
+        """Return why the container may run no other job, None if it may. Make the folder of that job."""
+        reuse = warm.endpoint.config.reuse
+        if not self._is_open or reuse is None or warm.handle is None:
+            return "the host is shutting down"
+        if self._host.endpoints.get(warm.endpoint.config.name) is not warm.endpoint:
+            return "its endpoint or its image has changed"
+        if warm.number >= reuse.jobs:
+            return "it has run as many jobs as [reuse] allows"
+        if anyio.current_time() >= warm.expires_at:
+            return "it is older than [reuse] allows"
+        if self._host.gpu_allocator.is_unfit(warm.allocation):
+            return "its GPU may not be used now"
+        folders = job_folders(self._context.jobs_dir / warm.folder, warm.number + 1)
+        try:
+            leak = await find_leak(self._context.engine, warm, folders.root)
+            if leak is None:
+                await anyio.to_thread.run_sync(folders.job.mkdir)  # a name that the job has taken is a leak too
+        except (EngineError, OSError) as error:
+            return str(error)
+        return leak
+
     async def give_back(self, warm: WarmContainer) -> None:
         """Return a container that was taken and got no job. It waits on, unless it died or there are enough."""
+        self._reused.discard(warm)
         idle_state = STATE_WHEN_GIVEN_BACK.get(warm.state)
         if idle_state and self._is_open and len(self._containers_of(warm.endpoint)) < self._host.warm.count:
             warm.advance(idle_state)
@@ -121,7 +197,7 @@ class WarmPool:
         return WarmPoolStatus(name, ready, loading, backoff.reason or None, left_s)
 
     def _containers_of(self, endpoint: LocalEndpoint, state: WarmState | None = None) -> list[WarmContainer]:
-        """Return the containers of an endpoint that no job has, in this state or in any."""
+        """Return the containers of an endpoint that no job has, in this state or in any, the oldest first."""
         return [warm for warm in self._containers if warm.endpoint is endpoint and state in {None, warm.state}]
 
     async def _evict(self, containers: list[WarmContainer]) -> None:
@@ -143,20 +219,21 @@ class WarmPool:
             warm.advance(WarmState.REMOVING)
             warm.stop_watching()
 
-    async def _fill(self, tasks: TaskGroup) -> None:
+    async def _fill(self) -> None:
         """Start missing containers, one per endpoint at a time: each may use the resources that the next one needs."""
         for name, endpoint in self._endpoints.items():
-            if self._backoffs[name].is_waiting(anyio.current_time()):
+            if self._backoffs[name].is_waiting(anyio.current_time()) or not endpoint.config.warm:
                 continue
-            if len(self._containers_of(endpoint)) < self._host.warm.count:
+            self._reused = {warm for warm in self._reused if not warm.allocation.is_released}
+            coming_back = sum(1 for warm in self._reused if warm.endpoint is endpoint)
+            if len(self._containers_of(endpoint)) + coming_back < self._host.warm.count:
                 allocation = await self._allocate(endpoint)
                 if allocation is not None and not self._is_open:
                     allocation.release()
-                elif allocation is not None:
-                    folder = f"{WARM_PREFIX}{self._context.incarnation}-{next(self._numbers)}"
-                    warm = WarmContainer(folder, endpoint, allocation)
+                elif allocation is not None and self._tasks is not None:
+                    warm = self._make(endpoint, allocation)
                     self._containers.append(warm)
-                    tasks.start_soon(self._run_container, warm)
+                    self._tasks.start_soon(self._run_container, warm)
 
     async def _allocate(self, endpoint: LocalEndpoint) -> GpuAllocation | None:
         """Reserve the GPUs of one more container if it fits beside everything else."""
@@ -194,33 +271,59 @@ class WarmPool:
         self._context.log.warning("warm_container_failed", endpoint=endpoint, error=problem)
 
     async def _start_and_watch(self, warm: WarmContainer) -> None:
-        """Start the container, and follow it until it is too old. Raises EngineError if it fails."""
-        folder = self._context.jobs_dir / warm.folder
-        identity = ContainerIdentity(
-            installation=self._context.installation, host=self._context.host, warm_dir=warm.folder
-        )
-        spec = container_spec(warm.endpoint, identity, (folder / "job").resolve(), warm.allocation.uuids)
-        await anyio.to_thread.run_sync(partial((folder / "job").mkdir, parents=True))
-        warm.handle = await self._context.engine.start(replace(spec, env={WARM_ENV: "1"}))
-        await warm.allocation.container_started(warm.handle)
+        """Start the container, and follow it until it is too old. Raises EngineError if it fails.
+
+        A reused container runs already, and is followed from the end of its last job.
+        """
+        if warm.handle is None:
+            warm.handle = await self._start(warm)
+            await warm.allocation.container_started(warm.handle)
         with anyio.move_on_after(self._host.warm.ready_s) as timeout:
             error_line = await self._follow(warm, warm.handle, timeout)
             await self._raise_exit(warm, warm.handle, error_line)
         if warm.state in STATE_AFTER_READY:
             raise EngineError(f"not ready after {self._host.warm.ready_s:.0f} s")
 
+    async def _start(self, warm: WarmContainer) -> str:
+        folders = job_folders(self._context.jobs_dir / warm.folder, warm.number)
+        identity = ContainerIdentity(
+            installation=self._context.installation, host=self._context.host, warm_dir=warm.folder
+        )
+        spec = container_spec(warm.endpoint, identity, folders.root.resolve(), warm.allocation.uuids)
+        await anyio.to_thread.run_sync(partial(folders.job.mkdir, parents=True, exist_ok=True))
+        reuse = {REUSE_ENV: "1"} if warm.number else {}
+        return await self._context.engine.start(replace(spec, env={WARM_ENV: "1", **reuse}))
+
     async def _follow(self, warm: WarmContainer, handle: str, timeout: anyio.CancelScope) -> ErrorLine | None:
         """Read the output until the exit; return the last error line. Once it is ready, `timeout` limits its age."""
         error_line: ErrorLine | None = None
-        async with aclosing(parsed_lines(self._context.engine, handle)) as lines:
-            async for line in lines:
+        silent_streams = {"stdout", "stderr"} if warm.number else {"stdout"}  # those without the ready line
+        async with aclosing(parsed_lines(self._context.engine, handle, warm.watch_from)) as lines:
+            async for line, cursor in lines:
                 if isinstance(line.message, ErrorLine):
                     error_line = line.message
-                if isinstance(line.message, ReadyLine) and (ready_state := STATE_AFTER_READY.get(warm.state)):
-                    timeout.deadline = anyio.current_time() + self._host.warm.recycle_s
+                ready = read_mark(line) if warm.number else line.message
+                if not isinstance(ready, ReadyLine) or ready.job != warm.number:
+                    continue
+                silent_streams.discard("stderr" if isinstance(line.message, LogLine) else "stdout")
+                if silent_streams:
+                    continue
+                if warm.state in STATE_AFTER_READY:
+                    await self._note_ready(warm, handle, cursor)
+                if (ready_state := STATE_AFTER_READY.get(warm.state)) is not None:
+                    timeout.deadline = min(warm.expires_at, anyio.current_time() + self._host.warm.recycle_s)
                     warm.advance(ready_state)
                     self._backoffs[warm.endpoint.config.name].reset()
         return error_line
+
+    async def _note_ready(self, warm: WarmContainer, handle: str, cursor: OutputCursor) -> None:
+        """Note where the output of the next job begins; before the first job, what a job may leave."""
+        if warm.number > 1:
+            warm.since = cursor
+        elif warm.endpoint.config.reuse is not None:
+            warm.expires_at = anyio.current_time() + 60 * warm.endpoint.config.reuse.minutes
+            root = job_folders(self._context.jobs_dir / warm.folder, warm.number).root
+            warm.baseline = await measure_baseline(self._context.engine, handle, root)
 
     async def _raise_exit(self, warm: WarmContainer, handle: str, error_line: ErrorLine | None) -> None:
         """Raise EngineError for the exit of a container, which never exits while it waits."""

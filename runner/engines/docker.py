@@ -48,6 +48,7 @@ from runner.engines.port import (
     WARM_ENV,
     ContainerExit,
     ContainerSpec,
+    ContainerUsage,
     EngineError,
     EngineInfo,
     EngineUnavailable,
@@ -349,6 +350,18 @@ class DockerEngine:
         filters = {"label": label_filters(installation, host)}
         rows = await self.call(lambda: self.connect().containers(all=True, filters=filters))
         return [parse_container(row) for row in rows]
+
+    async def usage(self, handle: str) -> ContainerUsage:
+        return await self.call(lambda: self._usage(handle))
+
+    def _usage(self, handle: str) -> ContainerUsage:
+        client = self.connect()
+        memory: dict[str, Any] = client.stats(handle, stream=False, one_shot=True)["memory_stats"]
+        if "usage" not in memory:
+            raise NoSuchContainer(f"{handle[:12]} has exited")
+        processes = client.top(handle, ps_args="-eo pid")["Processes"]
+        page_cache = memory.get("stats", {}).get("inactive_file", 0)
+        return ContainerUsage(len(processes), memory["usage"] - page_cache)
 
     async def probe(self) -> EngineInfo:
         return parse_engine_info(await self.call(lambda: self.connect().info()))

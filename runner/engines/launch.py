@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import shutil
+import stat
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +38,40 @@ def prepare_job_dir(job_dir: Path, owner: tuple[int, int], *, warm: bool, mounte
     for path, mode in ((job_dir / "out", 0o770), (job_dir, 0o1770 if warm else 0o750)):
         os.chown(path, -1, owner[1])
         path.chmod(mode)
+
+
+def prepare_inner_job_dir(job_dir: Path) -> None:
+    """Prepare the folder of one job of a reused container, inside the folder that `prepare_job_dir` made. Blocking.
+
+    `job_dir` and the folder around it are ours, and the sticky bit of the latter keeps it so. The group of the folder
+    around it is the one that the job's user has; without rights for a group, that user is our own.
+    """
+    around = job_dir.parent.stat()
+    for part in JOB_SUBDIRS:
+        (job_dir / part).mkdir(exist_ok=True)
+    (job_dir / "in").chmod(0o755)
+    if not around.st_mode & stat.S_IRWXG:
+        _copy_linked_files(job_dir / "in")
+        job_dir.chmod(0o700)
+        return
+    for path, mode in ((job_dir / "tmp", 0o770), (job_dir / "out", 0o770), (job_dir, 0o750)):
+        os.chown(path, -1, around.st_gid)
+        path.chmod(mode)
+
+
+def close_inner_job_dir(job_dir: Path) -> None:
+    """Take the folder of a job that has ended from the container, which runs on. Blocking."""
+    job_dir.chmod(0o700)
+
+
+def _copy_linked_files(folder: Path) -> None:
+    """Replace links to the cache by copies: a job that runs as our own user could change the files of the cache."""
+    for path in folder.iterdir():
+        if path.stat(follow_symlinks=False).st_nlink > 1:
+            copy = path.with_name(f"{path.name}.copy")
+            shutil.copyfile(path, copy)
+            copy.chmod(0o444)
+            copy.replace(path)
 
 
 async def start_cancellable(pool: ThreadPoolExecutor, start: Callable[[], str], undo: Callable[[str], None]) -> str:

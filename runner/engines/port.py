@@ -1,4 +1,4 @@
-"""Port to a container engine: seven calls, two about GPUs, and one error tree.
+"""Port to a container engine: seven calls, two about GPUs, one about leaks, and one error tree.
 
     EngineError
     ├── StartFailed        the container did not start; `code` is a failure code of the API
@@ -36,6 +36,7 @@ ContainerState = Literal["created", "running", "exited"]
 MIB = 1 << 20  # bytes; what settings call MB
 NO_JOB = ""
 WARM_ENV = "LAMPLIGHTER_WARM"  # "1": load, print `ready`, wait on start.sock
+REUSE_ENV = "LAMPLIGHTER_REUSE"  # "1", with WARM_ENV: wait on start-1.sock, run the job in 1/, then on start-2.sock…
 JOB_ENV = "LAMPLIGHTER_JOB"  # the job's folder as the job sees it
 
 
@@ -173,7 +174,22 @@ class GpuAccess(Protocol):
         ...
 
 
-class ContainerEngine(GpuAccess, AbstractAsyncContextManager["ContainerEngine"], Protocol):
+class ContainerUsage(Struct, frozen=True):
+    """What a running container uses now: its processes, and their memory without files in the page cache."""
+
+    processes: int
+    memory_bytes: int
+
+
+class LeakAccess(Protocol):
+    """Leak part of the port: what a container still uses when a job in it has ended."""
+
+    async def usage(self, handle: str) -> ContainerUsage:
+        """Return what the container uses. Raises NoSuchContainer, also if it has exited."""
+        ...
+
+
+class ContainerEngine(GpuAccess, LeakAccess, AbstractAsyncContextManager["ContainerEngine"], Protocol):
     """Starts, follows, stops and finds containers. Every call may raise EngineUnavailable.
 
     `containers_outlive_runner`: a drain leaves running containers for the next runner process. Otherwise it stops them,

@@ -32,6 +32,7 @@ from runner.engines.port import (
     ContainerExit,
     ContainerIdentity,
     ContainerSpec,
+    ContainerUsage,
     EngineError,
     EngineInfo,
     EngineUnavailable,
@@ -250,6 +251,17 @@ class ProcessEngine:
             return (await asyncio.to_thread(ProcessStateDir(self._state / handle).read_pids)).shim[0]
         except NoSuchContainer:
             return None
+
+    async def usage(self, handle: str) -> ContainerUsage:
+        return await asyncio.to_thread(self._usage, handle)
+
+    def _usage(self, handle: str) -> ContainerUsage:
+        state = ProcessStateDir(self._state / handle)
+        pids = state.read_pids()
+        if state.read_exit() is not None:
+            raise NoSuchContainer(f"{handle} has exited")
+        members = process_shim.find_descendants(pids.shim[0])
+        return ContainerUsage(len(members), sum(map(process_shim.private_bytes, members)))
 
     async def probe(self) -> EngineInfo:
         if not await asyncio.to_thread(Path(f"/proc/self/task/{os.getpid()}/children").exists):

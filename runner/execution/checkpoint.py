@@ -29,6 +29,7 @@ from schemas.job import JobMetric
 
 TAIL_LINES = 5
 LINE_LIMIT_CHARS = 300  # a longer line keeps its end, where the message is
+MARKS = (b'{"type": "ready"', b'{"type": "end"', b'{"type":"ready"', b'{"type":"end"')  # of a reused container
 SCAN_LIMIT_BYTES = 16 * 1024  # of a chunk, so that a flood of output takes little CPU time
 
 
@@ -44,7 +45,8 @@ class StderrTail(Struct, frozen=True):
             return self
         if chunk.stream != "stderr":
             return StderrTail(self.lines, chunk.cursor.offset)
-        last = [line for line in chunk.data[-SCAN_LIMIT_BYTES:].split(b"\n") if line.strip()][-TAIL_LINES:]
+        lines = chunk.data[-SCAN_LIMIT_BYTES:].split(b"\n")
+        last = [line for line in lines if line.strip() and not line.startswith(MARKS)][-TAIL_LINES:]
         return StderrTail((*self.lines, *map(_escape_unprintable, last))[-TAIL_LINES:], chunk.cursor.offset)
 
 
@@ -70,6 +72,8 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     resume the output; all lines before it are processed. Of the lines after it, those up to `log_offset` and
     `progress_offset` were published. `log_bytes` counts the published log.
 
+    `end_code` is the exit code of a job that ended in a container that runs on.
+
     `unpublished` are messages that may not have reached the broker. `error_line` is the last error line, `tail` the
     last lines of stderr. `stop_reason` is why the runner stops the container. `disk_excess` says why the job used too
     much disk, if that is the reason.
@@ -87,6 +91,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     metrics: tuple[JobMetric, ...] = ()
     disk_excess: str | None = field(default=None, name="disk")
     tail: StderrTail = StderrTail()
+    end_code: int | None = field(default=None, name="end")
 
     @property
     def start_time(self) -> StartTime | None:

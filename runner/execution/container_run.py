@@ -15,6 +15,7 @@ from msgspec import Struct
 from runner.assets.port import AssetError
 from runner.context import RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint, container_spec
+from runner.engines.launch import close_inner_job_dir
 from runner.engines.port import (
     ContainerExit,
     ContainerIdentity,
@@ -30,7 +31,14 @@ from runner.execution.output_pump import OutputPump
 from runner.execution.outputs import has_output
 from runner.execution.staging import FetchProgress, InvalidJobInput, job_timeouts, stage_inputs, write_job_file
 from runner.execution.verdict import ExitFacts, StopReason, Verdict, classify_exit, failure_before_start
-from runner.execution.warm_container import WarmContainer, WarmState, assign_job
+from runner.execution.warm_container import (
+    JobFolders,
+    WarmContainer,
+    WarmState,
+    assign_job,
+    job_folders,
+    write_claim,
+)
 from runner.gpu.allocator import GpuAllocation
 from runner.outage import EngineCallFailed
 from runner.run_clock import elapsed_s, run_s
@@ -62,6 +70,11 @@ class JobAssignment(Struct, frozen=True):
             warm_dir=self.warm_container.folder if self.warm_container else "",
         )
 
+    def folders(self, context: RunnerContext) -> JobFolders:
+        """Return the folders of the job."""
+        number = self.warm_container.number if self.warm_container else 0
+        return job_folders(context.jobs_dir / self.identity(context).folder, number)
+
 
 class ContainerRun:
     """One container of one attempt. `handle` is set once it was started.
@@ -74,12 +87,12 @@ class ContainerRun:
         self._assignment = assignment
         self._checkpoint = checkpoint
         self._identity = assignment.identity(context)
-        self._folder = context.jobs_dir / self._identity.folder
+        self._folders = assignment.folders(context)
         self._preparing = anyio.CancelScope()
         self._stop_requested = anyio.Event()
         self._has_ended = False
         self._file_names: Mapping[str, str] = {}  # of the inputs, set after staging
-        self.job_dir = self._folder / "job"
+        self.job_dir = self._folders.job
         self.stop_reason = checkpoint.current.stop_reason
         self._disk_excess = checkpoint.current.disk_excess
         self.disk_limit = disk_limit(assignment.endpoint.config.resources.disk_mb)
@@ -87,7 +100,15 @@ class ContainerRun:
         self.exit: ContainerExit | None = None
         self.run_s: float | None = None
         self.error_line: ErrorLine | None = None
-        self.output_pump = OutputPump(context, assignment.job, checkpoint, self._folder)
+        warm = assignment.warm_container
+        self.output_pump = OutputPump(
+            context,
+            assignment.job,
+            checkpoint,
+            self._folders.run,
+            is_reused=warm is not None and warm.number > 0,
+            since=warm.since if warm else None,
+        )
         self._limits = job_timeouts(assignment.job, assignment.endpoint.config)
         if self.stop_reason is not None:
             self._stop_requested.set()
@@ -128,6 +149,11 @@ class ContainerRun:
         self.error_line = await self.output_pump.close()
         return classify_exit(await self._exit_facts(start_failure, self.error_line))
 
+    @property
+    def is_container_left(self) -> bool:
+        """Return whether the job has ended and its container has not: it waits for another job."""
+        return self.exit is not None and self.output_pump.end_code is not None
+
     async def _exit_facts(self, start_failure: StartFailed | None, error_line: ErrorLine | None) -> ExitFacts:
         return ExitFacts(
             stop_reason=self.stop_reason,
@@ -146,7 +172,7 @@ class ContainerRun:
         if self.exit is None or self.stop_reason is not None or limit is None:
             return None
         use = await anyio.to_thread.run_sync(
-            measure_disk_use, self.job_dir, limit.entries, limiter=self._context.disk_walk_limiter
+            measure_disk_use, self._folders.root, limit.entries, limiter=self._context.disk_walk_limiter
         )
         return limit.explain_excess(use)
 
@@ -171,7 +197,7 @@ class ContainerRun:
         with anyio.CancelScope(shield=True):
             if (warm_handle := await self._start_warm()) is not None:
                 return warm_handle
-            await anyio.to_thread.run_sync(self._write_job_file)
+            await anyio.to_thread.run_sync(self._write_cold_start)
             began_at = anyio.current_time()
             handle = await self._context.engine.start(self._spec())
             self._context.metrics.engine_starts.observe(anyio.current_time() - began_at)
@@ -198,10 +224,22 @@ class ContainerRun:
 
     def _assign_warm(self) -> bool:
         self._write_job_file()
-        return assign_job(self._folder, self._identity)
+        warm = self._assignment.warm_container
+        number, since = (warm.number, warm.since) if warm else (0, None)
+        self.output_pump.since = since  # set when it became ready
+        return assign_job(self._folders.container, self._identity, number, since)
+
+    def _write_cold_start(self) -> None:
+        """Write what a container needs that starts with its job; where a reused one died, recovery needs the number."""
+        warm = self._assignment.warm_container
+        if warm is not None and warm.number:
+            self.output_pump.since, self.output_pump.is_reused = None, False
+            self._folders.container.mkdir(parents=True, exist_ok=True)
+            write_claim(self._folders.container, self._identity, warm.number)
+        self._write_job_file()
 
     def _write_job_file(self) -> None:
-        write_job_file(self._assignment.job, self._file_names, self._limits, self.job_dir)
+        write_job_file(self._assignment.job, self._file_names, self._limits, self.job_dir, self._folders.run)
 
     def _spec(self) -> ContainerSpec:
         return container_spec(
@@ -230,13 +268,21 @@ class ContainerRun:
     async def _follow_to_exit(self, handle: str) -> ContainerExit | None:
         try:
             await self.output_pump.follow(handle)
-            return await self._context.engine.wait(handle)
+            if self.output_pump.end_code is None:
+                return await self._context.engine.wait(handle)
+            return await self._end_in_container(self.output_pump.end_code)
         except NoSuchContainer:
             return None
         except EngineUnavailable:
             raise
         except EngineError as error:
             raise EngineCallFailed(str(error)) from error
+
+    async def _end_in_container(self, code: int) -> ContainerExit:
+        """Return the end of a job whose container runs on, and take the job's folder from the container."""
+        await anyio.to_thread.run_sync(close_inner_job_dir, self.job_dir)
+        start, now = self._checkpoint.current.start_time, self._context.now()
+        return ContainerExit(code, started_at=start.at if start else None, finished_at=now)
 
     async def _stop_when_requested(self, handle: str) -> None:
         await self._stop_requested.wait()
@@ -265,7 +311,7 @@ class ContainerRun:
     async def _enforce_disk_limit(self) -> None:
         if self.disk_limit is None:
             return
-        watch = DiskWatch(self.job_dir, self.disk_limit, self._context.intervals.disk_walk_s)
+        watch = DiskWatch(self._folders.root, self.disk_limit, self._context.intervals.disk_walk_s)
         excess = None
         while excess is None:
             await anyio.sleep(self._context.intervals.disk_s)

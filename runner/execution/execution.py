@@ -37,6 +37,7 @@ from runner.execution.verdict import (
     result_too_large,
 )
 from runner.slots import Permit
+from schemas.container_protocol import ExitCode
 from schemas.events import AttemptReleased, Cancelled, Failed, RecordUnreadable, Succeeded
 from schemas.host import RunningExecution
 from schemas.ids import JobKey
@@ -58,6 +59,8 @@ class ExecutionPhase(StrEnum):
     LOST = "lost"  # somebody else has the job; the container is stopped and removed
 
 
+# After any other one, the program or its GPU may be in a bad state, and its container runs no other job.
+CODES_OF_SOUND_PROGRAM = frozenset({ExitCode.DONE, ExitCode.BAD_JOB, ExitCode.BAD_INPUT})
 CLAIM_CHECKED_PHASES = frozenset({ExecutionPhase.RUNNING, ExecutionPhase.DELIVERING})
 CLEARING_PHASES = frozenset({ExecutionPhase.CLEARING, ExecutionPhase.LOST})
 
@@ -73,11 +76,15 @@ class ExecutionResult(Struct, frozen=True):
     metrics: tuple[JobMetric, ...] = ()
 
 
+OnFreed = Callable[[bool], None]
+
+
 class Execution:
     """One attempt at one job. `delivery` is its message, None if recovery found the container before the message came.
 
     `on_freed` is called when the container has exited and its outputs are safe: its slot and GPUs may be used again.
-    Not before, because nothing new is claimed while the edge is away. `verdict` is set at the end.
+    Not before, because nothing new is claimed while the edge is away. It gets whether the container keeps its GPUs: a
+    reused one does (`is_kept`), once the record says how the job ended. `verdict` is set at the end.
     """
 
     def __init__(
@@ -85,7 +92,7 @@ class Execution:
         context: RunnerContext,
         assignment: JobAssignment,
         delivery: QueueMessage | None,
-        on_freed: Callable[[], None],
+        on_freed: OnFreed,
     ) -> None:
         job = assignment.job
         if job.claim is None:
@@ -94,8 +101,8 @@ class Execution:
         self._log = context.bind_log(job)
         self._fenced_job = FencedJob(context, job.key, job.round, job.claim)
         self._identity = assignment.identity(context)
-        self._folder = context.jobs_dir / self._identity.folder
-        self._checkpoint = CheckpointFile(self._folder, self._log)
+        self._folders = assignment.folders(context)
+        self._checkpoint = CheckpointFile(self._folders.run, self._log)
         self._scope = anyio.CancelScope()
         self._checks = Notifier()
         self._next_check = self._checks.next_notification()
@@ -106,6 +113,7 @@ class Execution:
         self.delivery = delivery
         self.phase = ExecutionPhase.RUNNING
         self.verdict: Verdict | None = None
+        self.is_kept = False
 
     async def run(self) -> None:
         """Run the attempt; return when nothing of it is left here."""
@@ -148,9 +156,12 @@ class Execution:
         try:
             result = await self._deliver(container_run, await container_run.run())
             self.verdict = result.verdict
-            if container_run.exit is not None:
-                self._on_freed()
+            if container_run.exit is not None and not container_run.is_container_left:
+                self._on_freed(False)
             job = await self._record(result)
+            if container_run.is_container_left:
+                await self._keep_or_remove(container_run)
+                self._on_freed(self.is_kept)
             await self._acknowledge(job)
             await self._clean_up()
         except ClaimLost as error:
@@ -252,15 +263,28 @@ class Execution:
             delay_s = max(MIN_NAK_DELAY_S, start_delay_s(job, self._context.now()))
             await self._context.retry_while_unavailable("postpone", partial(self.delivery.nak, delay_s))
 
+    async def _keep_or_remove(self, container_run: ContainerRun) -> None:
+        """Give the container of an ended job back to its pool. Remove it if the pool does not take it."""
+        await self._context.delete_folder(self._folders.job)
+        warm, code = self.assignment.warm_container, container_run.exit.code if container_run.exit else None
+        is_sound = container_run.stop_reason is None and code in CODES_OF_SOUND_PROGRAM
+        if is_sound and warm is not None and warm.keep is not None:
+            self.is_kept = await warm.keep(warm, container_run.output_pump.watch_from)
+        if not self.is_kept:
+            await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
+
     async def _clean_up(self) -> None:
-        """Remove the container, then its folder."""
+        """Remove the container, then its folder. A container that was kept for another job keeps both."""
         warm = self.assignment.warm_container
+        if self.is_kept:
+            return await self._context.delete_folder(self._folders.run)
         if self.handle is None and warm is not None:
             await warm.detach()
             if warm.handle is not None:
                 await self._context.retry_engine_call("remove", partial(self._context.engine.remove, warm.handle))
         await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
-        await self._context.delete_folder(self._folder)
+        await self._context.delete_folder(self._folders.container)
+        return None
 
     async def _run_heartbeat(self) -> None:
         while True:
@@ -343,9 +367,10 @@ class ExecutionRegistry:
         jobs = [execution.assignment.job for execution in self._active.values()]
         return tuple(RunningExecution(job.owner, job.id, job.endpoint, job.round, job.attempt) for job in jobs)
 
-    def _release_resources(self, assignment: JobAssignment, permit: Permit) -> None:
-        """Release slot and GPUs, unless that was done before."""
-        assignment.allocation.release()
+    def _release_resources(self, assignment: JobAssignment, permit: Permit, keeps_gpus: bool = False) -> None:
+        """Release slot and GPUs, unless that was done before, or the container `keeps_gpus` for its next job."""
+        if not keeps_gpus:
+            assignment.allocation.release()
         if permit.is_held:
             permit.release()
 
@@ -363,6 +388,6 @@ class ExecutionRegistry:
         else:
             self._on_ended(execution)
         finally:
-            self._release_resources(execution.assignment, permit)
+            self._release_resources(execution.assignment, permit, execution.is_kept)
             del self._active[round_key]
             self._changed.notify()

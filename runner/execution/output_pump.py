@@ -14,21 +14,47 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+from msgspec.structs import replace
 
 from bus.interface import MessageTooLarge
 from runner.context import RunnerContext, run_in_background
-from runner.engines.port import OutputChunk
+from runner.engines.port import OutputChunk, OutputCursor
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.feed_throttle import FeedThrottle, PublishedOffsets
-from schemas.container_protocol import ErrorLine, LineParser, MetricLine, ParsedLine, ProgressLine, ReadyLine, read_line
+from schemas.container_protocol import (
+    EndLine,
+    ErrorLine,
+    LineParser,
+    LogLine,
+    MetricLine,
+    OutputStream,
+    ParsedLine,
+    ProgressLine,
+    ReadyLine,
+    read_line,
+    read_mark,
+)
 from schemas.feed import FeedMessage, FeedPosition, LogEndMessage
 from schemas.job import METRIC_LIMIT, Job, JobMetric
 
 
 class OutputPump:
-    """The output of one attempt. `checkpoint` must be loaded; it says how far an earlier runner process came."""
+    """The output of one attempt. `checkpoint` must be loaded; it says how far an earlier runner process came.
 
-    def __init__(self, context: RunnerContext, job: Job, checkpoint: CheckpointFile, folder: Path) -> None:
+    In a reused container, the output of the job begins at `since` and ends with its end line: `end_code` is the code
+    in it. Offsets count from `since`. `watch_from` is a cursor of the container at or before the end line.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it reads, and where it stores that
+        self,
+        context: RunnerContext,
+        job: Job,
+        checkpoint: CheckpointFile,
+        folder: Path,
+        *,
+        is_reused: bool = False,
+        since: OutputCursor | None = None,
+    ) -> None:
         self._context = context
         self._job = job
         self._checkpoint = checkpoint
@@ -47,6 +73,12 @@ class OutputPump:
         self._pending: list[FeedMessage] = list(state.unpublished)
         self._last_progress: ProgressLine | None = None
         self.last_progress_at = anyio.current_time()
+        self.is_reused = is_reused
+        self.since = since
+        self.end_code = state.end_code
+        self.watch_from: OutputCursor | None = None
+        self._ended_streams: set[OutputStream] = set()
+        self._last_code = 0
 
     @property
     def metrics(self) -> tuple[JobMetric, ...]:
@@ -59,15 +91,26 @@ class OutputPump:
         return self._flush_lock.locked()
 
     async def follow(self, handle: str) -> None:
-        """Read until the container has exited. Raises EngineUnavailable, NoSuchContainer; call it again to continue."""
+        """Read until the container has exited, or until the job's end line; call it again to continue.
+
+        Raises EngineUnavailable, NoSuchContainer.
+        """
         self.last_progress_at = anyio.current_time()
         async with run_in_background(self._run_flush_timer):
             await self._read(handle)
 
     async def _read(self, handle: str) -> None:
-        async with aclosing(self._context.engine.output(handle, self._cursor)) as chunks:  # type: ignore[type-var]
+        if self.end_code is not None:  # an earlier runner process has read to the end
+            return
+        self.watch_from = shift_cursor(self._cursor, self.since, 1) or self.since
+        async with aclosing(self._context.engine.output(handle, self.watch_from)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
-                await self._handle_chunk(chunk)
+                await self._handle_chunk(replace(chunk, cursor=shift_cursor(chunk.cursor, self.since, -1)))
+                if len(self._ended_streams) == len(self._parsers):
+                    self.end_code = self._last_code
+                    return
+                if not self._ended_streams:
+                    self.watch_from = chunk.cursor
 
     async def close(self) -> ErrorLine | None:
         """Publish the rest and the end of the log; return the job's last error line."""
@@ -117,10 +160,16 @@ class OutputPump:
         """
         if not self._throttle.is_quota_used or not self._parsers[chunk.stream].at_line_start:
             return False
-        return chunk.data.endswith(b"\n") and (chunk.stream == "stderr" or b"{" not in chunk.data)
+        may_have_messages = chunk.stream == "stdout" or self.is_reused
+        return chunk.data.endswith(b"\n") and not (may_have_messages and b"{" in chunk.data)
 
     def _handle_message(self, parsed: ParsedLine) -> None:
         message = parsed.message
+        if self.is_reused and (mark := read_mark(parsed)) is not None:
+            if isinstance(mark, EndLine):
+                self._ended_streams.add("stderr" if isinstance(message, LogLine) else "stdout")
+                self._last_code = mark.code
+            return
         if isinstance(message, ErrorLine):
             self._error_line = message
         if isinstance(message, MetricLine) and (message.name in self._metrics or len(self._metrics) < METRIC_LIMIT):
@@ -155,11 +204,17 @@ class OutputPump:
             log_offset=published.log_offset,
             progress_offset=published.progress_offset,
             log_bytes=published.log_bytes,
-            cursor=self._cursor if self._throttle.is_empty else self._checkpoint.current.cursor,
+            cursor=self._cursor if self._may_resume_here else self._checkpoint.current.cursor,
             error_line=self._error_line,
             metrics=self.metrics,
             tail=self.stderr_tail,
+            end_code=self.end_code,
         )
+
+    @property
+    def _may_resume_here(self) -> bool:
+        """Return whether the next runner process may read on from here: it has to see both end lines, or their code."""
+        return self._throttle.is_empty and (not self._ended_streams or self.end_code is not None)
 
     async def _publish(self) -> None:
         started_at = anyio.current_time()
@@ -173,6 +228,13 @@ class OutputPump:
             await self._context.bus.feed.publish(self._job.key, message)
         except MessageTooLarge as error:
             self._context.bind_log(self._job).error("feed_message_dropped", error=str(error))
+
+
+def shift_cursor(cursor: OutputCursor | None, since: OutputCursor | None, sign: int) -> OutputCursor | None:
+    """Return the cursor with an offset that counts from `since` (`sign` -1), or from the container's start (1)."""
+    if cursor is None or since is None:
+        return cursor
+    return OutputCursor(cursor.offset + sign * since.offset, cursor.position)
 
 
 END_LIMIT_BYTES = 5_000_000  # kept of each end
@@ -231,7 +293,9 @@ class HeadTailLog:
 
 
 def _is_control_line(line: bytes) -> bool:
-    return line.startswith(b"{") and isinstance(read_line("stdout", line.rstrip(b"\n")), ProgressLine | ReadyLine)
+    return line.startswith(b"{") and isinstance(
+        read_line("stdout", line.rstrip(b"\n")), ProgressLine | ReadyLine | EndLine
+    )
 
 
 def _write_at(path: Path, data: bytes, at: int) -> None:

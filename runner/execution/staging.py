@@ -79,11 +79,10 @@ async def stage_inputs(job: Job, endpoint: Endpoint, job_dir: Path, assets: Asse
     return names
 
 
-def write_job_file(job: Job, names: Mapping[str, str], timeouts: JobTimeouts, job_dir: Path) -> None:
+def write_job_file(job: Job, names: Mapping[str, str], timeouts: JobTimeouts, job_dir: Path, run_dir: Path) -> None:
     """Write job.json, with the file's name in every asset field. Blocking; raises OSError.
 
-    Created beside the folder and moved in. A warm container may write to the folder, and could otherwise put a link
-    there.
+    Created in `run_dir` and moved in. A warm container may write to its folder, and could otherwise put a link there.
     """
     job_file = JobFile(
         id=job.id,
@@ -95,7 +94,7 @@ def write_job_file(job: Job, names: Mapping[str, str], timeouts: JobTimeouts, jo
         timeouts=timeouts,
     )
     job_dir.mkdir(parents=True, exist_ok=True)
-    temporary = job_dir.with_name(JOB_FILE)
+    temporary = run_dir / JOB_FILE
     temporary.write_bytes(msgspec.json.encode(job_file))
     temporary.chmod(0o644)
     temporary.replace(job_dir / JOB_FILE)

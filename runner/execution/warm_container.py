@@ -3,15 +3,20 @@
 A container's labels cannot be changed, so the job's identity is written into its folder before the line is sent. A
 runner that is killed in between leaves a claim and no line, and the next runner process sends the line again. The
 container closes its socket after the first line, so a second one cannot start anything twice.
+
+A reused container (`[reuse]` of its endpoint) runs one job after another, numbered from 1. Each has a socket and a
+folder of its own: job 2 is started at start-2.sock and runs in 2/. Its output begins at the cursor `since`. After the
+job, the pool keeps the container (`keep`) and watches it again: it is LOADING until it is ready for the next job.
 """
 
 import os
 import socket
 import stat
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -19,16 +24,53 @@ import msgspec
 from bus.notifier import Notifier
 from bus.secret_files import atomic_write
 from runner.endpoints import LocalEndpoint
-from runner.engines.port import ContainerEngine, ContainerIdentity
+from runner.engines.launch import prepare_inner_job_dir
+from runner.engines.port import ContainerEngine, ContainerIdentity, ContainerUsage, OutputCursor
 from runner.gpu.allocator import GpuAllocation
-from schemas.container_protocol import START_SOCKET, LineParser, ParsedLine
+from schemas.container_protocol import LineParser, ParsedLine, start_socket
 
 WARM_PREFIX = "warm-"  # of the folder's name; the folder name of an attempt contains three dots
 CLAIM_FILE = "claim.json"
 START_LINE = b"start\n"
 START_SOCKET_TIMEOUT_S = 5.0  # for a start socket that exists but does not accept
 
-_decode = msgspec.json.Decoder(ContainerIdentity).decode
+
+class JobClaim(ContainerIdentity, frozen=True, kw_only=True):
+    """CLAIM_FILE: the job that a warm container was assigned to.
+
+    `number` and `since` are the number of the job and where its output begins, in a reused container.
+    """
+
+    number: int = 0
+    since: OutputCursor | None = None
+
+    @property
+    def identity(self) -> ContainerIdentity:
+        """Return the identity of the job's container."""
+        return ContainerIdentity(**{name: getattr(self, name) for name in ContainerIdentity.__struct_fields__})
+
+
+_decode = msgspec.json.Decoder(JobClaim).decode
+
+
+class JobFolders(NamedTuple):
+    """The folders of one job: `container` is removed with the container, `run` has checkpoint and log.
+
+    `root` is what the container sees as /job, and `job` is the job's own folder there.
+    """
+
+    container: Path
+    run: Path
+    root: Path
+    job: Path
+
+
+def job_folders(container: Path, number: int) -> JobFolders:
+    """Return the folders of the job of this number; 0: the one job of a container."""
+    root = container / "job"
+    if not number:
+        return JobFolders(container, container, root, root)
+    return JobFolders(container, container / f"run-{number}", root, root / str(number))
 
 
 class WarmState(StrEnum):
@@ -48,7 +90,7 @@ TRANSITIONS: Mapping[WarmState, frozenset[WarmState]] = {
     WarmState.READY: frozenset({WarmState.ASSIGNED, WarmState.REMOVING}),
     WarmState.RESERVED: frozenset({WarmState.LOADING, WarmState.ASSIGNED, WarmState.DETACHED}),
     WarmState.ASSIGNED: frozenset({WarmState.READY, WarmState.DETACHED}),
-    WarmState.DETACHED: frozenset({WarmState.REMOVING}),
+    WarmState.DETACHED: frozenset({WarmState.REMOVING, WarmState.LOADING}),  # loading: it is kept for the next job
     WarmState.REMOVING: frozenset({WarmState.REMOVED}),
     WarmState.REMOVED: frozenset(),
 }
@@ -58,20 +100,47 @@ STATE_WHEN_TAKEN = {WarmState.READY: WarmState.ASSIGNED, WarmState.LOADING: Warm
 STATE_WHEN_GIVEN_BACK = {taken: idle for idle, taken in STATE_WHEN_TAKEN.items()}
 
 
+class ContainerBaseline(NamedTuple):
+    """What a reused container used before its first job: its usage, and the files outside the folders of jobs."""
+
+    usage: ContainerUsage
+    files: frozenset[str]
+
+
 class WarmContainer:
     """One warm container, in the folder of that name.
 
     Created with a handle it is one that recovery found with a job: nothing watches it.
+
+    In a reused container, `number` is the number of its job, or of the one that it waits for, and `since` is where the
+    output of that job begins. `owner` is whose jobs it ran. `keep` offers it to the pool after a job, with the cursor
+    to watch it from; it returns False if the container has to go. `expires_at`, in seconds of the event loop's clock,
+    and `baseline` are set when it is ready for the first time, `first_memory_bytes` after its first job.
     """
 
-    def __init__(
-        self, folder: str, endpoint: LocalEndpoint, allocation: GpuAllocation, handle: str | None = None
+    def __init__(  # noqa: PLR0913 - each is a fact that recovery knows
+        self,
+        folder: str,
+        endpoint: LocalEndpoint,
+        allocation: GpuAllocation,
+        handle: str | None = None,
+        *,
+        number: int = 0,
+        since: OutputCursor | None = None,
     ) -> None:
         self.folder = folder
         self.endpoint = endpoint
         self.allocation = allocation
         self.handle = handle
         self.state = WarmState.LOADING if handle is None else WarmState.DETACHED
+        self.number = number
+        self.since = since
+        self.owner = ""
+        self.keep: KeepContainer | None = None
+        self.watch_from: OutputCursor | None = None
+        self.expires_at = float("inf")
+        self.baseline: ContainerBaseline | None = None
+        self.first_memory_bytes: int | None = None
         self.watch_scope = anyio.CancelScope()
         self._changed = Notifier()
 
@@ -87,6 +156,13 @@ class WarmContainer:
         """Wait until it is in one of these states."""
         await self._changed.wait_until(lambda: self.state in states)
 
+    def wait_for_next_job(self, since: OutputCursor | None) -> None:
+        """Enter LOADING after a job: it is ready again when it says so. Its output is watched from `since`."""
+        self.number += 1
+        self.since, self.watch_from = None, since
+        self.watch_scope = anyio.CancelScope()
+        self.advance(WarmState.LOADING)
+
     def stop_watching(self) -> None:
         """Stop the task that watches it: its job starts, or it is to be removed."""
         self.watch_scope.cancel()
@@ -97,36 +173,43 @@ class WarmContainer:
         await self.wait_for(WarmState.DETACHED)
 
 
-def write_claim(folder: Path, identity: ContainerIdentity) -> None:
+KeepContainer = Callable[[WarmContainer, OutputCursor | None], Awaitable[bool]]
+
+
+def write_claim(folder: Path, identity: ContainerIdentity, number: int = 0, since: OutputCursor | None = None) -> None:
     """Write the identity of the job to which the container in `folder` is assigned.
 
     Not synced: the file has to outlive this process only, as the container does.
     """
-    atomic_write(folder / CLAIM_FILE, msgspec.json.encode(identity), sync=False)
+    claim = JobClaim(**msgspec.structs.asdict(identity), number=number, since=since)
+    atomic_write(folder / CLAIM_FILE, msgspec.json.encode(claim), sync=False)
 
 
-def read_claim(folder: Path) -> ContainerIdentity | None:
-    """Return the identity of the job to which the container in `folder` was assigned; None without a claim."""
+def read_claim(folder: Path) -> JobClaim | None:
+    """Return the claim of the job to which the container in `folder` was assigned; None without a claim."""
     try:
         return _decode((folder / CLAIM_FILE).read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, msgspec.DecodeError):
         return None
 
 
-def assign_job(folder: Path, identity: ContainerIdentity) -> bool:
+def assign_job(folder: Path, identity: ContainerIdentity, number: int = 0, since: OutputCursor | None = None) -> bool:
     """Write the claim, then send the start line; return whether the container accepted it. Blocking."""
-    write_claim(folder, identity)
-    return send_start(folder / "job")
+    write_claim(folder, identity, number, since)
+    folders = job_folders(folder, number)
+    if number:
+        prepare_inner_job_dir(folders.job)
+    return send_start(folders.root, number)
 
 
-def send_start(job_dir: Path) -> bool:
+def send_start(root: Path, number: int = 0) -> bool:
     """Send the start line; return False if nothing accepts it there. Blocking.
 
     The socket is opened through a descriptor: the path may be too long for an address, and the container could replace
     it with a link.
     """
     try:
-        socket_fd = os.open(job_dir / START_SOCKET, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        socket_fd = os.open(root / start_socket(number), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -143,10 +226,15 @@ def send_start(job_dir: Path) -> bool:
     return True
 
 
-async def parsed_lines(engine: ContainerEngine, handle: str) -> AsyncGenerator[ParsedLine]:
-    """Yield the parsed output of a container from its start to its exit. Raises EngineError."""
+async def parsed_lines(
+    engine: ContainerEngine, handle: str, since: OutputCursor | None = None
+) -> AsyncGenerator[tuple[ParsedLine, OutputCursor]]:
+    """Yield the parsed output of a container until its exit, each line with the cursor after its chunk.
+
+    Raises EngineError.
+    """
     parsers = {"stdout": LineParser("stdout"), "stderr": LineParser("stderr")}
-    async with aclosing(engine.output(handle, None)) as chunks:  # type: ignore[type-var]
+    async with aclosing(engine.output(handle, since)) as chunks:  # type: ignore[type-var]
         async for chunk in chunks:
             for parsed in parsers[chunk.stream].feed(chunk.data, chunk.cursor.offset - len(chunk.data)):
-                yield parsed
+                yield parsed, chunk.cursor

@@ -74,6 +74,7 @@ class GpuAllocation:
         self._pid: int | None = None
         self.uuids = uuids
         self.is_idle = is_idle
+        self.is_released = False
         self.container: str | None = None
         self.xid: int | None = None
 
@@ -103,6 +104,7 @@ class GpuAllocation:
 
     def release(self) -> None:
         """Release the GPUs: the container has exited or is gone. Repeated calls do nothing."""
+        self.is_released = True
         self._allocator.free(self)
 
     @property

@@ -192,7 +192,7 @@ async def _take_ready(pool: WarmPool, endpoint: LocalEndpoint) -> tuple[WarmCont
     while True:
         (report,) = pool.reports()
         if report.ready:
-            return pool.take(endpoint), ""
+            return pool.take(endpoint, OWNER), ""
         if report.why:
             return None, report.why
         await anyio.sleep(WARM_POLL_INTERVAL_S)

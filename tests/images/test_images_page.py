@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from runner.engines.docker_container_config import CACHE_ENV
-from runner.engines.port import JOB_ENV, WARM_ENV
+from runner.engines.port import JOB_ENV, REUSE_ENV, WARM_ENV
 from runner.trial.rules import RULES
 from schemas.container_protocol import (
     EXIT_FAILURES,
@@ -20,8 +20,9 @@ from schemas.container_protocol import (
     JobFile,
     LogLine,
     read_line,
+    start_socket,
 )
-from schemas.endpoint import Endpoint, EndpointRetry, ProcessCommand, Resources, Timeouts
+from schemas.endpoint import Endpoint, EndpointRetry, ProcessCommand, Resources, Reuse, Timeouts
 from schemas.retry_policy import FAILURES, RetryRule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +75,7 @@ def test_its_exit_codes_are_all_there_are_and_retried_as_it_says() -> None:
 def test_its_fields_are_all_of_endpoint_toml() -> None:
     table = PAGE[PAGE.index("| field |") :].split("\n\n")[0]
     named = set(re.findall(r"`\[?([a-z_]+)\]?`", table))
-    structs = (Endpoint, Resources, Timeouts, EndpointRetry, ProcessCommand)
+    structs = (Endpoint, Resources, Timeouts, EndpointRetry, Reuse, ProcessCommand)
     assert named == {field for struct in structs for field in struct.__struct_fields__}
 
 
@@ -85,6 +86,8 @@ def test_it_names_what_the_runner_sets_and_reads() -> None:
         OUTPUT_FILE,
         PARTIAL_FILE_PREFIX,
         f"/job/{START_SOCKET}",
+        f"{REUSE_ENV}=1",
+        f"/job/{start_socket(1)}",
         f"{LINE_LIMIT_BYTES >> 10} KiB",
     ):
         assert word in PAGE

@@ -71,10 +71,10 @@ class RunnerProcesses:
                 with anyio.CancelScope(shield=True):
                     await process.wait()
 
-    async def submit(self, **given: Any) -> JobKey:
+    async def submit(self, job_id: str = "j1", **given: Any) -> JobKey:
         now = datetime.now(UTC)
         job = Job(
-            id="j1",
+            id=job_id,
             owner="ada",
             endpoint="echo",
             pool="echo",

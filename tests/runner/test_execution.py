@@ -310,7 +310,7 @@ async def test_a_result_that_no_record_holds_is_a_final_failure(world: RunnerEnv
 async def test_a_failed_job_keeps_its_last_words(world: RunnerEnvironment) -> None:
     async def raises(box: FakeContainer) -> int:
         box.write(b'Traceback (most recent call last):\n  File "main.py", line 1\n', "stderr")
-        box.write(b"ModuleNotFoundError: No module named \x1b[31mnumpy\n", "stderr")
+        box.write(b"ValueError: no such model: \x1b[31mnumpy\n", "stderr")
         return 1
 
     world.programs["raises"] = raises
@@ -322,7 +322,7 @@ async def test_a_failed_job_keeps_its_last_words(world: RunnerEnvironment) -> No
     assert job.error.log_tail == (
         "Traceback (most recent call last):",
         '  File "main.py", line 1',
-        "ModuleNotFoundError: No module named \\x1b[31mnumpy",
+        "ValueError: no such model: \\x1b[31mnumpy",
     )
 
 

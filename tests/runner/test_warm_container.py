@@ -24,6 +24,7 @@ ALLOWED = {
     ("assigned", "ready"),
     ("assigned", "detached"),
     ("detached", "removing"),
+    ("detached", "loading"),
     ("removing", "removed"),
 }
 IDLE = {"loading", "ready", "removing"}

@@ -11,6 +11,7 @@ import pytest
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import NO_JOB, ContainerEngine, FoundContainer
 from runner.engines.process import ProcessEngine
+from schemas.feed import LogMessage
 from schemas.status import Status
 from tests.runner.runner_processes import ROOT, RunnerProcesses, place
 from tests.support.docker_images import docker_url, echo_image
@@ -137,3 +138,57 @@ async def test_a_running_warm_job_is_cancelled_and_the_next_one_waits(lives: Liv
             return len(handles) == 1 and first.handle not in handles
 
         await wait_for(replaced, timeout_s=60)
+
+
+@pytest.fixture
+def reused(lives: Lives) -> Lives:
+    """Runners whose echo reuses its containers."""
+    folder = lives.place.folder / "reused"
+    folder.mkdir()
+    config = (ROOT / "images" / "echo" / "endpoint.toml").read_text()
+    (folder / "endpoint.toml").write_text(f"{config}\n[reuse]\njobs = 10\n")
+    (folder / "main.py").write_text((ROOT / "images" / "echo" / "main.py").read_text())
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)
+    lives.place.environ["LAMPLIGHTER_ENDPOINTS"] = f'["{folder}"]'
+    return lives
+
+
+async def test_jobs_share_a_container_and_one_is_adopted_in_it(reused: Lives) -> None:
+    place = reused.place
+    sha256 = await place.edge.add(b"an input of the third job")
+    async with place.runner() as first:
+        (warm,) = await reused.waiting()
+        for number in (1, 2):
+            key = await place.submit(f"j{number}", text=f"text {number}", steps=1)
+            job = await place.wait_until_ended(key)
+            assert (job.status, job.output and job.output.data) == (Status.SUCCEEDED, {"text": f"text {number}"})
+            assert [found.handle for found in await reused.waiting()] == [warm.handle]
+        key = await place.submit("j3", file=f"sha256:{sha256}", text="text 3", seconds=3, steps=30)
+        await place.wait_for_progress(key, 3)
+        first.send_signal(signal.SIGKILL)
+        await first.wait()
+    async with place.runner() as second:
+        job = await place.wait_until_ended(key)
+        second.send_signal(signal.SIGTERM)
+        with anyio.fail_after(30):
+            assert await second.wait() == 0
+    assert (job.status, job.attempt, job.free_releases) == (Status.SUCCEEDED, 1, {})
+    assert job.output is not None
+    assert [file.sha256 for file in job.output.files] == [sha256]
+    types = [type(entry.record.event).__name__ for entry in await place.bus.job_store.history(key)]
+    assert types == ["Submitted", "Started", "Adopted", "Succeeded"]
+    log = "".join(note.text for note in await place.notes(key, LogMessage))
+    assert [line for line in log.splitlines() if line.startswith("step ")] == [f"step {n} of 30" for n in range(1, 31)]
+    assert await reused.there() == []
+    assert reused.jobs() == []
+
+
+async def test_a_crash_in_a_reused_container_ends_it_and_its_job_alone(reused: Lives) -> None:
+    async with reused.place.runner():
+        (warm,) = await reused.waiting()
+        crashed = await reused.place.wait_until_ended(await reused.place.submit("j1", behave="segv"))
+        assert crashed.status is Status.FAILED
+        next_one = await reused.place.wait_until_ended(await reused.place.submit("j2", text="on", steps=1))
+        assert next_one.status is Status.SUCCEEDED
+        assert warm.handle not in {found.handle for found in await reused.there()}

@@ -1,6 +1,7 @@
 """Programs of the fake engine that can be warm: they load, listen at the real socket, and then run."""
 
 import asyncio
+import itertools
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -8,10 +9,11 @@ from pathlib import Path
 
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import WARM_ENV
-from schemas.container_protocol import START_SOCKET
+from schemas.container_protocol import OutputStream, start_socket
 from schemas.endpoint import Endpoint, Resources, Timeouts
 from tests.support.fake_engine import FakeContainer, Program
 
+STREAMS: tuple[OutputStream, OutputStream] = ("stdout", "stderr")
 Load = Callable[[FakeContainer], Awaitable[None]]
 
 
@@ -37,18 +39,33 @@ def warm_program(work: Program, load: Load | None = None) -> Program:
     return program
 
 
-async def wait_for_start_line(box: FakeContainer) -> None:
-    """Wait for one line at start.sock and close the socket after it, as jobkit does."""
+def reused_program(work: Callable[[FakeContainer, Path], Awaitable[int]]) -> Program:
+    """Run `work` for each job, in the job's folder, as jobkit does with `reuse=True`."""
+
+    async def program(box: FakeContainer) -> int:
+        for number in itertools.count(1):
+            await wait_for_start_line(box, number)
+            code = await work(box, box.spec.job_dir / str(number))
+            for stream in STREAMS:
+                box.write(b'{"type":"end","code":%d}\n' % code, stream)
+        return 0
+
+    return program
+
+
+async def wait_for_start_line(box: FakeContainer, number: int = 0) -> None:
+    """Wait for one line at the start socket and close the socket after it, as jobkit does."""
     folder = os.open(box.spec.job_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(f"/proc/self/fd/{folder}/{START_SOCKET}")
+            listener.bind(f"/proc/self/fd/{folder}/{start_socket(number)}")
             listener.listen(1)
             listener.setblocking(False)
-            box.write(b'{"type":"ready"}\n')
+            for stream in STREAMS if number else STREAMS[:1]:
+                box.write(b'{"type":"ready","job":%d}\n' % number, stream)
             connection, _ = await asyncio.get_running_loop().sock_accept(listener)
             with connection:
                 assert await asyncio.get_running_loop().sock_recv(connection, 64) == b"start\n"
     finally:
         os.close(folder)
-        (box.spec.job_dir / START_SOCKET).unlink(missing_ok=True)
+        (box.spec.job_dir / start_socket(number)).unlink(missing_ok=True)

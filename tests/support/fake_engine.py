@@ -17,6 +17,7 @@ from runner.engines.port import (
     ContainerExit,
     ContainerSpec,
     ContainerState,
+    ContainerUsage,
     EngineInfo,
     EngineUnavailable,
     FoundContainer,
@@ -55,6 +56,7 @@ class FakeContainer:
         self.state: ContainerState = "created"
         self.handles_term = False
         self.oom_killed = False
+        self.usage = ContainerUsage(processes=1, memory_bytes=0)
         self.term = anyio.Event()
         self.exit: ContainerExit | None = None
         self.started_at: datetime | None = None
@@ -209,6 +211,12 @@ class FakeEngine:
 
     async def pid(self, handle: str) -> int | None:
         return None
+
+    async def usage(self, handle: str) -> ContainerUsage:
+        box = self._find_started(handle)
+        if box.exit is not None:
+            raise NoSuchContainer(f"{handle} has exited")
+        return box.usage
 
     async def probe(self) -> EngineInfo:
         self._check_available()

@@ -232,13 +232,13 @@ class RunnerEnvironment:
             report_health=HealthFile(self.health_file).renew,
         )
 
-    async def submit(self, endpoint: str, id_: str = "j1", **changes: Any) -> JobKey:
+    async def submit(self, endpoint: str, id_: str = "j1", owner: str = "ada", **changes: Any) -> JobKey:
         """Write a queued job and publish its pointer."""
         now = datetime.now(UTC)
         base: dict[str, Any] = {"input": {}, "pool": endpoint, "policy": Policy(max_attempts=2), "queued_at": now}
         job = Job(
             id=id_,
-            owner="ada",
+            owner=owner,
             endpoint=endpoint,
             status=Status.QUEUED,
             request_digest="d",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobkit.errors import STOPPED_EXIT, JobError, Stopped, classify_exception
+from jobkit.errors import STOPPED_EXIT, BadInput, BadJob, JobError, Stopped, classify_exception
 from jobkit.job import Job
 from jobkit.messages import MessageWriter, claim_stdout
 from jobkit.warm import bind_start_socket, wait_for_start
@@ -21,13 +22,17 @@ class _LoadFailed(JobError):
     """An exception that `load` raised."""
 
 
-def run(work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None = None) -> NoReturn:
+def run(
+    work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None = None, *, reuse: bool = False
+) -> NoReturn:
     """Run one job and exit: `work(job)`, or `work(job, load())`. The return value of `work` becomes the job's data.
 
     `load` does the expensive part that does not depend on a job. In a warm container it runs before the job arrives.
+    With `reuse`, and `[reuse]` in endpoint.toml, the process runs one job after another with what `load` returned. Then
+    `work` must leave nothing behind: no process, no thread that works on, no file outside `job.tmp`.
     """
     messages = MessageWriter(claim_stdout())
-    code = _run_to_exit_code(work, load, messages)
+    code = _run_to_exit_code(work, load, messages, reuse=reuse)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads of libraries may hang, and CUDA's teardown may crash. The result is on disk already.
@@ -35,12 +40,19 @@ def run(work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] |
 
 
 def _run_to_exit_code(
-    work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, messages: MessageWriter
+    work: Callable[..., Mapping[str, Any] | None],
+    load: Callable[[], Any] | None,
+    messages: MessageWriter,
+    *,
+    reuse: bool,
 ) -> int:
     """Run the job and return the exit code. Report an exception to the runner."""
     try:
         signal.signal(signal.SIGTERM, _on_sigterm)
-        _run_job(work, load, messages)
+        if os.environ.get("LAMPLIGHTER_REUSE") == "1":
+            _run_jobs(work, load, messages, reuse=reuse)
+        else:
+            _run_job(work, load, messages)
     except Stopped:
         return STOPPED_EXIT
     except BaseException as error:  # the runner gets a message for every failure
@@ -54,10 +66,15 @@ def _run_to_exit_code(
     return 0
 
 
+def _job_folder() -> Path:
+    """Return the folder that the container shares with the runner."""
+    return Path(os.environ.get("LAMPLIGHTER_JOB", "/job"))
+
+
 def _run_job(
     work: Callable[..., Mapping[str, Any] | None], load: Callable[[], Any] | None, messages: MessageWriter
 ) -> None:
-    folder = Path(os.environ.get("LAMPLIGHTER_JOB", "/job"))
+    folder = _job_folder()
     if os.environ.get("LAMPLIGHTER_WARM") == "1":
         loaded = _call_load(load)
         with bind_start_socket(folder) as listener:
@@ -68,6 +85,56 @@ def _run_job(
         job = Job(folder, messages)
         loaded = _call_load(load)
     job.finish(work(job, *loaded))
+
+
+def _run_jobs(
+    work: Callable[..., Mapping[str, Any] | None],
+    load: Callable[[], Any] | None,
+    messages: MessageWriter,
+    *,
+    reuse: bool,
+) -> None:
+    """Run jobs 1, 2, … each in its folder, until one raises; without `reuse`, only the first one.
+
+    An input that cannot be used says nothing about this process: the next job runs all the same.
+    """
+    root = _job_folder()
+    loaded = _call_load(load)
+    for number in itertools.count(1):
+        with bind_start_socket(root, number) as listener:
+            _write_to_both(messages, "ready", job=number)
+            wait_for_start(listener)
+        folder = root / str(number)
+        _use_temporary_folder(folder / "tmp")
+        try:
+            job = Job(folder, messages)
+            job.finish(work(job, *loaded))
+        except (BadInput, BadJob) as error:
+            if not reuse:
+                raise
+            messages.write("error", code=error.code, message=error.message[:MESSAGE_LIMIT_CHARS])
+            code = error.exit_code
+        else:
+            code = 0
+        if not reuse:
+            return
+        _write_to_both(messages, "end", code=code)
+
+
+def _write_to_both(messages: MessageWriter, kind: str, **fields: Any) -> None:
+    """Write a message that separates jobs. On stderr, where stdout is redirected to, it separates their logs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(2, b"\n")  # the last line may be incomplete, as that of a progress bar
+    MessageWriter(2).write(kind, **fields)
+    messages.write(kind, **fields)
+
+
+def _use_temporary_folder(folder: Path) -> None:
+    """Make temporary files of this job, and of programs that it starts, go with the job's folder."""
+    os.environ["TMPDIR"] = str(folder)
+    if "tempfile" in sys.modules:  # it keeps its folder from the first use on
+        sys.modules["tempfile"].tempdir = str(folder)  # type: ignore[attr-defined]
 
 
 def _call_load(load: Callable[[], Any] | None) -> tuple[Any, ...]:

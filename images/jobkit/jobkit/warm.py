@@ -12,20 +12,21 @@ SOCKET_NAME = "start.sock"
 
 
 @contextlib.contextmanager
-def bind_start_socket(folder: Path) -> Iterator[socket.socket]:
-    """Bind the unix socket `folder`/start.sock.
+def bind_start_socket(folder: Path, number: int = 0) -> Iterator[socket.socket]:
+    """Bind the unix socket `folder`/start.sock; start-1.sock for job 1 of a reused container, and so on.
 
     It is bound through a descriptor: an address has at most 107 bytes, and a path may have more.
     """
+    name = f"start-{number}.sock" if number else SOCKET_NAME
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+            listener.bind(f"/proc/self/fd/{descriptor}/{name}")
             listener.listen(1)
             yield listener
     finally:
         with contextlib.suppress(FileNotFoundError):
-            (folder / SOCKET_NAME).unlink()
+            (folder / name).unlink()
         os.close(descriptor)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 
+from runner.engines.port import MIB, ContainerUsage
 from tests.support.fake_engine import EndBySignal, FakeContainer, Program
 
 LONG = 40_000  # over Docker's piece of 16 KiB, under our line of 64 KiB
@@ -42,11 +43,21 @@ print(json.dumps({
 }))
 """
 
+# Says `one`, starts a child with 20 MiB of memory and says `two` when the child has it.
+SPAWN_PROGRAM = """
+import subprocess, sys, time
+print('one', flush=True)
+time.sleep(1)
+code = "held = bytearray(b'x' * (20 << 20)); print('two', flush=True); import time; time.sleep(600)"
+subprocess.run([sys.executable, '-c', code])
+"""
+
 # Image name -> argv. `plain` has no handler for SIGTERM, `missing` is not there.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "plain": ("sleep", "600"),
     "missing": ("/no/such/program",),
     "long": ("python3", "-c", LONG_LINES),
+    "spawn": ("python3", "-c", SPAWN_PROGRAM),
     "look": ("python3", "-c", PROBE_PROGRAM),
 }
 
@@ -111,4 +122,13 @@ async def _long(box: FakeContainer) -> int:
     return 0
 
 
-FAKE_PROGRAMS: dict[str, Program] = {"echo": _echo, "plain": _plain, "long": _long}
+async def _spawn(box: FakeContainer) -> int:
+    box.write(b"one\n")
+    await anyio.sleep(0.1)
+    box.usage = ContainerUsage(processes=2, memory_bytes=20 * MIB)
+    box.write(b"two\n")
+    await anyio.sleep_forever()
+    return os.EX_SOFTWARE
+
+
+FAKE_PROGRAMS: dict[str, Program] = {"spawn": _spawn, "echo": _echo, "plain": _plain, "long": _long}

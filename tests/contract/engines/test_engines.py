@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from runner.engines.port import ContainerExit, ContainerSpec, FoundContainer, NoSuchContainer, OutputCursor, StartFailed
+from runner.engines.port import (
+    MIB,
+    ContainerExit,
+    ContainerSpec,
+    FoundContainer,
+    NoSuchContainer,
+    OutputCursor,
+    StartFailed,
+)
 from schemas.container_protocol import LineParser, LogLine, ProgressLine
 from tests.contract.engines.conftest import ENGINES
 from tests.contract.engines.engine_rigs import DEADLINE_S, INSTALLATION, EngineRig, read_result, stream_text
@@ -263,6 +271,22 @@ async def test_a_warm_container_waits_for_its_job(host: EngineRig) -> None:
         start.sendall(b"start\n")
         assert (await ended(host, handle)).code == 0
     assert read_result(spec) == {"text": "warm"}
+
+
+async def test_usage_counts_processes_and_their_memory(host: EngineRig) -> None:
+    handle = await host.start(host.spec("spawn"))
+    cursor = await says(host, handle, b"one")
+    before = await host.engine.usage(handle)
+    await says(host, handle, b"two", cursor)
+    after = await host.engine.usage(handle)
+    assert after.processes == before.processes + 1
+    assert after.memory_bytes - before.memory_bytes >= 16 * MIB
+    await host.engine.stop(handle, 0.0)
+    with pytest.raises(NoSuchContainer):
+        await host.engine.usage(handle)
+    await host.engine.remove(handle)
+    with pytest.raises(NoSuchContainer):
+        await host.engine.usage(handle)
 
 
 async def test_probe_says_what_it_is(host: EngineRig) -> None:

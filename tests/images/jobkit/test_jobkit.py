@@ -1,16 +1,27 @@
 """jobkit as an author uses it: small programs, run for real."""
 
 import ast
+import json
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
-from schemas.container_protocol import ContainerLine, ErrorLine, ExitCode, MetricLine, ProgressLine, ReadyLine
+from runner.execution.warm_container import send_start
+from schemas.container_protocol import (
+    ContainerLine,
+    EndLine,
+    ErrorLine,
+    ExitCode,
+    MetricLine,
+    ProgressLine,
+    ReadyLine,
+)
 from tests.images.job_process import IMAGES, make_job, parse_messages, read_output_data, run_program
 
 
@@ -267,3 +278,65 @@ def test_jobkit_is_python_3_8_and_standard_library() -> None:
         imports = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
         imports += [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
         assert {name.split(".")[0] for name in imports} <= {*sys.stdlib_module_names, "jobkit"}
+
+
+REUSED = """
+    import tempfile
+
+    def work(job, loads):
+        loads.append(1)
+        if job.input.get("bad"):
+            raise jobkit.BadInput("too_long", "it is too long")
+        if job.input.get("broken"):
+            raise ValueError("broken")
+        return {"loads": len(loads), "scratch": tempfile.gettempdir()}
+
+    jobkit.run(work, load=list, reuse=True)
+"""
+
+
+def start_job(root: Path, number: int, given: dict[str, object]) -> None:
+    """Make the folder of a job and send its start line, as the runner does."""
+    make_job(root / str(number), given)
+    deadline = time.monotonic() + 30
+    while not send_start(root, number):
+        assert time.monotonic() < deadline, "nothing listens at the start socket"
+        time.sleep(0.01)
+
+
+def test_a_reused_process_runs_job_after_job_each_in_its_folder(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    environ = {"LAMPLIGHTER_WARM": "1", "LAMPLIGHTER_REUSE": "1"}
+    with run_program(program(tmp_path, REUSED), root, **environ) as process:
+        start_job(root, 1, {})
+        start_job(root, 2, {"bad": True})
+        start_job(root, 3, {})
+        start_job(root, 4, {"broken": True})
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.INTERNAL
+    assert [message for message in parse_messages(out) if not isinstance(message, ProgressLine)] == [
+        ReadyLine(1),
+        EndLine(0),
+        ReadyLine(2),
+        ErrorLine("too_long", "it is too long"),
+        EndLine(65),
+        ReadyLine(3),
+        EndLine(0),
+        ReadyLine(4),
+        ErrorLine("internal", "ValueError: broken"),
+    ]
+    marks = [line for line in err.decode().splitlines() if line.startswith('{"type"')]
+    assert [json.loads(line)["type"] for line in marks] == ["ready", "end", "ready", "end", "ready", "end", "ready"]
+    assert read_output_data(root / "3") == {"loads": 3, "scratch": str(root / "3" / "tmp")}
+
+
+def test_without_reuse_the_process_ends_with_its_first_job(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    code = REUSED.replace(", reuse=True", "")
+    with run_program(program(tmp_path, code), root, LAMPLIGHTER_WARM="1", LAMPLIGHTER_REUSE="1") as process:
+        start_job(root, 1, {})
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, parse_messages(out)) == (0, [ReadyLine(1)])
+    assert read_output_data(root / "1")["loads"] == 1

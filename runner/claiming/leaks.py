@@ -1,0 +1,46 @@
+"""What a job may not leave in a reused container: processes, files outside its own folder, memory.
+
+Measured before the first job and after each one. A container in which something was left runs no other job.
+"""
+
+import os
+from pathlib import Path
+
+import anyio.to_thread
+
+from runner.engines.port import MIB, ContainerEngine
+from runner.execution.warm_container import ContainerBaseline, WarmContainer
+
+MEMORY_SHARE = 0.25  # of the endpoint's memory_mb, by which memory may grow after the first job
+
+
+async def measure_baseline(engine: ContainerEngine, handle: str, root: Path) -> ContainerBaseline:
+    """Measure a container that has loaded and has run no job. Raises EngineError, OSError."""
+    return ContainerBaseline(await engine.usage(handle), await anyio.to_thread.run_sync(_list_files, root))
+
+
+async def find_leak(engine: ContainerEngine, warm: WarmContainer, root: Path) -> str | None:
+    """Return what the last job left in the container, None if nothing. Raises EngineError, OSError."""
+    if warm.baseline is None or warm.handle is None:
+        return "it was not measured before its first job"
+    usage = await engine.usage(warm.handle)
+    if warm.first_memory_bytes is None:
+        warm.first_memory_bytes = usage.memory_bytes
+    grown = usage.memory_bytes - warm.first_memory_bytes
+    if usage.processes > warm.baseline.usage.processes:
+        return f"a job left processes: {usage.processes}, before the first job {warm.baseline.usage.processes}"
+    if grown > MEMORY_SHARE * warm.endpoint.config.resources.memory_mb * MIB:
+        return f"its memory has grown by {grown // MIB} MiB since its first job"
+    left = await anyio.to_thread.run_sync(_list_files, root) - warm.baseline.files
+    return f"a job left files outside its folder, such as {min(left)!r}" if left else None
+
+
+def _list_files(root: Path) -> frozenset[str]:
+    """Return what is in the folder that the container sees as /job, without the folders of jobs and the sockets."""
+    found: set[str] = set()
+    for entry in os.scandir(root):
+        if entry.name in {"in", "out", "tmp"} and entry.is_dir(follow_symlinks=False):
+            found |= {f"{entry.name}/{inner.name}" for inner in os.scandir(entry)}
+        elif not entry.name.isdigit() and not entry.name.endswith(".sock"):
+            found.add(entry.name)
+    return frozenset(found)

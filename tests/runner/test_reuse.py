@@ -1,0 +1,218 @@
+"""Reused containers over the fakes: who gets which container, what a job leaves, and when a container has to go."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from runner.engines.port import MIB, ContainerUsage
+from schemas.endpoint import Reuse
+from schemas.status import Status
+from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint
+from tests.support.fake_engine import EndBySignal, FakeContainer
+from tests.support.runner_environment import RunnerEnvironment
+from tests.support.wait import wait_for
+
+
+async def work(box: FakeContainer, folder: Path) -> int:
+    """Write the text of the job's input to its log and its output."""
+    name = folder.name
+    box.write(b'{"type":"progress","fraction":1}\nlog of %s\n' % name.encode())
+    (folder / "out" / "output.json").write_text(f'{{"number":"{name}","box":"{box.handle}"}}')
+    return 0
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> RunnerEnvironment:
+    """Return an environment whose endpoint `kept` reuses its containers."""
+    made = RunnerEnvironment(tmp_path)
+    made.programs = {"kept": reused_program(work)}
+    allow(made, Reuse())
+    return made
+
+
+def allow(world: RunnerEnvironment, reuse: Reuse, *, warm: bool = True) -> None:
+    endpoint = warm_endpoint("kept", world.folder)
+    config = replace(endpoint.config, reuse=reuse, warm=warm)
+    world.kinds = {"kept": replace(endpoint, config=config)}
+
+
+async def run_job(world: RunnerEnvironment, id_: str, owner: str = "ada") -> dict[str, str]:
+    """Run one job to its success; return its data."""
+    ended = await world.wait_until_ended(await world.submit("kept", id_, owner))
+    assert ended.status is Status.SUCCEEDED, ended.error
+    assert ended.output is not None
+    return dict(ended.output.data)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+async def test_one_container_runs_job_after_job(world: RunnerEnvironment, warm: bool) -> None:
+    allow(world, Reuse(), warm=warm)
+    async with world.run_runner() as runner:
+        ran = [await run_job(world, f"j{number}") for number in (1, 2, 3)]
+        await runner.drained()
+    assert [one["number"] for one in ran] == ["1", "2", "3"]
+    assert len({one["box"] for one in ran}) == 1
+    await world.wait_until_clean()
+
+
+async def test_the_log_and_the_folder_of_a_job_are_its_own(world: RunnerEnvironment) -> None:
+    seen: list[set[str]] = []
+
+    async def looks(box: FakeContainer, folder: Path) -> int:
+        seen.append({entry.name for entry in box.spec.job_dir.iterdir() if entry.name.isdigit()})
+        (folder / "tmp" / "scratch").touch()
+        return await work(box, folder)
+
+    world.programs = {"kept": reused_program(looks)}
+    async with world.run_runner() as runner:
+        keys = []
+        for number in (1, 2):
+            keys.append(await world.submit("kept", f"j{number}"))
+            await world.wait_until_ended(keys[-1])
+        logs = [await world.log_text(key) for key in keys]
+        await runner.drained()
+    assert seen == [{"1"}, {"2"}]
+    assert "log of 1" in logs[0]
+    assert "log of 2" not in logs[0]
+    assert logs[1] == "log of 2\n"
+
+
+@pytest.mark.parametrize(("scope", "boxes"), [("owner", 2), ("endpoint", 1)])
+async def test_a_container_crosses_owners_only_if_told_to(world: RunnerEnvironment, scope: str, boxes: int) -> None:
+    allow(world, Reuse(scope="owner" if scope == "owner" else "endpoint"))
+    async with world.run_runner() as runner:
+        used = {(await run_job(world, "j1", owner))["box"] for owner in ("ada", "bob")}
+        await runner.drained()
+    assert len(used) == boxes
+
+
+async def test_after_as_many_jobs_as_allowed_it_goes(world: RunnerEnvironment) -> None:
+    allow(world, Reuse(jobs=2))
+    async with world.run_runner() as runner:
+        ran = [await run_job(world, f"j{number}") for number in (1, 2, 3)]
+        await runner.drained()
+    assert [one["number"] for one in ran] == ["1", "2", "1"]
+
+
+async def test_a_container_that_is_too_old_goes(world: RunnerEnvironment) -> None:
+    allow(world, Reuse(minutes=1e-9))
+    async with world.run_runner() as runner:
+        ran = [await run_job(world, f"j{number}") for number in (1, 2)]
+        await runner.drained()
+    assert [one["number"] for one in ran] == ["1", "1"]
+
+
+def leave_process(box: FakeContainer, folder: Path) -> None:
+    box.usage = ContainerUsage(processes=2, memory_bytes=0)
+
+
+def leave_memory(box: FakeContainer, folder: Path) -> None:
+    used = box.usage.memory_bytes + 8 * MIB  # of 16 MiB
+    box.usage = ContainerUsage(processes=1, memory_bytes=used)
+
+
+def leave_file(box: FakeContainer, folder: Path) -> None:
+    (folder.parent / "tmp" / f"model-of-{folder.name}").touch()
+
+
+def take_next_folder(box: FakeContainer, folder: Path) -> None:
+    (folder.parent / str(int(folder.name) + 1)).symlink_to("/etc")
+
+
+Leave = Callable[[FakeContainer, Path], None]
+
+
+@pytest.mark.parametrize("leave", [leave_process, leave_memory, leave_file, take_next_folder])
+async def test_a_container_in_which_a_job_left_something_goes(world: RunnerEnvironment, leave: Leave) -> None:
+    async def leaks(box: FakeContainer, folder: Path) -> int:
+        if (folder.name == "1") != (leave is leave_memory):  # what the first job needs may stay: it is the measure
+            leave(box, folder)
+        return await work(box, folder)
+
+    world.programs = {"kept": reused_program(leaks)}
+    async with world.run_runner() as runner:
+        ran = [await run_job(world, f"j{number}") for number in (1, 2, 3)]
+        await runner.drained()
+    first = ["1", "2", "1"] if leave is leave_memory else ["1", "1", "1"]
+    assert [one["number"] for one in ran] == first
+    await world.wait_until_clean()
+
+
+@pytest.mark.parametrize(("code", "status"), [(65, "bad_input"), (64, "bad_job")])
+async def test_a_bad_input_fails_its_job_and_not_the_container(
+    world: RunnerEnvironment, code: int, status: str
+) -> None:
+    async def refuses(box: FakeContainer, folder: Path) -> int:
+        return code if folder.name == "1" else await work(box, folder)
+
+    world.programs = {"kept": reused_program(refuses)}
+    async with world.run_runner() as runner:
+        failed = await world.wait_until_ended(await world.submit("kept", "j1"))
+        second = await run_job(world, "j2")
+        await runner.drained()
+    assert failed.error is not None
+    assert (failed.error.code, second["number"]) == (status, "2")
+
+
+async def test_a_crash_charges_the_job_inside_alone(world: RunnerEnvironment) -> None:
+    crashes = iter([False, True])
+
+    async def crash(box: FakeContainer, folder: Path) -> int:
+        if next(crashes, False):
+            raise EndBySignal(139)
+        return await work(box, folder)
+
+    world.programs = {"kept": reused_program(crash)}
+    async with world.run_runner() as runner:
+        first = await world.wait_until_ended(await world.submit("kept", "j1"))
+        second = await world.wait_until_ended(await world.submit("kept", "j2"))
+        await runner.drained()
+    assert (first.status, first.charged_attempts) == (Status.SUCCEEDED, 0)
+    assert (second.status, second.charged_attempts, second.attempt) == (Status.SUCCEEDED, 1, 2)
+    assert second.output is not None
+    assert second.output.data["number"] == "1"
+    await world.wait_until_clean()
+
+
+async def test_a_cancelled_job_takes_its_container_along(world: RunnerEnvironment) -> None:
+    started = anyio.Event()
+
+    async def hangs(box: FakeContainer, folder: Path) -> int:
+        if folder.name == "2":
+            started.set()
+            await anyio.sleep_forever()
+        return await work(box, folder)
+
+    world.programs = {"kept": reused_program(hangs)}
+    async with world.run_runner() as runner:
+        first = await run_job(world, "j1")
+        key = await world.submit("kept", "j2")
+        with anyio.fail_after(30):
+            await started.wait()
+        await world.cancel(key)
+        cancelled = await world.wait_until_ended(key)
+
+        async def is_gone() -> bool:
+            return first["box"] not in world.boxes
+
+        await wait_for(is_gone)
+        await runner.drained()
+    assert cancelled.status is Status.CANCELLED
+
+
+async def test_a_program_that_does_not_loop_ends_its_container(world: RunnerEnvironment) -> None:
+    """jobkit without `reuse=True` does that: the job ends with the exit of its container."""
+
+    async def program(box: FakeContainer) -> int:
+        await wait_for_start_line(box, 1)
+        return await work(box, box.spec.job_dir / "1")
+
+    world.programs = {"kept": program}
+    async with world.run_runner() as runner:
+        ran = [await run_job(world, f"j{number}") for number in (1, 2)]
+        await runner.drained()
+    assert [one["number"] for one in ran] == ["1", "1"]
+    assert ran[0]["box"] != ran[1]["box"]
