@@ -57,8 +57,8 @@ class GpuHealthPolicy(Struct, frozen=True):
     slowdown_c: int = 90
     """The slowdown temperature of a GPU that publishes none."""
     brakes: int = ClockReasons.HW_SLOWDOWN | ClockReasons.HW_THERMAL | ClockReasons.HW_POWER_BRAKE
-    """Bit mask of NVML's clock event reasons that count as hot: by default only slowdowns by the hardware. Many GPUs run
-    at their software thermal target all day, and that is not a fault.
+    """Bit mask of NVML's clock event reasons that count as hot: by default only slowdowns by the hardware. Many GPUs
+    run at their software thermal target all day, and that is not a fault.
     """
     brake_quiet_s: float = 30.0
     """A GPU that was slowed down is fit again after this time without a slowdown."""
@@ -69,7 +69,7 @@ class GpuHealthPolicy(Struct, frozen=True):
     owner_quiet_s: float = 60.0
     """A GPU is free again after this time without a foreign process."""
     drawing_mb: int = 1500
-    """A graphics process counts as foreign if it uses at least this much GPU memory: a game does, a desktop does not."""
+    """A graphics process counts as foreign if it uses this much GPU memory or more: a game does, a desktop does not."""
     application_xids: frozenset[int] = APPLICATION_XIDS
     """XID errors that a program causes; they are no fault of the GPU."""
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
+from edge.console import ConsoleSettings
 from edge.http.auth import SESSION_COOKIE
-from edge.http.routes.console import ConsoleSettings
 from tests.console.conftest import go, open_console, sign_in
 from tests.support.installation import RunningInstallation, run_new_installation
 from tests.support.reserved_ports import reserve_ports

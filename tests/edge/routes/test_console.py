@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from edge.console import ConsoleSettings
 from edge.http.auth import CONSOLE_HEADER, SESSION_COOKIE
-from edge.http.routes.console import ConsoleSettings
 from schemas.auth import Scope
 from tests.support.http_server import open_client
 from tests.support.served_edge import ServedEdge, serve_edge
