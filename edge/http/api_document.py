@@ -355,7 +355,7 @@ def _success_responses(
     if kind is not None:
         content = _json_content(_simplify(components.ref(kind)), components)
     elif path in STREAM_PATHS:
-        content = {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}}
+        content = {"text/event-stream": {"schema": _STREAM_SCHEMA, "example": _STREAM_EXAMPLE}}
     elif path in TEXT_PATHS:
         content = {"text/plain": {"schema": {"type": "string"}, "example": "step 1 of 10\n"}}
     elif path in FILE_PATHS and method == "get":
@@ -364,7 +364,8 @@ def _success_responses(
     responses: Json = {}
     for status, response in kept.items():
         has_body = status.startswith("2") or (path, method, status) in _SECOND
-        answer: Json = {"description": _answer_text(status, response)}
+        is_stream = path in STREAM_PATHS and status == "200"
+        answer: Json = {"description": _STREAM_TEXT if is_stream else _answer_text(status, response)}
         if headers := {name: _make_header(header) for name, header in (response.get("headers") or {}).items()}:
             answer["headers"] = headers
         if has_body and content is not None and status != "204":
@@ -375,6 +376,16 @@ def _success_responses(
     return responses
 
 
+# OpenAPI 3.1 cannot type the items of a stream; 3.2 has `itemSchema`, which the generators do not read yet. JSON Schema
+# has `contentSchema` for what a string contains. A generator that does not know it makes a string of the answer.
+_STREAM_SCHEMA: Json = {
+    "type": "string",
+    "contentMediaType": "text/event-stream",
+    "contentSchema": {"type": "array", "items": {"$ref": _REF.format(name="Event")}},
+}
+_STREAM_TEXT = "Server-sent events, each one an `Event`. `event` tells the kind, and `data` is JSON: " + ", ".join(
+    f"`{kind}` is a `{name}`" for name, (kind, _) in _MESSAGES.items()
+)
 _STREAM_EXAMPLE = 'id: 9f3c-18-12\r\nevent: progress\r\ndata: {"job_id":"first","fraction":0.42}\r\n\r\n'
 _SECOND = {(path, method, status) for (path, method), status in SECOND_STATUSES.items()}
 

@@ -1,4 +1,5 @@
 // Renders /openapi.json. All texts go in as text, never as markup.
+import { about, chooseLanguage, language, operationText, t, tagText } from "/docs/texts.js";
 
 const METHODS = ["get", "head", "put", "post", "patch", "delete"];
 
@@ -21,11 +22,11 @@ function typeOf(schema = {}) {
     return [make("a", { href: `#schema-${name}` }, name)];
   }
   const choices = schema.oneOf ?? schema.anyOf;
-  if (choices) return choices.flatMap((choice, index) => [...(index ? [" or "] : []), ...typeOf(choice)]);
-  if (schema.type === "array") return ["list of ", ...typeOf(schema.items)];
+  if (choices) return choices.flatMap((choice, index) => [...(index ? [t("or")] : []), ...typeOf(choice)]);
+  if (schema.type === "array") return [t("list_of"), ...typeOf(schema.items)];
   if (schema.enum) return [schema.enum.map((value) => JSON.stringify(value)).join(", ")];
   if (schema.const !== undefined) return [JSON.stringify(schema.const)];
-  return [[schema.type ?? "any", schema.format].filter(Boolean).join(" ")];
+  return [[schema.type ?? t("any"), schema.format].filter(Boolean).join(" ")];
 }
 
 function table(heads, rows) {
@@ -35,9 +36,9 @@ function table(heads, rows) {
 
 function fieldsOf(schema) {
   const required = new Set(schema.required);
-  return table(["Field", "Type", "Meaning"], Object.entries(schema.properties).map(([name, field]) => make(
+  return table([t("about_key"), t("type"), t("meaning")], Object.entries(schema.properties).map(([name, field]) => make(
     "tr", {},
-    make("td", {}, make("code", {}, name), required.has(name) ? "" : make("span", { class: "soft" }, " optional")),
+    make("td", {}, make("code", {}, name), required.has(name) ? "" : make("span", { class: "soft" }, ` ${t("optional")}`)),
     make("td", {}, ...typeOf(field)),
     make("td", {}, ...prose(field.description)),
   )));
@@ -65,28 +66,32 @@ function operation(path, method, described) {
   const good = answers.filter(([status]) => status < "4"), refusals = answers.filter(([status]) => status >= "4");
   const element = make(
     "details", { id: described.operationId },
-    make("summary", {}, make("b", {}, method.toUpperCase()), make("code", {}, path), ` ${described.summary}`),
+    make("summary", {}, make("b", {}, method.toUpperCase()), make("code", {}, path), ` ${operationText(described.operationId, described.summary)}`),
     make("p", {}, ...prose(described.description), " ", make("a", { href: `#${described.operationId}`, class: "soft" }, described.operationId)),
-    ...(parameters.length ? [make("h4", {}, "Parameters"), table(["Name", "Type", "Meaning"], parameters)] : []),
-    ...bodyOf("Body", described.requestBody?.content),
-    ...good.flatMap(([status, answer]) => [make("h4", {}, `${status} `, ...prose(answer.description)), ...bodyOf("Answer", answer.content)]),
-    make("h4", {}, "Refusals"),
-    table(["Status", "Codes"], refusals.map(([status, answer]) => make("tr", {}, make("td", {}, status), make("td", {}, ...prose(answer.description))))),
+    ...(parameters.length ? [make("h4", {}, t("parameters")), table([t("name"), t("type"), t("meaning")], parameters)] : []),
+    ...bodyOf(t("body"), described.requestBody?.content),
+    ...good.flatMap(([status, answer]) => [make("h4", {}, `${status} `, ...prose(answer.description)), ...bodyOf(t("answer"), answer.content)]),
+    make("h4", {}, t("refusals")),
+    table([t("status"), t("codes")], refusals.map(([status, answer]) => make("tr", {}, make("td", {}, status), make("td", {}, ...prose(answer.description))))),
   );
-  element.dataset.words = `${method} ${path} ${described.operationId} ${described.summary}`.toLowerCase();
+  element.dataset.words = `${method} ${path} ${described.operationId} ${described.summary} ${operationText(described.operationId, "")}`.toLowerCase();
   return element;
 }
 
 function render(documented) {
-  document.querySelector("#about").textContent = `${documented.info.description} Version ${documented.info.version}.`;
+  document.documentElement.lang = language() === "zh" ? "zh-CN" : "en";
+  document.querySelector("#about").textContent = [about(documented.info.description), t("english"), `${t("version")} ${documented.info.version}`].filter(Boolean).join(" ");
+  document.querySelector("#search-label").textContent = t("search");
   const main = document.querySelector("#operations"), sections = document.querySelector("#sections");
+  sections.setAttribute("aria-label", t("sections"));
   main.replaceChildren();
+  sections.replaceChildren();
   for (const { name, description } of documented.tags) {
     const operations = Object.entries(documented.paths).flatMap(([path, item]) => METHODS
       .filter((method) => item[method]?.tags.includes(name))
       .map((method) => operation(path, method, item[method])));
     sections.append(make("a", { href: `#tag-${name}` }, name));
-    main.append(make("section", {}, make("h2", { id: `tag-${name}` }, name), make("p", {}, description), ...operations));
+    main.append(make("section", {}, make("h2", { id: `tag-${name}` }, name), make("p", {}, tagText(name, description)), ...operations));
   }
   const schemas = Object.entries(documented.components.schemas).map(([name, schema]) => {
     const element = make(
@@ -98,8 +103,8 @@ function render(documented) {
     element.dataset.words = name.toLowerCase();
     return element;
   });
-  sections.append(make("a", { href: "#schemas" }, "types"));
-  main.append(make("section", {}, make("h2", { id: "schemas" }, "types"), ...schemas));
+  sections.append(make("a", { href: "#schemas" }, t("types")));
+  main.append(make("section", {}, make("h2", { id: "schemas" }, t("types")), ...schemas));
 }
 
 /** Open what the address names. */
@@ -117,10 +122,26 @@ document.querySelector("#search").addEventListener("input", ({ target }) => {
 });
 addEventListener("hashchange", openNamed);
 
+const switcher = document.querySelector("#language");
+
+function nameSwitcher() {
+  switcher.textContent = language() === "zh" ? "English" : "中文";
+  switcher.lang = language() === "zh" ? "en" : "zh-CN";
+}
+
+nameSwitcher();
 const answer = await fetch("/openapi.json");
 if (answer.ok) {
-  render(await answer.json());
+  const documented = await answer.json();
+  render(documented);
   openNamed();
+  switcher.addEventListener("click", () => {
+    chooseLanguage(language() === "zh" ? "en" : "zh");
+    nameSwitcher();
+    document.querySelector("#search").value = ""; // its words were of the other language
+    render(documented);
+    openNamed();
+  });
 } else {
-  document.querySelector("#operations").textContent = `/openapi.json was answered with ${answer.status}: reload the page`;
+  document.querySelector("#operations").textContent = t("unavailable", { status: answer.status });
 }

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser
+from playwright.async_api import Browser, expect
 
 from tests.clients.conftest import ClientWorld
 from tests.support.browser import WatchedPage, open_browser, open_page, wait_in_page
@@ -206,4 +206,21 @@ async def test_the_reference_page_shows_every_operation_and_asks_no_other_host(b
         assert shown == sum(len(item) for item in named["paths"].values())
         assert found == ["cancelJob"]
         assert all(url.startswith(world.url) for url in watched.requests)
+        assert watched.errors == []
+
+
+async def test_the_reference_page_is_in_the_readers_language_and_can_be_switched(browser: Browser, world: ClientWorld):
+    async with open_page(browser, locale="zh-CN") as watched:
+        page = watched.page
+        await page.goto(f"{world.url}/docs#submitJob")
+        await expect(page.locator("#submitJob summary")).to_contain_text("提交任务")
+        await expect(page.locator("#submitJob")).to_contain_text("错误响应")
+        assert await page.evaluate("document.documentElement.lang") == "zh-CN"
+        await page.fill("#search", "取消任务")
+        await expect(page.locator("section details:not([hidden])")).to_have_count(1)
+        await expect(page.locator("#cancelJob")).to_be_visible()
+        await page.get_by_role("button", name="English").click()
+        await expect(page.locator("#submitJob summary")).to_contain_text("Submit a job")
+        await page.reload()
+        await expect(page.get_by_role("button", name="中文")).to_be_visible()
         assert watched.errors == []

@@ -11,7 +11,12 @@ from edge.http.auth import NO_AUTH
 from edge.http.dependencies import AnyRequest
 from schemas.problems import ProblemError
 
-_MEDIA_TYPES = {"index.html": "text/html", "reference.js": "text/javascript", "reference.css": "text/css"}
+_MEDIA_TYPES = {
+    "index.html": "text/html",
+    "reference.js": "text/javascript",
+    "texts.js": "text/javascript",
+    "reference.css": "text/css",
+}
 _POLICY = "; ".join(
     (
         *("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'"),

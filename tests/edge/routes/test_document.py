@@ -10,6 +10,7 @@ import pytest
 from edge.app import ROUTES
 from edge.http.api_fields import FIELDS, PARAMETERS
 from edge.http.api_operations import OPERATIONS, TAGS
+from tests.support.installation import ROOT
 from tests.support.served_edge import ServedEdge
 
 METHODS_WITHOUT_BODY = ("get", "head", "delete")
@@ -101,6 +102,24 @@ def find_all(value: Any, key: str) -> list[Any]:
         return []
     own = [value[key]] if isinstance(value.get(key), str) else []
     return own + [found for item in value.values() for found in find_all(item, key)]
+
+
+async def test_a_stream_names_the_types_of_its_messages(edge: ServedEdge):
+    document = (await edge.anyone.get("/openapi.json")).json()
+    for path in ("/v1/events", "/v1/jobs/{job_id}/events"):
+        answer = document["paths"][path]["get"]["responses"]["200"]
+        schema = answer["content"]["text/event-stream"]["schema"]
+        assert (schema["type"], schema["contentMediaType"]) == ("string", "text/event-stream")
+        assert schema["contentSchema"]["items"] == {"$ref": "#/components/schemas/Event"}
+        for name in ("StateEvent", "ProgressMessage", "LogMessage", "NoticeMessage"):
+            assert f"`{name}`" in answer["description"]
+
+
+def test_the_chinese_of_the_reference_page_names_only_what_is_there():
+    texts = (ROOT / "edge" / "reference" / "texts.js").read_text()
+    named = re.findall(r"^  (\w+): \"", texts, re.MULTILINE)
+    assert set(named) <= {note.id for note in OPERATIONS.values()} | set(TAGS)
+    assert len(named) > len(TAGS)
 
 
 async def test_the_tables_name_nothing_that_is_not_there(edge: ServedEdge):
