@@ -40,7 +40,7 @@ PHRASES = {"{reason}", "{what}", "{more}", "{who}"}
 SEEN_BY_CLIENTS = (
     *("edge", "runner/execution", "runner/assets", "schemas/asset.py", "schemas/gateway_protocol.py"),
     *("images/preview/main.py", "images/preview/lipsync", "images/heygem/heygem_worker"),
-    *("images/tts/main.py", "images/tts/tts_engines"),
+    *("images/tts/main.py", "images/tts/tts_engines", "images/musetalk/musetalk_worker"),
 )
 # Texts there that no client gets, and why.
 UNSEEN_FILES = {

@@ -122,6 +122,21 @@ _SPEECH: Mapping[str, str] = {
     ),
 }
 
+_MUSETALK: Mapping[str, str] = {
+    "MuseTalk cannot work in {folder}: use a path of A-Z a-z 0-9 _ . / -": (
+        "MuseTalk 无法在 {folder} 中运行：路径只能包含 A-Z a-z 0-9 _ . / -"
+    ),
+    "MuseTalk wrote a file that is not a video with sound: see the log": "MuseTalk 生成的文件不是带声音的视频：请查看日志",
+    "no MuseTalk in {folder}: build the image as its README.md says": (
+        "{folder} 中没有 MuseTalk：请按其 README.md 构建镜像"
+    ),
+    "it holds no sound": "其中没有声音",
+    "MuseTalk: {said}: lower MUSETALK_BATCH_SIZE, or use a larger GPU": (
+        "MuseTalk：{said}：请调小 MUSETALK_BATCH_SIZE，或使用显存更大的显卡"
+    ),
+    "MuseTalk: {said}: look into the job's log": "MuseTalk：{said}：请查看任务日志",
+}
+
 _ADVICE: Mapping[str, str] = {
     "lower HEYGEM_BATCH_SIZE, set HEYGEM_SHARPEN=never, or use a GPU with more memory": (
         "请调小 HEYGEM_BATCH_SIZE、设置 HEYGEM_SHARPEN=never，或使用显存更大的显卡"
@@ -194,6 +209,7 @@ JOB_TEXTS_ZH: Mapping[str, str] = {
     **_FILES,
     **_PREVIEW,
     **_SPEECH,
+    **_MUSETALK,
     **_HEYGEM,
     "$.{path}: {message}": "$.{path}：{message}",  # a field of the input
     "http{url}: {error}": "http{url}：{error}",  # an input that is fetched
