@@ -80,6 +80,10 @@ UNSEEN: set[Literals] = {
     ("spoken by espeak-ng (a synthetic voice, not the given one)",),  # a comment in the file
     ("spoken by F5-TTS (a cloned voice)",),
     ("exit code ", ""),
+    ("Padding generated images",),  # what MuseTalk prints
+    ("Error occurred during processing:",),
+    ("integer modulo by zero",),
+    ("integer division or modulo by zero",),
     ("Invalid enum value ",),
     ("", ": it is one of ", ""),
     ("Object contains unknown field `(?P<name>.*)`",),

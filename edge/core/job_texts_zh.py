@@ -126,7 +126,9 @@ _MUSETALK: Mapping[str, str] = {
     "MuseTalk cannot work in {folder}: use a path of A-Z a-z 0-9 _ . / -": (
         "MuseTalk 无法在 {folder} 中运行：路径只能包含 A-Z a-z 0-9 _ . / -"
     ),
-    "MuseTalk wrote a file that is not a video with sound: see the log": "MuseTalk 生成的文件不是带声音的视频：请查看日志",
+    "MuseTalk wrote a file that is not a video with sound: see the log": (
+        "MuseTalk 生成的文件不是带声音的视频：请查看日志"
+    ),
     "no MuseTalk in {folder}: build the image as its README.md says": (
         "{folder} 中没有 MuseTalk：请按其 README.md 构建镜像"
     ),
