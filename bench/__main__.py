@@ -16,6 +16,7 @@ BENCHES = (
     "assets",
     "waiting",
     "warm",
+    "images",
     "gateway",
     "power",
     "uploads",

@@ -143,16 +143,16 @@ class WarmPool:
     async def _why_not_kept(self, warm: WarmContainer) -> str | None:
         """Return why the container may run no other job, None if it may. Make the folder of that job."""
         reuse = warm.endpoint.config.reuse
-        if not self._is_open or reuse is None or warm.handle is None:
-            return "the host is shutting down"
-        if self._host.endpoints.get(warm.endpoint.config.name) is not warm.endpoint:
-            return "its endpoint or its image has changed"
-        if warm.number >= reuse.jobs:
-            return "it has run as many jobs as [reuse] allows"
-        if anyio.current_time() >= warm.expires_at:
-            return "it is older than [reuse] allows"
-        if self._host.gpu_allocator.is_unfit(warm.allocation):
-            return "its GPU may not be used now"
+        is_current = self._host.endpoints.get(warm.endpoint.config.name) is warm.endpoint
+        rules = (
+            (not self._is_open, "the host is shutting down"),
+            (not is_current, "its endpoint or its image has changed"),
+            (reuse is None or warm.number >= reuse.jobs, "it has run as many jobs as [reuse] allows"),
+            (anyio.current_time() >= warm.expires_at, "it is older than [reuse] allows"),
+            (self._host.gpu_allocator.is_unfit(warm.allocation), "its GPU may not be used now"),
+        )
+        if (reason := next((why for applies, why in rules if applies), None)) is not None:
+            return reason
         folders = job_folders(self._context.jobs_dir / warm.folder, warm.number + 1)
         try:
             leak = await find_leak(self._context.engine, warm, folders.root)
