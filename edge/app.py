@@ -24,7 +24,7 @@ from edge.http.auth import NO_AUTH, AnyConnection, AuthenticationMiddleware, req
 from edge.http.dependencies import EdgeServices, LanguageDep, OwnerDep, ServicesDep
 from edge.http.middleware import (
     DefaultHeaders,
-    RequestBodyDrain,
+    UnreadBodyDiscard,
     WebSocketDenialResponse,
     make_cors_config,
     store_denial_cause,
@@ -110,7 +110,7 @@ def create_app(
     app = _make_litestar(services, gateway, facades, cors_origins)
     app.state.console_path = None if shown is None else shown.path
     app.state.api_document = encode_document(app, ROUTES)
-    inner = RequestBodyDrain(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
+    inner = UnreadBodyDiscard(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
     proxied = ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
     return RequestMetrics(RequestObserver(proxied, log_request), services.metrics)
 

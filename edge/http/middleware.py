@@ -1,4 +1,4 @@
-"""ASGI middleware: drain unread bodies, deny WebSockets with a response, default headers; CORS settings.
+"""ASGI middleware: discard unread bodies, deny WebSockets with a response, default headers; CORS settings.
 
 The two ASGI extensions that connect the app with `edge.server` are named here.
 """
@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.http.problems import find_language, make_problem_response, note_problem
 
-BODY_DRAIN_LIMIT_BYTES = 64 * 1024 * 1024
-BODY_DRAIN_TIMEOUT_S = 10.0
+BODY_DISCARD_LIMIT_BYTES = 64 * 1024 * 1024
+BODY_DISCARD_TIMEOUT_S = 10.0
 
 LARGE_FRAMES_EXTENSION = "lamplighter.widen"  # call it to accept large frames, once the client is authenticated
 _DENIAL_EXTENSION = "websocket.http.response"  # the standard extension to answer a handshake with a response
@@ -55,11 +55,11 @@ CORS_EXPOSED_HEADERS = (
 PREFLIGHT_MAX_AGE_S = 7200  # the longest time that browsers cache a preflight response
 
 
-class RequestBodyDrain:
+class UnreadBodyDiscard:
     """Reads and drops the rest of a request body before an early response (401, 413, 422) is sent.
 
     If the server closed while the client still sends, the kernel would reset the connection, and the client would
-    never read the response. BODY_DRAIN_LIMIT_BYTES and BODY_DRAIN_TIMEOUT_S bound the work. A client that waits for
+    never read the response. BODY_DISCARD_LIMIT_BYTES and BODY_DISCARD_TIMEOUT_S bound the work. A client that waits for
     "100 Continue" has sent no body and gets its response at once.
     """
 
@@ -78,18 +78,18 @@ class RequestBodyDrain:
             more = message["type"] == "http.request" and message.get("more_body", False)
             return message
 
-        async def send_after_drain(message: Message) -> None:
+        async def send_after_discard(message: Message) -> None:
             if message["type"] == "http.response.start" and more:
-                await drain()
+                await discard_rest()
             await send(message)
 
-        async def drain() -> None:
-            left = BODY_DRAIN_LIMIT_BYTES
-            with anyio.move_on_after(BODY_DRAIN_TIMEOUT_S):
+        async def discard_rest() -> None:
+            left = BODY_DISCARD_LIMIT_BYTES
+            with anyio.move_on_after(BODY_DISCARD_TIMEOUT_S):
                 while more and left > 0:
                     left -= len((await receive_tracked()).get("body", b""))
 
-        await self._app(scope, receive_tracked, send_after_drain)
+        await self._app(scope, receive_tracked, send_after_discard)
 
 
 def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:

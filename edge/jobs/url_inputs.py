@@ -99,7 +99,7 @@ class UrlInputFetcher:
     async def _fetch(self, key: JobKey, url: str, scope: CancelScope) -> None:
         try:
             with scope:
-                async with self._owner_limiter.slot(key.owner), self._claim_fetch(key, url) as job:
+                async with self._owner_limiter.slot(key.owner), self._lease_fetch(key, url) as job:
                     if job is not None:
                         await self._write_event(key, url, await self._fetch_event(job, url))
         except (BusError, RecordUnreadable) as error:
@@ -111,7 +111,7 @@ class UrlInputFetcher:
                 self._active_fetches.pop(key, None)
 
     @asynccontextmanager
-    async def _claim_fetch(self, key: JobKey, url: str) -> AsyncIterator[Job | None]:
+    async def _lease_fetch(self, key: JobKey, url: str) -> AsyncIterator[Job | None]:
         """Acquire the lease of the URL and yield the job; None if another edge has it, or the URL is not missing."""
         async with self._leases.acquire(f"{key.owner}.{key.id}", url) as is_acquired:
             entry = await self._bus.job_store.read(key) if is_acquired else None

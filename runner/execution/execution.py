@@ -53,7 +53,7 @@ class ExecutionPhase(StrEnum):
     """Progress of an execution, which decides how another message of its job is answered."""
 
     RUNNING = "running"
-    DELIVERING = "delivering"
+    UPLOADING = "uploading"
     RECORDING = "recording"  # from here on the record may be final, so the claim is not checked any more
     CLEARING = "clearing"  # the message is answered; another message of this job waits until we are done
     LOST = "lost"  # somebody else has the job; the container is stopped and removed
@@ -61,7 +61,7 @@ class ExecutionPhase(StrEnum):
 
 # After any other one, the program or its GPU may be in a bad state, and its container runs no other job.
 CODES_OF_SOUND_PROGRAM = frozenset({ExitCode.DONE, ExitCode.BAD_JOB, ExitCode.BAD_INPUT})
-CLAIM_CHECKED_PHASES = frozenset({ExecutionPhase.RUNNING, ExecutionPhase.DELIVERING})
+CLAIM_CHECKED_PHASES = frozenset({ExecutionPhase.RUNNING, ExecutionPhase.UPLOADING})
 CLEARING_PHASES = frozenset({ExecutionPhase.CLEARING, ExecutionPhase.LOST})
 
 
@@ -154,7 +154,7 @@ class Execution:
 
     async def _run_steps(self, container_run: ContainerRun) -> None:
         try:
-            result = await self._deliver(container_run, await container_run.run())
+            result = await self._upload_result(container_run, await container_run.run())
             self.verdict = result.verdict
             if container_run.exit is not None and not container_run.is_container_left:
                 self._on_freed(False)
@@ -167,9 +167,9 @@ class Execution:
         except ClaimLost as error:
             self._abandon(error)
 
-    async def _deliver(self, container_run: ContainerRun, verdict: Verdict) -> ExecutionResult:
+    async def _upload_result(self, container_run: ContainerRun, verdict: Verdict) -> ExecutionResult:
         """Upload outputs and log, however long that takes."""
-        self.phase = ExecutionPhase.DELIVERING
+        self.phase = ExecutionPhase.UPLOADING
         usage = self._usage(container_run)
         if isinstance(verdict, ClassifiedFailure) and blames_gpu(verdict, started=container_run.exit is not None):
             self.assignment.allocation.mark_faulty(verdict.message)
