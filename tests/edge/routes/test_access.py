@@ -3,8 +3,10 @@
 import anyio
 import httpx2
 import pytest
+from litestar.connection import ASGIConnection
 
 from bus.interface import BrokerStatus
+from edge.http.auth import read_client_address
 from schemas import events as e
 from schemas.auth import Scope
 from schemas.host import GpuReport
@@ -23,6 +25,12 @@ PROTECTED = [
     "/metrics",
     "/schema/openapi.json",
 ]
+
+
+@pytest.mark.parametrize(("peer", "address"), [(("192.0.2.1", 4711), "192.0.2.1"), (None, "")])
+def test_a_client_has_the_address_of_its_peer(peer: tuple[str, int] | None, address: str):
+    """Over a Unix socket, and once the peer has gone, there is none."""
+    assert read_client_address(ASGIConnection({"type": "http", "client": peer})) == address
 
 
 @pytest.mark.parametrize("path", PROTECTED)
