@@ -150,3 +150,9 @@ async def test_a_key_is_created_rotated_and_revoked(browser: Browser, tmp_path: 
         assert not await works(second)
         for action in ("key created", "key rotated", "key revoked"):
             await expect(page.locator(".timeline").get_by_text(action).first).to_be_visible()
+        await page.get_by_label("Any action").select_option("key_rotated")
+        await expect(page.locator(".timeline li")).to_have_count(1)
+        await expect(page.locator(".timeline li")).to_contain_text("key rotated")
+        await page.get_by_label("Id of key").fill("nothing")
+        await page.get_by_role("button", name="Search").click()
+        await expect(page.locator(".timeline li")).to_have_count(0)

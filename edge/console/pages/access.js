@@ -6,18 +6,18 @@ import { has, t } from "../text.js";
 
 const SCOPES = ["jobs:read", "jobs:write", "assets:read", "assets:write", "hosts:read", "power", "relay", "admin"];
 const CLIENT_SCOPES = SCOPES.slice(0, 5);
+const ACTIONS = ["key_created", "key_rotated", "key_revoked", "host_added", "host_removed", "host_power_set", "owner_deleted", "job_cancelled", "job_retried", "job_deleted", "job_action_started", "asset_deleted", "webhook_secret_rotated", "settings_changed"];
 
 export function accessPage(main) {
   let isGone = false;
-  const keys = h("section", { class: "panel" }), audit = h("section", { class: "panel" }), problem = h("p", { class: "error", role: "alert" });
-  fill(main, h("div", { class: "title" }, h("h1", {}, t("page_access")), h("button", { class: "primary", onclick: create }, t("new_key"))), problem, keys, audit);
+  const keys = h("section", { class: "panel" }), audit = auditPanel((error) => (problem.textContent = errorText(error))), problem = h("p", { class: "error", role: "alert" });
+  fill(main, h("div", { class: "title" }, h("h1", {}, t("page_access")), h("button", { class: "primary", onclick: create }, t("new_key"))), problem, keys, audit.element);
 
   async function load() {
     try {
-      const [{ keys: all }, { events }] = await Promise.all([request("GET", "/v1/keys"), request("GET", "/v1/audit")]);
+      const [{ keys: all }] = await Promise.all([request("GET", "/v1/keys"), audit.load()]);
       if (isGone) return;
       fill(keys, h("h2", {}, t("keys")), h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, [t("name"), t("owner"), t("scopes"), t("created"), t("last_use"), ""].map((text) => h("th", {}, text)))), h("tbody", {}, all.map(row)))));
-      fill(audit, h("h2", {}, t("audit")), events.length ? h("ol", { class: "timeline" }, events.map((event) => h("li", {}, timeElement(event.at), " ", has(`audit_${event.action}`) ? t(`audit_${event.action}`) : event.action, " ", h("code", {}, event.subject), " ", h("span", { class: "soft" }, [event.owner, event.by, event.client].filter(Boolean).join(" · "))))) : h("p", { class: "empty" }, t("none")));
     } catch (error) {
       if (!isGone) problem.textContent = errorText(error);
     }
@@ -58,4 +58,34 @@ export function accessPage(main) {
 
   load();
   return () => (isGone = true);
+}
+
+/** Who changed what, by action and subject; older events on request. */
+function auditPanel(fail) {
+  let events = [], cursor = null;
+  const action = h("select", { "aria-label": t("audit_action") }, h("option", { value: "" }, t("audit_action")), ACTIONS.map((one) => h("option", { value: one }, t(`audit_${one}`))));
+  const subject = h("input", { type: "search", "aria-label": t("audit_subject"), placeholder: t("audit_subject"), maxLength: 64 });
+  const list = h("div"), form = h("form", { class: "filters", role: "search" }, action, subject, h("button", {}, t("search")));
+  const element = h("section", { class: "panel stack" }, h("h2", {}, t("audit")), form, list);
+  form.addEventListener("submit", (event) => (event.preventDefault(), load().catch(fail)));
+  action.addEventListener("change", () => load().catch(fail));
+
+  async function load(from = null) {
+    const known = from ? events : [];
+    let next = from, found = [];
+    do {
+      const page = await get("/v1/audit", { action: action.value, subject: subject.value.trim(), cursor: next });
+      [found, next] = [page.events, page.next_cursor];
+    } while (!found.length && next); // a page may be empty though older events match
+    [events, cursor] = [[...known, ...found], next];
+    fill(list, events.length ? h("ol", { class: "timeline" }, events.map(auditRow)) : h("p", { class: "empty" }, t("none")),
+      cursor && h("button", { type: "button", onclick: () => load(cursor).catch(fail) }, t("show_more")));
+  }
+
+  return { element, load: () => load() };
+}
+
+function auditRow(event) {
+  const details = Object.entries(event.details ?? {}).map(([name, value]) => `${name} ${value}`);
+  return h("li", {}, timeElement(event.at), " ", has(`audit_${event.action}`) ? t(`audit_${event.action}`) : event.action, " ", h("code", {}, event.subject), " ", h("span", { class: "soft" }, [event.owner, ...details, event.by, event.client].filter(Boolean).join(" · ")));
 }
