@@ -127,8 +127,12 @@ def _read_files(data: Path, certificates: Mapping[str, Path], snapshot: MetricSn
         usage = shutil.disk_usage(data)
         snapshot.set("lamplighter_edge_disk_free_bytes", usage.free)
         snapshot.set("lamplighter_edge_disk_size_bytes", usage.total)
-        for server, path in certificates.items():
+    except OSError as error:
+        _log.warning("metrics_incomplete", part="disk", error=str(error))
+    for server, path in certificates.items():
+        try:
             expires_at = read_certificate(first_certificate(path.read_text())).not_after
-            snapshot.set("lamplighter_certificate_expiry_timestamp_seconds", expires_at.timestamp(), server)
-    except (OSError, ValueError) as error:  # CertificateUnreadable and UnicodeDecodeError are ValueErrors
-        _log.warning("metrics_incomplete", part="files", error=str(error))
+        except (OSError, ValueError) as error:  # CertificateUnreadable and UnicodeDecodeError are ValueErrors
+            _log.warning("metrics_incomplete", part=f"certificate of the {server}", error=str(error))
+            continue
+        snapshot.set("lamplighter_certificate_expiry_timestamp_seconds", expires_at.timestamp(), server)

@@ -1,9 +1,10 @@
 """One edge over the fake bus, served by a real uvicorn, with clients of several owners."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
@@ -96,6 +97,7 @@ def make_services(
     accounts: BrokerAccounts | None = None,
     proxies: TrustedProxies = LOOPBACK_PROXY,
     requests_per_minute: int = 30_000,
+    certificates: Mapping[str, Path] = MappingProxyType({}),
 ) -> EdgeServices:
     power = declare_dark_host(made)
     prices = {"gpu-9": PRICE}
@@ -138,6 +140,7 @@ def make_services(
         metrics=made.metrics,
         power_metrics=PowerMetrics(power, DECLARED_HOSTS, made.metrics, made.time),
         now=made.time,
+        certificates=certificates,
         trusted_proxies=proxies,
         relay_hub=RelayHub(partial(_hex, FixedEntropy()), made.time),
         request_limits=RequestLimiter(requests_per_minute, made.time.seconds),

@@ -1,5 +1,8 @@
 """`/metrics` of the edge: what is counted, what is read, who may see it, and how many series there can be."""
 
+from datetime import timedelta
+from pathlib import Path
+
 import anyio
 import pytest
 
@@ -7,6 +10,7 @@ from edge.core.installation import record_backup
 from edge.core.metrics import EdgeMetrics, MetricsSettings
 from edge.index.index import JobIndex
 from edge.jobs.job_metrics import JobMetrics
+from edge.tls import CERTIFICATE_LIFETIME, load_or_create_certificate
 from schemas import events as e
 from schemas.gpu import GpuHealthStatus
 from schemas.host import GpuReport, RunningExecution
@@ -14,9 +18,10 @@ from schemas.job import AttemptUsage, Claim, Output
 from schemas.metrics import METRICS
 from schemas.retry_policy import make_job_failure
 from schemas.status import FINAL_STATUSES
+from tests.support.edge_services import START
 from tests.support.metric_samples import Series, parse_samples, series_of
 from tests.support.prometheus_tools import find_program
-from tests.support.served_edge import PRICE, ServedEdge
+from tests.support.served_edge import PRICE, ServedEdge, serve_edge
 from tests.support.wait import wait_for
 
 ODD_METHODS = ("PROPFIND", "MKCOL", "LOCK", "REPORT", "SEARCH")
@@ -116,6 +121,18 @@ async def test_the_broker_is_read_and_the_rest_is_answered_without_it(edge: Serv
         _ = (await scrape(edge))["lamplighter_broker_durable",]
     found = await scrape(edge)
     assert found["lamplighter_broker_connected",] == found["lamplighter_edge_ready",] == 0
+
+
+async def test_the_end_of_a_certificate_is_read_again_after_a_renewal(tmp_path: Path):
+    now = START
+    files = load_or_create_certificate(tmp_path / "tls", ["gpu.example.com"], now)
+    async with serve_edge(tmp_path, certificates={"edge": files.cert, "broker": tmp_path / "none.pem"}) as edge:
+        name = "lamplighter_certificate_expiry_timestamp_seconds"
+        assert series_of(await scrape(edge), name) == {("edge",): (now + CERTIFICATE_LIFETIME).timestamp()}
+        files.cert.unlink()
+        load_or_create_certificate(tmp_path / "tls", ["gpu.example.com"], now + timedelta(days=9))
+        renewed = now + timedelta(days=9) + CERTIFICATE_LIFETIME
+        assert series_of(await scrape(edge), name) == {("edge",): renewed.timestamp()}
 
 
 async def test_requests_are_counted_by_their_route_and_streams_while_they_are_open(edge: ServedEdge):
