@@ -24,6 +24,7 @@ BENCHES = (
     "strangers",
     "hosts",
     "console",
+    "metrics",
 )
 
 

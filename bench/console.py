@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from itertools import count
-from pathlib import Path
 from typing import NamedTuple
 
 import anyio
@@ -25,13 +24,6 @@ JOBS = 10_000
 RUNNING = 200
 EVERY_S = 0.25  # the rate at which a runner publishes progress
 WATCHED_S = 10.0
-CLOCK_TICKS_PER_S = 100  # USER_HZ of Linux, proc(5)
-
-
-def _edge_cpu_s(made: BenchInstallation) -> float:
-    """Return the processor time of the edge: utime and stime in proc(5)."""
-    fields = Path(f"/proc/{made.installation.edge.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_S
 
 
 class ProgressPublisher:
@@ -92,7 +84,7 @@ async def _measure_load(made: BenchInstallation, publisher: ProgressPublisher, p
         await session.send("Performance.enable")
     shown = None if page is None else await page.inner_text(".rows")
     cpu, worked, published, began = (
-        _edge_cpu_s(made),
+        made.edge_cpu_s(),
         await _main_thread_s(session),
         publisher.published,
         time.perf_counter(),
@@ -100,7 +92,7 @@ async def _measure_load(made: BenchInstallation, publisher: ProgressPublisher, p
     await anyio.sleep(WATCHED_S)
     took = time.perf_counter() - began
     load = WatchedLoad(
-        (_edge_cpu_s(made) - cpu) / took,
+        (made.edge_cpu_s() - cpu) / took,
         (await _main_thread_s(session) - worked) / took,
         (publisher.published - published) / took,
     )

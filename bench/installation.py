@@ -36,6 +36,7 @@ FIXES: Mapping[str, str] = {
 DEFAULT_FIX = "read the end of the host's log, and run `lamplighter doctor` where a host runs"
 
 OWNERS = 100
+CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 METRICS = api.ApiRequest(method="GET", path="/metrics", read=api.decode_text)
 
 
@@ -51,6 +52,11 @@ class BenchInstallation(Struct, frozen=True):
     def port(self) -> int:
         """The edge's port on the loopback interface."""
         return int(self.installation.url.rsplit(":", 1)[1])
+
+    def edge_cpu_s(self) -> float:
+        """Return the processor time of the edge so far: utime and stime in proc(5)."""
+        fields = Path(f"/proc/{self.installation.edge.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_S
 
 
 @asynccontextmanager
