@@ -1,10 +1,13 @@
 """The Grafana dashboards: their files are those of the table, and their queries name metrics that exist."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from deploy.dashboards import DASHBOARDS, FOLDER, Dashboard, to_json
+from tests.support.prometheus_tools import run_promtool
 from tests.support.promql import find_unknown_names
 
 
@@ -39,6 +42,17 @@ def test_panels_do_not_overlap_and_each_has_its_own_number(dashboard: Dashboard)
         }
         assert not own & cells, panel["title"]
         cells |= own
+
+
+def test_prometheus_can_read_every_query(tmp_path: Path):
+    queries = {query.expression for board in DASHBOARDS for panel in board.panels for query in panel.queries}
+    rules = [
+        {"record": f"query_{number}", "expr": query.replace("$__rate_interval", "1m").replace("$__range", "1h")}
+        for number, query in enumerate(sorted(queries))
+    ]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    assert f"{len(queries)} rules found" in run_promtool("check", "rules", file)
 
 
 @pytest.mark.parametrize(
