@@ -129,6 +129,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         warm=settings.warm,
         images=settings.images,
         registries=settings.registries,
+        endpoint_folders=settings.endpoints,
         pulled_images_file=settings.data / "pulled_images.json",
         grace_s=settings.grace_s,
         poweroff=settings.poweroff,

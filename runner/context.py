@@ -167,7 +167,7 @@ class HostContext(Struct, frozen=True, kw_only=True):
     """Resources and settings of this host: endpoints, GPUs, slots, and how it behaves.
 
     `endpoints` changes while the runner runs: the parts that read it see each change at once. `pulled_images_file`
-    records the images that this host pulled itself; None keeps no record.
+    records the images that this host pulled itself; None keeps no record. `endpoint_folders` are read again and again.
 
     `drop_assets` removes deleted assets from the input cache. `poweroff` is the program that powers this machine off.
     `run_as` is the user that jobs run as, None if they run in containers. `report_health` is called after each
@@ -184,6 +184,7 @@ class HostContext(Struct, frozen=True, kw_only=True):
     images: ImageSettings = ImageSettings()
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     pulled_images_file: Path | None = None
+    endpoint_folders: tuple[Path, ...] = ()
     grace_s: float = 10.0
     settle_s: float = 20.0
     poweroff: tuple[str, ...] = ()

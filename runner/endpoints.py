@@ -1,6 +1,9 @@
 """The endpoints of this host: `endpoint.toml` in each configured folder, or in a folder one level below it."""
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -11,19 +14,31 @@ from runner.engines.image_port import LocalImage
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
 from schemas.host import HOST_ENDPOINTS_LIMIT, HOST_ENDPOINTS_LIMIT_BYTES
+from schemas.job import JobProgram
 
 ENDPOINT_FILE = "endpoint.toml"
+STAMPED_FILES_LIMIT = 2_000  # of one folder; a larger one holds data, and looking at it all again and again costs
 
 
 class LocalEndpoint(Struct, frozen=True):
     """An endpoint, and the folder that defines it. The process engine runs the image in that folder.
 
     `image`: what the engine has under the endpoint's image name, as last seen; None if it has nothing, or no images.
+    `digest`: of the bytes of endpoint.toml. `stamp` changes when a file of the folder does.
     """
 
     config: Endpoint
     folder: Path
     image: LocalImage | None = None
+    digest: str | None = None
+    stamp: int = 0
+
+    @property
+    def program(self) -> JobProgram:
+        """What a job of this endpoint runs now, as its record says it."""
+        if self.image is None:
+            return JobProgram(endpoint_digest=self.digest)
+        return JobProgram(self.config.image, self.image.digest, self.digest)
 
 
 def load_endpoints(folders: Iterable[Path]) -> Mapping[str, LocalEndpoint]:
@@ -63,11 +78,33 @@ def _check_limits(endpoints: Mapping[str, LocalEndpoint]) -> None:
 
 def _load_endpoint(path: Path) -> LocalEndpoint:
     try:
-        endpoint = parse_endpoint(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        endpoint = parse_endpoint(data.decode())
         check_input_schema(endpoint.input)
-        return LocalEndpoint(endpoint, path.parent.resolve())
-    except (EndpointInvalid, OSError) as error:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        return LocalEndpoint(endpoint, path.parent.resolve(), digest=digest, stamp=_stamp_folder(path.parent))
+    except (EndpointInvalid, OSError, UnicodeDecodeError) as error:
         raise EndpointInvalid(f"{path}: {error}") from error
+
+
+def _stamp_folder(folder: Path) -> int:
+    """Return a number that changes when a file in the folder, or in a folder of it, does.
+
+    At most STAMPED_FILES_LIMIT files count, and none whose name begins with a dot or `__`, such as caches. The process
+    engine runs the files themselves.
+    """
+    files = itertools.islice(_walk_files(folder), STAMPED_FILES_LIMIT)
+    return hash(tuple((file.path, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]))
+
+
+def _walk_files(folder: Path, depth: int = 2) -> Iterator[os.DirEntry[str]]:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith((".", "__")):
+            continue
+        if entry.is_file():
+            yield entry
+        elif depth > 1 and entry.is_dir(follow_symlinks=False):
+            yield from _walk_files(Path(entry.path), depth - 1)
 
 
 def group_by_pool(endpoints: Mapping[str, LocalEndpoint]) -> Mapping[str, tuple[Endpoint, ...]]:

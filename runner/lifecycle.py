@@ -18,6 +18,7 @@ from runner.context import DropAssets, HostContext, RunnerContext, run_in_backgr
 from runner.execution.execution import Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
 from runner.host.deadman import DeadManTimer
+from runner.host.endpoint_watch import EndpointWatch
 from runner.host.engine_monitor import EngineMonitor
 from runner.host.gpu_probe import GpuProber, detect_injection
 from runner.host.heartbeat import HeartbeatPublisher, HostActivity
@@ -31,6 +32,7 @@ class RunnerParts(NamedTuple):
 
     state: HostState
     images: HostImages
+    endpoint_watch: EndpointWatch
     warm_pool: WarmPool
     executions: ExecutionRegistry
     recovery: ContainerRecovery
@@ -82,6 +84,7 @@ def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> 
     return RunnerParts(
         state=state,
         images=images,
+        endpoint_watch=EndpointWatch(context, host, partial(_on_endpoints_changed, images, warm_pool, state)),
         warm_pool=warm_pool,
         executions=executions,
         recovery=recovery,
@@ -103,6 +106,7 @@ async def _recover_and_claim(
     await parts.engine_monitor.wait_until_ready()
     await parts.images.look()
     background.start_soon(parts.images.run)
+    background.start_soon(parts.endpoint_watch.run)
     await parts.recovery.recover_all()
     await context.retry_while_unavailable(
         "drop_deleted_assets", partial(_drop_deleted_assets, context, host.drop_assets)
@@ -136,6 +140,12 @@ async def _drain_parts(context: RunnerContext, host: HostContext, parts: RunnerP
 def _on_execution_ended(schedulability: Schedulability, warm_pool: WarmPool, execution: Execution) -> None:
     schedulability.learn_from(execution)
     warm_pool.notify()
+
+
+def _on_endpoints_changed(images: HostImages, warm_pool: WarmPool, state: HostState) -> None:
+    images.notify()
+    warm_pool.notify()
+    state.changed.notify()
 
 
 async def _run_periodic_cleanup(context: RunnerContext, host: HostContext, recovery: ContainerRecovery) -> None:

@@ -117,7 +117,7 @@ class RunnerIntervals(Struct, frozen=True):
     image_missing_s: float = 60.0
     """How long an endpoint whose program was missing is not tried again under the process engine."""
     image_s: float = 10.0
-    """Interval between two looks at the images that the engine has."""
+    """Interval between two looks at the folders of the endpoints, and at the images that the engine has."""
     engine_s: float = 10.0
     """Interval between two probes of a healthy engine."""
     ahead_s: float = 1.0

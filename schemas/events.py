@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from schemas.job import AttemptUsage, Claim, Job, JobFailure, JobMetric, Moment, Output
+from schemas.job import AttemptUsage, Claim, Job, JobFailure, JobMetric, JobProgram, Moment, Output
 from schemas.status import Priority
 
 
@@ -33,9 +33,10 @@ class Queued(JobEventBase, frozen=True, tag="queued"):
 
 
 class Started(JobEventBase, frozen=True, tag="started"):
-    """A runner claimed the job for a new attempt. No work is done before this is recorded."""
+    """A runner claimed the job for a new attempt, to run `program`. No work is done before this is recorded."""
 
     claim: Claim
+    program: JobProgram | None = None
 
 
 class Adopted(JobEventBase, frozen=True, tag="adopted"):

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 
 from schemas.endpoint import Endpoint
 from schemas.ids import Token
-from schemas.job import Moment
+from schemas.job import JobProgram, Moment
 from schemas.power import ForeignUse
 
 HEARTBEAT_TTL_S = 15.0  # a heartbeat expires after this
@@ -158,13 +158,14 @@ HOST_ENDPOINTS_LIMIT_BYTES = 1024 * 1024  # of all of them as JSON; the broker's
 class HostCapabilities(Struct, frozen=True, kw_only=True):
     """The endpoints that a host can run, stored in OFFERS also while it is off.
 
-    Of two that differ, the newer one validates.
+    Of two that differ, the newer one validates. `programs`: what a job of each endpoint runs there.
     """
 
     host: Token
     incarnation: Token
     at: Moment
     endpoints: tuple[Endpoint, ...] = ()
+    programs: dict[str, JobProgram] = field(default_factory=dict)
     slots: int = 1
     gpus: tuple[GpuReport, ...] = ()
 

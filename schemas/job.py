@@ -138,6 +138,18 @@ class Claim(Struct, frozen=True):
         return tuple(self.gpu_uuids_joined.split(",")) if self.gpu_uuids_joined else ()
 
 
+class JobProgram(Struct, frozen=True):
+    """What ran in an attempt. Digests are `sha256:` and 64 hex digits.
+
+    `image`: as the endpoint names it. `image_digest`: that of its registry, or the engine's id of an image that was
+    built on the host. Both are None under the process engine. `endpoint_digest`: of the bytes of the endpoint.toml.
+    """
+
+    image: str | None = None
+    image_digest: str | None = None
+    endpoint_digest: str | None = None
+
+
 class JobFailure(Struct, frozen=True):
     """Why a job failed. `code` is a key of `retry_policy.FAILURES`, or the image's own.
 
@@ -195,9 +207,10 @@ class Job(Struct, frozen=True, kw_only=True):
 
     `attempt` numbers the starts of this round and never repeats, so (round, attempt) names one container.
     `charged_attempts` counts the starts that cost an attempt; `free_releases` counts the free ones by code. `claim` is
-    the last claim, which holds while `status` is running or cancelling. `request_id` is the id that the gateway's
-    client gave to its submit; pushes carry it. `backoff_until` comes from a release, `not_before` from the client.
-    `missing` (digests) and `pending_urls` are what the input still lacks; with either the job is `scheduled`.
+    the last claim, which holds while `status` is running or cancelling. `program` is what ran in the attempt of that
+    claim; None before the first attempt, and in records of releases before 0.3. `request_id` is the id that the
+    gateway's client gave to its submit; pushes carry it. `backoff_until` comes from a release, `not_before` from the
+    client. `missing` (digests) and `pending_urls` are what the input still lacks; with either the job is `scheduled`.
     """
 
     id: Token
@@ -220,6 +233,7 @@ class Job(Struct, frozen=True, kw_only=True):
     charged_attempts: int = field(default=0, name="charged")
     free_releases: dict[str, int] = field(default_factory=dict, name="releases")
     claim: Claim | None = None
+    program: JobProgram | None = None
     not_before: Moment | None = None
     deadline: Moment | None = None
     backoff_until: Moment | None = None

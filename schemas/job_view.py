@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from schemas.job import AttemptUsage, JobFailure, JobMetric, Moment
+from schemas.job import AttemptUsage, JobFailure, JobMetric, JobProgram, Moment
 from schemas.status import Priority, Status
 
 
@@ -58,7 +58,8 @@ class JobView(Struct, frozen=True, kw_only=True):
 
     `queue_position` 0 is next to start, null when it does not wait; `reason` is set while it waits.
 
-    `engine`: what runs the last attempt on its host: `docker`, a container, or `process`, a plain process. `metrics`:
+    `engine`: what runs the last attempt on its host: `docker`, a container, or `process`, a plain process. `program`:
+    which image and which endpoint.toml that is. `metrics`:
     the last value of each number that the job reported, once it has ended.
     """
 
@@ -85,6 +86,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     host: str | None = None
     gpu: str | None = None
     engine: str | None = None
+    program: JobProgram | None = None
     created_at: Moment
     queued_at: Moment | None = None
     started_at: Moment | None = None

@@ -19,7 +19,7 @@ from msgspec import structs
 
 from schemas import events
 from schemas.asset import DIGEST_SCHEME, replace_at_paths
-from schemas.job import AttemptUsage, Claim, Job, JobFailure, JobMetric, Output, PendingUrl
+from schemas.job import AttemptUsage, Claim, Job, JobFailure, JobMetric, JobProgram, Output, PendingUrl
 from schemas.status import FINAL_STATUSES, Priority, Status
 
 TRANSITIONS: Mapping[type[events.JobEventBase], Mapping[Status, Status]] = {
@@ -124,6 +124,7 @@ class JobChanges(TypedDict, total=False):
     charged_attempts: int
     free_releases: dict[str, int]
     claim: Claim | None
+    program: JobProgram | None
     backoff_until: datetime | None
     retried_at: datetime | None
     queued_at: datetime | None
@@ -147,7 +148,13 @@ def _effect_of_input(job: Job, event: events.InputArrived, _: datetime) -> JobCh
 
 
 def _effect_of_start(_job: Job, event: events.Started, at: datetime) -> JobChanges:
-    return {"claim": event.claim, "attempt": event.claim.attempt, "started_at": at, "backoff_until": None}
+    return {
+        "claim": event.claim,
+        "program": event.program,
+        "attempt": event.claim.attempt,
+        "started_at": at,
+        "backoff_until": None,
+    }
 
 
 def _effect_of_release(job: Job, event: events.AttemptReleased, at: datetime) -> JobChanges:
@@ -190,6 +197,7 @@ def _effect_of_retry(job: Job, _: events.Retried, at: datetime) -> JobChanges:
         "charged_attempts": 0,
         "free_releases": {},
         "claim": None,
+        "program": None,
         "backoff_until": None,
         "started_at": None,
         "finished_at": None,

@@ -1,6 +1,6 @@
 """The known endpoints: those that hosts offer or have offered, and those of the edge's own folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bus.input_schema import check_input_schema
 from bus.interface import Bus
 from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
 from schemas.host import HOST_ENDPOINTS_LIMIT, HostCapabilities
-from schemas.job import is_too_deep
+from schemas.job import JobProgram, is_too_deep
 from schemas.problems import ProblemError
 from schemas.texts import Language
 
@@ -134,6 +134,14 @@ class EndpointRegistry:
         offer = self._capabilities.get(host)
         return tuple(sorted(endpoint.name for endpoint in offer.endpoints)) if offer else ()
 
+    def programs(self, endpoint: str) -> dict[str, JobProgram]:
+        """Return what a job of `endpoint` runs on each host that told, by host."""
+        return {
+            host: offer.programs[endpoint]
+            for host, offer in sorted(self._capabilities.items())
+            if endpoint in offer.programs
+        }
+
     def hosts_offering(self, endpoint: str) -> frozenset[str]:
         """Return the hosts whose latest offer has `endpoint`, online or not."""
         return frozenset(
@@ -148,6 +156,14 @@ def _limit_endpoints(offer: HostCapabilities) -> HostCapabilities:
         return offer
     _log.warning("host_endpoints_limited", host=offer.host, offered=offered, limit=HOST_ENDPOINTS_LIMIT)
     return structs.replace(offer, endpoints=offer.endpoints[:HOST_ENDPOINTS_LIMIT])
+
+
+def do_programs_differ(programs: Iterable[JobProgram]) -> bool:
+    """Return whether two hosts run an endpoint differently. An unknown digest agrees with every other."""
+    found = list(programs)
+    images = {program.image_digest for program in found} - {None}
+    files = {program.endpoint_digest for program in found} - {None}
+    return len(images) > 1 or len(files) > 1
 
 
 def localize_schema(schema: Any, language: Language) -> Any:

@@ -150,6 +150,8 @@ class _Components:
             return self._component_example(schema["$ref"].rsplit("/", 1)[1])
         if "anyOf" in schema:
             return self.example(schema["anyOf"][0])
+        if "additionalProperties" in schema:  # an object by host
+            return {"gpu-1": self.example(schema["additionalProperties"])}
         return [self.example(schema["items"])]
 
     def _component_example(self, name: str) -> Any:

@@ -52,6 +52,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "gpus": _N("The GPUs"),
         "host": _N("The id of a host", "gpu-1"),
         "hosts": _N("The hosts"),
+        "program": _N("Which image and which endpoint.toml that was; null: not known"),
         "hosts_pending": _N("Hosts that may still have the bytes in their caches", ["gpu-1"]),
         "hours_on": _N("Hours in which hosts were on", 1.5),
         "id": _N("The id", _JOB),
@@ -172,6 +173,8 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "input": _N("The JSON Schema of a job's input", {"type": "object", "properties": {"text": {"type": "string"}}}),
         "warm": _N("Whether hosts keep a container of it ready", True),
         "hosts": _N("The hosts that offer it, powered on or not", ["gpu-1"]),
+        "programs": _N("What a job runs there, by host"),
+        "differs": _N("Whether two of its hosts have another image or another endpoint.toml", False),
         "run_time": _N("How long its runs take; null while fewer than three have succeeded"),
     },
     "RunTime": {
@@ -246,6 +249,11 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "percent": _N("How much has arrived, as the mean over all layers", 45),
         "why": _N("What went wrong last, and what to do; null: nothing", None),
         "retry_in_s": _N("Seconds until it is pulled again; null: no need", None),
+    },
+    "JobProgram": {
+        "image": _N("The image, as endpoint.toml names it; null under the process engine", "ghcr.io/ann/thumbnail:2"),
+        "image_digest": _N("Its digest at the registry, or the engine's id of an image built on the host", _DIGEST),
+        "endpoint_digest": _N("The digest of the host's endpoint.toml", _DIGEST),
     },
     "JobActionFailure": {"detail": _N("Why", "the job has ended")},
     "JobAction": {

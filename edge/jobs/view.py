@@ -23,6 +23,7 @@ from schemas.texts import Language
 _COPIED_FIELDS = (
     *("id", "owner", "endpoint", "status", "input", "round", "attempt", "priority", "tags", "trace_id"),
     *("created_at", "queued_at", "started_at", "finished_at", "not_before", "deadline", "usage", "metrics"),
+    "program",
 )
 
 

@@ -205,6 +205,7 @@ def print_job(console: Console, shown: JobView) -> None:
         "attempt": say(f"{shown.attempt} of {shown.max_attempts}, round {shown.round}"),
         "host": " ".join(filter(None, (shown.host, shown.gpu))),
         "engine": shown.engine or "",
+        "image": " ".join(filter(None, (shown.program.image, shown.program.image_digest))) if shown.program else "",
         "created": format_time(shown.created_at),
         "started": format_time(shown.started_at),
         "finished": format_time(shown.finished_at),

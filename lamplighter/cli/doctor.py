@@ -136,6 +136,25 @@ def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
         yield from _check_gpu_injection(host)
 
 
+def check_endpoints(target: DoctorTarget) -> Iterable[Finding]:
+    """List the endpoints for which two hosts have another image or another endpoint.toml."""
+    reply = target.get("/v1/endpoints")
+    if reply.status_code != httpx2.codes.OK:
+        return
+    for endpoint in reply.json()["endpoints"]:
+        if endpoint.get("differs"):
+            programs = endpoint["programs"].items()
+            versions = ", ".join(f"{host}: {_describe_program(program)}" for host, program in programs)
+            fix = "give these hosts the same endpoint.toml and the same image, best by its digest"
+            yield Finding(f"endpoint {endpoint['name']}", CheckStatus.WARN, f"its hosts differ ({versions})", fix)
+
+
+def _describe_program(program: dict[str, Any]) -> str:
+    """Return the first digits of the digests of an image and an endpoint.toml."""
+    digests = (("image", program.get("image_digest")), ("endpoint.toml", program.get("endpoint_digest")))
+    return " ".join(f"{name} {digest.partition(':')[2][:12]}" for name, digest in digests if digest)
+
+
 def _describe_host(host: dict[str, Any]) -> Finding:
     """Return the state of a host. Off is normal for one that the edge can power on: only these have a history."""
     name, state = f"host {host['id']}", host["state"]
@@ -246,7 +265,12 @@ def check_certificate(target: DoctorTarget) -> Iterable[Finding]:
 
 
 Check = Callable[[DoctorTarget], Iterable[Finding]]
-EDGE_CHECKS: Mapping[str, Check] = {"broker": check_readiness, "key": check_key, "hosts": check_hosts}
+EDGE_CHECKS: Mapping[str, Check] = {
+    "broker": check_readiness,
+    "key": check_key,
+    "hosts": check_hosts,
+    "endpoints": check_endpoints,
+}
 LOCAL_CHECKS: tuple[Check, ...] = (check_disk, check_certificate)
 STATUS_STYLES = {CheckStatus.OK: "green", CheckStatus.WARN: "yellow", CheckStatus.FAIL: "red"}
 

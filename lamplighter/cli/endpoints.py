@@ -20,13 +20,19 @@ def endpoints(session: CliContext, name: str | None) -> None:
         session.show(one, lambda: _print_fields(session, one))
         return
     found = session.client.call(api.get_json("/v1/endpoints"))["endpoints"]
-    rows = ((e["name"], ", ".join(e["hosts"]) or say("no host yet"), e["description"]) for e in found)
+    rows = ((e["name"], _describe_hosts(e), e["description"]) for e in found)
     session.show(
         found,
         lambda: display.print_table(
             session.out, ("ENDPOINT", "HOSTS", "DESCRIPTION"), rows, "no host offers an endpoint yet"
         ),
     )
+
+
+def _describe_hosts(endpoint: dict[str, Any]) -> str:
+    """Return the hosts of an endpoint, and whether they run different images or endpoint.toml files."""
+    hosts = ", ".join(endpoint["hosts"]) or say("no host yet")
+    return say(f"{hosts} (they differ)") if endpoint.get("differs") else hosts
 
 
 def _print_fields(session: CliContext, endpoint: dict[str, Any]) -> None:

@@ -276,6 +276,12 @@ _DOCTOR: Mapping[str, str] = {
     ),
     "free some space on that host": "请在该服务器上清理磁盘空间",
     "image on {host}": "{host} 的镜像",
+    "{hosts} (they differ)": "{hosts}（版本不一致）",
+    "endpoint {name}": "任务类型 {name}",
+    "its hosts differ ({versions})": "各服务器的版本不一致（{versions}）",
+    "give these hosts the same endpoint.toml and the same image, best by its digest": (
+        "请让这些服务器使用相同的 endpoint.toml 和相同的镜像，最好用摘要指定镜像"
+    ),
     "{image} is pulled: {progress}": "正在拉取 {image}：{progress}",
     "{registry} refuses {image} to this login, or does not have it ({why})": (
         "{registry} 拒绝以此登录提供 {image}，或没有该镜像（{why}）"

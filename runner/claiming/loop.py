@@ -55,7 +55,6 @@ class ClaimLoop:
         self._executions = executions
         self._recovery = recovery
         self._warm_pool = warm_pool
-        self._pools = group_by_pool(host.endpoints)
         self._rotation = 0
         self._woken_lanes: frozenset[Lane] = frozenset()
         self._idle_scope = anyio.CancelScope()
@@ -90,7 +89,7 @@ class ClaimLoop:
 
     async def _prefetch(self) -> None:
         """Prefetch for the first job that waits."""
-        pools = list(self._pools)
+        pools = list(group_by_pool(self._host.endpoints))
         await anyio.sleep(self._context.intervals.ahead_s)
         with suppress(BusError):
             while not await prefetch_inputs(
@@ -111,7 +110,7 @@ class ClaimLoop:
         unschedulable = await self._schedulability.unschedulable_reasons()
         pools = [
             name
-            for name, endpoints in self._pools.items()
+            for name, endpoints in group_by_pool(self._host.endpoints).items()
             if any(endpoint.name not in unschedulable for endpoint in endpoints)
         ]
         woken, self._woken_lanes = self._woken_lanes, frozenset()
@@ -212,7 +211,7 @@ class ClaimLoop:
         claim = self._context.claim(job.attempt + 1, allocation.uuids)
         try:
             await self._warm_pool.evict_for(allocation)
-            claimed = await record_event(self._context, entry, Started(claim))
+            claimed = await record_event(self._context, entry, Started(claim, endpoint.program))
         except BaseException:
             permit.release()
             await self._warm_pool.give_back(warm) if warm else allocation.release()

@@ -140,6 +140,7 @@ class HeartbeatPublisher:
             incarnation=self._context.incarnation,
             at=self._since,
             endpoints=tuple(endpoint.config for endpoint in self._host.endpoints.values()),
+            programs={name: endpoint.program for name, endpoint in self._host.endpoints.items()},
             slots=self._host.slots.count,
             gpus=tuple(
                 replace(gpu, memory_free_mb=None, temperature_c=None, utilization=None, power_w=None)

@@ -161,6 +161,7 @@ class RunnerEnvironment:
         self.gpus: GpuMonitor = FakeGpuMonitor()
         self.gpu_settings = GpuSettings()
         self.images: FakeImageStore | None = None
+        self.endpoint_folders: tuple[Path, ...] = ()
         self.image_settings = ImageSettings(retry_least_s=0.02, retry_most_s=0.1, reserve_mb=0)
         self.registries: dict[str, RegistrySettings] = {}
         self.warm = WarmSettings(memory_reserve_mb=0, backoff_s=0.05, backoff_most_s=0.2)
@@ -224,6 +225,7 @@ class RunnerEnvironment:
             warm=self.warm,
             images=self.image_settings,
             registries=self.registries,
+            endpoint_folders=self.endpoint_folders,
             pulled_images_file=self.folder.with_name(f"{self.folder.name}.images"),
             grace_s=self.grace_s,
             settle_s=2.0,

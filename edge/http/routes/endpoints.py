@@ -5,11 +5,12 @@ from typing import Any
 from litestar.params import FromPath
 from msgspec import Struct
 
-from edge.hosts.endpoints import localize_schema
+from edge.hosts.endpoints import do_programs_differ, localize_schema
 from edge.http.auth import require_scope
 from edge.http.dependencies import EdgeServices, LanguageDep, ServicesDep, get_or_head
 from schemas.auth import Scope
 from schemas.endpoint import Endpoint
+from schemas.job import JobProgram
 from schemas.texts import Language
 
 
@@ -24,6 +25,8 @@ class RunTimeView(Struct, frozen=True):
 class EndpointView(Struct, frozen=True):
     """An endpoint. `hosts`: the hosts that offer it, powered on or not.
 
+    `programs`: what a job runs on each host that told. `differs`: two of them have another image or endpoint.toml.
+
     `title` and `description`, also those of the input's fields, are in the reader's language, or in English where the
     image has no Chinese. Both languages follow under the same names with `_en` and `_zh`. `run_time`: of its last runs
     on the GPUs that it will run on; None while too few have succeeded.
@@ -36,6 +39,8 @@ class EndpointView(Struct, frozen=True):
     image: str
     warm: bool
     hosts: tuple[str, ...]
+    programs: dict[str, JobProgram]
+    differs: bool
     title: str = ""
     title_en: str = ""
     title_zh: str = ""
@@ -66,6 +71,8 @@ def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint, language: Lang
         image=endpoint.image,
         warm=endpoint.warm,
         hosts=tuple(sorted(services.endpoints.hosts_offering(endpoint.name))),
+        programs=(programs := services.endpoints.programs(endpoint.name)),
+        differs=do_programs_differ(programs.values()),
         run_time=None if usual is None else RunTimeView(round(usual.p50, 3), round(usual.p90, 3), usual.samples),
     )
 
