@@ -208,7 +208,7 @@ class Job(Struct, frozen=True, kw_only=True):
     `attempt` numbers the starts of this round and never repeats, so (round, attempt) names one container.
     `charged_attempts` counts the starts that cost an attempt; `free_releases` counts the free ones by code. `claim` is
     the last claim, which holds while `status` is running or cancelling. `program` is what ran in the attempt of that
-    claim; None before the first attempt, and in records of releases before 0.3. `request_id` is the id that the
+    claim; None before the first attempt, and in records of earlier releases. `request_id` is the id that the
     gateway's client gave to its submit; pushes carry it. `backoff_until` comes from a release, `not_before` from the
     client. `missing` (digests) and `pending_urls` are what the input still lacks; with either the job is `scheduled`.
     """

@@ -91,12 +91,12 @@ class PulledImages:
         return {image_id: name for image_id, name in self._names.items() if image_id not in set(used_ids)}
 
     async def add(self, image_id: str, name: str) -> None:
-        """Record a pulled image."""
+        """Add an image that was pulled under `name`."""
         self._names[image_id] = name
         await anyio.to_thread.run_sync(self._save)
 
     async def discard(self, image_id: str) -> None:
-        """Forget a removed image."""
+        """Take out an image that the engine does not have any more."""
         self._names.pop(image_id, None)
         await anyio.to_thread.run_sync(self._save)
 
