@@ -190,10 +190,13 @@ def read_line(stream: OutputStream, line: bytes) -> ContainerLine:
 
 
 def read_mark(line: ParsedLine) -> ReadyLine | EndLine | None:
-    """Return the ready line or the end line in a line of either stream, None in any other line."""
+    """Return the ready line or the end line in a line of either stream, None in any other line.
+
+    It may stand after an incomplete line, such as a progress bar.
+    """
     message = line.message
-    if isinstance(message, LogLine) and message.text.startswith('{"'):
-        message = read_line("stdout", message.text.encode())
+    if isinstance(message, LogLine) and (start := message.text.rfind('{"type"')) >= 0:
+        message = read_line("stdout", message.text[start:].encode())
     return message if isinstance(message, ReadyLine | EndLine) else None
 
 

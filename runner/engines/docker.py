@@ -59,6 +59,7 @@ from runner.engines.port import (
     OutputCursor,
     StartFailed,
 )
+from runner.engines.process_shim import find_descendants, private_bytes
 from schemas.image_reference import ImageReference
 
 BLOCK_BYTES = 65_536
@@ -352,16 +353,10 @@ class DockerEngine:
         return [parse_container(row) for row in rows]
 
     async def usage(self, handle: str) -> ContainerUsage:
-        return await self.call(lambda: self._usage(handle))
-
-    def _usage(self, handle: str) -> ContainerUsage:
-        client = self.connect()
-        memory: dict[str, Any] = client.stats(handle, stream=False, one_shot=True)["memory_stats"]
-        if "usage" not in memory:
+        pid = (await self._state(handle))["Pid"]
+        if not pid:
             raise NoSuchContainer(f"{handle[:12]} has exited")
-        processes = client.top(handle, ps_args="-eo pid")["Processes"]
-        page_cache = memory.get("stats", {}).get("inactive_file", 0)
-        return ContainerUsage(len(processes), memory["usage"] - page_cache)
+        return await asyncio.to_thread(measure_processes, pid)
 
     async def probe(self) -> EngineInfo:
         return parse_engine_info(await self.call(lambda: self.connect().info()))
@@ -484,6 +479,12 @@ def _registry_auth(client: docker.APIClient, registry: str, login: RegistryLogin
     except docker.errors.DockerException as error:  # a credential helper that fails
         raise PullFailed(PullFailure.LOGIN_REFUSED, f"Docker's config.json gives no login: {error}") from error
     return {"X-Registry-Auth": header.decode("ascii") if isinstance(header, bytes) else header} if header else {}
+
+
+def measure_processes(pid: int) -> ContainerUsage:
+    """Return what a process of this machine and its descendants use. The engine's own count takes 20 ms."""
+    members = [pid, *find_descendants(pid)]
+    return ContainerUsage(len(members), sum(map(private_bytes, members)))
 
 
 def _check_socket(url: str) -> None:

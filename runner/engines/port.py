@@ -175,7 +175,7 @@ class GpuAccess(Protocol):
 
 
 class ContainerUsage(Struct, frozen=True):
-    """What a running container uses now: its processes, and their memory without files in the page cache."""
+    """What a running container uses now: its processes, and their memory without files and shared memory."""
 
     processes: int
     memory_bytes: int

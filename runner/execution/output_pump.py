@@ -277,7 +277,7 @@ class HeadTailLog:
             for line in self._lines():
                 if not _is_control_line(line):
                     file.write(line)
-        return whole
+        return whole if whole.stat().st_size else None
 
     def _lines(self) -> Iterator[bytes]:
         left_out = self._end - 2 * self._limit_bytes

@@ -125,7 +125,6 @@ def _write_to_both(messages: MessageWriter, kind: str, **fields: Any) -> None:
     """Write a message that separates jobs. On stderr, where stdout is redirected to, it separates their logs."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.write(2, b"\n")  # the last line may be incomplete, as that of a progress bar
     MessageWriter(2).write(kind, **fields)
     messages.write(kind, **fields)
 
