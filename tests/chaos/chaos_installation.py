@@ -83,6 +83,7 @@ class ChaosInstallation:
             endpoints=ENDPOINTS,
             LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{self.proxies[f'{host} edge'].port}",
             LAMPLIGHTER_SLOTS="4",
+            LAMPLIGHTER_WARM__ON="1",  # for the endpoint `reused`; no endpoint here starts containers ahead
             LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB="0",
             **{FOLDER_ENV: str(_faults_folder(self.installation, "runner"))},
         )
@@ -99,6 +100,15 @@ class ChaosInstallation:
     async def revisions(self, job_id: str) -> tuple[JobRevision, ...]:
         """Return the job's history in STATE."""
         return await read_revisions(self.bus, JobKey(OWNER, job_id))
+
+    async def wait_for_kept_container(self) -> None:
+        """Wait until the runner reports a container that waits for another job."""
+
+        async def is_kept() -> bool:
+            row = await retry_bus_call(lambda: self.bus.heartbeats.get(HOST))
+            return row is not None and any(pool.ready for pool in row.value.warm)
+
+        await wait_for(is_kept, timeout_s=START_TIMEOUT_S)
 
     async def wait_until_clean(self, timeout_s: float = 60) -> None:
         """Wait until no message, container or folder of a job is left: the next play begins without them."""

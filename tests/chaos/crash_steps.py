@@ -64,6 +64,17 @@ async def play_long(chaos: ChaosInstallation, client: RecordingClient, cell: Cra
     return await play_plain(chaos, client, cell, seconds=5)
 
 
+async def play_reused(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """Run a job in a container that has run another one. The container is allowed two jobs, so it goes after both."""
+    first = await client.submit(f"{cell.name}, first", {"text": "first"}, endpoint="reused")
+    assert (await client.wait_until_ended(first)).status is Status.SUCCEEDED
+    await chaos.wait_for_kept_container()
+    job_id = await client.submit(cell.name, {"text": cell.name, "seconds": 4}, endpoint="reused")
+    await _watched(client, job_id, cell)
+    await client.fetch(await client.read_job(job_id), cell.name)
+    return job_id
+
+
 async def play_cancel_running(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
     """Cancel a job while it runs."""
     job_id = await client.submit(cell.name, {"seconds": LONG_S})
@@ -137,6 +148,7 @@ STEPS = (
     CrashStep("claim", "runner", "records.update.started", play_plain),
     CrashStep("stage and start", "runner", "engine.start", play_plain),
     CrashStep("progress", "runner", "feed.publish.progress", play_long, WITH_JOB),
+    CrashStep("progress, reused", "runner", "feed.publish.progress", play_reused, PARTS),
     CrashStep("upload", "runner", "supplies.upload", play_plain),
     CrashStep("store", "edge", "store.write", play_plain, PARTS),
     CrashStep("record", "runner", "records.update.succeeded", play_plain),

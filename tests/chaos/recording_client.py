@@ -44,12 +44,14 @@ class RecordingClient:
     async def __aexit__(self, *_: object) -> None:
         await self._sdk.close()
 
-    async def submit(self, name: str, input_: dict[str, Any], *, impatient_s: float | None = None) -> str:
+    async def submit(
+        self, name: str, input_: dict[str, Any], *, endpoint: str = ENDPOINT, impatient_s: float | None = None
+    ) -> str:
         """Submit under the idempotency key `name` until it is accepted; return the job's id.
 
         `impatient_s`: the first request is dropped after that time, whatever became of it.
         """
-        return await self._named(name, api.submit_job(ENDPOINT, input_, idempotency_key=name), impatient_s)
+        return await self._named(name, api.submit_job(endpoint, input_, idempotency_key=name), impatient_s)
 
     async def put(self, job_id: str, input_: dict[str, Any], *, impatient_s: float | None = None) -> str:
         """Submit under an id that the client chooses."""
