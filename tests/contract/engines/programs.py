@@ -9,6 +9,7 @@ import anyio
 
 from runner.engines.port import MIB, ContainerUsage
 from tests.support.fake_engine import EndBySignal, FakeContainer, Program
+from tests.support.wait import wait_for
 
 LONG = 40_000  # over Docker's piece of 16 KiB, under our line of 64 KiB
 LONG_LINES = f"print('a' * {LONG}); print('b'); print('c' * {LONG}, end='')"
@@ -43,11 +44,12 @@ print(json.dumps({
 }))
 """
 
-# Says `one`, starts a child with 20 MiB of memory and says `two` when the child has it.
+# Says `one`. When in/go is there, starts a child with 20 MiB of memory, which says `two` when it has that.
 SPAWN_PROGRAM = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 print('one', flush=True)
-time.sleep(1)
+while not os.path.exists(os.environ['LAMPLIGHTER_JOB'] + '/in/go'):
+    time.sleep(0.02)
 code = "held = bytearray(b'x' * (20 << 20)); print('two', flush=True); import time; time.sleep(600)"
 subprocess.run([sys.executable, '-c', code])
 """
@@ -124,7 +126,7 @@ async def _long(box: FakeContainer) -> int:
 
 async def _spawn(box: FakeContainer) -> int:
     box.write(b"one\n")
-    await anyio.sleep(0.1)
+    await wait_for(anyio.Path(box.spec.job_dir / "in" / "go").exists)
     box.usage = ContainerUsage(processes=2, memory_bytes=20 * MIB)
     box.write(b"two\n")
     await anyio.sleep_forever()

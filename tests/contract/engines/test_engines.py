@@ -274,9 +274,11 @@ async def test_a_warm_container_waits_for_its_job(host: EngineRig) -> None:
 
 
 async def test_usage_counts_processes_and_their_memory(host: EngineRig) -> None:
-    handle = await host.start(host.spec("spawn"))
+    spec = host.spec("spawn")
+    handle = await host.start(spec)
     cursor = await says(host, handle, b"one")
     before = await host.engine.usage(handle)
+    (spec.job_dir / "in" / "go").touch()
     await says(host, handle, b"two", cursor)
     after = await host.engine.usage(handle)
     assert after.processes == before.processes + 1
