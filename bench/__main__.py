@@ -25,6 +25,7 @@ BENCHES = (
     "hosts",
     "console",
     "metrics",
+    "observing",
 )
 
 

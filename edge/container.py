@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from bus.interface import Bus
 from bus.server.host_accounts import HostAccounts
+from bus.spans import NO_SPANS, SpanRecorder
 from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService
 from edge.core.clock import utc_now
@@ -125,6 +126,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
     clients: HttpClients,
     addresses: AdvertisedAddresses | None = None,
     certificates: Mapping[str, Path] = MappingProxyType({}),
+    spans: SpanRecorder = NO_SPANS,
 ) -> AssembledEdge:
     """Build the services of one edge. Nothing runs yet.
 
@@ -133,7 +135,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
     domain = await _build_domain(settings, bus, store, clients)
     signing_secret = await get_or_create_secret(bus.installation_constants, os.urandom, utc_now)
     url_signer = UrlSigner(signing_secret, utc_now, settings.urls)
-    jobs = _build_jobs(settings, bus, clients, domain, url_signer)
+    jobs = _build_jobs(settings, bus, clients, domain, url_signer, spans)
     index, power, server = domain.index, domain.power, settings.server
     services = EdgeServices(
         bus=bus,
@@ -219,8 +221,13 @@ async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, cli
     )
 
 
-def _build_jobs(
-    settings: EdgeSettings, bus: Bus, clients: HttpClients, domain: _Domain, url_signer: UrlSigner
+def _build_jobs(  # noqa: PLR0913, PLR0917 - what the services of jobs are made from
+    settings: EdgeSettings,
+    bus: Bus,
+    clients: HttpClients,
+    domain: _Domain,
+    url_signer: UrlSigner,
+    spans: SpanRecorder,
 ) -> _Jobs:
     endpoints, index, assets, quotas = domain.endpoints, domain.index, domain.assets, domain.quotas
     publish_window = PublishWindow(
@@ -266,12 +273,17 @@ def _build_jobs(
         wait_reasons=wait_reasons,
         eta=eta,
         views=views,
-        service=_make_job_service(settings, bus, domain, readiness, publish_window),
+        service=_make_job_service(settings, bus, domain, readiness, publish_window, spans),
     )
 
 
-def _make_job_service(
-    settings: EdgeSettings, bus: Bus, domain: _Domain, readiness: BrokerReadiness, publish_window: PublishWindow
+def _make_job_service(  # noqa: PLR0913, PLR0917 - the services that it calls
+    settings: EdgeSettings,
+    bus: Bus,
+    domain: _Domain,
+    readiness: BrokerReadiness,
+    publish_window: PublishWindow,
+    spans: SpanRecorder,
 ) -> JobService:
     admission = Admission(
         readiness=readiness,
@@ -292,6 +304,7 @@ def _make_job_service(
         clock=utc_now,
         entropy=os.urandom,
         metrics=domain.metrics,
+        spans=spans,
     )
 
 

@@ -23,6 +23,7 @@ from bus.open import open_edge
 from bus.secret_files import make_private_folder
 from bus.server.config import TlsFiles
 from bus.server.host_accounts import BrokerReloadFailed, reload_broker
+from bus.spans import SpanRecorder, TracesUnavailable, open_spans
 from edge.app import create_app
 from edge.container import HttpClients, assemble_services, start_tasks
 from edge.core.clock import utc_now
@@ -185,6 +186,15 @@ def _bind_socket(host: str, port: int, setting: str) -> socket.socket:
 
 
 @asynccontextmanager
+async def _open_spans(settings: EdgeSettings) -> AsyncIterator[SpanRecorder]:
+    try:
+        async with open_spans(settings.traces, "lamplighter-edge") as spans:
+            yield spans
+    except TracesUnavailable as error:
+        raise EdgeStartError(str(error)) from error
+
+
+@asynccontextmanager
 async def _running_services(
     settings: EdgeSettings, addresses: AdvertisedAddresses | None, certificates: Mapping[str, Path]
 ) -> AsyncIterator[tuple[EdgeServices, HeygemFacade | None]]:
@@ -194,12 +204,15 @@ async def _running_services(
         open_store(settings.store, settings.data) as store,
         httpx2.AsyncClient(mounts=bypass_proxies_for_loopback()) as operator,
         ssrf_guard.guarded_client(AllowList(settings.outbound.allow)) as untrusted,
+        _open_spans(settings) as spans,
     ):
         survey = await store.survey()
         await check_store_fingerprint(
             bus.installation_constants, survey.fingerprint, utc_now, replace=settings.store.replace
         )
-        edge = await assemble_services(settings, bus, store, HttpClients(operator, untrusted), addresses, certificates)
+        edge = await assemble_services(
+            settings, bus, store, HttpClients(operator, untrusted), addresses, certificates, spans
+        )
         await edge.services.enrollment.start()
         async with anyio.create_task_group() as tasks:
             start_tasks(tasks, edge)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from bus.settings import BrokerSettings
+from bus.spans import TraceSettings
 from edge.assets.uploads import UploadSettings
 from edge.console import ConsoleSettings
 from edge.core.metrics import MetricsSettings
@@ -110,6 +111,7 @@ class EdgeSettings(Struct, frozen=True):
     webhooks: WebhookSettings = WebhookSettings()
     uploads: UploadSettings = UploadSettings()
     store: StoreSettings = StoreSettings()
+    traces: TraceSettings = TraceSettings()
     hosts: dict[Token, AnyHostConfig] = field(default_factory=dict)
     quotas: OwnerQuota = OwnerQuota()
     owners: dict[Token, OwnerSettings] = field(default_factory=dict)

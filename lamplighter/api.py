@@ -102,13 +102,17 @@ def submit_job(  # noqa: PLR0913 - the fields of the request
     job_id: str | None = None,
     idempotency_key: str | None = None,
     priority: str | None = None,
+    traceparent: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> ApiRequest[JobView]:
-    """Submit a job. `options` are further fields of the body: not_before, deadline, policy, tags, trace_id, webhook."""
+    """Submit a job. `traceparent`: the span that the job's spans are inside, as of W3C Trace Context.
+
+    `options` are further fields of the body: not_before, deadline, policy, tags, trace_id, webhook."""
     body = {"endpoint": endpoint, "input": dict(inputs), **(options or {})}
     if priority is not None:
         body["priority"] = Priority(priority).value
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    given = {"Idempotency-Key": idempotency_key, "traceparent": traceparent}
+    headers = {name: value for name, value in given.items() if value}
     method, path = ("PUT", job_path(job_id)) if job_id else ("POST", "/v1/jobs")
     return ApiRequest(method=method, path=path, read=decode_job, body=body, headers=headers)
 

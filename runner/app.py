@@ -19,6 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from bus.interface import BrokerDenied, BrokerUnreachable, Bus
 from bus.open import open_runner
 from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder
+from bus.spans import SpanRecorder, TracesUnavailable, open_spans
 from runner.assets.cache import InputCache
 from runner.assets.client import AssetClient, EdgeAssetTransfer, asset_client
 from runner.context import HostContext, RunnerContext
@@ -119,6 +120,8 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         outage=OutageGate(),
         log=log,
         metrics=metrics,
+        spans=await stack.enter_async_context(_open_spans(settings)),
+        ready_at=_utc_now(),
     )
     host = HostContext(
         endpoints=dict(endpoints),
@@ -204,6 +207,15 @@ async def _open_asset_client(settings: RunnerSettings) -> AsyncIterator[AssetCli
 
 def _open_gpu_monitor(settings: RunnerSettings) -> GpuMonitor:
     return NvmlMonitor(nvml_spawner(), clock=time.time, random=random.random) if settings.gpu.watch else NoGpuMonitor()
+
+
+@asynccontextmanager
+async def _open_spans(settings: RunnerSettings) -> AsyncIterator[SpanRecorder]:
+    try:
+        async with open_spans(settings.traces, "lamplighter-runner", settings.host) as spans:
+            yield spans
+    except TracesUnavailable as error:
+        raise RunnerStartError(str(error)) from error
 
 
 @asynccontextmanager

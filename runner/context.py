@@ -12,6 +12,7 @@ from msgspec import Struct, field
 from structlog.typing import FilteringBoundLogger
 
 from bus.interface import BrokerUnreachable, Bus, BusError
+from bus.spans import NO_SPANS, SpanRecorder
 from runner.assets.port import AssetTransfer
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable
@@ -37,7 +38,7 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
     """Dependencies of an execution: identity, connections, clocks, settings and the log.
 
     `now` is UTC. `uptime` is monotonic. `jitter` draws from [0, 1). `jobs_dir` holds one folder per container.
-    `disk_walk_limiter` bounds how many of them are measured at once.
+    `disk_walk_limiter` bounds how many of them are measured at once. `ready_at` is when this process could run jobs.
     """
 
     installation: str
@@ -54,6 +55,8 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
     outage: OutageGate
     log: FilteringBoundLogger
     metrics: RunnerMetrics = field(default_factory=RunnerMetrics)
+    spans: SpanRecorder = NO_SPANS
+    ready_at: datetime | None = None
     disk_walk_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(DISK_WALK_LIMIT))
 
     def claim(self, attempt: int, gpus: Iterable[str] = ()) -> Claim:

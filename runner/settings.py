@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from bus.settings import BrokerSettings
+from bus.spans import TraceSettings
 from runner.engines.port import EngineName
 from runner.gpu.allocator import GpuSettings
 from runner.metrics import MetricsListenSettings
@@ -168,6 +169,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     warm: WarmSettings = WarmSettings()
     metrics: MetricsListenSettings = MetricsListenSettings()
     pace: RunnerIntervals = RunnerIntervals()
+    traces: TraceSettings = TraceSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged."""
     log_format: Literal["json", "text"] = "text"

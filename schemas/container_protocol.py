@@ -39,7 +39,10 @@ class JobTimeouts(Struct, frozen=True):
 
 
 class JobFile(Struct, frozen=True, kw_only=True):
-    """`/job/job.json`. In `input`, an asset field holds the name of the file inside `in/`, without a folder."""
+    """`/job/job.json`. In `input`, an asset field holds the name of the file inside `in/`, without a folder.
+
+    `traceparent`: the parent for spans of the program (W3C Trace Context); None if the job is not traced.
+    """
 
     id: str
     owner: str
@@ -48,6 +51,7 @@ class JobFile(Struct, frozen=True, kw_only=True):
     attempt: int
     input: dict[str, Any]
     timeouts: JobTimeouts
+    traceparent: str | None = None
 
 
 class ReadyLine(Struct, frozen=True, tag="ready"):

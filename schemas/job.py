@@ -211,6 +211,7 @@ class Job(Struct, frozen=True, kw_only=True):
     claim; None before the first attempt, and in records of earlier releases. `request_id` is the id that the
     gateway's client gave to its submit; pushes carry it. `backoff_until` comes from a release, `not_before` from the
     client. `missing` (digests) and `pending_urls` are what the input still lacks; with either the job is `scheduled`.
+    `traceparent`: the span of its submit, or the client's, which all spans of the job are inside; None without a trace.
     """
 
     id: Token
@@ -247,6 +248,7 @@ class Job(Struct, frozen=True, kw_only=True):
     log: str | None = None
     usage: AttemptUsage = AttemptUsage()
     metrics: tuple[JobMetric, ...] = ()
+    traceparent: str | None = None
 
     @property
     def key(self) -> JobKey:

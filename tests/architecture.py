@@ -66,6 +66,7 @@ OWNERS = {
     "obstore": "edge/store/remote.py",
     "torch": "images/preview/",
     "litestar": "edge/",
+    "opentelemetry": "bus/otlp.py",
     "libcloud": "edge/power/drivers/libcloud.py",
     "httpx": "",  # Litestar's; ours is httpx2, and neither catches the other's errors
 }

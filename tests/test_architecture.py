@@ -42,7 +42,17 @@ def test_layers_are_these():
     } | {
         f"lamplighter/cli/{name}.py": ["bus", "edge", "images", "runner", "schemas"] for name in SERVER_COMMAND_MODULES
     }
-    assert set(OWNERS) == {"nats", "docker", "pynvml", "obstore", "torch", "litestar", "libcloud", "httpx"}
+    assert set(OWNERS) == {
+        "nats",
+        "docker",
+        "pynvml",
+        "obstore",
+        "torch",
+        "litestar",
+        "libcloud",
+        "httpx",
+        "opentelemetry",
+    }
 
 
 def test_layers_of_the_edge_are_these():

@@ -325,6 +325,7 @@ _EXAMPLES: Mapping[str, Any] = {
     "name": "face.mp4",
     "Accept-Language": "en",
     "X-Trace-Id": "order-17",
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     "Range": "bytes=0-1023",
     "If-None-Match": '"5891b5b5"',
     "X-Filename": "face.mp4",

@@ -41,7 +41,7 @@ _DEFAULT_HEADERS = (
 # CORS (Fetch, section 3.3). The names are listed one by one, because `*` does not include Authorization.
 CORS_REQUEST_HEADERS = (
     *("Authorization", "X-API-Key", "Accept", "Accept-Language", "Content-Type", "Range", "If-Range", "If-None-Match"),
-    *("Idempotency-Key", "Prefer", "Last-Event-ID", "X-Filename", "X-Trace-Id"),
+    *("Idempotency-Key", "Prefer", "Last-Event-ID", "X-Filename", "X-Trace-Id", "traceparent"),
     *("Tus-Resumable", "Upload-Length", "Upload-Defer-Length", "Upload-Offset", "Upload-Metadata", "Upload-Checksum"),
     *("X-HTTP-Method-Override", "X-Requested-With", "X-Request-ID"),
 )

@@ -201,6 +201,10 @@ LANGUAGE_PARAMETER = _header("Accept-Language", TEXT_SCHEMA, "zh or en: the lang
 TRACE_PARAMETER = _header(
     "X-Trace-Id", {"type": "string", "maxLength": 128}, "The trace_id of the job, if the body has none"
 )
+TRACEPARENT_PARAMETER = _header(
+    "traceparent", {"type": "string", "maxLength": 512}, "W3C trace context: the spans of the job are inside that span"
+)
+SUBMIT_PARAMETERS = (TRACE_PARAMETER, TRACEPARENT_PARAMETER)
 RANGE_PARAMETERS = (
     _header("Range", TEXT_SCHEMA, "For example `bytes=0-1023`"),
     _header("If-None-Match", TEXT_SCHEMA, "The ETag of the file: its digest in quotes"),
@@ -217,9 +221,9 @@ LENGTH_PARAMETER = _header("Upload-Length", COUNT_SCHEMA, "The size of the whole
 
 # Headers and query parameters that handlers read from the request themselves.
 EXTRA_PARAMETERS: dict[tuple[str, str], tuple[Parameter, ...]] = {
-    ("/v1/jobs", "post"): (TRACE_PARAMETER,),
-    ("/v1/jobs/{job_id}", "put"): (TRACE_PARAMETER,),
-    ("/v1/batches", "post"): (TRACE_PARAMETER,),
+    ("/v1/jobs", "post"): SUBMIT_PARAMETERS,
+    ("/v1/jobs/{job_id}", "put"): SUBMIT_PARAMETERS,
+    ("/v1/batches", "post"): SUBMIT_PARAMETERS,
     ("/v1/assets", "post"): FILE_NAME_PARAMETERS,
     ("/v1/assets/{sha256}", "put"): FILE_NAME_PARAMETERS,
     ("/v1/uploads", "post"): (

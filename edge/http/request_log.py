@@ -11,6 +11,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.core.signed_urls import NO_KEY
+from edge.core.trace import enter_trace
 
 NO_ROUTE = "-"  # no route has this path
 CLIENT_CLOSED_STATUS = 499  # the client left before the answer began, as nginx counts it
@@ -73,6 +74,7 @@ class RequestObserver:
             await self._app(scope, receive, send)
             return
         started, status = self._monotonic(), CLIENT_CLOSED_STATUS
+        enter_trace(scope["headers"])
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status

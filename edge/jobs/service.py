@@ -5,7 +5,7 @@ fail: the reconciler repeats it.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,11 +14,13 @@ from msgspec import Struct, structs
 
 from bus.compare_and_set import transition
 from bus.interface import Bus, BusError, RevisionConflict, VersionedRecord, forget_deliveries
+from bus.spans import NO_SPANS, OpenSpan, SpanRecorder, span
 from edge.assets.service import AssetService
 from edge.core.clock import Clock, Entropy
 from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
 from edge.core.metrics import EdgeMetrics
+from edge.core.trace import current_traceparent
 from edge.core.validation import asset_missing_problem, input_invalid_problem
 from edge.index.index import JobIndex
 from edge.index.row import input_digests, result_digests
@@ -74,7 +76,9 @@ class JobService:
         clock: Clock,
         entropy: Entropy,
         metrics: EdgeMetrics,
+        spans: SpanRecorder = NO_SPANS,
     ) -> None:
+        self._spans = spans
         self._bus = bus
         self._readiness = readiness
         self._admission = admission
@@ -149,6 +153,9 @@ class JobService:
         is_equivalent = await self._admission.is_equivalent(history, body)
         return ComparedSubmission(AcceptedSubmission(history[-1], replayed=True), is_equivalent)
 
+    def _submit_span(self, key: JobKey) -> AbstractContextManager[OpenSpan]:
+        return span(self._spans, "submit", current_traceparent(), owner=key.owner, job_id=key.id)
+
     async def _create_or_find(
         self, key: JobKey, body: dict[str, Any], trace_id: str | None, request_id: str, *, may_exist: bool
     ) -> AcceptedSubmission:
@@ -158,9 +165,9 @@ class JobService:
             if existing is not None:
                 return AcceptedSubmission(existing, replayed=True)
             try:
-                with self._admission.quotas.count_submit(key):
+                with self._admission.quotas.count_submit(key), self._submit_span(key) as submitting:
                     admitted = await self._admission.admit(key, request_digest(body), body, trace_id)
-                    job = structs.replace(admitted, request_id=request_id)
+                    job = structs.replace(admitted, request_id=request_id, traceparent=submitting.traceparent)
                     record = JobRecord(job.created_at, Submitted(), job)
                     revision = await self._bus.job_store.create(key, record)
             except RevisionConflict:  # a concurrent request has created the job

@@ -247,4 +247,10 @@ _AUTHORS: Mapping[str, str] = {
     ),
 }
 
-SERVER_TEXTS_ZH: Mapping[str, str] = {**_UP, **_PROCESSES, **_INSTALL, **_BACKUP, **_AUTHORS}
+_TRACES: Mapping[str, str] = {
+    "traces.endpoint is set, but OpenTelemetry is not installed: pip install '{extra}', or remove the setting": (
+        "已设置 traces.endpoint，但未安装 OpenTelemetry：请运行 pip install '{extra}'，或删除该设置"
+    ),
+}
+
+SERVER_TEXTS_ZH: Mapping[str, str] = {**_UP, **_PROCESSES, **_INSTALL, **_BACKUP, **_AUTHORS, **_TRACES}

@@ -25,6 +25,7 @@ from runner.engines.port import (
     NoSuchContainer,
     StartFailed,
 )
+from runner.execution.attempt_trace import AttemptTrace
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.disk_usage import DiskWatch, disk_limit, measure_disk_use
 from runner.execution.output_pump import OutputPump
@@ -82,8 +83,11 @@ class ContainerRun:
     `exit`, `run_s` and the last `error_line` are set once it has ended.
     """
 
-    def __init__(self, context: RunnerContext, assignment: JobAssignment, checkpoint: CheckpointFile) -> None:
+    def __init__(
+        self, context: RunnerContext, assignment: JobAssignment, checkpoint: CheckpointFile, trace: AttemptTrace
+    ) -> None:
         self._context = context
+        self._trace = trace
         self._assignment = assignment
         self._checkpoint = checkpoint
         self._identity = assignment.identity(context)
@@ -135,7 +139,8 @@ class ContainerRun:
                 self.handle = await self._start()
             if self.handle is not None:
                 await self._assignment.allocation.job_started(self.handle, anyio.current_time())
-                self.exit = await self._supervise(self.handle)
+                with self._trace.step("run"):
+                    self.exit = await self._supervise(self.handle)
                 self.run_s = self._compute_run_s()
         except StartFailed as error:
             start_failure = error
@@ -187,14 +192,15 @@ class ContainerRun:
         """Fetch the inputs, however long that takes; followers of the job see what delays them."""
         progress = FetchProgress(self._context, job)
         stage = partial(stage_inputs, job, endpoint.config, self.job_dir, self._context.assets)
-        async with run_in_background(progress.run):
-            names = await self._context.retry_while_unavailable("fetch input", stage, progress.set_reason)
+        with self._trace.step("stage"):
+            async with run_in_background(progress.run):
+                names = await self._context.retry_while_unavailable("fetch input", stage, progress.set_reason)
         await progress.finish()
         return names
 
     async def _start(self) -> str:
         """Start the container. Shielded: a start that is cancelled halfway would leave a container without a handle."""
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), self._trace.step("start"):
             if (warm_handle := await self._start_warm()) is not None:
                 return warm_handle
             await anyio.to_thread.run_sync(self._write_cold_start)
@@ -239,7 +245,8 @@ class ContainerRun:
         self._write_job_file()
 
     def _write_job_file(self) -> None:
-        write_job_file(self._assignment.job, self._file_names, self._limits, self.job_dir, self._folders.run)
+        names, trace = self._file_names, self._trace.traceparent
+        write_job_file(self._assignment.job, names, self._limits, self.job_dir, self._folders.run, trace)
 
     def _spec(self) -> ContainerSpec:
         return container_spec(

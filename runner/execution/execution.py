@@ -22,6 +22,7 @@ from bus.interface import BusError, MessageTooLarge, QueueMessage
 from bus.notifier import Notifier
 from runner.assets.port import AssetError
 from runner.context import RunnerContext
+from runner.execution.attempt_trace import AttemptTrace
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.container_run import ContainerRun, JobAssignment
 from runner.execution.fence import ClaimLost, FencedJob, start_delay_s
@@ -103,6 +104,7 @@ class Execution:
         self._identity = assignment.identity(context)
         self._folders = assignment.folders(context)
         self._checkpoint = CheckpointFile(self._folders.run, self._log)
+        self._trace = AttemptTrace(context, job)
         self._scope = anyio.CancelScope()
         self._checks = Notifier()
         self._next_check = self._checks.next_notification()
@@ -117,10 +119,18 @@ class Execution:
 
     async def run(self) -> None:
         """Run the attempt; return when nothing of it is left here."""
+        if self.assignment.handle is None:
+            self._trace.record_wait()
+        with self._trace.attempt() as attempt:
+            await self._run_and_supervise()
+            if isinstance(self.verdict, ClassifiedFailure):
+                attempt.fail(self.verdict.code)
+
+    async def _run_and_supervise(self) -> None:
         with self._scope:
             if self.assignment.handle is not None:
                 await self._checkpoint.load()
-            self._container_run = ContainerRun(self._context, self.assignment, self._checkpoint)
+            self._container_run = ContainerRun(self._context, self.assignment, self._checkpoint, self._trace)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._run_heartbeat)
                 await self._run_steps(self._container_run)
@@ -154,11 +164,14 @@ class Execution:
 
     async def _run_steps(self, container_run: ContainerRun) -> None:
         try:
-            result = await self._upload_result(container_run, await container_run.run())
+            verdict = await container_run.run()
+            with self._trace.step("deliver"):
+                result = await self._upload_result(container_run, verdict)
             self.verdict = result.verdict
             if container_run.exit is not None and not container_run.is_container_left:
                 self._on_freed(False)
-            job = await self._record(result)
+            with self._trace.step("record"):
+                job = await self._record(result)
             if container_run.is_container_left:
                 await self._keep_or_remove(container_run)
                 self._on_freed(self.is_kept)

@@ -79,7 +79,14 @@ async def stage_inputs(job: Job, endpoint: Endpoint, job_dir: Path, assets: Asse
     return names
 
 
-def write_job_file(job: Job, names: Mapping[str, str], timeouts: JobTimeouts, job_dir: Path, run_dir: Path) -> None:
+def write_job_file(  # noqa: PLR0913, PLR0917 - each is one fact of the job or one folder
+    job: Job,
+    names: Mapping[str, str],
+    timeouts: JobTimeouts,
+    job_dir: Path,
+    run_dir: Path,
+    traceparent: str | None = None,
+) -> None:
     """Write job.json, with the file's name in every asset field. Blocking; raises OSError.
 
     Created in `run_dir` and moved in. A warm container may write to its folder, and could otherwise put a link there.
@@ -92,6 +99,7 @@ def write_job_file(job: Job, names: Mapping[str, str], timeouts: JobTimeouts, jo
         attempt=job.attempt,
         input=substitute_file_names(job.input, names),
         timeouts=timeouts,
+        traceparent=traceparent,
     )
     job_dir.mkdir(parents=True, exist_ok=True)
     temporary = run_dir / JOB_FILE

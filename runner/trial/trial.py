@@ -24,6 +24,7 @@ from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import ContainerEngine
+from runner.execution.attempt_trace import AttemptTrace
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.container_run import ContainerRun, JobAssignment
 from runner.execution.outputs import CollectedOutput, OutputRefused, collect_outputs
@@ -242,7 +243,7 @@ def _make_run(
     )
     assignment = JobAssignment(job, trial.endpoint, allocation, warm_container=warm)
     checkpoint = CheckpointFile(context.jobs_dir / assignment.identity(context).folder, context.log)
-    return ContainerRun(context, assignment, checkpoint)
+    return ContainerRun(context, assignment, checkpoint, AttemptTrace(context, assignment.job))
 
 
 async def _check_stop(trial: Trial, engine: ContainerEngine, host: HostContext) -> tuple[str, float | None]:

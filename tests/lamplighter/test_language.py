@@ -32,7 +32,7 @@ UNSEEN_FILES = {
 STARTS = (
     *("schemas/settings_faults.py", "schemas/settings_loader.py", "schemas/host_config.py", "schemas/enrollment.py"),
     *("edge/process.py", "edge/settings.py", "edge/tls.py", "runner/app.py", "runner/settings.py"),
-    *("runner/engines/selection.py", "runner/trial/rules.py", "runner/trial/trial.py"),
+    *("runner/engines/selection.py", "runner/trial/rules.py", "runner/trial/trial.py", "bus/spans.py"),
 )
 UNSEEN: set[Literals] = {
     ("returning true from eof_received()",),  # a line of asyncio's log

@@ -28,6 +28,7 @@ class Job:
         self.round = int(fields.get("round", 1))
         self.attempt = int(fields.get("attempt", 1))
         self.input: dict[str, Any] = fields["input"]
+        self.traceparent: str | None = fields.get("traceparent")  # for spans of your own (W3C Trace Context)
         self.tmp = folder / "tmp"
         self._in = folder / "in"
         self._out = folder / "out"

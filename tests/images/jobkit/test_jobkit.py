@@ -40,7 +40,9 @@ def program(tmp_path: Path, code: str) -> Path:
 
 def test_three_lines_are_enough(tmp_path: Path) -> None:
     code = """
-    def work(job): return {"text": job.path("clip").read_text().upper(), "who": [job.id, job.round, job.attempt]}
+    def work(job):
+        assert job.traceparent is None, "this job is not traced"
+        return {"text": job.path("clip").read_text().upper(), "who": [job.id, job.round, job.attempt]}
     jobkit.run(work)
     """
     assert run(tmp_path, code, **{"a.txt": b"hi"}) == (ExitCode.DONE, [], "")

@@ -1,0 +1,133 @@
+"""Spans of jobs, which edge and runner send to a tracing system by OTLP; without one, `NO_SPANS` does nothing.
+
+A span has a name, a time, attributes, and the `traceparent` of the span around it.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Protocol
+
+import anyio.to_thread
+from msgspec import Meta, Struct
+
+SpanValue = str | int | float | bool
+OTLP_MODULE = "opentelemetry"
+EXTRA = "lamplighter-server[traces]"
+
+
+class TraceSettings(Struct, frozen=True):
+    """The `[traces]` section: where the spans of jobs are sent."""
+
+    endpoint: Annotated[str, Meta(pattern=r"^(https?://.+)?$", description="an http or https URL, or empty")] = ""
+    """Address of an OTLP receiver over HTTP, as in `http://127.0.0.1:4318`. Empty: no spans are recorded."""
+
+
+class TracesUnavailable(Exception):
+    """Spans cannot be recorded with these settings. The message says what to do."""
+
+
+class OpenSpan(Protocol):
+    """A span that has begun. `traceparent`: what spans inside it have as their parent; None without a trace."""
+
+    @property
+    def traceparent(self) -> str | None: ...
+
+    def set(self, **attributes: SpanValue) -> None:
+        """Add attributes."""
+        ...
+
+    def fail(self, error: str) -> None:
+        """Mark the span as failed."""
+        ...
+
+    def end(self) -> None:
+        """End the span now."""
+        ...
+
+
+class SpanRecorder(Protocol):
+    """Records spans. No method blocks or fails because the receiver is away."""
+
+    def start(self, name: str, parent: str | None, **attributes: SpanValue) -> OpenSpan:
+        """Begin a span now. Without a parent it begins a trace."""
+        ...
+
+    def record(
+        self, name: str, parent: str | None, start: datetime, end: datetime, **attributes: SpanValue
+    ) -> str | None:
+        """Record a span that is over; return its `traceparent`."""
+        ...
+
+
+class PassedContext:
+    """A span that is not recorded. It passes on the context that it was given."""
+
+    def __init__(self, parent: str | None) -> None:
+        self.traceparent = parent
+
+    def set(self, **attributes: SpanValue) -> None:
+        pass
+
+    def fail(self, error: str) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+class NoSpans:
+    """Records nothing."""
+
+    def start(self, name: str, parent: str | None, **attributes: SpanValue) -> OpenSpan:
+        """Return a span that passes on `parent`."""
+        return PassedContext(parent)
+
+    def record(
+        self, name: str, parent: str | None, start: datetime, end: datetime, **attributes: SpanValue
+    ) -> str | None:
+        """Return `parent`."""
+        return parent
+
+
+NO_SPANS = NoSpans()
+
+
+@contextmanager
+def span(recorder: SpanRecorder, name: str, parent: str | None, **attributes: SpanValue) -> Iterator[OpenSpan]:
+    """Record the block as a span, as failed if it raises. The error's text may be secret, so only its kind is kept."""
+    opened = recorder.start(name, parent, **attributes)
+    try:
+        yield opened
+    except BaseException as error:
+        opened.fail(type(error).__name__)
+        raise
+    finally:
+        opened.end()
+
+
+@asynccontextmanager
+async def open_spans(settings: TraceSettings, service: str, instance: str = "") -> AsyncIterator[SpanRecorder]:
+    """Yield the recorder for the settings, and send what it has at the end. Raises TracesUnavailable.
+
+    `service`: the name of this process in traces. `instance`: which of several, such as the host.
+    """
+    if not settings.endpoint:
+        yield NO_SPANS
+        return
+    try:
+        from bus.otlp import OtlpSpans  # noqa: PLC0415 - an optional extra, and a slow import
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != OTLP_MODULE:
+            raise
+        why = (
+            f"traces.endpoint is set, but OpenTelemetry is not installed: pip install '{EXTRA}', or remove the setting"
+        )
+        raise TracesUnavailable(why) from error
+    spans = OtlpSpans(settings.endpoint, service, instance)
+    try:
+        yield spans
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(partial(spans.close))
