@@ -219,7 +219,7 @@ const TEXTS = {
   file: ["file", "文件"],
   fields: ["Fields of the input", "输入字段"],
   image: ["Image", "镜像"],
-  usual_run_time: ["usually {p50}, 9 of 10 within {p90} ({n} runs)", "通常 {p50}，九成在 {p90} 内（{n} 次运行）"],
+  usual_run_time: ["usually {p50}, 9 of 10 within {p90} ({n} runs)", "通常 {p50}，九成不超过 {p90}（{n} 次运行）"],
   no_run_time: ["not known yet: fewer than 3 runs have succeeded", "尚无数据：成功运行不足 3 次"],
   no_host_offers: ["no host offers it now", "目前没有主机提供"],
 

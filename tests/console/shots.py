@@ -95,7 +95,7 @@ async def take(console: Console, done: str, runs: str) -> None:
         **{name: name for name in ("jobs", "hosts", "endpoints", "usage")},
     }
     for language, locale in LANGUAGES.items():
-        for owner, chosen in (("ann", pages), ("admin", {"access": "access"})):
+        for owner, chosen in (("ann", pages), ("admin", {"access": "access", "owners": "owners"})):
             async with console.open_page(owner, viewport=DESK, locale=locale) as watched:
                 for name, path in chosen.items():
                     await console.go(watched, path)

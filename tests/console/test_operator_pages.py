@@ -80,7 +80,7 @@ async def test_a_host_is_added_with_a_token_that_is_shown_once_and_removed(brows
         options = {"permissions": ["clipboard-read", "clipboard-write"]}
         async with open_console(browser, edge.url, edge.texts["admin"], "hosts", **options) as watched:
             page, dialog = watched.page, watched.page.get_by_role("dialog")
-            await page.get_by_role("button", name="Add a host").click()
+            await page.get_by_role("button", name="Add a host").first.click()  # an empty list has one as well
             await dialog.get_by_label("Name of the host").fill("gpu-2")
             await dialog.get_by_role("button", name="Add a host").click()
             await expect(dialog).to_contain_text("Run this on gpu-2")

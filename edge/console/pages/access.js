@@ -25,7 +25,7 @@ export function accessPage(main) {
 
   function row(key) {
     return h("tr", {}, h("td", {}, key.name || h("span", { class: "soft mono" }, key.id), key.id === session().key_id && h("span", { class: "soft" }, ` ${t("this_key")}`)), h("td", {}, key.owner), h("td", { class: "soft" }, key.scopes.join(" ")), h("td", {}, timeElement(key.created_at)), h("td", {}, key.used_at ? timeElement(key.used_at) : t("never")),
-      h("td", { class: "buttons" }, h("button", { class: "quiet", onclick: () => rotate(key) }, t("rotate")), h("button", { class: "quiet danger", onclick: () => revoke(key) }, t("revoke"))));
+      h("td", {}, h("div", { class: "buttons" }, h("button", { class: "quiet", onclick: () => rotate(key) }, t("rotate")), h("button", { class: "quiet danger", onclick: () => revoke(key) }, t("revoke")))));
   }
 
   async function attempt(act) {
