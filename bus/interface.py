@@ -28,6 +28,7 @@ from schemas.ids import JobKey
 from schemas.installation import AuditEvent, InstallationConstant, Lease
 from schemas.job import Pointer
 from schemas.job_action import JobAction
+from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
 from schemas.power import PowerRecord
 from schemas.status import Priority
@@ -518,11 +519,14 @@ class Bus(Struct, frozen=True, kw_only=True):
     owner_deletions: Table[OwnerDeletion]
     job_actions: Table[JobAction]
     audit_log: AuditStream
+    notices: Table[Notice]
     usage_log: UsageLog
 
 
 async def forget_deliveries(bus: Bus, key: JobKey) -> None:
-    """Erase the job's webhook deliveries and their log. Raises BusError."""
+    """Erase the job's webhook deliveries with their log, and its notices. Raises BusError."""
     await bus.webhook_outbox.remove(*key)
+    for name in await bus.notices.keys(f"job.{key.owner}.{key.id}.>"):
+        await bus.notices.delete(name)
     for name in await bus.delivery_log.keys(f"{key.owner}.{key.id}.>"):
         await bus.delivery_log.delete(name)

@@ -34,6 +34,7 @@ from bus.nats.topology import (
     JOINED,
     KEYS,
     LEASES,
+    NOTICES,
     OFFERS,
     POWER,
     TOMBSTONES,
@@ -51,6 +52,7 @@ from schemas.enrollment import EnrolledHost
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
+from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, WebhookConfig
@@ -93,6 +95,7 @@ class _NatsAdapters(NamedTuple):
             owner_deletions=NatsTable(jetstream, ERASURES, OwnerDeletion, as_edge=as_edge),
             job_actions=NatsTable(jetstream, ACTIONS, JobAction, as_edge=as_edge),
             audit_log=NatsAuditStream(jetstream),
+            notices=NatsTable(jetstream, NOTICES, Notice, as_edge=as_edge),
             usage_log=NatsUsageLog(jetstream),
         )
 

@@ -98,7 +98,7 @@ def distributions(project: dict[str, Any], version: str) -> tuple[Distribution, 
         SERVER,
         project["description"],
         (f"{CLIENT}=={version}", *extras["server"]),
-        {name: tuple(extras[name]) for name in ("preview", "remote", "libcloud", "traces")},
+        {name: tuple(extras[name]) for name in ("preview", "remote", "libcloud", "traces", "notify")},
         ("Operating System :: POSIX :: Linux",),
         {},
     )

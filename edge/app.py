@@ -46,6 +46,7 @@ from edge.http.routes import (
     job_actions,
     jobs,
     keys,
+    notifications,
     owners,
     reference,
     sessions,
@@ -57,6 +58,7 @@ from schemas.texts import Language
 
 MODULES = (
     *(jobs, job_actions, events, assets, uploads, webhooks, endpoints, hosts, keys, sessions, owners, health),
+    notifications,
     *(reference, gateway_route),
 )
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)

@@ -49,6 +49,9 @@ from edge.jobs.submission import Admission
 from edge.jobs.url_inputs import FetchBackoff, UrlInputFetcher
 from edge.jobs.view import JobViewBuilder
 from edge.jobs.wait_reason import WaitReasons
+from edge.notify.facts import FactReader, FactSources
+from edge.notify.senders import build_senders
+from edge.notify.service import NotificationService, NotificationServices
 from edge.outbound.url_policy import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
@@ -171,6 +174,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
         usage_reports=UsageReports(bus.usage_log, power.records, settings.prices, utc_now),
         usage_recorder=UsageRecorder(bus.usage_log, index, power.records, settings.prices),
         relay_hub=domain.relay_hub,
+        notifications=_make_notifications(settings, bus, domain),
         audit=AuditLog(bus.audit_log, utc_now, os.urandom, settings.data),
         trusted_proxies=TrustedProxies(server.trusted_proxies, requests_per_client=server.connections_per_address),
         form_dir=settings.data / "forms",
@@ -182,6 +186,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
         request_limits=RequestLimiter(server.requests_per_minute, time.monotonic),
         stream_limits=StreamLimiter("event streams", server.streams_per_key, server.streams_per_owner),
     )
+    services.webhooks.dispatcher.subscribe_states(services.notifications.on_state)
     services.form_dir.mkdir(mode=0o700, exist_ok=True)
     await services.audit.record_settings(settings, EdgeSettings(), platform.node(), signing_secret)
     await services.usage_recorder.load_position()
@@ -337,6 +342,35 @@ def _make_owner_deletions(
     return OwnerDeletionService(services, domain.leases, utc_now, settings.trash)
 
 
+def _make_notifications(settings: EdgeSettings, bus: Bus, domain: _Domain) -> NotificationService:
+    """Build the notifications. Raises TargetInvalid."""
+    public = settings.public
+    made_by_edge = settings.data / "tls" / "cert.pem" if public.listen else None  # in edge.tls
+    certificates = {"edge": public.cert or made_by_edge, "broker": public.broker_cert}
+    sources = FactSources(
+        bus=bus,
+        index=domain.index,
+        hosts=domain.hosts,
+        power=domain.power,
+        declared=settings.hosts,
+        certificates={name: path for name, path in certificates.items() if path is not None},
+        disks={str(settings.data): settings.data},
+        clock=utc_now,
+        allow_unsynced=settings.allow_unsynced,
+    )
+    return NotificationService(
+        settings.notify,
+        NotificationServices(
+            table=bus.notices,
+            facts=FactReader(sources),
+            leases=domain.leases,
+            senders=build_senders(settings.notify),
+            clock=utc_now,
+            random=random.random,
+        ),
+    )
+
+
 def _make_host_accounts(settings: EdgeSettings) -> HostAccounts | None:
     enrollment = settings.enrollment
     if not (enrollment.nats_conf_dir and enrollment.reload_command):
@@ -406,6 +440,7 @@ def start_tasks(tasks: TaskGroup, edge: AssembledEdge) -> None:
         services.owner_deletions.run,
         services.job_actions.run,
         services.audit.run,
+        services.notifications.run,
         services.host_samples.run,
         edge.reconciler.run,
     ]

@@ -205,6 +205,8 @@ class OwnerDeletionService:
             await bus.job_queue.remove(pointer)
         feed = await bus.feed.delete(owner)
         deliveries = await bus.webhook_outbox.remove(owner)
+        for name in await bus.notices.keys(f"job.{owner}.>"):
+            await bus.notices.delete(name)
         rows = await bus.delivery_log.keys(f"{owner}.>")
         for name in rows:
             await bus.delivery_log.delete(name)

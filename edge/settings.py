@@ -17,6 +17,7 @@ from edge.console import ConsoleSettings
 from edge.core.metrics import MetricsSettings
 from edge.core.signed_urls import UrlSettings
 from edge.facades.heygem.facade import HeygemSettings
+from edge.notify.settings import NotifySettings
 from edge.outbound.download import OutboundSettings
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride
 from edge.server.connections import ServerSettings
@@ -109,6 +110,7 @@ class EdgeSettings(Struct, frozen=True):
     metrics: MetricsSettings = MetricsSettings()
     outbound: OutboundSettings = OutboundSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    notify: NotifySettings = NotifySettings()
     uploads: UploadSettings = UploadSettings()
     store: StoreSettings = StoreSettings()
     traces: TraceSettings = TraceSettings()

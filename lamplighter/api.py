@@ -145,6 +145,11 @@ def get_json(path: str, **params: str) -> ApiRequest[Any]:
     return ApiRequest(method="GET", path=path, read=decode_json, params=tuple(params.items()))
 
 
+def test_notifications() -> ApiRequest[Any]:
+    """Let the edge send a test message to each of its targets."""
+    return ApiRequest(method="POST", path="/v1/notifications/test", read=decode_json)
+
+
 def get_log(job_id: str) -> ApiRequest[str]:
     """Read the log of a job as plain text."""
     return ApiRequest(method="GET", path=job_path(job_id, "logs"), read=decode_text)

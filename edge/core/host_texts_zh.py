@@ -4,6 +4,11 @@ from collections.abc import Mapping
 
 HOST_TEXTS_ZH: Mapping[str, str] = {
     "there is no box {box}": "没有机器 {box}",
+    "it does not answer": "没有响应",
+    "its disk did not accept a write, and it stores nothing until it is restarted": (
+        "磁盘写入失败，重启前不再存储任何内容"
+    ),
+    "it does not sync every write": "没有同步每次写入",
     "sold out": "已售罄",
     "not enough": "资源不足",
     "no resource": "没有资源",

@@ -114,6 +114,23 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "details": _N("More about the action, without secrets", {"want": "off"}),
     },
     "AuditTrail": {"events": _N("The events, newest first")},
+    "Notice": {
+        "condition": _N("What is wrong", "host_fault"),
+        "subject": _N("The host, endpoint, disk or certificate; empty for the installation", "gpu-1"),
+        "values": _N("The figures of its text", {"why": "it did not boot in time"}),
+        "began_at": _N("Since when", _AT),
+        "pending": _N("The targets that were not told yet", []),
+    },
+    "Notifications": {
+        "notices": _N("The conditions that hold, newest first"),
+        "targets": _N("The names of the targets in the settings", ["ops"]),
+    },
+    "NotificationTest": {"results": _N("The outcome for each target")},
+    "TargetResult": {
+        "target": _N("The name of the target", "ops"),
+        "sent": _N("Whether the message was sent", True),
+        "error": _N("Why it was not sent; null: it was", None),
+    },
     "BatchRequest": {"jobs": _N("1 to 1,000 jobs")},
     "Batch": {"rejected": _N("The jobs that were refused")},
     "RejectedSubmission": {

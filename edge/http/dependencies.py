@@ -36,6 +36,7 @@ from edge.jobs.service import JobService
 from edge.jobs.url_inputs import UrlInputFetcher
 from edge.jobs.view import Asker, JobViewBuilder
 from edge.jobs.wait_reason import WaitReasons
+from edge.notify.service import NotificationService
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.directory import OwnerDirectory
@@ -93,6 +94,7 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     usage_recorder: UsageRecorder
     relay_hub: RelayHub
     audit: AuditLog
+    notifications: NotificationService
     form_dir: Path
     data_dir: Path
     metrics: EdgeMetrics

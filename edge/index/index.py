@@ -266,6 +266,10 @@ class JobIndex:
         """Return when the job of each endpoint that has waited longest was queued, in microseconds since 1970."""
         return await self._query(sql.oldest_queued)
 
+    async def endpoint_figures(self, ended_since_us: int) -> dict[str, sql.EndpointFigures]:
+        """Return the queued jobs of each endpoint, and those that ended since, in microseconds since 1970."""
+        return await self._query_when_ready(sql.endpoint_figures, ended_since_us)
+
     async def find_unfinished_jobs_with_asset(self, owner: str | None, sha256: str) -> Sequence[JobKey]:
         """Return the unfinished jobs that use the asset, of `owner` or (None) of all owners."""
         return await self._query_when_ready(sql.find_jobs_with_asset, sha256, owner, _UNFINISHED)

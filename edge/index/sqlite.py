@@ -267,6 +267,25 @@ def oldest_queued(db: sqlite3.Connection) -> dict[str, int]:
     return dict(db.execute(query).fetchall())
 
 
+class EndpointFigures(NamedTuple):
+    """The jobs of an endpoint. `oldest_us`: when the queued job that has waited longest was queued."""
+
+    queued: int = 0
+    oldest_us: int | None = None
+    ended: int = 0
+    failed: int = 0
+
+
+def endpoint_figures(db: sqlite3.Connection, ended_since_us: int) -> dict[str, EndpointFigures]:
+    """Return the queued jobs of each endpoint, and those that ended since."""
+    queued = "SELECT endpoint, count(*), min(queued_us) FROM jobs WHERE status = 'queued' GROUP BY endpoint"
+    figures = {name: EndpointFigures(count, oldest) for name, count, oldest in db.execute(queued).fetchall()}
+    ended = "SELECT endpoint, count(*), sum(status = 'failed') FROM jobs WHERE finished_us > ? GROUP BY endpoint"
+    for name, count, failed in db.execute(ended, (ended_since_us,)).fetchall():
+        figures[name] = figures.get(name, EndpointFigures())._replace(ended=count, failed=failed)
+    return figures
+
+
 def find_pools(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> set[str]:
     """Return the pools of the jobs that `find_jobs` would return."""
     query = f"SELECT DISTINCT pool FROM (SELECT pool FROM jobs WHERE {condition} LIMIT :limit)"  # noqa: S608 - the constants above

@@ -28,6 +28,8 @@ from schemas.webhook import LOGGED_ATTEMPT_LIMIT, DeliveryLogRow, DeliveryState,
 POLL_INTERVAL_S = 1.0  # a delayed delivery does not trigger a wake-up
 NAK_DELAY_S = 5.0
 
+StateObserver = Callable[[WebhookDelivery], Awaitable[None]]
+
 _log = structlog.get_logger()
 
 
@@ -64,7 +66,15 @@ class WebhookDispatcher:
         self._metrics = metrics
         self._attempt_slots = CapacityLimiter(limits.concurrent_attempts)
         self._work = Notifier()
+        self._observers: list[StateObserver] = []
         index.subscribe_changes(self._on_job_changes)
+
+    def subscribe_states(self, observer: StateObserver) -> None:
+        """Call `observer` with each state of each job, once or, after a crash, again. It must be idempotent.
+
+        It may raise BusError: then the state comes again.
+        """
+        self._observers.append(observer)
 
     async def run(self) -> None:
         """Enqueue and send deliveries until cancelled."""
@@ -93,13 +103,16 @@ class WebhookDispatcher:
         leased = await self._bus.webhook_outbox.next_state_change()
         if leased is None:
             return False
-        if leased.value is not None and leased.value.record.job.webhook is not None:
+        if leased.value is not None:
             try:
-                await self._delivery_log.enqueue(leased.value)
+                for observer in self._observers:
+                    await observer(leased.value)
+                if leased.value.record.job.webhook is not None:
+                    await self._delivery_log.enqueue(leased.value)
+                    self._work.notify()
             except BusError:
                 await leased.nak(NAK_DELAY_S)
                 raise
-            self._work.notify()
         await leased.ack()
         return True
 

@@ -66,6 +66,14 @@ _COMMANDS: Mapping[str, str] = {
     "Only what was done to this key, host, owner, job or file.": "只显示对该密钥、主机、所有者、任务或文件的操作。",
     "Only what was done to things of this owner.": "只显示对该所有者名下对象的操作。",
     "As 2026-11-01T00:00:00Z; without it all that is kept.": "例如 2026-11-01T00:00:00Z；不填则显示全部保留的记录。",
+    "Show what operators are told about, and test the targets.": "显示会通知运维人员的情况，并测试通知目标。",
+    "Show what operators are told about, and test the targets (needs a key with the scope admin).": (
+        "显示会通知运维人员的情况，并测试通知目标（需要 admin 权限的密钥）。"
+    ),
+    "List the conditions that hold now.": "列出当前存在的情况。",
+    "Send one message to each target and show which failed and why. Exit code 1 if one failed.": (
+        "向每个通知目标发送一条消息，显示哪些失败及原因。有失败时退出码为 1。"
+    ),
     "Events to print.": "要显示的记录条数。",
     "Print the newest events, then new ones until Ctrl-C.": "先显示最新的记录，再持续显示新记录，直到按 Ctrl-C。",
     "List the endpoints, or the fields of one endpoint.": "列出任务类型，或某个任务类型的字段。",

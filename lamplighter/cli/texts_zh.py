@@ -248,6 +248,12 @@ _CLIENT: Mapping[str, str] = {
     "row of usage": "条用量记录",
     "rows of usage": "条用量记录",
     "no events": "没有记录",
+    "nothing is wrong": "一切正常",
+    "sent": "已发送",
+    "not sent": "未发送",
+    "no targets: add [notify.targets.NAME] to the edge's settings": (
+        "没有通知目标：请在边缘服务的设置中添加 [notify.targets.NAME]"
+    ),
     "all owners": "所有用户",
     "{owner}, {start} to {end}": "{owner}，{start} 至 {end}",
     "no job has ended in this time": "此期间没有任务结束",

@@ -18,6 +18,10 @@ from edge.hosts.enrollment import AdvertisedAddresses, BrokerAccounts, HostEnrol
 from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
 from edge.jobs.job_actions import JobActionService
+from edge.notify.facts import FactReader, FactSources
+from edge.notify.senders import build_senders
+from edge.notify.service import NotificationService, NotificationServices
+from edge.notify.settings import NotifySettings
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.directory import OwnerDirectory
@@ -53,6 +57,7 @@ class ServedEdge(Struct, frozen=True, kw_only=True):
     anyone: httpx2.AsyncClient
 
 
+NO_NOTIFICATIONS = NotifySettings()
 LOOPBACK_PROXY, NO_PROXY = TrustedProxies(("127.0.0.1",)), TrustedProxies(())
 ADDRESSES = AdvertisedAddresses(edge="https://e:8443", broker="tls://e:4222")
 
@@ -91,6 +96,32 @@ def _hex(dice: FixedEntropy) -> str:
     return dice(8).hex()
 
 
+def make_notifications(
+    made: FakeBusServicesRig, power: PowerController, settings: NotifySettings
+) -> NotificationService:
+    sources = FactSources(
+        bus=made.bus,
+        index=made.index,
+        hosts=made.hosts,
+        power=power,
+        declared={},
+        certificates={},
+        disks={"data": made.folder},
+        clock=made.time,
+    )
+    return NotificationService(
+        settings,
+        NotificationServices(
+            table=made.bus.notices,
+            facts=FactReader(sources),
+            leases=made.leases,
+            senders=build_senders(settings),
+            clock=made.time,
+            random=lambda: 0.0,
+        ),
+    )
+
+
 def make_services(
     made: FakeBusServicesRig,
     keys: ApiKeyStore,
@@ -98,6 +129,7 @@ def make_services(
     proxies: TrustedProxies = LOOPBACK_PROXY,
     requests_per_minute: int = 30_000,
     certificates: Mapping[str, Path] = MappingProxyType({}),
+    notify: NotifySettings = NO_NOTIFICATIONS,
 ) -> EdgeServices:
     power = declare_dark_host(made)
     prices = {"gpu-9": PRICE}
@@ -134,6 +166,7 @@ def make_services(
         power=power,
         usage_reports=UsageReports(made.bus.usage_log, power.records, prices, made.time),
         usage_recorder=UsageRecorder(made.bus.usage_log, made.index, power.records, prices),
+        notifications=make_notifications(made, power, notify),
         audit=AuditLog(made.bus.audit_log, made.time, FixedEntropy(), made.folder),
         form_dir=made.folder,
         data_dir=made.folder,

@@ -16,6 +16,7 @@ from bus.nats.topology import (
     JOINED,
     KEYS,
     LEASES,
+    NOTICES,
     OFFERS,
     POWER,
     TOMBSTONES,
@@ -26,6 +27,7 @@ from schemas.enrollment import EnrolledHost
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
+from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, WebhookConfig
@@ -99,6 +101,7 @@ class FakeBroker:
             owner_deletions=FakeTable(connection, self._buckets[ERASURES.name], ERASURES.name, OwnerDeletion),
             job_actions=FakeTable(connection, self._buckets[ACTIONS.name], ACTIONS.name, JobAction),
             audit_log=FakeAuditStream(connection, self._buckets[AUDIT.name]),
+            notices=FakeTable(connection, self._buckets[NOTICES.name], NOTICES.name, Notice),
             usage_log=FakeUsageLog(connection, self._usage),
         )
 

@@ -1,0 +1,9 @@
+"""Notifications: tell operators by mail, chat or webhook when something is wrong, without a Prometheus.
+
+Start at `service`: in each round it reads the facts (`facts`), decides which conditions hold (`conditions`, pure),
+writes what began and ended to the broker's bucket NOTICES, and sends what is pending. One edge at a time does the
+latter two, by a lease. `texts` has the messages in both languages, `apprise_sender` is the only module that knows the
+library. `settings` is the section `[notify]`.
+
+May import every package below `edge.http`. Imported by `edge.http` and the container.
+"""
