@@ -174,7 +174,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
         usage_reports=UsageReports(bus.usage_log, power.records, settings.prices, utc_now),
         usage_recorder=UsageRecorder(bus.usage_log, index, power.records, settings.prices),
         relay_hub=domain.relay_hub,
-        notifications=_make_notifications(settings, bus, domain),
+        notifications=_make_notifications(settings, bus, domain, certificates),
         audit=AuditLog(bus.audit_log, utc_now, os.urandom, settings.data),
         trusted_proxies=TrustedProxies(server.trusted_proxies, requests_per_client=server.connections_per_address),
         form_dir=settings.data / "forms",
@@ -342,18 +342,17 @@ def _make_owner_deletions(
     return OwnerDeletionService(services, domain.leases, utc_now, settings.trash)
 
 
-def _make_notifications(settings: EdgeSettings, bus: Bus, domain: _Domain) -> NotificationService:
+def _make_notifications(
+    settings: EdgeSettings, bus: Bus, domain: _Domain, certificates: Mapping[str, Path]
+) -> NotificationService:
     """Build the notifications. Raises TargetInvalid."""
-    public = settings.public
-    made_by_edge = settings.data / "tls" / "cert.pem" if public.listen else None  # in edge.tls
-    certificates = {"edge": public.cert or made_by_edge, "broker": public.broker_cert}
     sources = FactSources(
         bus=bus,
         index=domain.index,
         hosts=domain.hosts,
         power=domain.power,
         declared=settings.hosts,
-        certificates={name: path for name, path in certificates.items() if path is not None},
+        certificates=certificates,
         disks={str(settings.data): settings.data},
         clock=utc_now,
         allow_unsynced=settings.allow_unsynced,

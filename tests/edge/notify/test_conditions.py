@@ -7,7 +7,7 @@ import pytest
 from deploy.alert_rules import RULES as ALERT_RULES
 from edge.notify.conditions import RULES, ConditionTracker, EndpointLoad, Facts, HostFacts, find_conditions
 from edge.notify.texts import CONDITION_TEXTS
-from schemas.conditions import THRESHOLDS, Condition, Threshold
+from schemas.conditions import THRESHOLDS, Condition
 from schemas.notification import JOB_FAILED
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -68,17 +68,8 @@ def test_what_is_not_known_is_neither_held_nor_gone():
 
 
 def test_prometheus_alerts_have_the_same_names_and_thresholds():
-    alerts = {
-        rule.condition: Threshold(
-            limit=rule.limit,
-            age_s=rule.age_s,
-            window_s=rule.window_s,
-            for_s=rule.for_s,
-            is_critical=rule.severity == "critical",
-        )
-        for rule in ALERT_RULES
-    }
-    assert alerts == dict(THRESHOLDS)
+    alerts = {rule.condition: (rule.limit, rule.age_s, rule.for_s, rule.severity == "critical") for rule in ALERT_RULES}
+    assert alerts == {name: (one.limit, one.age_s, one.for_s, one.is_critical) for name, one in THRESHOLDS.items()}
 
 
 def test_a_condition_begins_after_its_time_and_ends_when_it_stays_away():
