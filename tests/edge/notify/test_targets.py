@@ -51,7 +51,7 @@ async def run_mail_server() -> AsyncIterator[tuple[Mailbox, int]]:
 
     def check(_server: SMTP, _session: Session, _envelope: Envelope, _mechanism: str, given: Any) -> AuthResult:
         is_valid = isinstance(given, LoginPassword) and given.password == PASSWORD.encode()
-        return AuthResult(success=is_valid)
+        return AuthResult(success=is_valid, handled=is_valid)  # not handled: the server answers 535
 
     def make() -> SMTP:
         return SMTP(mailbox, authenticator=check, auth_required=True, auth_require_tls=False)
