@@ -34,7 +34,8 @@ _ID_BYTES = 4
 _DETAILS_LIMIT = 200  # entries of one event
 _DETAIL_LENGTH_LIMIT = 300  # characters of one entry
 _SNAPSHOT_NAME = "settings-at-start.json"
-_VOLATILE_SETTINGS = frozenset({"fd"})  # another number at every start under a parent process
+_UNRECORDED_SETTINGS = frozenset({"fd", "broker.monitor"})  # a socket's number; a URL whose path is a secret
+_ASSIGNED_SETTINGS = frozenset({"broker.url"})  # another port at every start of `up`, which passes a socket as `fd`
 
 _log = structlog.get_logger()
 
@@ -106,13 +107,15 @@ class AuditLog:
         def digest(value: bytes) -> str:
             return hmac.new(secret, value, hashlib.sha256).hexdigest()[:32]
 
-        now = take_snapshot(settings, digest)
+        whole = take_snapshot(settings, digest)
+        is_child = "fd" in whole and whole["fd"].shown != "null"
+        left_out = _UNRECORDED_SETTINGS | (_ASSIGNED_SETTINGS if is_child else frozenset())
+        now = {name: value for name, value in whole.items() if name not in left_out}
         before = await to_thread.run_sync(_read_snapshot, self._snapshot) or take_snapshot(defaults, digest)
-        changes = describe_changes(before, now)
-        if not changes.keys() - _VOLATILE_SETTINGS:
+        changes = describe_changes({name: value for name, value in before.items() if name not in left_out}, now)
+        if not changes:
             return
-        details = {name: change for name, change in changes.items() if name not in _VOLATILE_SETTINGS}
-        await self.record(AuditAction.SETTINGS_CHANGED, edge_name, by=BY_EDGE, client="", details=details)
+        await self.record(AuditAction.SETTINGS_CHANGED, edge_name, by=BY_EDGE, client="", details=changes)
         try:
             await to_thread.run_sync(atomic_write, self._snapshot, msgspec.json.encode(now))
         except OSError as error:

@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bus.interface import AuditPage
+from bus.settings import BrokerSettings
 from edge.owners import audit_log
 from edge.owners.audit_log import AuditFilter, AuditLog
 from edge.settings import EdgeSettings
@@ -145,7 +146,7 @@ async def test_a_start_records_which_settings_changed_and_no_secret(fake: FakeBu
 
 async def test_a_start_with_the_same_settings_records_nothing(fake: FakeBusServicesRig):
     log = make_log(fake)
-    settings = EdgeSettings(port=1)
-    await record_start(log, settings)
-    await log.record_settings(settings, EdgeSettings(), "edge-1", SECRET)
+    await record_start(log, EdgeSettings(port=1, fd=3, broker=BrokerSettings(url="nats://127.0.0.1:1")))
+    same = EdgeSettings(port=1, fd=4, broker=BrokerSettings(url="nats://127.0.0.1:2", monitor="http://h/s3cret"))
+    await log.record_settings(same, EdgeSettings(), "edge-1", SECRET)
     assert len(await read_subjects(log)) == 1
