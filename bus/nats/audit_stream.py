@@ -1,6 +1,6 @@
 """AUDIT over the broker: the stream behind the bucket of that name, read by sequence, from the newest back.
 
-Releases before 0.4 wrote the same rows through the bucket, so theirs are read as ours, and they read ours.
+Earlier releases wrote the same rows through the bucket, so theirs are read as ours, and they read ours.
 """
 
 import msgspec
