@@ -30,6 +30,7 @@ from schemas.job import Pointer
 from schemas.job_action import JobAction
 from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
+from schemas.pause import Pause
 from schemas.power import PowerRecord
 from schemas.status import Priority
 from schemas.usage import JobUsage, PowerUsage, UsageRow
@@ -510,6 +511,7 @@ class Bus(Struct, frozen=True, kw_only=True):
     asset_references: Table[AssetReference]
     tombstones: Table[AssetTombstone]
     power_records: Table[PowerRecord]
+    pauses: Table[Pause]
     installation_constants: Table[InstallationConstant]
     webhook_configs: Table[WebhookConfig]
     delivery_log: Table[DeliveryLogRow]

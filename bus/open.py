@@ -36,6 +36,7 @@ from bus.nats.topology import (
     LEASES,
     NOTICES,
     OFFERS,
+    PAUSES,
     POWER,
     TOMBSTONES,
     ensure_shared_consumers,
@@ -54,6 +55,7 @@ from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
 from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
+from schemas.pause import Pause
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, WebhookConfig
 
@@ -86,6 +88,7 @@ class _NatsAdapters(NamedTuple):
             asset_references=NatsTable(jetstream, ASSETS, AssetReference, as_edge=as_edge),
             tombstones=NatsTable(jetstream, TOMBSTONES, AssetTombstone, as_edge=as_edge),
             power_records=NatsTable(jetstream, POWER, PowerRecord, as_edge=as_edge),
+            pauses=NatsTable(jetstream, PAUSES, Pause, as_edge=as_edge),
             webhook_configs=NatsTable(jetstream, HOOKS, WebhookConfig, as_edge=as_edge),
             delivery_log=NatsTable(jetstream, DELIVERED, DeliveryLogRow, as_edge=as_edge),
             leases=NatsTable(jetstream, LEASES, Lease, as_edge=as_edge),

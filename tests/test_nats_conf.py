@@ -127,6 +127,8 @@ PUBLISHES = [
     ("runner", "$JS.API.CONSUMER.CREATE.JOBS.x", False),
     ("runner", "$KV.KEYS.x", False),
     ("runner", "$KV.TOMBSTONES.ab", False),
+    ("runner", "$JS.API.DIRECT.GET.KV_TOMBSTONES.$KV.PAUSES.endpoint.echo", True),
+    ("runner", "$KV.PAUSES.endpoint.echo", False),
     ("runner", "$JS.API.DIRECT.GET.KV_KEYS.x", False),
     ("runner", "$JS.API.STREAM.MSG.GET.KV_KEYS", False),
     ("runner", "ctl.gpu-2", False),

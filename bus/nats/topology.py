@@ -30,18 +30,19 @@ class Bucket(NamedTuple):
 
     `erases_old_values`: it holds data of clients, or secrets, so the edge overwrites the earlier value of a row after
     each write. A revision that the broker itself drops, because `history` is full, stays on its disk; so such a bucket
-    keeps a few revisions, and the edge erases all but the last.
+    keeps a few revisions, and the edge erases all but the last. `guest_of`: the bucket in whose stream the rows are.
     """
 
     name: str
     history: int = 1
     ttl_s: float | None = None
     erases_old_values: bool = False
+    guest_of: str = ""
 
     @property
     def stream(self) -> str:
         """The stream behind the key-value bucket."""
-        return f"KV_{self.name}"
+        return f"KV_{self.guest_of or self.name}"
 
 
 _SHORT_HISTORY = 4  # more than a crash between a write and its erasure leaves
@@ -60,12 +61,16 @@ JOINED = Bucket("JOINED", _SHORT_HISTORY, erases_old_values=True)
 ERASURES = Bucket("ERASURES", ttl_s=OWNER_DELETION_RETENTION_DAYS * 86_400)
 AUDIT = Bucket("AUDIT", ttl_s=AUDIT_RETENTION_DAYS * 86_400)
 NOTICES = Bucket("NOTICES", _SHORT_HISTORY, NOTICE_RETENTION_DAYS * 86_400, erases_old_values=True)
+# In a stream that runners may read already: a new right is an import that the edge's account of a broker run by hand
+# does not export, and nats-server refuses such a configuration (docs/decisions/098-pauses-share-a-stream.md).
+PAUSES = Bucket("PAUSES", guest_of=TOMBSTONES.name)
 ACTIONS = Bucket("ACTIONS", _SHORT_HISTORY, JOB_ACTION_RETENTION_DAYS * 86_400, erases_old_values=True)
 
 BUCKETS = (
     *(HOSTS, OFFERS, POWER, KEYS, ASSETS, TOMBSTONES, AGREED, HOOKS, DELIVERED, LEASES, JOINED, ERASURES, AUDIT),
     *(ACTIONS, NOTICES),
 )
+GUEST_BUCKETS = (PAUSES,)
 
 
 NS_PER_DAY = 86_400 * NS_PER_S
@@ -101,9 +106,10 @@ class StreamConfig(Struct, frozen=True, kw_only=True):
 
 def _bucket_stream(bucket: Bucket) -> StreamConfig:
     age = int(bucket.ttl_s * NS_PER_S) if bucket.ttl_s else 0
+    guests = (guest for guest in GUEST_BUCKETS if guest.stream == bucket.stream)
     return StreamConfig(
         name=bucket.stream,
-        subjects=(f"$KV.{bucket.name}.>",),
+        subjects=tuple(f"$KV.{one.name}.>" for one in (bucket, *guests)),
         discard="new",
         max_msgs_per_subject=bucket.history,
         max_age=age,

@@ -9,6 +9,7 @@ from schemas.asset import AssetReference
 from schemas.auth import ApiKey, Scope
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.ids import JobKey
+from schemas.pause import Pause, endpoint_pause_key, maintenance_key
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import NOW, make_key
 from tests.support.stream_collector import collect_stream
@@ -30,6 +31,21 @@ async def test_a_row_is_read_as_written(world: BusPair):
     again = await table.get("ab")
     assert again is not None
     assert again.value == tombstone("ab", 5)
+
+
+async def test_a_runner_reads_the_pauses_that_the_edge_writes(world: BusPair):
+    """Their stream is that of TOMBSTONES, of which neither may see the other's rows."""
+    endpoint, host = endpoint_pause_key("echo"), maintenance_key("gpu-1")
+    await world.edge.tombstones.put("ab", tombstone("ab"))
+    await world.edge.pauses.create(endpoint, Pause(NOW, "ops"))
+    await world.edge.pauses.put(host, Pause(NOW))
+    assert await world.runner.pauses.keys() == {endpoint, host}
+    rows = await world.runner.pauses.rows()
+    assert {key: row.value for key, row in rows.items()} == {endpoint: Pause(NOW, "ops"), host: Pause(NOW)}
+    assert await world.runner.tombstones.keys() == {"ab"}
+    await world.edge.pauses.delete(endpoint)
+    assert await world.runner.pauses.get(endpoint) is None
+    assert await world.runner.pauses.keys() == {host}
 
 
 async def test_only_one_creates_a_row(world: BusPair):

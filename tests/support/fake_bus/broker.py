@@ -11,6 +11,7 @@ from bus.nats.topology import (
     BUCKETS,
     DELIVERED,
     ERASURES,
+    GUEST_BUCKETS,
     HOOKS,
     HOSTS,
     JOINED,
@@ -18,6 +19,7 @@ from bus.nats.topology import (
     LEASES,
     NOTICES,
     OFFERS,
+    PAUSES,
     POWER,
     TOMBSTONES,
 )
@@ -29,6 +31,7 @@ from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
 from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
+from schemas.pause import Pause
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, WebhookConfig
 from tests.support.fake_bus.connection import FakeConnection
@@ -73,7 +76,8 @@ class FakeBroker:
         self._jobs = FakeJobsStream(clock, FakeStream(clock))
         self._usage = FakeStream(clock)
         self._webhooks = FakeWebhookStreams(clock, self._streams.state, FakeStream(clock))
-        self._buckets = {b.name: FakeStream(clock, per_subject=b.history, ttl_s=b.ttl_s) for b in BUCKETS}
+        buckets = (*BUCKETS, *GUEST_BUCKETS)
+        self._buckets = {b.name: FakeStream(clock, per_subject=b.history, ttl_s=b.ttl_s) for b in buckets}
         self._full = False
 
     def connect(self) -> FakeBus:
@@ -92,6 +96,7 @@ class FakeBroker:
             asset_references=FakeTable(connection, self._buckets[ASSETS.name], ASSETS.name, AssetReference),
             tombstones=FakeTable(connection, self._buckets[TOMBSTONES.name], TOMBSTONES.name, AssetTombstone),
             power_records=FakeTable(connection, self._buckets[POWER.name], POWER.name, PowerRecord),
+            pauses=FakeTable(connection, self._buckets[PAUSES.name], PAUSES.name, Pause),
             webhook_configs=FakeTable(connection, self._buckets[HOOKS.name], HOOKS.name, WebhookConfig),
             delivery_log=FakeTable(connection, self._buckets[DELIVERED.name], DELIVERED.name, DeliveryLogRow),
             leases=FakeTable(connection, self._buckets[LEASES.name], LEASES.name, Lease),
