@@ -22,6 +22,7 @@ from runner.host.endpoint_watch import EndpointWatch
 from runner.host.engine_monitor import EngineMonitor
 from runner.host.gpu_probe import GpuProber, detect_injection
 from runner.host.heartbeat import HeartbeatPublisher, HostActivity
+from runner.host.pauses import PauseWatch
 from runner.host.power_commands import PowerCommands
 
 ENGINE_AWAY_SETTLE_TIMEOUT_S = 2.0
@@ -41,6 +42,7 @@ class RunnerParts(NamedTuple):
     engine_monitor: EngineMonitor
     heartbeat: HeartbeatPublisher
     power_commands: PowerCommands
+    pause_watch: PauseWatch
     dead_man: DeadManTimer
     gpu_prober: GpuProber
 
@@ -56,9 +58,11 @@ async def run_lifecycle(
         background.start_soon(parts.engine_monitor.run)
         background.start_soon(parts.heartbeat.run)
         background.start_soon(parts.power_commands.run, parts.activity.is_empty, host.poweroff)
+        background.start_soon(parts.pause_watch.run)
         background.start_soon(parts.dead_man.run, host.poweroff)
         background.start_soon(_follow_nudges, context, parts.executions)
         await parts.power_commands.apply()
+        await parts.pause_watch.apply()
         jobs.start_soon(_recover_and_claim, context, host, parts, background, ready)
         await stop.wait()
         await _drain_parts(context, host, parts)
@@ -93,6 +97,7 @@ def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> 
         engine_monitor=engine_monitor,
         heartbeat=HeartbeatPublisher(context, host, state, schedulability, images, warm_pool, activity, engine_monitor),
         power_commands=PowerCommands(context, state),
+        pause_watch=PauseWatch(context, host, state),
         dead_man=DeadManTimer(context, host.dead_man, activity, host.is_edge_alive),
         gpu_prober=GpuProber(context, host),
     )

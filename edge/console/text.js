@@ -261,6 +261,8 @@ const TEXTS = {
   reason_image_missing: ["the image is not on this host", "该主机上没有所需镜像"],
   reason_vram_short: ["too little VRAM is free", "显存不足"],
   reason_disk_short: ["too little disk is free", "磁盘空间不足"],
+  reason_endpoint_paused: ["an operator paused the endpoint", "管理员已暂停该任务类型"],
+  reason_host_in_maintenance: ["the host is in maintenance", "主机正在维护"],
   reason_engine_away: ["the container engine does not answer", "容器引擎没有响应"],
 
   last_days: ["{n} days", "{n} 天"],

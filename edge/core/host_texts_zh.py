@@ -38,6 +38,7 @@ HOST_TEXTS_ZH: Mapping[str, str] = {
     "nothing to do": "空闲",
     "its heartbeats stopped while it drained": "排空期间心跳停止",
     "it is drained": "已排空",
+    "it is in maintenance": "正在维护",
     "its runner is not drained": "其 runner 尚未排空",
     "cannot be powered off: {message}": "无法关机：{message}",
     "it did not power off in time": "未按时关机",

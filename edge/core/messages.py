@@ -14,6 +14,7 @@ from edge.core.job_texts_zh import JOB_TEXTS_ZH
 from edge.core.refusal_texts_zh import REFUSALS_ZH
 from schemas.host import ImageStatus
 from schemas.job import JobFailure
+from schemas.pause import Pause
 from schemas.problems import FieldError, Problem, ProblemError
 from schemas.status import Status, WaitReason
 from schemas.texts import Catalogue, Language
@@ -25,7 +26,7 @@ class LocalizedText(NamedTuple):
     """One message in every language.
 
     Placeholders: `{minutes}` is the median wake time of the host, `{host}` its id, `{code}` the code of a failure,
-    `{pulled}` how much of an image has arrived.
+    `{pulled}` how much of an image has arrived, `{since}` and `{by}` when and by whom an endpoint was paused.
     """
 
     en: str
@@ -52,6 +53,10 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     WaitReason.FETCHING_INPUT: LocalizedText("Its input is being fetched", "正在下载输入文件"),
     WaitReason.NOT_BEFORE: LocalizedText("Waiting for the time it was scheduled for", "等待预定时间"),
     WaitReason.BACKOFF: LocalizedText("An attempt failed; the next one follows shortly", "上次尝试失败，稍后自动重试"),
+    WaitReason.ENDPOINT_PAUSED: LocalizedText(
+        "{by} paused this kind of job at {since}; the job starts after the pause",
+        "{by} 于 {since} 暂停了此类任务，恢复后自动执行",
+    ),
     WaitReason.NO_HOST: LocalizedText("No host that can run it has joined yet", "还没有可运行该任务的服务器接入"),
     WaitReason.GPU_NONE: LocalizedText("No host has the GPU that it needs", "没有服务器具备该任务所需的 GPU"),
     WaitReason.HOST_FAULT: LocalizedText(
@@ -70,6 +75,9 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     WaitReason.HOST_OFF_UNSWITCHED: LocalizedText(
         "Nobody can switch {host} on from here: start its runner",
         "{host} 已关机，且无法远程开机：请在该机器上启动 runner",
+    ),
+    WaitReason.HOST_IN_MAINTENANCE: LocalizedText(
+        "The GPU host is in maintenance; the job waits until that ends", "GPU 服务器正在维护，任务等待维护结束"
     ),
     WaitReason.PAUSED: LocalizedText("The GPU host takes no new jobs at the moment", "GPU 服务器暂停接收新任务"),
     WaitReason.ENGINE_AWAY: LocalizedText(
@@ -193,7 +201,7 @@ class WaitInfo(NamedTuple):
     """The values that the text of a waiting job shows.
 
     `wake_s`: the measured median wake time of the host. `host`: the host to start. `ahead`: the number of jobs ahead.
-    `pull`: the image that is being pulled.
+    `pull`: the image that is being pulled. `pause`: that of the job's endpoint.
     """
 
     reason: WaitReason
@@ -201,12 +209,15 @@ class WaitInfo(NamedTuple):
     host: str = ""
     ahead: int | None = None
     pull: ImageStatus | None = None
+    pause: Pause | None = None
 
 
 def format_wait(wait: WaitInfo, language: Language) -> str:
     """Return the text that says why a job waits."""
     text = NEXT_IN_LINE_TEXT if wait.reason is WaitReason.BEHIND and wait.ahead == 0 else WAIT_REASON_TEXTS[wait.reason]
-    return text.render(language, minutes=round_up_minutes(wait.wake_s), host=wait.host, pulled=format_pull(wait.pull))
+    since, by = (f"{wait.pause.since:%Y-%m-%d %H:%M} UTC", wait.pause.by) if wait.pause else ("", "")
+    minutes, pulled = round_up_minutes(wait.wake_s), format_pull(wait.pull)
+    return text.render(language, minutes=minutes, host=wait.host, pulled=pulled, since=since, by=by)
 
 
 def format_pull(pull: ImageStatus | None) -> str:

@@ -16,6 +16,7 @@ from edge.core.clock import Clock
 from edge.owners.api_keys import ApiKeyStore
 from schemas.auth import ApiKey, Scope
 from schemas.enrollment import EnrolledHost, JoinToken, RelayToken
+from schemas.pause import maintenance_key
 from schemas.power import PowerRecord
 from schemas.problems import ProblemError
 
@@ -142,7 +143,8 @@ class HostEnrollment:
     async def remove(self, host: str) -> None:
         """Remove `host` and everything that it has as a host. Raises ProblemError `not_found`; BusError.
 
-        These are its key, its broker account with all connections, its heartbeat, its offer, and a power override.
+        These are its key, its broker account with all connections, its heartbeat, its offer, its power override, and
+        its maintenance.
         """
         broker_accounts, _ = self._require_enabled()
         try:
@@ -159,6 +161,7 @@ class HostEnrollment:
         await self._bus.heartbeats.delete(host)
         await self._bus.capabilities.delete(host)
         await self._clear_power_override(host)
+        await self._bus.pauses.delete(maintenance_key(host))
         await self._bus.enrolled_hosts.delete(host)
 
     async def _clear_power_override(self, host: str) -> None:

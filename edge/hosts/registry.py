@@ -11,6 +11,7 @@ from msgspec import Struct
 from bus.interface import Bus, BusError
 from edge.core.clock import Clock
 from edge.hosts.endpoints import EndpointRegistry
+from edge.hosts.pauses import PauseRegistry
 from schemas.host import (
     HEARTBEAT_INTERVAL_S,
     HOST_GONE_TIMEOUT_S,
@@ -53,7 +54,7 @@ QueuedJobCounter = Callable[[Iterable[str]], int]  # of the jobs that wait in th
 
 
 class HostRegistry:
-    """The hosts as last polled. `period_s`: seconds between polls."""
+    """The hosts as last polled, and the pauses. `period_s`: seconds between polls."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class HostRegistry:
         self._gone_since: dict[tuple[str, str], datetime] = {}
         self._subscribers: set[Callable[[HostNotice], object]] = set()
         self._has_polled = False
+        self.pauses = PauseRegistry(bus, clock)
 
     @property
     def heartbeats(self) -> Mapping[str, HostHeartbeat]:
@@ -89,10 +91,11 @@ class HostRegistry:
             await sleep(self._period_s)
 
     async def refresh(self) -> None:
-        """Read HOSTS, then OFFERS, and notify listeners of changes. Raises BusError.
+        """Read PAUSES, HOSTS, then OFFERS, and notify listeners of changes. Raises BusError.
 
         A host writes them in the opposite order, so every host that is online has its endpoints.
         """
+        await self.pauses.refresh()
         present = {host: row.value for host, row in (await self._bus.heartbeats.rows()).items()}
         await self._endpoints.refresh()
         before, self._heartbeats = self._heartbeats, present

@@ -7,7 +7,11 @@ from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.registry import HostRegistry, WakeForecast
 from schemas.host import HostHeartbeat, ImageStatus
 from schemas.job import Job
+from schemas.pause import Pause
 from schemas.status import WaitReason, most_relevant_reason
+
+# A host reports these for some seconds after the pause has ended. Before that, this edge knows more of the pause.
+ENDED_PAUSES = frozenset({WaitReason.ENDPOINT_PAUSED, WaitReason.HOST_IN_MAINTENANCE})
 
 
 class WakeForecasts(Protocol):
@@ -42,6 +46,7 @@ class WaitReasons:
             WaitReason.FETCHING_INPUT: bool(job.pending_urls),
             WaitReason.NOT_BEFORE: job.not_before is not None and job.not_before > now,
             WaitReason.BACKOFF: job.backoff_until is not None and job.backoff_until > now,
+            WaitReason.ENDPOINT_PAUSED: self.endpoint_pause(job.endpoint) is not None,
             WaitReason.QUOTA: not in_window,
             WaitReason.BEHIND: True,
         }
@@ -53,9 +58,10 @@ class WaitReasons:
         """Return why no host can start the endpoint now, or None if one can.
 
         Of several online hosts, the reason of the one closest to starting it. GPU_NONE only if no other host offers
-        the endpoint, because another host may have the GPU that this one lacks.
+        the endpoint, because another host may have the GPU that this one lacks. HOST_IN_MAINTENANCE only if no other
+        host offers the endpoint or may be woken for it.
         """
-        offering = self._endpoints.hosts_offering(endpoint)
+        offering, has_maintenance = self._available_hosts(endpoint), self._has_host_in_maintenance(endpoint)
         heartbeats = self._hosts.heartbeats
         reasons = {host: _unschedulable_reason(heartbeats[host], endpoint) for host in offering if host in heartbeats}
         if None in reasons.values():
@@ -66,9 +72,22 @@ class WaitReasons:
         forecast, offline = self._power.wake_forecast(endpoint), offering - reasons.keys()
         if forecast is not None:
             return forecast.reason
+        if not offline and has_maintenance:
+            return WaitReason.HOST_IN_MAINTENANCE
         if not offline:
             return WaitReason.GPU_NONE if reasons else WaitReason.NO_HOST
         return WaitReason.HOST_OFF if any(map(self._power.has_driver, offline)) else WaitReason.HOST_OFF_UNSWITCHED
+
+    def _available_hosts(self, endpoint: str) -> frozenset[str]:
+        """Return the hosts that offer `endpoint` and are not in maintenance."""
+        return self._endpoints.hosts_offering(endpoint) - self._hosts.pauses.hosts_in_maintenance
+
+    def _has_host_in_maintenance(self, endpoint: str) -> bool:
+        return not self._endpoints.hosts_offering(endpoint).isdisjoint(self._hosts.pauses.hosts_in_maintenance)
+
+    def endpoint_pause(self, endpoint: str) -> Pause | None:
+        """Return the pause of `endpoint`; None if it is not paused."""
+        return self._hosts.pauses.of_endpoint(endpoint)
 
     def image_pull(self, endpoint: str) -> ImageStatus | None:
         """Return the image of `endpoint` that a host is pulling, the furthest of several; None if no host pulls it."""
@@ -82,7 +101,7 @@ class WaitReasons:
 
     def offline_host_names(self, endpoint: str) -> str:
         """Return the names of the hosts that offer `endpoint` and are offline, for a message."""
-        return ", ".join(sorted(self._endpoints.hosts_offering(endpoint) - self._hosts.heartbeats.keys()))
+        return ", ".join(sorted(self._available_hosts(endpoint) - self._hosts.heartbeats.keys()))
 
     def usual_wake_s(self, endpoint: str) -> float | None:
         """Return the usual seconds of the wake that jobs of `endpoint` wait for; None: not known."""
@@ -96,7 +115,7 @@ class WaitReasons:
 
     def candidate_hosts(self, endpoint: str) -> tuple[str, ...]:
         """Return the hosts that will run jobs of `endpoint`: the online ones, else the one to be woken, else all."""
-        offering = sorted(self._endpoints.hosts_offering(endpoint))
+        offering = sorted(self._available_hosts(endpoint) or self._endpoints.hosts_offering(endpoint))
         online = tuple(host for host in offering if host in self._hosts.heartbeats)
         forecast = None if online else self._power.wake_forecast(endpoint)
         return online or ((forecast.host,) if forecast else tuple(offering))
@@ -106,6 +125,6 @@ def _unschedulable_reason(heartbeat: HostHeartbeat, endpoint: str) -> WaitReason
     if heartbeat.draining:
         return WaitReason.PAUSED
     reason = heartbeat.unschedulable.get(endpoint)
-    if reason is None:
+    if reason is None or reason in ENDED_PAUSES:
         return None
     return WaitReason(reason) if reason in set(WaitReason) else WaitReason.PAUSED

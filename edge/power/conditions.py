@@ -49,7 +49,7 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     `absence_counts`: this edge has been connected long enough to treat a missing heartbeat as absence, and has read
     all jobs. `can_report_state`: the power driver can report OFF. `wake_requested`: this is the host to wake for jobs
     that no online host serves. `has_queued_work`: jobs wait in a pool that it offers. `active_jobs`: jobs recorded as
-    running or cancelling there.
+    running or cancelling there. `in_maintenance`: an operator works on it.
 
     Durations. `wake_requested_s`: since `wake_requested` became true, 0 while it is false. `idle_s`: since the host
     has been online and empty, with no queued work and no use by others that keeps it on; 0 while it is not idle.
@@ -64,6 +64,7 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     wake_requested: bool = False
     has_queued_work: bool = False
     active_jobs: int = 0
+    in_maintenance: bool = False
     wake_requested_s: float = 0.0
     idle_s: float = 0.0
     in_state_s: float = 0.0
@@ -122,6 +123,15 @@ def is_used_by_others(case: PowerCase) -> bool:
     """Return whether others use the machine in a way for which `keep_on_for` keeps it on."""
     heartbeat = case.facts.heartbeat
     return heartbeat is not None and not heartbeat.foreign_uses.isdisjoint(case.rules.keep_on_for)
+
+
+def is_in_maintenance(case: PowerCase) -> bool:
+    return case.facts.in_maintenance
+
+
+def is_left_alone(case: PowerCase) -> bool:
+    """Return whether no rule may switch this host: it is in maintenance, and its operator has set no override."""
+    return case.facts.in_maintenance and active_override(case.record, case.facts.at) is None
 
 
 def is_override_on(case: PowerCase) -> bool:

@@ -30,7 +30,7 @@ from edge.power.conditions import (
 from schemas.host import HOST_GONE_TIMEOUT_S, HostHeartbeat
 from schemas.host_config import AnyHostConfig
 from schemas.power import PowerRecord, PowerState, ReportedPower
-from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Priority, Status, WaitReason
+from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, WAITING_STATUSES, Priority, Status, WaitReason
 
 _ACTIVE_JOBS_LIMIT = 1_000_000  # running jobs are bounded by the slots, and each must be read
 _SOON_JOBS_LIMIT = 500  # enough to find the pools of jobs that are due soon
@@ -50,7 +50,8 @@ class FleetObservation(Struct, frozen=True, kw_only=True):
 
     `waiting_pools`: pools with jobs that are ready, or will be soon. `wake_pools`: those for which a host is woken.
     `offered_pools`: by host, as last offered. `servable_pools`: by online host, those that it can serve.
-    `active_jobs`: by host, the number of jobs recorded as running or cancelling there.
+    `active_jobs`: by host, the number of jobs recorded as running or cancelling there. `in_maintenance`: the hosts that
+    are. Jobs of a paused endpoint count for no pool.
     """
 
     at: datetime
@@ -61,6 +62,7 @@ class FleetObservation(Struct, frozen=True, kw_only=True):
     waiting_pools: frozenset[str]
     wake_pools: frozenset[str]
     active_jobs: Mapping[str, int]
+    in_maintenance: frozenset[str] = frozenset()
 
 
 class FleetObserver:
@@ -86,12 +88,14 @@ class FleetObserver:
 
         `lead_s`: how long before its time a scheduled job wakes a host. `include_queue`: also read JOBS.
         """
+        await self._hosts.pauses.refresh()
         present = {host: row.value for host, row in (await self._bus.heartbeats.rows()).items()}
         pointed = await self._pointer_pools() if include_queue else set()
         soon, low_due, lost, active_jobs = await self._search_index(lead_s)
+        startable = self._startable_pools()
         queued = {key.pool for key in self._index.queue_ranks.non_empty_keys()}
         above_low = {key.pool for key in self._index.queue_ranks.non_empty_keys() if key.priority is not Priority.LOW}
-        wake = above_low | soon | low_due | lost
+        wake = (above_low | soon | low_due | lost) & startable
         return FleetObservation(
             at=self._now(),
             absence_counts=self._index.is_caught_up and self._bus.health.uptime_s() >= HOST_GONE_TIMEOUT_S,
@@ -101,10 +105,20 @@ class FleetObserver:
                 for offer in self._endpoints.host_capabilities()
             },
             servable_pools={host: self._servable_pools(heartbeat) for host, heartbeat in present.items()},
-            waiting_pools=frozenset(queued | wake | pointed),
+            waiting_pools=frozenset((queued & startable) | wake | pointed),
             wake_pools=frozenset(wake),
             active_jobs=active_jobs,
+            in_maintenance=self._hosts.pauses.hosts_in_maintenance,
         )
+
+    def _startable_pools(self) -> set[str]:
+        """Return the pools with unfinished jobs of an endpoint that is not paused."""
+        pauses = self._hosts.pauses
+        return {
+            count.pool
+            for count in self._index.count_jobs()
+            if count.status not in FINAL_STATUSES and pauses.of_endpoint(count.endpoint) is None
+        }
 
     async def _search_index(self, lead_s: float) -> tuple[set[str], set[str], set[str], Counter[str]]:
         """Search the index, but only for statuses that its counts show.
@@ -143,7 +157,9 @@ class FleetObserver:
         """Return the pools of waiting pointers in JOBS, also of those whose records are not in the index yet."""
         pointers = await self._bus.job_queue.list_pending()
         known = await self._index.find_rows({pointer.key for pointer in pointers})
-        return {p.pool for p in pointers if p.key not in known or known[p.key].status in WAITING_STATUSES}
+        waiting = (p for p in pointers if p.key not in known or known[p.key].status in WAITING_STATUSES)
+        pauses = self._hosts.pauses
+        return {p.pool for p in waiting if p.key not in known or pauses.of_endpoint(known[p.key].endpoint) is None}
 
     def _servable_pools(self, heartbeat: HostHeartbeat) -> frozenset[str]:
         offer = next((offer for offer in self._endpoints.host_capabilities() if offer.host == heartbeat.host), None)
@@ -153,9 +169,14 @@ class FleetObserver:
         )
 
     def hosts_offering(self, endpoint: str, declared: Iterable[str]) -> set[str]:
-        """Return the declared hosts that offer `endpoint`; a host that was never seen may offer it."""
+        """Return the declared hosts that offer `endpoint`, except those in maintenance.
+
+        A host that was never seen may offer it.
+        """
         seen = {offer.host for offer in self._endpoints.host_capabilities()}
-        return {host for host in declared if host not in seen or host in self._endpoints.hosts_offering(endpoint)}
+        offering = self._endpoints.hosts_offering(endpoint)
+        wakeable = set(declared) - self._hosts.pauses.hosts_in_maintenance
+        return {host for host in wakeable if host not in seen or host in offering}
 
 
 def state_key(record: PowerRecord) -> tuple[PowerState, object]:
@@ -206,6 +227,7 @@ class HostObserver:
                 rules.fallback_after,
             )
             for host, rules in self._declared.items()
+            if host not in fleet.in_maintenance
         ]
         return wake_selection.select_hosts_to_wake(fleet.wake_pools, self._served_pools(records, fleet), candidates)
 
@@ -217,6 +239,8 @@ class HostObserver:
         self, heartbeat: HostHeartbeat, records: Mapping[str, PowerRecord], fleet: FleetObservation
     ) -> bool:
         record = records.get(heartbeat.host)
+        if heartbeat.host in fleet.in_maintenance:
+            return False
         if record is None:
             return not heartbeat.draining
         if record.state is PowerState.DRAINING:  # new work ends a drain that no rule demands
@@ -262,6 +286,7 @@ def current_facts(host: str, fleet: FleetObservation) -> HostFacts:
         heartbeat=None if heartbeat is None else _heartbeat_facts(heartbeat),
         has_queued_work=bool(fleet.waiting_pools if pools is None else fleet.waiting_pools & pools),
         active_jobs=fleet.active_jobs.get(host, 0),
+        in_maintenance=host in fleet.in_maintenance,
     )
 
 

@@ -165,6 +165,8 @@ def stop_veto(record: PowerRecord, facts: HostFacts, rules: HostConfig) -> str |
     Between the decision and the stop a runner may have started, or a job may have arrived.
     """
     case = PowerCase(record, facts, rules)
+    if conditions.is_left_alone(case):
+        return "it is in maintenance"
     if RUNNER_IN_USE(case):
         return "its runner answers and is in use"
     return None if conditions.is_empty(case) else "a job is recorded as running there"

@@ -29,6 +29,7 @@ START, STOP = PowerVerb.START, PowerVerb.STOP
 WAKE_ALLOWED = all_of(c.is_wake_wanted, unless(c.is_prohibited))
 WORK_ALLOWED = all_of(c.is_needed, unless(c.is_prohibited))
 RUNNER_IN_USE = all_of(c.is_heartbeating, c.any_of(WORK_ALLOWED, unless(c.reports_drained)))
+KEPT_ON = c.any_of(RUNNER_IN_USE, c.is_left_alone)  # the host must not be stopped
 CALL_DONE, CALL_NO_CAPACITY, CALL_FAILED = (
     c.is_call_done,
     c.call_ended_with(PowerCallOutcome.NO_CAPACITY),
@@ -39,6 +40,7 @@ RUNNER_SILENT = "its heartbeats stopped"
 IS_OFF = "it is off"
 OFF_BY_ITSELF = "it powered off by itself"
 NEEDED_AGAIN = "it is needed again"
+IN_MAINTENANCE = "it is in maintenance"
 NOT_WANTED = "no job waits for it any more"
 ACKNOWLEDGED = "the fault was acknowledged"
 CAUSE = "{cause}"
@@ -60,6 +62,8 @@ TRANSITIONS: Mapping[S, Sequence[PowerTransition]] = {
         PowerTransition(all_of(CALL_FAILED, unless(c.is_wake_wanted), c.is_off), S.OFF, NOT_WANTED),
         PowerTransition(all_of(CALL_FAILED, c.is_backoff_over, WAKE_ALLOWED), S.WAKING, verb=START),
         PowerTransition(all_of(c.has_no_call, c.is_off), S.OFF, IS_OFF),
+        PowerTransition(all_of(c.is_boot_overdue, c.is_in_maintenance, c.is_off), S.OFF, IS_OFF),
+        PowerTransition(all_of(c.is_boot_overdue, c.is_in_maintenance), None),
         PowerTransition(
             all_of(c.is_boot_overdue, c.was_power_cycled), S.FAULT, "no heartbeat, not even after a power cycle"
         ),
@@ -77,21 +81,28 @@ TRANSITIONS: Mapping[S, Sequence[PowerTransition]] = {
     ),
     S.ONLINE: (
         PowerTransition(c.is_off, S.OFF, OFF_BY_ITSELF),
+        PowerTransition(c.is_left_alone, None),
         PowerTransition(c.is_lost, S.WAKING, RUNNER_SILENT),
         PowerTransition(all_of(c.is_heartbeating, c.is_prohibited), S.DRAINING, PROHIBITION),
         PowerTransition(all_of(c.is_heartbeating, c.is_idle), S.DRAINING, "nothing to do"),
     ),
     S.DRAINING: (
         PowerTransition(c.is_reported_off, S.OFF, OFF_BY_ITSELF),
+        PowerTransition(all_of(c.is_heartbeating, c.is_left_alone), S.ONLINE, IN_MAINTENANCE),
+        PowerTransition(all_of(c.is_off, c.is_left_alone), S.OFF, OFF_BY_ITSELF),
+        PowerTransition(c.is_left_alone, None),
         PowerTransition(all_of(c.is_heartbeating, WORK_ALLOWED), S.ONLINE, NEEDED_AGAIN),
         PowerTransition(all_of(c.is_lost, WORK_ALLOWED), S.WAKING, RUNNER_SILENT),
         PowerTransition(all_of(c.is_lost, c.is_empty), S.STOPPING, "its heartbeats stopped while it drained", STOP),
         PowerTransition(c.is_drained, S.STOPPING, "it is drained", STOP),
     ),
     S.STOPPING: (
-        PowerTransition(all_of(c.is_call_abandoned, unless(RUNNER_IN_USE)), S.STOPPING, verb=STOP),
+        PowerTransition(all_of(c.is_call_abandoned, unless(KEPT_ON)), S.STOPPING, verb=STOP),
         PowerTransition(c.is_call_in_flight, None),
         PowerTransition(c.is_reported_off, S.OFF, IS_OFF),
+        PowerTransition(all_of(unless(CALL_DONE), c.is_heartbeating, c.is_left_alone), S.ONLINE, IN_MAINTENANCE),
+        PowerTransition(all_of(unless(CALL_DONE), c.is_off, c.is_left_alone), S.OFF, IS_OFF),
+        PowerTransition(all_of(unless(CALL_DONE), c.is_left_alone), None),
         PowerTransition(all_of(unless(CALL_DONE), c.is_heartbeating, WORK_ALLOWED), S.ONLINE, NEEDED_AGAIN),
         PowerTransition(
             all_of(unless(CALL_DONE), c.is_heartbeating, unless(c.reports_drained)),

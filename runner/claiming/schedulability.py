@@ -36,6 +36,8 @@ class HostState:
         self.is_recovered = False  # recovery has dealt with what earlier runner processes left
         self.is_draining = False  # the runner shuts down
         self.is_paused = False  # the edge's power control lets this host claim nothing
+        self.is_in_maintenance = False  # an operator lets this host claim nothing
+        self.paused_endpoints: frozenset[str] = frozenset()  # an operator lets no host claim jobs of these
         self.engine_away: str | None = None  # why the engine does not answer; None while it does
         self.changed = Notifier()
 
@@ -54,6 +56,14 @@ class HostState:
         if paused == self.is_paused:
             return False
         self.is_paused = paused
+        self.changed.notify()
+        return True
+
+    def set_pauses(self, endpoints: frozenset[str], *, is_in_maintenance: bool) -> bool:
+        """Record which endpoints are paused, and whether the host is in maintenance; return whether that changed."""
+        if (endpoints, is_in_maintenance) == (self.paused_endpoints, self.is_in_maintenance):
+            return False
+        self.paused_endpoints, self.is_in_maintenance = endpoints, is_in_maintenance
         self.changed.notify()
         return True
 
@@ -109,6 +119,10 @@ class Schedulability:
     def _place(self, endpoint: LocalEndpoint, free_mb: int, *, warm: bool = False) -> Placed | Unplaceable:
         if self._state.is_paused:
             return Unplaceable(WaitReason.PAUSED, "the host is being powered off")
+        if self._state.is_in_maintenance:
+            return Unplaceable(WaitReason.HOST_IN_MAINTENANCE, "an operator has put the host into maintenance")
+        if endpoint.config.name in self._state.paused_endpoints:
+            return Unplaceable(WaitReason.ENDPOINT_PAUSED, "an operator has paused the endpoint")
         if self._state.engine_away is not None:
             return Unplaceable(WaitReason.ENGINE_AWAY, self._state.engine_away)
         if (without_image := self._images.why_unplaceable(endpoint)) is not None:

@@ -147,3 +147,34 @@ async def test_a_deadline_does_not_hurry_what_may_start_at_once_and_low_is_calle
         assert calls(made) == []
         woken = await made.wait_for_state(S.WAKING)
         assert timedelta(minutes=3) < start - woken.since <= timedelta(minutes=4, seconds=5)
+
+
+async def test_a_host_in_maintenance_is_left_alone_and_the_next_one_is_woken(tmp_path: Path) -> None:
+    async with run_power_rig(tmp_path, {"gpu-1": BRISK, "gpu-2": replace(BRISK, wake_priority=2)}) as made:
+        await made.edge.world.submit()
+        await made.wait_for_state(S.ONLINE)
+        await made.edge.world.hosts.pauses.start_maintenance("gpu-1", "ops")
+        await made.wait_for_state(S.ONLINE, "gpu-2")
+        await made.run_all_jobs()
+        await made.wait_for_state(S.OFF, "gpu-2", within_s=300)
+        made.runners["gpu-1"].crashed = True  # it is started again by hand
+        await made.advance(1200)
+        assert (await made.record()).state is S.ONLINE
+        assert calls(made) == ["start"]
+        made.runners["gpu-1"].crashed = False
+        await made.advance(10)
+        await made.edge.world.hosts.pauses.end_maintenance("gpu-1")
+        await made.wait_for_state(S.OFF, within_s=300)
+
+
+async def test_jobs_of_a_paused_endpoint_wake_no_host_and_keep_none_on(tmp_path: Path) -> None:
+    async with run_power_rig(tmp_path, ONE) as made:
+        pauses = made.edge.world.hosts.pauses
+        await pauses.pause_endpoint("echo", "ops")
+        await made.edge.world.submit()
+        await made.advance(300)
+        assert calls(made) == []
+        await pauses.resume_endpoint("echo")
+        await made.wait_for_state(S.ONLINE, within_s=60)
+        await pauses.pause_endpoint("echo", "ops")
+        await made.wait_for_state(S.OFF, within_s=300)

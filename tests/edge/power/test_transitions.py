@@ -63,6 +63,7 @@ RESTED = {"call_s": 15.0}
 MUTE = {"can_report_state": False}
 IDLE = {"heartbeat": BEATS, "idle_s": 900.0, "in_state_s": 600.0}
 SETTLED = {"in_state_s": DRAIN_SETTLE_S}
+KEPT: dict[str, Any] = {"in_maintenance": True}
 
 START_IT, STOP_IT = PowerVerb.START, PowerVerb.STOP
 
@@ -168,6 +169,22 @@ SPELLED = [
     (S.FAULT, {"fault_acknowledged": True}, {**ASKED, **OFF}, S.WAKING, START_IT),
     (S.FAULT, {"fault_acknowledged": True}, OFF, S.OFF, None),
     (S.FAULT, {"fault_acknowledged": True}, ON, None, None),
+    (S.OFF, HELD_ON, KEPT, S.WAKING, START_IT),
+    (S.WAKING, DONE, {**LONG, **OFF, **KEPT}, S.OFF, None),
+    (S.WAKING, DONE, {**LONG, **ON, **KEPT}, None, None),
+    (S.ONLINE, {}, {**IDLE, **KEPT}, None, None),
+    (S.ONLINE, {}, {**ON, **KEPT}, None, None),
+    (S.ONLINE, {}, {**OFF, **KEPT}, S.OFF, None),
+    (S.ONLINE, HELD_OFF, {"heartbeat": BUSY, **KEPT}, S.DRAINING, None),
+    (S.DRAINING, {}, {"heartbeat": QUIT, **SETTLED, **KEPT}, S.ONLINE, None),
+    (S.DRAINING, {}, {**ON, **KEPT}, None, None),
+    (S.DRAINING, {}, {**MUTE, **KEPT}, S.OFF, None),
+    (S.DRAINING, HELD_OFF, {"heartbeat": QUIT, **SETTLED, **KEPT}, S.STOPPING, STOP_IT),
+    (S.STOPPING, STOP_SENT, {"heartbeat": QUIT, **LOST, **KEPT}, S.ONLINE, None),
+    (S.STOPPING, STOP_FAILED, {"heartbeat": QUIT, **RESTED, **KEPT}, S.ONLINE, None),
+    (S.STOPPING, STOP_FAILED, {**MUTE, **KEPT}, S.OFF, None),
+    (S.STOPPING, STOP_FAILED, {**ON, **RESTED, **KEPT}, None, None),
+    (S.STOPPING, STOPPED, {**ON, **LONG, **KEPT}, S.FAULT, None),
 ]
 
 

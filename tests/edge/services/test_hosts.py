@@ -54,6 +54,27 @@ async def test_what_the_host_reports_is_shown(
     assert await reason(fake) == expected
 
 
+async def test_a_paused_endpoint_is_the_reason_until_it_is_resumed(fake: FakeBusServicesRig) -> None:
+    await fake.announce_capabilities()
+    await fake.send_heartbeat(unschedulable={"echo": "endpoint_paused"})
+    await fake.hosts.pauses.pause_endpoint("echo", "ops")
+    assert await reason(fake) == WaitReason.ENDPOINT_PAUSED
+    await fake.hosts.pauses.resume_endpoint("echo")
+    assert await reason(fake) == WaitReason.BEHIND  # the host has not read it yet
+
+
+async def test_a_host_in_maintenance_is_the_reason_only_if_no_other_may_run_the_job(fake: FakeBusServicesRig) -> None:
+    await fake.announce_capabilities()
+    await fake.send_heartbeat(unschedulable={"echo": "host_in_maintenance"})
+    await fake.hosts.pauses.start_maintenance("gpu-1", "ops")
+    assert await reason(fake) == WaitReason.HOST_IN_MAINTENANCE
+    await fake.announce_capabilities(host="gpu-2")
+    assert await reason(fake) == WaitReason.HOST_OFF_UNSWITCHED
+    await fake.send_heartbeat("gpu-2")
+    assert await reason(fake) == WaitReason.BEHIND
+    assert fake.wait_reasons.candidate_hosts("echo") == ("gpu-2",)
+
+
 async def test_a_host_that_is_online_has_its_endpoints(
     fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

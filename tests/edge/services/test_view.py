@@ -12,6 +12,7 @@ from schemas.feed import FeedPosition, ProgressMessage
 from schemas.host import ImageStatus
 from schemas.job import Job, JobFailure, Output, OutputFile
 from schemas.job_view import FileView, JobUrls, JobView, ProgressView
+from schemas.pause import Pause
 from schemas.retry_policy import FAILURES
 from schemas.status import Status, WaitReason
 from schemas.texts import Language
@@ -91,6 +92,9 @@ async def test_a_failed_job_says_why(fake: FakeBusServicesRig, code: str, zh: st
     assert (await seen(fake, job, Language.ZH)).message == zh
 
 
+SHOWN = {"minutes": 2, "code": "x", "host": "y", "pulled": "1 %", "since": "z", "by": "ops"}
+
+
 def test_every_word_has_a_text_in_both_languages() -> None:
     assert set(messages.STATUS_TEXTS) == set(Status)
     assert set(messages.WAIT_REASON_TEXTS) == set(WaitReason)
@@ -104,7 +108,7 @@ def test_every_word_has_a_text_in_both_languages() -> None:
         messages.HOST_OFF_TEXT,
     ]
     for text in tables:
-        english, chinese = (text.render(language, minutes=2, code="x", host="y", pulled="1 %") for language in Language)
+        english, chinese = (text.render(language, **SHOWN) for language in Language)
         assert english.isascii()
         assert not chinese.isascii()
 
@@ -124,6 +128,11 @@ def test_the_texts_of_the_protocol_are_exact() -> None:
     [
         (WaitInfo(WaitReason.BEHIND, ahead=0), "Next in line", "马上开始"),
         (WaitInfo(WaitReason.BEHIND, ahead=1), "Waiting for the jobs ahead of it", "前面还有任务，正在排队"),
+        (
+            WaitInfo(WaitReason.ENDPOINT_PAUSED, pause=Pause(START, "ops")),
+            "ops paused this kind of job at 2026-11-21 12:00 UTC; the job starts after the pause",
+            "ops 于 2026-11-21 12:00 UTC 暂停了此类任务，恢复后自动执行",
+        ),
         (WaitInfo(WaitReason.QUOTA, ahead=0), "Waiting for your own earlier jobs", "您之前的任务尚未完成，任务排队中"),
         (WaitInfo(WaitReason.HOST_OFF, 61.0), "GPU is off; the job waits about 2 minutes", "GPU 已关机，正在等待开机"),
         (
