@@ -1,5 +1,6 @@
 """Alert rules: one table, from which deploy/prometheus/rules.yaml and docs/alerts.md are made by `just docs`.
 
+When an alert fires, with which numbers and for how long, is in schemas/conditions.py, which notifications use too.
 `python -m deploy.alert_rules` prints the rules file. `docs/alerts.md` explains each rule. Tests run both against a real
 Prometheus, and compare every metric and label in an expression with the table of metrics.
 """
@@ -12,9 +13,10 @@ from typing import Any, Literal
 import yaml
 from msgspec import Struct
 
+from schemas.conditions import FAILED_JOBS_LIMIT, THRESHOLDS, Condition, Threshold
+
 GROUP = "lamplighter"
-HOUR_S = 3600.0
-DAY_S = 24 * HOUR_S
+DAY_S = 86_400.0
 SUBQUERY_STEPS = 1440  # one a minute for a day
 # "critical": jobs are refused, lost, or cost money now. "warning": they will be if nothing is done.
 Severity = Literal["critical", "warning"]
@@ -23,20 +25,14 @@ Severity = Literal["critical", "warning"]
 class AlertRule(Struct, frozen=True, kw_only=True):
     """One alert.
 
-    `condition`: the name of what is wrong. `expression`: PromQL, in which `$limit`, `$age_s` and `$window` are replaced
-    by the fields of these names, and `$step` by a fraction of the window. `limit`: a number without a unit of time.
-    `age_s`: an age or a remaining time. `window_s`: the time over which a change is measured. `for_s`: how long the
-    expression must hold. `summary`: one line, with the labels of the alert. `meaning`, `action`: for docs/alerts.md;
-    `action` is also an annotation. `command`: what shows the cause.
+    `expression`: PromQL, in which `$limit`, `$age_s` and `$window` are replaced by those of the threshold, and `$step`
+    by a fraction of the window. `threshold`: when the alert fires. `summary`: one line, with the labels of the alert.
+    `meaning`, `action`: for docs/alerts.md; `action` is also an annotation. `command`: what shows the cause.
     """
 
-    condition: str
+    condition: Condition
     expression: str
-    limit: float = 0.0
-    age_s: float = 0.0
-    window_s: float = 0.0
-    for_s: float = 300.0
-    severity: Severity = "warning"
+    threshold: Threshold
     summary: str
     meaning: str
     action: str
@@ -46,6 +42,11 @@ class AlertRule(Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The name of the alert in Prometheus."""
         return "Lamplighter" + "".join(word.capitalize() for word in self.condition.split("_"))
+
+    @property
+    def severity(self) -> Severity:
+        """The label `severity` of the alert."""
+        return "critical" if self.threshold.is_critical else "warning"
 
     @property
     def title(self) -> str:
@@ -60,17 +61,18 @@ class AlertRule(Struct, frozen=True, kw_only=True):
     @property
     def promql(self) -> str:
         """The expression with its numbers."""
+        when = self.threshold
         return Template(self.expression).substitute(
-            limit=f"{self.limit:g}",
-            age_s=f"{self.age_s:.10g}",
-            window=duration(self.window_s),
-            step=duration(max(1.0, self.window_s // SUBQUERY_STEPS)),
+            limit=f"{when.limit:g}",
+            age_s=f"{when.age_s:.10g}",
+            window=duration(when.window_s),
+            step=duration(max(1.0, when.window_s // SUBQUERY_STEPS)),
         )
 
 
 def duration(seconds: float) -> str:
     """Return a duration as Prometheus writes it, in the largest unit that divides it."""
-    for unit, size in (("d", DAY_S), ("h", HOUR_S), ("m", 60.0)):
+    for unit, size in (("d", DAY_S), ("h", 3600.0), ("m", 60.0)):
         if seconds >= size and seconds % size == 0:
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds:.0f}s"
@@ -85,10 +87,9 @@ FAILED = ENDED.replace("[", '{status="failed"}[')
 
 RULES: tuple[AlertRule, ...] = (
     AlertRule(
-        condition="edge_down",
+        condition=Condition.EDGE_DOWN,
         expression=f"up{EDGE_JOB} == 0",
-        for_s=120.0,
-        severity="critical",
+        threshold=THRESHOLDS[Condition.EDGE_DOWN],
         summary="The edge at {{ $labels.instance }} does not answer.",
         meaning="Prometheus has not reached `/metrics` of the edge. Clients are refused. Jobs that run continue, and "
         "accepted jobs wait in the broker.",
@@ -97,10 +98,9 @@ RULES: tuple[AlertRule, ...] = (
         command="systemctl status lamplighter-edge",
     ),
     AlertRule(
-        condition="broker_not_durable",
+        condition=Condition.BROKER_NOT_DURABLE,
         expression="lamplighter_broker_durable == 0 or lamplighter_broker_connected == 0",
-        for_s=60.0,
-        severity="critical",
+        threshold=THRESHOLDS[Condition.BROKER_NOT_DURABLE],
         summary="The broker of {{ $labels.instance }} does not store what it acknowledges.",
         meaning="The broker does not sync each write, its disk failed a write, or it does not answer. New jobs are "
         "refused, unless `allow_unsynced` is set.",
@@ -108,10 +108,9 @@ RULES: tuple[AlertRule, ...] = (
         command="lamplighter doctor",
     ),
     AlertRule(
-        condition="broker_store_full",
+        condition=Condition.BROKER_STORE_FULL,
         expression="lamplighter_broker_store_used_ratio >= $limit",
-        limit=0.8,
-        severity="critical",
+        threshold=THRESHOLDS[Condition.BROKER_STORE_FULL],
         summary="The broker's store is {{ $value | humanizePercentage }} full.",
         meaning="The broker's store is at least 80 % full. From there on the edge refuses new jobs, so that results "
         "of accepted jobs can still be stored.",
@@ -119,11 +118,9 @@ RULES: tuple[AlertRule, ...] = (
         command="lamplighter doctor",
     ),
     AlertRule(
-        condition="queue_growing",
+        condition=Condition.QUEUE_GROWING,
         expression=f"{QUEUED} > $limit and {QUEUED} > {QUEUED.removesuffix(')')} offset $window)",
-        limit=20,
-        window_s=600,
-        for_s=1800,
+        threshold=THRESHOLDS[Condition.QUEUE_GROWING],
         summary="The queue of {{ $labels.endpoint }} has grown to {{ $value }} jobs and goes on growing.",
         meaning="For 30 minutes, more jobs of an endpoint arrived than ended, and more than 20 wait. A burst that is "
         "being worked off does not fire.",
@@ -132,20 +129,18 @@ RULES: tuple[AlertRule, ...] = (
         command="lamplighter hosts",
     ),
     AlertRule(
-        condition="wait_too_long",
+        condition=Condition.WAIT_TOO_LONG,
         expression="max by (endpoint) (lamplighter_queue_oldest_wait_seconds) > $age_s",
-        age_s=HOUR_S,
-        for_s=60,
+        threshold=THRESHOLDS[Condition.WAIT_TOO_LONG],
         summary="A job of {{ $labels.endpoint }} has waited for {{ $value | humanizeDuration }}.",
         meaning="The oldest waiting job is older than an hour. Jobs with a `not_before` in the future do not count.",
         action="The job says why it waits: no host, no room, an image that is missing.",
         command="lamplighter jobs --status queued",
     ),
     AlertRule(
-        condition="host_fault",
+        condition=Condition.HOST_FAULT,
         expression='max by (host) (lamplighter_host_power_state{state="fault"}) == 1',
-        for_s=0,
-        severity="critical",
+        threshold=THRESHOLDS[Condition.HOST_FAULT],
         summary="The edge has given up powering {{ $labels.host }} on or off.",
         meaning="Several power calls failed, or the host did not boot in time. The edge makes no further call for "
         "this host.",
@@ -153,10 +148,9 @@ RULES: tuple[AlertRule, ...] = (
         command="lamplighter hosts",
     ),
     AlertRule(
-        condition="wake_failed",
+        condition=Condition.WAKE_FAILED,
         expression="max by (host) (increase(lamplighter_wake_failures_total[$window])) > 0",
-        window_s=1800,
-        for_s=0,
+        threshold=THRESHOLDS[Condition.WAKE_FAILED],
         summary="{{ $labels.host }} was woken and did not come up.",
         meaning="A wake of the last 30 minutes ended in a power cycle or in a fault, because the host did not boot "
         "within `boot_timeout` or the power driver failed. The edge tries again before it puts the host in fault.",
@@ -164,9 +158,9 @@ RULES: tuple[AlertRule, ...] = (
         command="lamplighter hosts",
     ),
     AlertRule(
-        condition="gpu_unhealthy",
+        condition=Condition.GPU_UNHEALTHY,
         expression='max by (host) (lamplighter_host_gpus{fitness=~"unhealthy|lost"}) > 0',
-        for_s=60,
+        threshold=THRESHOLDS[Condition.GPU_UNHEALTHY],
         summary="{{ $value }} GPU of {{ $labels.host }} is unhealthy or lost.",
         meaning="A host reports a GPU that gets no jobs: XID errors, uncorrectable memory errors, overheating, or a "
         "failed probe. Other GPUs of the host go on.",
@@ -174,14 +168,12 @@ RULES: tuple[AlertRule, ...] = (
         command="lamplighter doctor",
     ),
     AlertRule(
-        condition="host_idle",
+        condition=Condition.HOST_IDLE,
         # The time since the host was last busy or off, as far as it is in the window.
         expression="time() - max by (host) (max_over_time("
         "timestamp(lamplighter_host_busy == 1 or lamplighter_host_up == 0)[$window:$step])) "
         "> max by (host) (lamplighter_host_idle_limit_seconds) + $age_s",
-        window_s=DAY_S,
-        age_s=900,
-        for_s=60,
+        threshold=THRESHOLDS[Condition.HOST_IDLE],
         summary="{{ $labels.host }} is on and has had no work for {{ $value | humanizeDuration }}.",
         meaning="A host has been on without work for 15 minutes longer than `idle_after`. It costs money. The edge "
         "should have powered it off.",
@@ -190,10 +182,9 @@ RULES: tuple[AlertRule, ...] = (
         command="lamplighter hosts",
     ),
     AlertRule(
-        condition="webhooks_delayed",
+        condition=Condition.WEBHOOKS_DELAYED,
         expression="max(lamplighter_webhook_outbox_oldest_age_seconds) > $age_s",
-        age_s=HOUR_S,
-        for_s=60,
+        threshold=THRESHOLDS[Condition.WEBHOOKS_DELAYED],
         summary="A webhook has waited for {{ $value | humanizeDuration }} to be delivered.",
         meaning="A webhook delivery has waited for an hour. Its receiver does not answer, or refuses. Deliveries are "
         "tried again until they are 3 days old, then dropped.",
@@ -202,10 +193,9 @@ RULES: tuple[AlertRule, ...] = (
         command="lamplighter jobs",
     ),
     AlertRule(
-        condition="certificate_expiring",
+        condition=Condition.CERTIFICATE_EXPIRING,
         expression="min by (server) (lamplighter_certificate_expiry_timestamp_seconds) - time() < $age_s",
-        age_s=14 * DAY_S,
-        for_s=60,
+        threshold=THRESHOLDS[Condition.CERTIFICATE_EXPIRING],
         summary="The certificate of the {{ $labels.server }} ends in {{ $value | humanizeDuration }}.",
         meaning="A certificate ends within 14 days. Clients and hosts refuse an expired certificate. Programs that "
         "renew do so 30 days before the end, so a renewal has failed.",
@@ -213,10 +203,10 @@ RULES: tuple[AlertRule, ...] = (
         command="lamplighter doctor",
     ),
     AlertRule(
-        condition="disk_full",
+        condition=Condition.DISK_FULL,
         expression="lamplighter_edge_disk_free_bytes / lamplighter_edge_disk_size_bytes < $limit "
         "or lamplighter_runner_disk_free_bytes / lamplighter_runner_disk_size_bytes < $limit",
-        limit=0.1,
+        threshold=THRESHOLDS[Condition.DISK_FULL],
         summary="Less than 10 % of the data disk of {{ $labels.instance }} is free.",
         meaning="Less than a tenth of the disk under the data folder of an edge or runner is free. A full disk makes "
         "the edge refuse uploads, the broker stop, and jobs wait.",
@@ -224,10 +214,10 @@ RULES: tuple[AlertRule, ...] = (
         command="df -h",
     ),
     AlertRule(
-        condition="clock_skew",
+        condition=Condition.CLOCK_SKEW,
         expression="abs(lamplighter_edge_clock_offset_seconds) > $age_s "
         "or abs(lamplighter_host_heartbeat_age_seconds) > $age_s",
-        age_s=30,
+        threshold=THRESHOLDS[Condition.CLOCK_SKEW],
         summary="The clocks of the edge and {{ if $labels.host }}{{ $labels.host }}{{ else }}its broker{{ end }} "
         "differ by {{ $value | humanizeDuration }}.",
         meaning="The clock of the edge differs from that of its broker or of a host by more than 30 s. Deadlines, "
@@ -236,22 +226,19 @@ RULES: tuple[AlertRule, ...] = (
         command="timedatectl",
     ),
     AlertRule(
-        condition="failure_rate",
-        expression=f"{FAILED} / {ENDED} > $limit and {FAILED} > 3",
-        limit=0.2,
-        window_s=HOUR_S,
-        for_s=60,
+        condition=Condition.FAILURE_RATE,
+        expression=f"{FAILED} / {ENDED} > $limit and {FAILED} > {FAILED_JOBS_LIMIT}",
+        threshold=THRESHOLDS[Condition.FAILURE_RATE],
         summary="{{ $value | humanizePercentage }} of the jobs of {{ $labels.endpoint }} failed in the last hour.",
         meaning="More than a fifth of the jobs of this endpoint failed in the last hour, and more than three.",
         action="Read the failure codes and the log of one job. docs/errors.md says what to do for each code.",
         command="lamplighter jobs --status failed",
     ),
     AlertRule(
-        condition="backup_old",
+        condition=Condition.BACKUP_OLD,
         expression=f"time() - max({BACKUP}) > $age_s "
         f"or absent({BACKUP}) and on () max(up{EDGE_JOB}) == 1 and on () max(up{EDGE_JOB} offset $window) == 1",
-        age_s=2 * DAY_S,
-        window_s=2 * DAY_S,
+        threshold=THRESHOLDS[Condition.BACKUP_OLD],
         summary="No backup has succeeded for two days.",
         meaning="The last successful backup is older than two days, or the edge has run for two days without one. "
         "What is not in a backup is lost with the disk. If you back up without `lamplighter backup`, silence this "
@@ -273,8 +260,8 @@ def _prometheus_rule(rule: AlertRule) -> dict[str, Any]:
     return {
         "alert": rule.name,
         "expr": rule.promql,
-        "for": duration(rule.for_s),
-        "labels": {"severity": rule.severity, "condition": rule.condition},
+        "for": duration(rule.threshold.for_s),
+        "labels": {"severity": rule.severity, "condition": rule.condition.value},
         "annotations": {"summary": rule.summary, "action": rule.action, "page": f"docs/alerts.md#{rule.anchor}"},
     }
 

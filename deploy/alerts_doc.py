@@ -27,7 +27,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _section(rule: AlertRule) -> str:
-    held = f"for {duration(rule.for_s)}" if rule.for_s else "at once"
+    held = f"for {duration(rule.threshold.for_s)}" if rule.threshold.for_s else "at once"
     return f"""
 ## {rule.title}
 

@@ -1,7 +1,6 @@
 """What an operator is told about: the conditions, with their thresholds.
 
-`edge.notify` sends messages by this table, and deploy/alert_rules.py makes Prometheus alerts with the same names and
-thresholds; a test compares them.
+`edge.notify` sends messages by this table, and deploy/alert_rules.py makes Prometheus alerts from it.
 """
 
 from collections.abc import Mapping
@@ -56,7 +55,7 @@ THRESHOLDS: Mapping[Condition, Threshold] = {
     Condition.HOST_FAULT: Threshold(for_s=0, is_critical=True),
     Condition.WAKE_FAILED: Threshold(window_s=30 * _MINUTE_S, for_s=0),
     Condition.GPU_UNHEALTHY: Threshold(for_s=60),
-    Condition.HOST_IDLE: Threshold(age_s=15 * _MINUTE_S, for_s=60),
+    Condition.HOST_IDLE: Threshold(age_s=15 * _MINUTE_S, window_s=_DAY_S, for_s=60),
     Condition.WEBHOOKS_DELAYED: Threshold(age_s=_HOUR_S, for_s=60),
     Condition.CERTIFICATE_EXPIRING: Threshold(age_s=14 * _DAY_S, for_s=60),
     Condition.DISK_FULL: Threshold(limit=0.1),

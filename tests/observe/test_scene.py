@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from bus.nats import topology
 from bus.server.process import NatsServer
-from deploy.alert_rules import RULES, AlertRule
+from deploy.alert_rules import RULES
 from edge.core.clock import utc_now
 from edge.tls import CERTIFICATE_LIFETIME, load_or_create_certificate
 from lamplighter import api
@@ -28,6 +28,7 @@ from schemas.host import HostHeartbeat
 from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES
 from tests.broken.raw_publish import publish_raw
 from tests.broken.small_streams import shrink_streams
+from tests.observe.quick_thresholds import QUICK_THRESHOLDS
 from tests.runner.gpu.stub_nvml import StubNvml
 from tests.support.command import run_lamplighter, write_settings
 from tests.support.installation import IMAGES, Installation, RunningInstallation, run_installation, wait_until_ready
@@ -45,16 +46,7 @@ DISK_MIB = 64
 UNOFFERED = "missing"  # an endpoint that no host offers
 STEP_TIMEOUT_S = 60.0
 
-# What an operator waits for takes seconds here. Limits that are no times are those of the rules.
-SHORTER: Mapping[str, dict[str, float]] = {
-    "queue_growing": {"limit": 3, "window_s": 2},
-    "wait_too_long": {"age_s": 2},
-    "wake_failed": {"window_s": 20},
-    "host_idle": {"age_s": 1, "window_s": 60},
-    "webhooks_delayed": {"age_s": 2},
-    "backup_old": {"window_s": 1},
-}
-QUICK_RULES: tuple[AlertRule, ...] = tuple(replace(rule, for_s=0, **SHORTER.get(rule.condition, {})) for rule in RULES)
+QUICK_RULES = tuple(replace(rule, threshold=QUICK_THRESHOLDS[rule.condition]) for rule in RULES)
 
 # The driver: `on` and `off` switch the power of a machine. The test starts the runner of a machine that boots.
 DRIVER_PROGRAM = """

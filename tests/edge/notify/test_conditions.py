@@ -67,9 +67,8 @@ def test_what_is_not_known_is_neither_held_nor_gone():
     assert Condition.HOST_FAULT not in find_conditions(Facts(hosts={})).unknown
 
 
-def test_prometheus_alerts_have_the_same_names_and_thresholds():
-    alerts = {rule.condition: (rule.limit, rule.age_s, rule.for_s, rule.severity == "critical") for rule in ALERT_RULES}
-    assert alerts == {name: (one.limit, one.age_s, one.for_s, one.is_critical) for name, one in THRESHOLDS.items()}
+def test_each_condition_has_an_alert_of_prometheus_with_its_threshold():
+    assert {rule.condition: rule.threshold for rule in ALERT_RULES} == THRESHOLDS
 
 
 def test_a_condition_begins_after_its_time_and_ends_when_it_stays_away():
