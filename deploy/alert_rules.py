@@ -2,7 +2,9 @@
 
 When an alert fires, with which numbers and for how long, is in schemas/conditions.py, which notifications use too.
 `python -m deploy.alert_rules` prints the rules file. `docs/alerts.md` explains each rule. Tests run both against a real
-Prometheus, and compare every metric and label in an expression with the table of metrics.
+Prometheus, and compare every metric and label in an expression with the table of metrics. The names and thresholds are
+those of `schemas/conditions.py`, which notifications use too. To add an alert, see "Where to add things" in
+docs/architecture.md.
 """
 
 import sys

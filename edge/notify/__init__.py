@@ -5,5 +5,8 @@ writes what began and ended to the broker's bucket NOTICES, and sends what is pe
 latter two, by a lease. `texts` has the messages in both languages, `apprise_sender` is the only module that knows the
 library. `settings` is the section `[notify]`.
 
+The names and thresholds of the conditions are in `schemas/conditions.py`. To add one, see "Where to add things" in
+docs/architecture.md.
+
 May import every package below `edge.http`. Imported by `edge.http` and the container.
 """

@@ -13,7 +13,7 @@ file system, connects to a unix socket in that folder to start the job of a warm
 processes with those of the container.
 
 Names of engines (EngineName) are also known to `runner/engines/selection.py`, `lamplighter/cli/up.py` (`--engine`),
-`lamplighter/cli/doctor.py` and `lamplighter/cli/display.py`.
+`lamplighter/cli/doctor.py`, `lamplighter/cli/display.py` and `deploy/demo.py`.
 """
 
 from collections.abc import AsyncIterator, Mapping
