@@ -34,7 +34,7 @@ from schemas.pause import Pause
 from schemas.power import PowerRecord
 from schemas.status import Priority
 from schemas.usage import JobUsage, PowerUsage, UsageRow
-from schemas.webhook import DeliveryLogRow, WebhookConfig
+from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 
 
 class BusError(Exception):
@@ -210,11 +210,15 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class WebhookDelivery(Struct, frozen=True):
-    """A state of a job to be sent to its webhook. `replay` counts how many times it was sent again on request."""
+    """A state of a job to be sent to a webhook. `replay` counts how many times it was sent again on request.
+
+    `webhook`: the id of the owner-wide webhook; empty for the webhook of the job.
+    """
 
     revision: int
     record: JobRecord
     replay: int = 0
+    webhook: str = ""
 
 
 class LeasedItem(Protocol[T_co]):
@@ -514,6 +518,7 @@ class Bus(Struct, frozen=True, kw_only=True):
     pauses: Table[Pause]
     installation_constants: Table[InstallationConstant]
     webhook_configs: Table[WebhookConfig]
+    owner_webhooks: Table[OwnerWebhooks]
     delivery_log: Table[DeliveryLogRow]
     leases: Table[Lease]
     webhook_outbox: WebhookOutbox

@@ -36,6 +36,7 @@ from bus.nats.topology import (
     LEASES,
     NOTICES,
     OFFERS,
+    OWNER_HOOKS,
     PAUSES,
     POWER,
     TOMBSTONES,
@@ -57,7 +58,7 @@ from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
 from schemas.pause import Pause
 from schemas.power import PowerRecord
-from schemas.webhook import DeliveryLogRow, WebhookConfig
+from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 
 SWEEP_INTERVAL_S = 600.0
 DELETE_MARKER_TTL = timedelta(hours=1)
@@ -90,6 +91,7 @@ class _NatsAdapters(NamedTuple):
             power_records=NatsTable(jetstream, POWER, PowerRecord, as_edge=as_edge),
             pauses=NatsTable(jetstream, PAUSES, Pause, as_edge=as_edge),
             webhook_configs=NatsTable(jetstream, HOOKS, WebhookConfig, as_edge=as_edge),
+            owner_webhooks=NatsTable(jetstream, OWNER_HOOKS, OwnerWebhooks, as_edge=as_edge),
             delivery_log=NatsTable(jetstream, DELIVERED, DeliveryLogRow, as_edge=as_edge),
             leases=NatsTable(jetstream, LEASES, Lease, as_edge=as_edge),
             webhook_outbox=NatsWebhookOutbox(jetstream),

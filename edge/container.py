@@ -152,7 +152,14 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
         input_waiter=jobs.input_waiter,
         url_fetcher=jobs.url_fetcher,
         webhooks=webhooks.build_webhooks(
-            bus, index, jobs.views, clients.untrusted, settings.webhooks, WEBHOOK_DEPENDENCIES, domain.metrics
+            bus,
+            index,
+            jobs.views,
+            clients.untrusted,
+            AllowList(settings.outbound.allow),
+            settings.webhooks,
+            WEBHOOK_DEPENDENCIES,
+            domain.metrics,
         ),
         jobs=jobs.service,
         job_actions=JobActionService(bus.job_actions, jobs.service, index, domain.leases, utc_now, os.urandom),

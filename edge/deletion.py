@@ -212,6 +212,7 @@ class OwnerDeletionService:
             await bus.delivery_log.delete(name)
         for name in await bus.job_actions.keys(f"{owner}.>"):
             await bus.job_actions.delete(name)
+        await bus.owner_webhooks.delete(owner)
         await bus.webhook_configs.delete(owner)
         return DeletionCounts(
             feed=feed, deliveries=max(deliveries, len(rows)), usage_rows=await bus.usage_log.delete_owner(owner)

@@ -38,6 +38,8 @@ class AuditAction(StrEnum):
     JOB_ACTION_STARTED = "job_action_started"
     ASSET_DELETED = "asset_deleted"
     WEBHOOK_SECRET_ROTATED = "webhook_secret_rotated"  # noqa: S105 - the name of an action
+    WEBHOOK_ADDED = "webhook_added"
+    WEBHOOK_DELETED = "webhook_deleted"
     NOTIFICATIONS_TESTED = "notifications_tested"
     SETTINGS_CHANGED = "settings_changed"
 

@@ -1,17 +1,19 @@
-"""Webhooks: an owner's secrets, and the log of deliveries."""
+"""Webhooks: an owner's secrets and owner-wide webhooks, and the log of deliveries."""
 
 import base64
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from schemas.ids import JobKey
-from schemas.job import Moment
-from schemas.status import Status
+from schemas.ids import is_token
+from schemas.job import Job, Moment
+from schemas.status import FINAL_STATUSES, Status
 
 LOGGED_ATTEMPT_LIMIT = 20  # of one delivery, in its log
 DISABLED_URL_LIMIT = 100  # URLs of one owner
+OWNER_WEBHOOK_LIMIT = 20  # owner-wide webhooks of one owner
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the public prefix of a secret
 
 
@@ -43,13 +45,37 @@ class WebhookConfig(Struct, frozen=True, kw_only=True):
         return (self.secret, self.previous) if rotating and self.previous else (self.secret,)
 
 
+class OwnerWebhook(Struct, frozen=True, kw_only=True):
+    """An owner-wide webhook: it reports final states of the owner's jobs. Empty `endpoints` and `states`: all."""
+
+    id: str
+    url: str
+    created_at: Moment
+    endpoints: tuple[str, ...] = ()
+    states: tuple[Status, ...] = ()
+
+    def matches(self, job: Job) -> bool:
+        """Return whether the state of `job` is to be delivered."""
+        return (
+            job.status in FINAL_STATUSES
+            and (not self.states or job.status in self.states)
+            and (not self.endpoints or job.endpoint in self.endpoints)
+        )
+
+
+class OwnerWebhooks(Struct, frozen=True, kw_only=True):
+    """A row of OWNER_HOOKS, under the owner: at most OWNER_WEBHOOK_LIMIT webhooks, oldest first."""
+
+    webhooks: tuple[OwnerWebhook, ...] = ()
+
+
 class DeliveryState(StrEnum):
     """The state of the delivery of one webhook message."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
     FAILED = "failed"  # no attempt is left, or the URL is refused
-    DISABLED = "disabled"  # the receiver answered 410, to this or to an earlier delivery
+    DISABLED = "disabled"  # the receiver answered 410, to this or an earlier delivery; or its webhook was removed
 
 
 class DeliveryAttempt(Struct, frozen=True):
@@ -62,8 +88,9 @@ class DeliveryAttempt(Struct, frozen=True):
 
 
 class DeliveryLogRow(Struct, frozen=True, kw_only=True):
-    """A row of DELIVERED: one state of a job for its webhook. `revision` names the state, in all of STATE.
+    """A row of DELIVERED: one state of a job for one webhook. `revision` names the state, in all of STATE.
 
+    `webhook`: the id of the owner-wide webhook; empty for the webhook of the job.
     `attempts`: the last 20 requests. `failed_attempts`: those that failed since it was last sent or replayed.
     `replays`: the number of replays.
     """
@@ -78,24 +105,37 @@ class DeliveryLogRow(Struct, frozen=True, kw_only=True):
     failed_attempts: int = field(default=0, name="failed")
     next_attempt_at: Moment | None = field(default=None, name="next_at")
     replays: int = 0
+    webhook: str = ""
 
     @property
     def id(self) -> str:
         """The `webhook-id`, the same at every attempt and replay. Revisions are counted over all jobs."""
-        return format_delivery_id(self.job_id, self.revision)
+        return format_delivery_id(DeliveryId(self.job_id, self.revision, self.webhook))
 
 
-def format_delivery_id(job_id: str, revision: int) -> str:
-    """Return the id of a delivery, `<job id>.<revision>`."""
-    return f"{job_id}.{revision}"
+class DeliveryId(NamedTuple):
+    """The state and the webhook of a delivery. `webhook` is empty for the webhook of the job."""
+
+    job_id: str
+    revision: int
+    webhook: str = ""
 
 
-def parse_delivery_id(text: str) -> tuple[str, int] | None:
-    """Return the job id and revision in the id of a delivery; None when it is invalid."""
-    job_id, _, revision = text.rpartition(".")
-    return (job_id, int(revision)) if job_id and revision.isdecimal() and len(revision) < 20 else None
+def format_delivery_id(delivery: DeliveryId) -> str:
+    """Return `<job id>.<revision>`, with `.<webhook>` for an owner-wide webhook."""
+    job_id, revision, webhook = delivery
+    return f"{job_id}.{revision}.{webhook}" if webhook else f"{job_id}.{revision}"
 
 
-def delivery_key(key: JobKey, revision: int) -> str:
+def parse_delivery_id(text: str) -> DeliveryId | None:
+    """Return what the id of a delivery names; None when it is invalid."""
+    job_id, revision, *webhook = text.split(".")[:4] if "." in text else ("", "")
+    is_valid = is_token(job_id) and revision.isdecimal() and len(revision) < 20
+    if not is_valid or len(webhook) > 1 or not all(is_token(part) for part in webhook):
+        return None
+    return DeliveryId(job_id, int(revision), *webhook)
+
+
+def delivery_key(owner: str, delivery: DeliveryId) -> str:
     """Return the key in bucket DELIVERED."""
-    return f"{key.owner}.{key.id}.{revision}"
+    return f"{owner}.{format_delivery_id(delivery)}"

@@ -26,7 +26,11 @@ def try_decode_delivery(subject: str, data: bytes) -> WebhookDelivery | None:
     None when it is unreadable.
     """
     state, record = subjects.parse_delivery_subject(subject), try_decode_record(data)
-    return None if state is None or record is None else WebhookDelivery(state[0], record, state[1])
+    return (
+        None
+        if state is None or record is None
+        else WebhookDelivery(state.revision, record, state.replay, state.webhook)
+    )
 
 
 def try_decode_record(data: bytes) -> JobRecord | None:

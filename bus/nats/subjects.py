@@ -1,5 +1,7 @@
 """Names of NATS subjects, consumers and message ids, and how to parse them. Pure."""
 
+from typing import NamedTuple
+
 from bus.interface import Lane
 from schemas.feed import FeedMessage, LogMessage, ProgressMessage
 from schemas.ids import JobKey
@@ -83,17 +85,26 @@ def is_state_subject(subject: str) -> bool:
     return subject.endswith(".state")
 
 
-def delivery_subject(key: JobKey, revision: int, replay: int) -> str:
+class DeliverySubject(NamedTuple):
+    """What the subject of a delivery says besides its job. `webhook` is empty for the webhook of the job."""
+
+    revision: int
+    replay: int
+    webhook: str = ""
+
+
+def delivery_subject(key: JobKey, delivery: DeliverySubject) -> str:
     """Return the subject of a webhook delivery in DELIVERIES, which is its Msg-Id too."""
-    return f"delivery.{key.owner}.{key.id}.{revision}.{replay}"
+    subject = f"delivery.{key.owner}.{key.id}.{delivery.revision}.{delivery.replay}"
+    return f"{subject}.{delivery.webhook}" if delivery.webhook else subject
 
 
-def parse_delivery_subject(subject: str) -> tuple[int, int] | None:
-    """Return the revision and replay of a delivery; None when another program published under `delivery.`."""
+def parse_delivery_subject(subject: str) -> DeliverySubject | None:
+    """Parse the subject of a delivery; None when another program published under `delivery.`."""
     tokens = subject.split(".")
-    if len(tokens) != 5 or not all(token.isdecimal() for token in tokens[3:]):
+    if len(tokens) not in {5, 6} or not all(token.isdecimal() for token in tokens[3:5]):
         return None
-    return int(tokens[3]), int(tokens[4])
+    return DeliverySubject(int(tokens[3]), int(tokens[4]), *tokens[5:])
 
 
 def delivery_subjects(owner: str, job_id: str | None = None) -> str:

@@ -69,7 +69,8 @@ class NatsWebhookOutbox:
 
     async def enqueue(self, delivery: WebhookDelivery) -> None:
         """Publish with the subject as the Msg-Id."""
-        subject = subjects.delivery_subject(delivery.record.job.key, delivery.revision, delivery.replay)
+        place = subjects.DeliverySubject(delivery.revision, delivery.replay, delivery.webhook)
+        subject = subjects.delivery_subject(delivery.record.job.key, place)
         await self._jetstream.publish(subject, encode_record(delivery.record), message_id=subject)
 
     async def fetch(self) -> LeasedItem[WebhookDelivery] | None:

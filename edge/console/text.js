@@ -334,6 +334,8 @@ const TEXTS = {
   audit_job_action_started: ["action on jobs started", "批量操作任务"],
   audit_asset_deleted: ["file deleted", "删除文件"],
   audit_webhook_secret_rotated: ["webhook secret rotated", "更换 Webhook 密钥"],
+  audit_webhook_added: ["webhook added", "添加 Webhook"],
+  audit_webhook_deleted: ["webhook deleted", "删除 Webhook"],
   audit_notifications_tested: ["notifications tested", "测试通知"],
   audit_settings_changed: ["settings changed", "修改设置"],
 };

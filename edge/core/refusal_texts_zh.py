@@ -218,6 +218,14 @@ _JOBS: Mapping[str, str] = {
     "this delivery does not exist: GET /v1/jobs/{{id}}/deliveries lists those of a job": (
         "该推送记录不存在：任务的推送记录见 GET /v1/jobs/{{id}}/deliveries"
     ),
+    "the webhook of this delivery was deleted: read the job instead": "该推送所属的 Webhook 已被删除：请改为读取任务",
+    "an owner has at most {limit} webhooks: delete one, then try again": (
+        "每个用户最多 {limit} 个 Webhook：请先删除一个再重试"
+    ),
+    "there is no webhook {webhook}: GET /v1/webhooks lists them": (
+        "没有 Webhook {webhook}：全部 Webhook 见 GET /v1/webhooks"
+    ),
+    "is not a final state: use {states}": "不是结束状态：请使用 {states}",
     "{endpoint} has no job {job}": "{endpoint} 没有任务 {job}",
 }
 

@@ -265,7 +265,10 @@ def _webhook_operation(components: _Components) -> Json:
         "operationId": "onJobState",
         "tags": ["webhooks"],
         "summary": "The state of a job has changed",
-        "description": "Sent to the URL in the job's `webhook`. Any 2xx answer counts as received.",
+        "description": (
+            "Sent to the URL in the job's `webhook`, and a final state to the webhooks of its owner. Any 2xx answer "
+            "counts as received."
+        ),
         "requestBody": {"required": True, "content": _json_content(schema, components)},
         "responses": {"204": {"description": "Received"}},
     }

@@ -173,6 +173,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "tries": _N("The last 20 requests"),
         "replays": _N("How often it was sent again on request", 0),
         "next_at": _N("When it is sent next; null: it is not", None),
+        "webhook": _N("The id of the owner-wide webhook; null: the webhook of the job", None),
     },
     "DeliveryList": {"deliveries": _N("The deliveries, oldest first")},
     "DeliveryPage": {
@@ -427,6 +428,26 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "degraded": _N("Faults that do not keep work out", []),
         "ailing": _N("The old name of `degraded`, kept for one release", []),
     },
+    "OwnerWebhookRequest": {
+        "url": _N("The URL that is called with every final state", "https://app.example.com/hook"),
+        "endpoints": _N("Only jobs of these endpoints; empty: of all", ["preview"]),
+        "states": _N("Only these final states; empty: all", ["failed"]),
+    },
+    "OwnerWebhook": {
+        "id": _N("The id of the webhook", "0197-w1"),
+        "url": _N("The URL that is called", "https://app.example.com/hook"),
+        "endpoints": _N("Only jobs of these endpoints; empty: of all", ["preview"]),
+        "states": _N("The final states that are delivered", ["failed"]),
+        "created_at": _N("When it was added", _AT),
+        "disabled": _N("Whether its URL answered 410, so that nothing is sent", False),
+    },
+    "OwnerWebhookList": {"webhooks": _N("The webhooks, oldest first")},
+    "WebhookTest": {
+        "delivered": _N("Whether the receiver answered 2xx", True),
+        "status": _N("The HTTP status of its answer; null: it did not answer", 204),
+        "error": _N("Why it did not answer; null: it did", None),
+        "took_s": _N("How many seconds it took", 0.05),
+    },
     "SecretRotation": {"secret": _N("The new secret, `whsec_` and base64; null: the edge makes one", None)},
     "WebhookSecret": {
         "secret": _N("The secret that signs deliveries", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
@@ -494,6 +515,7 @@ PARAMETERS: Final[dict[tuple[str, str], FieldNote]] = {
     ("path", "sha256"): _N("The SHA-256 of the file as 64 hex digits, with or without `sha256:`", _SHA),
     ("path", "upload_id"): _N("The last part of the upload's URL", "u1"),
     ("path", "delivery_id"): _N("The `webhook-id` of the delivery", "msg_1"),
+    ("path", "webhook_id"): _N("The id of the owner-wide webhook", "0197-w1"),
     ("path", "name"): _N("The name", "echo"),
     ("path", "host"): _N("The id of the host", "gpu-1"),
     ("path", "key_id"): _N("The id of the key, which is the part between its underscores", "k1"),

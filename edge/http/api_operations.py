@@ -20,7 +20,7 @@ TAGS: Final = {
     "events": "Follow jobs",
     "assets": "Files, by their SHA-256",
     "uploads": "Resumable uploads (tus 1.0.0)",
-    "webhooks": "Deliveries of job states, and the secret that signs them",
+    "webhooks": "Owner-wide webhooks, deliveries of job states, and the secret that signs them",
     "endpoints": "What can run",
     "hosts": "GPU hosts and their power",
     "usage": "Jobs, GPU seconds, energy and cost",
@@ -82,7 +82,15 @@ OPERATIONS: Final[dict[tuple[str, str], OperationNote]] = {
     ),
     ("/v1/jobs/{job_id}/deliveries", "get"): OperationNote("listDeliveries", "webhooks", _JOB),
     ("/v1/deliveries", "get"): OperationNote("listAllDeliveries", "webhooks"),
-    ("/v1/deliveries/{delivery_id}/replay", "post"): OperationNote("replayDelivery", "webhooks", ("not_found",)),
+    ("/v1/deliveries/{delivery_id}/replay", "post"): OperationNote(
+        "replayDelivery", "webhooks", ("not_found", "conflict")
+    ),
+    ("/v1/webhooks", "get"): OperationNote("listWebhooks", "webhooks"),
+    ("/v1/webhooks", "post"): OperationNote(
+        "addWebhook", "webhooks", (*_BODY, "url_refused", "quota_exceeded", "owner_deleting")
+    ),
+    ("/v1/webhooks/{webhook_id}", "delete"): OperationNote("deleteWebhook", "webhooks", ("not_found",)),
+    ("/v1/webhooks/{webhook_id}/test", "post"): OperationNote("testWebhook", "webhooks", ("not_found",)),
     ("/v1/webhooks/secret", "get"): OperationNote("getWebhookSecret", "webhooks"),
     ("/v1/webhooks/secret", "post"): OperationNote("rotateWebhookSecret", "webhooks", _BODY),
     ("/v1/endpoints", "get"): OperationNote("listEndpoints", "endpoints"),

@@ -1,4 +1,4 @@
-"""The log of webhook deliveries: one row for each state of a job that has a webhook, kept for 30 days."""
+"""The log of webhook deliveries: one row for each state of a job and each webhook, kept for 30 days."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,15 +11,17 @@ from edge.core.clock import Clock
 from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
 from edge.index.paging import decode_cursor, encode_cursor
+from edge.webhooks.owner_webhooks import OwnerWebhookStore
 from edge.webhooks.secrets import WebhookSecretStore
 from schemas.ids import JobKey
 from schemas.job import Moment
 from schemas.problems import ProblemError
-from schemas.webhook import DeliveryLogRow, DeliveryState, delivery_key, parse_delivery_id
+from schemas.webhook import DeliveryId, DeliveryLogRow, DeliveryState, delivery_key, parse_delivery_id
 
 SCAN_LIMIT = 1000  # rows that one page reads at most, however few of them match
 _BATCH_ROWS = 100
 _CONCURRENT_READS_LIMIT = 16
+_OF_JOB = "-"  # in the place of an id in a cursor, and sorted before all of them
 
 
 class DeliveryFilters(Struct, frozen=True):
@@ -54,32 +56,32 @@ class DeliveryPage(Struct, frozen=True):
 class DeliveryLog:
     """Rows of the delivery log, and the replay of a delivery."""
 
-    def __init__(self, bus: Bus, secrets: WebhookSecretStore, clock: Clock) -> None:
+    def __init__(self, bus: Bus, secrets: WebhookSecretStore, owner_webhooks: OwnerWebhookStore, clock: Clock) -> None:
         self._bus = bus
         self._secrets = secrets
+        self._owner_webhooks = owner_webhooks
         self._clock = clock
 
-    async def enqueue(self, delivery: WebhookDelivery) -> None:
-        """Write the row, then enqueue the delivery. Idempotent. Raises BusError."""
+    async def enqueue(self, delivery: WebhookDelivery, url: str) -> None:
+        """Write the row, then enqueue the delivery to `url`. Idempotent. Raises BusError."""
         job = delivery.record.job
-        if job.webhook is None:
-            return
         row = DeliveryLogRow(
             job_id=job.id,
             revision=delivery.revision,
             status=job.status,
-            url=job.webhook.url,
+            url=url,
             created_at=self._clock(),
+            webhook=delivery.webhook,
         )
         with suppress(RevisionConflict):  # an edge wrote the row and died before it enqueued the delivery
-            await self._bus.delivery_log.create(delivery_key(job.key, delivery.revision), row)
+            await self._bus.delivery_log.create(row_key(delivery), row)
         await self._bus.webhook_outbox.enqueue(delivery)
 
     async def list_for_job(self, key: JobKey) -> Sequence[DeliveryLogRow]:
         """Return the job's deliveries, oldest first. Raises ProblemError."""
         with translate_errors():
             rows = await self._bus.delivery_log.rows(f"{key.owner}.{key.id}.")
-        return sorted((row.value for row in rows.values()), key=lambda row: row.revision)
+        return sorted((row.value for row in rows.values()), key=lambda row: (row.revision, row.webhook))
 
     async def list_page(
         self, owner: str, filters: DeliveryFilters, limit: int, cursor: str | None = None
@@ -88,21 +90,21 @@ class DeliveryLog:
 
         A page ends after SCAN_LIMIT rows, so it may have fewer than `limit` rows and still not be the last one.
         """
-        before = decode_cursor(cursor)[0] if cursor else None
+        before = decode_cursor(cursor) if cursor else None
         with translate_errors():
-            names = {_revision_of(name): name for name in await self._bus.delivery_log.keys(f"{owner}.>")}
-            revisions = sorted((revision for revision in names if before is None or revision < before), reverse=True)
+            names = {_parse_place(name): name for name in await self._bus.delivery_log.keys(f"{owner}.>")}
+            places = sorted((place for place in names if before is None or place < before), reverse=True)
             found: list[DeliveryLogRow] = []
-            scanned = revisions[:SCAN_LIMIT]
+            scanned = places[:SCAN_LIMIT]
             for start in range(0, len(scanned), _BATCH_ROWS):
-                reads = [partial(self._read, names[revision]) for revision in scanned[start : start + _BATCH_ROWS]]
+                reads = [partial(self._read, names[place]) for place in scanned[start : start + _BATCH_ROWS]]
                 rows = await gather_bounded(reads, _CONCURRENT_READS_LIMIT)
                 found += [row for row in rows if row is not None and filters.match(row)]
                 if len(found) > limit:
                     break
         if len(found) > limit:
-            return DeliveryPage(tuple(found[:limit]), _make_cursor(found[limit - 1].revision))
-        return DeliveryPage(tuple(found), _make_cursor(scanned[-1]) if len(scanned) < len(revisions) else None)
+            return DeliveryPage(tuple(found[:limit]), encode_cursor(*_place_of(found[limit - 1])))
+        return DeliveryPage(tuple(found), encode_cursor(*scanned[-1]) if len(scanned) < len(places) else None)
 
     async def _read(self, name: str) -> DeliveryLogRow | None:
         try:
@@ -119,12 +121,14 @@ class DeliveryLog:
         )
         if parsed is None:
             raise missing
-        key, revision = JobKey(owner, parsed[0]), parsed[1]
+        key, name = JobKey(owner, parsed.job_id), delivery_key(owner, parsed)
         with translate_errors():
-            row = await self._bus.delivery_log.get(delivery_key(key, revision))
-            entries = [entry for entry in await self._bus.job_store.history(key) if entry.revision == revision]
+            row = await self._bus.delivery_log.get(name)
+            entries = [entry for entry in await self._bus.job_store.history(key) if entry.revision == parsed.revision]
             if row is None or not entries:
                 raise missing
+            if not await self._owner_webhooks.has(owner, parsed.webhook):
+                raise ProblemError("conflict", "the webhook of this delivery was deleted: read the job instead")
             replayed = structs.replace(
                 row.value,
                 state=DeliveryState.PENDING,
@@ -133,15 +137,23 @@ class DeliveryLog:
                 replays=row.value.replays + 1,
             )
             await self._secrets.enable_receiver(owner, replayed.url)
-            await self._bus.delivery_log.update(delivery_key(key, revision), replayed, row.revision)
-            await self._bus.webhook_outbox.enqueue(WebhookDelivery(revision, entries[0].record, replayed.replays))
+            await self._bus.delivery_log.update(name, replayed, row.revision)
+            again = WebhookDelivery(parsed.revision, entries[0].record, replayed.replays, parsed.webhook)
+            await self._bus.webhook_outbox.enqueue(again)
         return replayed
 
 
-def _revision_of(name: str) -> int:
-    """Return the revision at the end of a key of DELIVERED. Revisions are counted over all jobs, in order of time."""
-    return int(name.rpartition(".")[2])
+def row_key(delivery: WebhookDelivery) -> str:
+    """Return the key of a delivery's row in bucket DELIVERED."""
+    job = delivery.record.job
+    return delivery_key(job.owner, DeliveryId(job.id, delivery.revision, delivery.webhook))
 
 
-def _make_cursor(revision: int) -> str:
-    return encode_cursor(revision, "delivery")
+def _parse_place(name: str) -> tuple[int, str]:
+    """Return the place of a row in the list, by its key. Revisions are counted over all jobs, in order of time."""
+    _, _, revision, *webhook = name.split(".")
+    return int(revision), webhook[0] if webhook else _OF_JOB
+
+
+def _place_of(row: DeliveryLogRow) -> tuple[int, str]:
+    return row.revision, row.webhook or _OF_JOB

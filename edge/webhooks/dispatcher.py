@@ -1,4 +1,4 @@
-"""Webhook dispatcher: enqueue a delivery for each state of a job that has a webhook, and send the deliveries.
+"""Webhook dispatcher: enqueue a delivery for each state of a job and each webhook, and send the deliveries.
 
 Both queues are in the broker. Messages that an edge had leased when it died are delivered again, to any edge.
 """
@@ -15,15 +15,18 @@ from msgspec import Struct, structs
 from bus.interface import Bus, BusError, LeasedItem, RevisionConflict, TableRow, WebhookDelivery
 from bus.notifier import Notifier
 from edge.core.clock import Clock, Entropy
+from edge.core.error_handling import translate_errors
 from edge.core.metrics import EdgeMetrics
 from edge.index.index import JobIndex
 from edge.index.row import RowChange
 from edge.jobs.view import JobViewBuilder
-from edge.webhooks.delivery_log import DeliveryLog
+from edge.outbound.url_policy import AllowList
+from edge.webhooks.delivery_log import DeliveryLog, row_key
+from edge.webhooks.owner_webhooks import OwnerWebhookStore
 from edge.webhooks.retry_policy import RETRY_DELAYS_S, ReceiverCircuitBreaker, retry_delay_s
 from edge.webhooks.secrets import WebhookSecretStore, WebhookSettings
 from edge.webhooks.sender import DeliveryOutcome, WebhookSender
-from schemas.webhook import LOGGED_ATTEMPT_LIMIT, DeliveryLogRow, DeliveryState, delivery_key
+from schemas.webhook import LOGGED_ATTEMPT_LIMIT, DeliveryLogRow, DeliveryState
 
 POLL_INTERVAL_S = 1.0  # a delayed delivery does not trigger a wake-up
 NAK_DELAY_S = 5.0
@@ -50,6 +53,7 @@ class WebhookDispatcher:
         index: JobIndex,
         delivery_log: DeliveryLog,
         secrets: WebhookSecretStore,
+        owner_webhooks: OwnerWebhookStore,
         sender: WebhookSender,
         circuit_breaker: ReceiverCircuitBreaker,
         clock: Clock,
@@ -59,6 +63,7 @@ class WebhookDispatcher:
         self._bus = bus
         self._delivery_log = delivery_log
         self._secrets = secrets
+        self._owner_webhooks = owner_webhooks
         self._sender = sender
         self._circuit_breaker = circuit_breaker
         self._clock = clock
@@ -107,14 +112,22 @@ class WebhookDispatcher:
             try:
                 for observer in self._observers:
                     await observer(leased.value)
-                if leased.value.record.job.webhook is not None:
-                    await self._delivery_log.enqueue(leased.value)
-                    self._work.notify()
+                await self._enqueue_deliveries(leased.value)
             except BusError:
                 await leased.nak(NAK_DELAY_S)
                 raise
         await leased.ack()
         return True
+
+    async def _enqueue_deliveries(self, state: WebhookDelivery) -> None:
+        """Enqueue a state for the webhook of its job and for those of its owner. Idempotent. Raises BusError."""
+        job = state.record.job
+        if job.webhook is not None:
+            await self._delivery_log.enqueue(state, job.webhook.url)
+            self._work.notify()
+        for webhook in await self._owner_webhooks.find_matching(job):
+            await self._delivery_log.enqueue(structs.replace(state, webhook=webhook.id), webhook.url)
+            self._work.notify()
 
     def _delivery_step(self, tasks: TaskGroup) -> Callable[[], Awaitable[bool]]:
         async def deliver() -> bool:
@@ -142,8 +155,7 @@ class WebhookDispatcher:
 
     async def _deliver(self, leased: LeasedItem[WebhookDelivery]) -> None:
         delivery = leased.value
-        key = delivery.record.job.key
-        row = await self._bus.delivery_log.get(delivery_key(key, delivery.revision))
+        row = await self._bus.delivery_log.get(row_key(delivery))
         if row is None or row.value.state is not DeliveryState.PENDING or row.value.replays != delivery.replay:
             await leased.ack()  # it was delivered, deleted, or replayed in the meantime
             return
@@ -166,11 +178,12 @@ class WebhookDispatcher:
         return (row.next_attempt_at - now).total_seconds()
 
     async def _attempt(self, delivery: WebhookDelivery, row: DeliveryLogRow, name: str) -> DeliveryOutcome | None:
-        """Make one attempt; return None if the receiver is disabled."""
+        """Make one attempt; return None if the receiver is disabled or its webhook was deleted."""
         answered, took_s = True, 0.0
+        owner = delivery.record.job.owner
         try:
-            config = await self._secrets.get(delivery.record.job.owner)
-            if row.url in config.disabled_urls:
+            config = await self._secrets.get(owner)
+            if row.url in config.disabled_urls or not await self._owner_webhooks.has(owner, delivery.webhook):
                 return None
             outcome = await self._sender.send(delivery, row, config)
             answered, took_s = outcome.is_answered, outcome.attempt.took_s
@@ -190,8 +203,7 @@ class WebhookDispatcher:
             self._metrics.webhook_attempts.inc(after.state)
             self._metrics.webhook_durations.observe(outcome.attempt.took_s)
         try:
-            key = delivery_key(leased.value.record.job.key, row.value.revision)
-            await self._bus.delivery_log.update(key, after, row.revision)
+            await self._bus.delivery_log.update(row_key(leased.value), after, row.revision)
         except RevisionConflict:
             wait = 0.0 if wait is None else wait  # replayed, or attempted twice: the next edge goes by the row
         if wait is None:
@@ -225,8 +237,19 @@ class WebhookServices(Struct, frozen=True):
     """The webhook services that routes use, and the dispatcher."""
 
     secrets: WebhookSecretStore
+    owner_webhooks: OwnerWebhookStore
     delivery_log: DeliveryLog
     dispatcher: WebhookDispatcher
+    sender: WebhookSender
+
+    async def send_test(self, owner: str, webhook_id: str) -> DeliveryOutcome:
+        """Send one test message, and enable the receiver if it takes it. Raises ProblemError `not_found`."""
+        webhook = await self.owner_webhooks.get(owner, webhook_id)
+        with translate_errors():
+            outcome = await self.sender.send_test(webhook, await self.secrets.get(owner))
+            if outcome.state is DeliveryState.DELIVERED:
+                await self.secrets.enable_receiver(owner, webhook.url)
+        return outcome
 
 
 class WebhookDependencies(Struct, frozen=True, kw_only=True):
@@ -244,6 +267,7 @@ def build_webhooks(  # noqa: PLR0913, PLR0917 - the services it works with
     index: JobIndex,
     viewer: JobViewBuilder,
     guarded: httpx2.AsyncClient,
+    url_allow_list: AllowList,
     settings: WebhookSettings,
     dependencies: WebhookDependencies,
     metrics: EdgeMetrics,
@@ -251,9 +275,12 @@ def build_webhooks(  # noqa: PLR0913, PLR0917 - the services it works with
     """Create the webhook services. Nothing runs before `dispatcher.run`."""
     now, monotonic, random = dependencies.now, dependencies.monotonic, dependencies.random
     secrets = WebhookSecretStore(bus.webhook_configs, now, dependencies.entropy, settings.secret)
-    log = DeliveryLog(bus, secrets, now)
+    owner_webhooks = OwnerWebhookStore(bus.owner_webhooks, url_allow_list, now, dependencies.entropy)
+    log = DeliveryLog(bus, secrets, owner_webhooks, now)
     sender = WebhookSender(guarded, viewer, now, monotonic, settings.timeout_s)
     circuit_breaker = ReceiverCircuitBreaker(settings.at_once_each, monotonic, random)
     limits = DispatchLimits(settings.at_once, random, dependencies.retry_delays_s)
-    dispatcher = WebhookDispatcher(bus, index, log, secrets, sender, circuit_breaker, now, limits, metrics)
-    return WebhookServices(secrets, log, dispatcher)
+    dispatcher = WebhookDispatcher(
+        bus, index, log, secrets, owner_webhooks, sender, circuit_breaker, now, limits, metrics
+    )
+    return WebhookServices(secrets, owner_webhooks, log, dispatcher, sender)

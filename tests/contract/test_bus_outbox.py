@@ -15,8 +15,8 @@ from tests.support.wait import wait_for
 T = TypeVar("T")
 
 
-def letter(job_id: str = "one", revision: int = 7, replay: int = 0) -> WebhookDelivery:
-    return WebhookDelivery(revision, make_record(job_id), replay)
+def letter(job_id: str = "one", revision: int = 7, replay: int = 0, webhook: str = "") -> WebhookDelivery:
+    return WebhookDelivery(revision, make_record(job_id), replay, webhook)
 
 
 async def waited(ask: Callable[[], Awaitable[LeasedItem[T] | None]]) -> LeasedItem[T]:
@@ -112,6 +112,16 @@ async def test_a_delivery_added_twice_is_one_and_a_replay_another(world: BusPair
     held = [await taken(world) for _ in range(3)]
     assert [one.value for one in held] == [letter(), letter(replay=1), letter(revision=8)]
     assert await world.edge.webhook_outbox.fetch() is None
+
+
+async def test_a_state_goes_to_each_webhook_once(world: BusPair):
+    wanted = [letter(), letter(webhook="w-1"), letter(webhook="w-2"), letter(webhook="w-1", replay=1)]
+    for one in (*wanted, *wanted):
+        await world.edge.webhook_outbox.enqueue(one)
+    held = [await taken(world) for _ in wanted]
+    assert [one.value for one in held] == wanted
+    assert await world.edge.webhook_outbox.fetch() is None
+    assert await world.edge.webhook_outbox.remove(*make_key("one")) == len(wanted)
 
 
 async def test_a_finished_delivery_is_gone_and_a_postponed_one_survives_a_restart(world: BusPair):

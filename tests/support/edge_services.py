@@ -215,6 +215,7 @@ class EdgeServicesRig:
             self.index,
             self.job_views,
             self.outside,
+            allowed,
             WebhookSettings(timeout_s=2),
             webhooks.WebhookDependencies(now=time, monotonic=time.seconds, entropy=FixedEntropy(), random=lambda: 0.0),
             self.metrics,

@@ -1,26 +1,33 @@
-"""`/v1/deliveries` and `/v1/webhooks`: the delivery log, replays, and the signing secret."""
+"""`/v1/deliveries` and `/v1/webhooks`: the delivery log, replays, owner-wide webhooks, and the signing secret."""
 
 from typing import Annotated
 
-from litestar import get, post
+import httpx2
+from litestar import delete, get, post
 from litestar.params import FromPath, QueryParameter
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from edge.core.error_handling import translate_errors
+from edge.core.validation import input_invalid_problem
 from edge.http.auth import record_audit_event, require_scope
-from edge.http.dependencies import AnyRequest, OwnerDep, ServicesDep, get_or_head, parse_job_key
+from edge.http.dependencies import AnyRequest, EdgeServices, OwnerDep, ServicesDep, get_or_head, parse_job_key
 from edge.http.openapi import json_body
 from edge.http.request_body import read_struct
 from edge.webhooks.delivery_log import DeliveryFilters
 from schemas.auth import Scope
+from schemas.ids import Token
 from schemas.installation import AuditAction
 from schemas.job import Moment
-from schemas.status import Status
-from schemas.webhook import DeliveryAttempt, DeliveryLogRow, DeliveryState, WebhookConfig
+from schemas.problems import FieldError
+from schemas.status import FINAL_STATUSES, Status
+from schemas.webhook import DeliveryAttempt, DeliveryLogRow, DeliveryState, OwnerWebhook, WebhookConfig
 
 
 class DeliveryView(Struct, frozen=True, kw_only=True):
-    """A delivery. `id`: the `webhook-id`. `job_status` and `revision`: the state of the job that it reports."""
+    """A delivery. `id`: the `webhook-id`. `job_status` and `revision`: the state of the job that it reports.
+
+    `webhook`: the id of the owner-wide webhook; null: the webhook of the job.
+    """
 
     id: str
     job_id: str
@@ -32,6 +39,7 @@ class DeliveryView(Struct, frozen=True, kw_only=True):
     replays: int
     created_at: Moment
     next_at: Moment | None
+    webhook: str | None = None
 
 
 class DeliveryListView(Struct, frozen=True):
@@ -64,6 +72,43 @@ class SecretRotation(Struct, frozen=True, forbid_unknown_fields=True):
     secret: str | None = None
 
 
+FINAL_STATES = tuple(status for status in Status if status in FINAL_STATUSES)
+
+
+class OwnerWebhookRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A webhook for all jobs of the owner. Empty `endpoints` and `states`: all."""
+
+    url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://")]
+    endpoints: Annotated[tuple[Token, ...], Meta(max_length=100)] = ()
+    states: Annotated[tuple[Status, ...], Meta(max_length=len(FINAL_STATES))] = ()
+
+
+class OwnerWebhookView(Struct, frozen=True, kw_only=True):
+    """A webhook for all jobs of the owner. `disabled`: its URL answered 410, so nothing is sent to it."""
+
+    id: str
+    url: str
+    endpoints: tuple[str, ...]
+    states: tuple[Status, ...]
+    created_at: Moment
+    disabled: bool
+
+
+class OwnerWebhookListView(Struct, frozen=True):
+    """The owner-wide webhooks, oldest first."""
+
+    webhooks: list[OwnerWebhookView]
+
+
+class WebhookTestView(Struct, frozen=True, kw_only=True):
+    """The outcome of a test message. `status`: of the receiver's answer; `error`: why it did not answer."""
+
+    delivered: bool
+    status: int | None
+    error: str | None
+    took_s: float
+
+
 def _to_delivery_view(row: DeliveryLogRow) -> DeliveryView:
     return DeliveryView(
         id=row.id,
@@ -76,6 +121,7 @@ def _to_delivery_view(row: DeliveryLogRow) -> DeliveryView:
         replays=row.replays,
         created_at=row.created_at,
         next_at=row.next_attempt_at,
+        webhook=row.webhook or None,
     )
 
 
@@ -138,4 +184,77 @@ async def rotate_secret(request: AnyRequest, services: ServicesDep, owner: Owner
     return _to_secret_view(config)
 
 
-ROUTES = (list_deliveries, list_all_deliveries, replay_delivery, read_secret, rotate_secret)
+def _to_webhook_view(webhook: OwnerWebhook, config: WebhookConfig | None) -> OwnerWebhookView:
+    return OwnerWebhookView(
+        id=webhook.id,
+        url=webhook.url,
+        endpoints=webhook.endpoints,
+        states=webhook.states or FINAL_STATES,
+        created_at=webhook.created_at,
+        disabled=config is not None and webhook.url in config.disabled_urls,
+    )
+
+
+@get("/v1/webhooks", guards=[require_scope(Scope.JOBS_READ)])
+async def list_webhooks(services: ServicesDep, owner: OwnerDep) -> OwnerWebhookListView:
+    """List the owner-wide webhooks, oldest first."""
+    with translate_errors():
+        webhooks = await services.webhooks.owner_webhooks.list_webhooks(owner)
+        config = await services.webhooks.secrets.get(owner) if webhooks else None
+    return OwnerWebhookListView([_to_webhook_view(webhook, config) for webhook in webhooks])
+
+
+@post(
+    "/v1/webhooks",
+    status_code=201,
+    guards=[require_scope(Scope.JOBS_WRITE)],
+    operation_class=json_body(OwnerWebhookRequest),
+)
+async def add_webhook(request: AnyRequest, services: ServicesDep, owner: OwnerDep) -> OwnerWebhookView:
+    """Add a webhook for the final states of all jobs of the owner. The same URL and filter again change nothing."""
+    body = await read_struct(request, OwnerWebhookRequest)
+    services.quotas.check_not_deleting(owner)
+    wrong = [number for number, status in enumerate(body.states) if status not in FINAL_STATUSES]
+    if wrong:
+        fault = FieldError(f"$.states[{wrong[0]}]", f"is not a final state: use {', '.join(FINAL_STATES)}")
+        raise input_invalid_problem(fault)
+    added = await services.webhooks.owner_webhooks.add(owner, body.url, body.endpoints, body.states)
+    if added.is_new:
+        await _record(request, services, AuditAction.WEBHOOK_ADDED, added.webhook, owner)
+    with translate_errors():
+        return _to_webhook_view(added.webhook, await services.webhooks.secrets.get(owner))
+
+
+@delete("/v1/webhooks/{webhook_id:str}", status_code=204, guards=[require_scope(Scope.JOBS_WRITE)])
+async def delete_webhook(
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, webhook_id: FromPath[str]
+) -> None:
+    """Delete an owner-wide webhook. Deliveries that wait for it are not sent any more."""
+    removed = await services.webhooks.owner_webhooks.remove(owner, webhook_id)
+    await _record(request, services, AuditAction.WEBHOOK_DELETED, removed, owner)
+
+
+async def _record(
+    request: AnyRequest, services: EdgeServices, action: AuditAction, webhook: OwnerWebhook, owner: str
+) -> None:
+    """Record the host of the URL only: its path and its query may be secrets."""
+    details = {"host": httpx2.URL(webhook.url).host}
+    await record_audit_event(request, services, action, webhook.id, owner=owner, details=details)
+
+
+@post("/v1/webhooks/{webhook_id:str}/test", status_code=200, guards=[require_scope(Scope.JOBS_WRITE)])
+async def send_test_delivery(services: ServicesDep, owner: OwnerDep, webhook_id: FromPath[str]) -> WebhookTestView:
+    """Send a signed test message to an owner-wide webhook, once. A URL that answers 2xx is enabled again."""
+    outcome = await services.webhooks.send_test(owner, webhook_id)
+    return WebhookTestView(
+        delivered=outcome.state is DeliveryState.DELIVERED,
+        status=outcome.attempt.status,
+        error=outcome.attempt.error,
+        took_s=outcome.attempt.took_s,
+    )
+
+
+ROUTES = (
+    *(list_deliveries, list_all_deliveries, replay_delivery, read_secret, rotate_secret),
+    *(list_webhooks, add_webhook, delete_webhook, send_test_delivery),
+)

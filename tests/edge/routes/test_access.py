@@ -235,6 +235,7 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(edge: ServedEd
         ),
         *("/v1/uploads", "/v1/uploads/{upload_id}", "/v1/tokens"),
         *("/v1/jobs/{job_id}/deliveries", "/v1/deliveries", "/v1/deliveries/{delivery_id}/replay"),
+        *("/v1/webhooks", "/v1/webhooks/{webhook_id}", "/v1/webhooks/{webhook_id}/test"),
         *("/v1/webhooks/secret", "/v1/batches", "/v1/usage", "/v1/keys/{key_id}/rotate"),
         *("/v1/owners", "/v1/owners/{owner_id}", "/v1/owners/{owner_id}/deletion", "/v1/audit"),
         *("/v1/notifications", "/v1/notifications/test"),

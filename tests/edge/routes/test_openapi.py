@@ -43,6 +43,7 @@ RANGE = 416
 WITHOUT_BODY = {
     *("/v1/jobs/{job_id}/cancel", "/v1/jobs/{job_id}/retry", "/v1/deliveries/{delivery_id}/replay"),
     "/v1/session/tickets",
+    "/v1/webhooks/{webhook_id}/test",
     "/v1/notifications/test",
 }
 NOT_SET_UP = 501  # no machine may join the edge of these tests

@@ -33,7 +33,7 @@ async def test_what_a_deletion_deletes_is_counted_before_it(edge: ServedEdge):
     accepted = await world.jobs.submit("ann", hook)
     entry = accepted.entry
     await world.webhooks.delivery_log.enqueue(
-        WebhookDelivery(entry.revision, e.JobRecord(world.time(), e.Queued(), entry.record.job))
+        WebhookDelivery(entry.revision, e.JobRecord(world.time(), e.Queued(), entry.record.job)), "https://files.test/h"
     )
     await world.put("ann", b"twelve bytes")
     await world.wait_until_indexed()

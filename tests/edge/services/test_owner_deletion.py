@@ -68,6 +68,7 @@ async def peopled(edge: EdgeServicesRig, keys: ApiKeyStore, owner: str) -> Job:
     await edge.bus.usage_log.add(job_usage(done, 7))
     await edge.bus.webhook_outbox.enqueue(WebhookDelivery(7, e.JobRecord(edge.time(), e.Succeeded(Output()), done)))
     await edge.webhooks.secrets.get(owner)
+    await edge.webhooks.owner_webhooks.add(owner, "https://files.test/all")
     upload = await edge.uploads.create(owner, UploadParameters(name="part.mp4", media_type="video/mp4", length=9))
     await edge.uploads.append(owner, upload.id, UploadChunk(offset=0, chunks=piece()))
     return done
@@ -84,8 +85,9 @@ async def everything(edge: EdgeServicesRig, owner: str) -> list[object]:
     keys = [row.value for row in (await bus.api_keys.rows()).values() if row.value.owner == owner]
     uploads = edge.upload_states.list_keys(owner)
     hooks = [await bus.webhook_configs.get(owner)] if await bus.webhook_configs.get(owner) else []
+    wide = [await bus.owner_webhooks.get(owner)] if await bus.owner_webhooks.get(owner) else []
     waiting = list(await bus.job_queue.list_pending(owner))
-    return [*rows, *held, *jobs, *used, *keys, *uploads, *hooks, *waiting]
+    return [*rows, *held, *jobs, *used, *keys, *uploads, *hooks, *wide, *waiting]
 
 
 async def test_everything_of_the_owner_goes_and_nothing_of_another(edge: EdgeServicesRig) -> None:

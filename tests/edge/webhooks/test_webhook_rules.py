@@ -14,7 +14,7 @@ from edge.webhooks.retry_policy import (
     retry_delay_s,
 )
 from schemas.problems import ProblemError
-from schemas.webhook import DISABLED_URL_LIMIT, format_delivery_id, parse_delivery_id
+from schemas.webhook import DISABLED_URL_LIMIT, DeliveryId, format_delivery_id, parse_delivery_id
 from tests.support.edge_services import FakeBusServicesRig, fake_bus_services
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -73,8 +73,15 @@ def test_a_signature_is_that_of_the_specification() -> None:
 
 
 @pytest.mark.parametrize("job_id", ["a", "a_b-c", "0190-7"])
-def test_a_deliverys_id_is_read_back(job_id: str) -> None:
-    assert parse_delivery_id(format_delivery_id(job_id, 17)) == (job_id, 17)
+@pytest.mark.parametrize("webhook", ["", "0190-8"])
+def test_a_deliverys_id_is_read_back(job_id: str, webhook: str) -> None:
+    delivery = DeliveryId(job_id, 17, webhook)
+    assert parse_delivery_id(format_delivery_id(delivery)) == delivery
+
+
+@pytest.mark.parametrize("text", ["", "a", "a.", ".1", "a.b", "a.1.", "a.1.b.c", "a.1.>", "*.1", f"a.{'9' * 20}"])
+def test_what_is_no_id_of_a_delivery_is_refused(text: str) -> None:
+    assert parse_delivery_id(text) is None
 
 
 class DeliveryClock:

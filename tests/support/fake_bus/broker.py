@@ -19,6 +19,7 @@ from bus.nats.topology import (
     LEASES,
     NOTICES,
     OFFERS,
+    OWNER_HOOKS,
     PAUSES,
     POWER,
     TOMBSTONES,
@@ -33,7 +34,7 @@ from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
 from schemas.pause import Pause
 from schemas.power import PowerRecord
-from schemas.webhook import DeliveryLogRow, WebhookConfig
+from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 from tests.support.fake_bus.connection import FakeConnection
 from tests.support.fake_bus.queues import (
     FakeHostNudges,
@@ -98,6 +99,7 @@ class FakeBroker:
             power_records=FakeTable(connection, self._buckets[POWER.name], POWER.name, PowerRecord),
             pauses=FakeTable(connection, self._buckets[PAUSES.name], PAUSES.name, Pause),
             webhook_configs=FakeTable(connection, self._buckets[HOOKS.name], HOOKS.name, WebhookConfig),
+            owner_webhooks=FakeTable(connection, self._buckets[OWNER_HOOKS.name], OWNER_HOOKS.name, OwnerWebhooks),
             delivery_log=FakeTable(connection, self._buckets[DELIVERED.name], DELIVERED.name, DeliveryLogRow),
             leases=FakeTable(connection, self._buckets[LEASES.name], LEASES.name, Lease),
             webhook_outbox=FakeWebhookOutbox(connection, self._webhooks),

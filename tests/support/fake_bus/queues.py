@@ -344,7 +344,8 @@ class FakeWebhookOutbox:
     async def enqueue(self, delivery: WebhookDelivery) -> None:
         """Append the delivery."""
         await self._connection.require_connected()
-        subject = subjects.delivery_subject(delivery.record.job.key, delivery.revision, delivery.replay)
+        place = subjects.DeliverySubject(delivery.revision, delivery.replay, delivery.webhook)
+        subject = subjects.delivery_subject(delivery.record.job.key, place)
         self._streams.deliveries.log.append(subject, encode_record(delivery.record), message_id=subject)
 
     async def fetch(self) -> LeasedItem[WebhookDelivery] | None:
