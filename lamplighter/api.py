@@ -150,6 +150,22 @@ def test_notifications() -> ApiRequest[Any]:
     return ApiRequest(method="POST", path="/v1/notifications/test", read=decode_json)
 
 
+def add_webhook(url: str, endpoints: Sequence[str], states: Sequence[str]) -> ApiRequest[Any]:
+    """Add a webhook for the final states of all jobs of the key's owner."""
+    body = {"url": url, "endpoints": list(endpoints), "states": list(states)}
+    return ApiRequest(method="POST", path="/v1/webhooks", read=decode_json, body=body)
+
+
+def webhook_path(webhook_id: str, *more: str) -> str:
+    """Return the path of an owner-wide webhook, or of a resource below it."""
+    return "/".join(("/v1/webhooks", *map(quote_segment, (webhook_id, *more))))
+
+
+def test_webhook(webhook_id: str) -> ApiRequest[Any]:
+    """Let the edge send a test message to an owner-wide webhook."""
+    return ApiRequest(method="POST", path=webhook_path(webhook_id, "test"), read=decode_json)
+
+
 def get_log(job_id: str) -> ApiRequest[str]:
     """Read the log of a job as plain text."""
     return ApiRequest(method="GET", path=job_path(job_id, "logs"), read=decode_text)

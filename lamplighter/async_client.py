@@ -227,6 +227,46 @@ class AsyncClient(AsyncEdgeTransport):
         found: list[dict[str, Any]] = (await self.call(call))["deliveries"]
         return found
 
+    async def webhooks(self) -> list[dict[str, Any]]:
+        """Do what `Client.webhooks` does.
+
+        >>> await client.webhooks()
+        []
+        """
+        found: list[dict[str, Any]] = (await self.call(api.get_json("/v1/webhooks")))["webhooks"]
+        return found
+
+    async def add_webhook(self, url: str, endpoints: Sequence[str] = (), states: Sequence[str] = ()) -> dict[str, Any]:
+        """Do what `Client.add_webhook` does.
+
+        >>> made = await client.add_webhook("https://app.example.com/hook", states=["expired"])
+        >>> [webhook["states"] for webhook in await client.webhooks()]
+        [['expired']]
+        >>> await client.delete_webhook(made["id"])
+        """
+        added: dict[str, Any] = await self.call(api.add_webhook(url, endpoints, states))
+        return added
+
+    async def delete_webhook(self, webhook_id: str) -> None:
+        """Do what `Client.delete_webhook` does.
+
+        >>> made = await client.add_webhook("https://app.example.com/hook", endpoints=["preview"])
+        >>> await client.delete_webhook(made["id"])
+        """
+        await self.call(api.delete_path(api.webhook_path(webhook_id)))
+
+    async def test_webhook(self, webhook_id: str) -> dict[str, Any]:
+        """Do what `Client.test_webhook` does.
+
+        >>> try:
+        ...     await client.test_webhook("w-1")
+        ... except NotFound as refused:
+        ...     print(refused.problem.code)
+        not_found
+        """
+        answer: dict[str, Any] = await self.call(api.test_webhook(webhook_id))
+        return answer
+
     async def hosts(self) -> list[HostView]:
         """Return the hosts and what they are doing.
 

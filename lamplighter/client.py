@@ -251,6 +251,46 @@ class Client(EdgeTransport):
         found: list[dict[str, Any]] = self.call(api.get_json(api.job_path(job_id, "deliveries")))["deliveries"]
         return found
 
+    def webhooks(self) -> list[dict[str, Any]]:
+        """Return the webhooks for all jobs of the key's owner.
+
+        >>> client.webhooks()
+        []
+        """
+        found: list[dict[str, Any]] = self.call(api.get_json("/v1/webhooks"))["webhooks"]
+        return found
+
+    def add_webhook(self, url: str, endpoints: Sequence[str] = (), states: Sequence[str] = ()) -> dict[str, Any]:
+        """Let the edge call `url` with final states of all jobs; empty `endpoints` and `states`: all.
+
+        >>> made = client.add_webhook("https://app.example.com/hook", states=["expired"])
+        >>> [webhook["states"] for webhook in client.webhooks()]
+        [['expired']]
+        >>> client.delete_webhook(made["id"])
+        """
+        added: dict[str, Any] = self.call(api.add_webhook(url, endpoints, states))
+        return added
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Delete a webhook for all jobs; what waits for it is not sent.
+
+        >>> made = client.add_webhook("https://app.example.com/hook", endpoints=["preview"])
+        >>> client.delete_webhook(made["id"])
+        """
+        self.call(api.delete_path(api.webhook_path(webhook_id)))
+
+    def test_webhook(self, webhook_id: str) -> dict[str, Any]:
+        """Let the edge send one test message, and return the receiver's answer.
+
+        >>> try:
+        ...     client.test_webhook("w-1")
+        ... except NotFound as refused:
+        ...     print(refused.problem.code)
+        not_found
+        """
+        answer: dict[str, Any] = self.call(api.test_webhook(webhook_id))
+        return answer
+
     def hosts(self) -> list[HostView]:
         """Return the hosts and what they are doing.
 

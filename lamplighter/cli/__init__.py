@@ -75,6 +75,7 @@ CLIENT_COMMANDS = {
     "usage": ("usage", "usage", "Show usage and cost."),
     "endpoints": ("endpoints", "endpoints", "List the endpoints, or the fields of one endpoint."),
     "console": ("keys", "console", "Print a link that opens the console in a browser, signed in."),
+    "webhooks": ("webhooks", "webhooks", "Call a URL when jobs end: list, add, delete and test webhooks."),
     "keys": ("keys", "keys", "Create, list, rotate and revoke API keys."),
     "owners": ("owners", "owners", "Delete all data of an owner."),
     "audit": ("audit", "audit", "Show who did what to keys, hosts, owners, jobs and settings."),

@@ -66,6 +66,22 @@ _COMMANDS: Mapping[str, str] = {
     "Only what was done to this key, host, owner, job or file.": "只显示对该密钥、主机、所有者、任务或文件的操作。",
     "Only what was done to things of this owner.": "只显示对该所有者名下对象的操作。",
     "As 2026-11-01T00:00:00Z; without it all that is kept.": "例如 2026-11-01T00:00:00Z；不填则显示全部保留的记录。",
+    "Call a URL when jobs end: list, add, delete and test webhooks.": (
+        "任务结束时调用网址：列出、添加、删除和测试 Webhook。"
+    ),
+    "Call a URL when any of your jobs ends: list, add, delete and test webhooks.": (
+        "您的任何任务结束时调用网址：列出、添加、删除和测试 Webhook。"
+    ),
+    "List the webhooks for all jobs.": "列出所有任务共用的 Webhook。",
+    "Add a webhook: URL is called with the final states of all your jobs. Prints its id.": (
+        "添加 Webhook：您的所有任务结束时调用 URL。输出其 ID。"
+    ),
+    "Only jobs of this endpoint. May be repeated.": "只限该任务类型的任务。可重复。",
+    "Only jobs that end like this. May be repeated.": "只限以该状态结束的任务。可重复。",
+    "Delete a webhook. What waits for it is not sent.": "删除 Webhook。等待中的推送不再发送。",
+    "Send one test message to a webhook and show the answer. Exit code 1 unless it is 2xx.": (
+        "向 Webhook 发送一条测试消息并显示响应。响应不是 2xx 时退出码为 1。"
+    ),
     "Show what operators are told about, and test the targets.": "显示会通知运维人员的情况，并测试通知目标。",
     "Show what operators are told about, and test the targets (needs a key with the scope admin).": (
         "显示会通知运维人员的情况，并测试通知目标（需要 admin 权限的密钥）。"

@@ -82,6 +82,30 @@ async def test_a_delivery_waits_on_over_the_death_of_edge_and_broker(
         await wait_for(delivered, timeout_s=60)
 
 
+async def test_a_job_that_ends_while_the_edge_is_dead_is_told_once_to_the_webhook_of_its_owner(
+    running_with_receivers: RunningInstallation,
+):
+    running = running_with_receivers
+    await running.installation.start_runner()
+    async with run_receiver() as receiver:
+        webhook = await running.ann.add_webhook(receiver_url(receiver), endpoints=["echo"], states=["succeeded"])
+        job = await running.ann.submit("echo", text="hello")
+        await running.installation.edge.kill()
+        await running.installation.start_edge(**ALLOW)
+        await wait_until_ready(running.ann)
+
+        async def delivered() -> bool:
+            return await states(running, job) == ["delivered"]
+
+        await wait_for(delivered, timeout_s=90)
+        (got,) = receiver.got
+        assert got.verified(await secret(running))["data"]["status"] == "succeeded"
+        assert got.id.endswith(webhook["id"])
+        again = await running.ann.submit("echo", text="hello", wait=True)
+        told = await _came(receiver, 2)
+        assert [one.job["id"] for one in told] == [job.id, again.id]
+
+
 async def _came(receiver: WebhookReceiver, count: int):
     async def enough() -> bool:
         return len(receiver.got) >= count
