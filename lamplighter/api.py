@@ -4,7 +4,7 @@ Both clients use it. The types of answers stand first, then jobs, assets, hosts,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -267,6 +267,21 @@ def set_power(host: str, want: str, until: str | None) -> ApiRequest[HostView]:
     return ApiRequest(
         method="POST", path=f"/v1/hosts/{quote_segment(host)}/power", read=json_decoder(HostView), body=body
     )
+
+
+def start_maintenance(host: str) -> ApiRequest[HostView]:
+    """Put a host into maintenance."""
+    return ApiRequest(method="POST", path=f"/v1/hosts/{quote_segment(host)}/maintenance", read=json_decoder(HostView))
+
+
+def end_maintenance(host: str) -> ApiRequest[HostView]:
+    """End the maintenance of a host."""
+    return ApiRequest(method="DELETE", path=f"/v1/hosts/{quote_segment(host)}/maintenance", read=json_decoder(HostView))
+
+
+def set_endpoint_pause(name: str, verb: Literal["pause", "resume"]) -> ApiRequest[Any]:
+    """Pause or resume an endpoint."""
+    return ApiRequest(method="POST", path=f"/v1/endpoints/{quote_segment(name)}/{verb}", read=decode_json)
 
 
 def get_usage(since: str | None, until: str | None, owner: str | None) -> ApiRequest[UsageReport]:

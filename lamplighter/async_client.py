@@ -216,6 +216,19 @@ class AsyncClient(AsyncEdgeTransport):
         found: list[dict[str, Any]] = (await self.call(api.get_json("/v1/endpoints")))["endpoints"]
         return found
 
+    async def pause_endpoint(self, name: str) -> dict[str, Any]:
+        """Do what `Client.pause_endpoint` does."""
+        paused: dict[str, Any] = await self.call(api.set_endpoint_pause(name, "pause"))
+        return paused
+
+    async def resume_endpoint(self, name: str) -> dict[str, Any]:
+        """Do what `Client.resume_endpoint` does.
+
+        >>> (await client.resume_endpoint("echo"))["paused"]
+        """
+        resumed: dict[str, Any] = await self.call(api.set_endpoint_pause(name, "resume"))
+        return resumed
+
     async def deliveries(self, job_id: str) -> list[dict[str, Any]]:
         """Do what `Client.deliveries` does.
 
@@ -281,3 +294,14 @@ class AsyncClient(AsyncEdgeTransport):
         >>> (await client.power("gpu-9", "auto")).hold
         """
         return await self.call(api.set_power(host, want, until))
+
+    async def start_maintenance(self, host: str) -> HostView:
+        """Do what `Client.start_maintenance` does."""
+        return await self.call(api.start_maintenance(host))
+
+    async def end_maintenance(self, host: str) -> HostView:
+        """Do what `Client.end_maintenance` does.
+
+        >>> (await client.end_maintenance("gpu-9")).maintenance
+        """
+        return await self.call(api.end_maintenance(host))

@@ -241,6 +241,21 @@ class Client(EdgeTransport):
         found: list[dict[str, Any]] = self.call(api.get_json("/v1/endpoints"))["endpoints"]
         return found
 
+    def pause_endpoint(self, name: str) -> dict[str, Any]:
+        """Let no host start jobs of the endpoint; new ones are accepted and wait. Needs the scope `power`.
+
+        >>> client.pause_endpoint("echo")["paused"]["by"]
+        'ann'
+        >>> client.resume_endpoint("echo")["paused"]
+        """
+        paused: dict[str, Any] = self.call(api.set_endpoint_pause(name, "pause"))
+        return paused
+
+    def resume_endpoint(self, name: str) -> dict[str, Any]:
+        """End the pause of an endpoint. Needs the scope `power`."""
+        resumed: dict[str, Any] = self.call(api.set_endpoint_pause(name, "resume"))
+        return resumed
+
     def deliveries(self, job_id: str) -> list[dict[str, Any]]:
         """Return the webhook deliveries of a job, sent and pending.
 
@@ -309,3 +324,16 @@ class Client(EdgeTransport):
         >>> client.power("gpu-9", "auto").hold
         """
         return self.call(api.set_power(host, want, until))
+
+    def start_maintenance(self, host: str) -> HostView:
+        """Let the host start no jobs and no power rule switch it, until `end_maintenance`. Needs the scope `power`.
+
+        >>> client.start_maintenance("gpu-9").maintenance.by
+        'ann'
+        >>> client.end_maintenance("gpu-9").maintenance
+        """
+        return self.call(api.start_maintenance(host))
+
+    def end_maintenance(self, host: str) -> HostView:
+        """End the maintenance of a host. Needs the scope `power`."""
+        return self.call(api.end_maintenance(host))

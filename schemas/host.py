@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from schemas.endpoint import Endpoint
 from schemas.ids import Token
 from schemas.job import JobProgram, Moment
+from schemas.pause import Pause
 from schemas.power import ForeignUse
 
 HEARTBEAT_TTL_S = 15.0  # a heartbeat expires after this
@@ -177,7 +178,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     name, answered beside it for one release. `engine`: docker or process; `engine_away`: why it does not answer now;
     `run_as`: the user of jobs under the process engine. `waits`: the tasks that its runner cannot do now, each with the
     reason. `version`: that of its runner. `declared`: the settings have a power driver for it. `images`: those of its
-    endpoints, with what has arrived of each; empty under the process engine, which has none.
+    endpoints, with what has arrived of each; empty under the process engine, which has none. `maintenance`: since when
+    and by whom it is in maintenance; null while it is not.
     """
 
     id: Token
@@ -202,6 +204,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     version: str | None = None
     declared: bool = False
     images: tuple[ImageStatus, ...] = ()
+    maintenance: Pause | None = None
 
 
 class AssetTombstone(Struct, frozen=True):

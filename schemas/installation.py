@@ -31,6 +31,10 @@ class AuditAction(StrEnum):
     HOST_ADDED = "host_added"
     HOST_REMOVED = "host_removed"
     HOST_POWER_SET = "host_power_set"
+    HOST_MAINTENANCE_STARTED = "host_maintenance_started"
+    HOST_MAINTENANCE_ENDED = "host_maintenance_ended"
+    ENDPOINT_PAUSED = "endpoint_paused"
+    ENDPOINT_RESUMED = "endpoint_resumed"
     OWNER_DELETED = "owner_deleted"
     JOB_CANCELLED = "job_cancelled"  # by a key of another owner
     JOB_RETRIED = "job_retried"  # by a key of another owner
@@ -47,9 +51,9 @@ class AuditAction(StrEnum):
 class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A row of AUDIT: one action, of `AuditAction` or of a newer edge.
 
-    `subject`: the id of the key, host, owner, job or asset. `by`: the id of the key that asked for it, or BY_UP or
-    BY_EDGE for what `lamplighter up` or an edge did at its start. `client`: the address of the request, or empty.
-    `owner`: that of the subject. `scopes`: of a key that was created. `details`: by name, without secrets.
+    `subject`: the id of the key, host, owner, job or asset, or the endpoint. `by`: the id of the key that asked for it,
+    or BY_UP or BY_EDGE for what `lamplighter up` or an edge did at its start. `client`: the address of the request, or
+    empty. `owner`: that of the subject. `scopes`: of a key that was created. `details`: by name, without secrets.
     """
 
     at: Moment

@@ -193,6 +193,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "hosts": _N("The hosts that offer it, powered on or not", ["gpu-1"]),
         "programs": _N("What a job runs there, by host"),
         "differs": _N("Whether two of its hosts have another image or another endpoint.toml", False),
+        "paused": _N("Since when and by whom it is paused; null: it is not", None),
         "run_time": _N("How long its runs take; null while fewer than three have succeeded"),
     },
     "RunTime": {
@@ -252,6 +253,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "cannot": _N("The old name of `unschedulable`, kept for one release", {}),
         "hold": _N("The power override; null: none", None),
         "history": _N("The last changes of its power state", []),
+        "maintenance": _N("Since when and by whom it is in maintenance; null: it is not", None),
         "declared": _N("Whether the settings declare it, so that its power can be switched", True),
     },
     "HostList": {"hosts": _N("The hosts"), "version": _N("The version of this edge", "0.2.0")},
@@ -408,6 +410,10 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "assets": _N("Its files", 9),
         "keys": _N("Its API keys; a deletion revokes them", 2),
         "deletion": _N("The last deletion of this owner; null: none was requested in the last 30 days"),
+    },
+    "Pause": {
+        "since": _N("Since when", _AT),
+        "by": _N("The owner of the key that asked for it", "ops"),
     },
     "PowerRequest": {
         "want": _N("`on`, `off`, or `auto` to end the override", "on"),

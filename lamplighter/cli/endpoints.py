@@ -10,10 +10,44 @@ from lamplighter.cli.context import CliContext, client_command
 from lamplighter.cli.language import say
 
 
-@click.command()
+class DefaultListGroup(click.Group):
+    """A group whose command `list` runs where no command is named: `endpoints NAME` is `endpoints list NAME`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `list` before arguments without a command."""
+        if not {*self.commands, *ctx.help_option_names}.intersection(args):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=DefaultListGroup)
+def endpoints() -> None:
+    """List the endpoints, show the input fields of one, pause or resume one."""
+
+
+@endpoints.command("pause")
+@click.argument("name")
+@client_command
+def pause_endpoint(session: CliContext, name: str) -> None:
+    """Pause the endpoint NAME: its jobs are accepted and wait, and those that run end."""
+    found = session.client.call(api.set_endpoint_pause(name, "pause"))
+    line = f"endpoint {name} is paused: `lamplighter endpoints resume` ends that"
+    session.show(found, lambda: session.out.print(say(line), highlight=False))
+
+
+@endpoints.command("resume")
+@click.argument("name")
+@client_command
+def resume_endpoint(session: CliContext, name: str) -> None:
+    """End the pause of the endpoint NAME."""
+    found = session.client.call(api.set_endpoint_pause(name, "resume"))
+    session.show(found, lambda: session.out.print(say(f"endpoint {name} is not paused any more"), highlight=False))
+
+
+@endpoints.command("list")
 @click.argument("name", required=False)
 @client_command
-def endpoints(session: CliContext, name: str | None) -> None:
+def list_endpoints(session: CliContext, name: str | None) -> None:
     """List the endpoints, or the input fields of the endpoint NAME."""
     if name:
         one = session.client.call(api.get_endpoint(name))
@@ -30,9 +64,10 @@ def endpoints(session: CliContext, name: str | None) -> None:
 
 
 def _describe_hosts(endpoint: dict[str, Any]) -> str:
-    """Return the hosts of an endpoint, and whether they run different images or endpoint.toml files."""
+    """Return the hosts of an endpoint, whether they run different programs, and whether it is paused."""
     hosts = ", ".join(endpoint["hosts"]) or say("no host yet")
-    return say(f"{hosts} (they differ)") if endpoint.get("differs") else hosts
+    hosts = say(f"{hosts} (they differ)") if endpoint.get("differs") else hosts
+    return say(f"{hosts} (paused)") if endpoint.get("paused") else hosts
 
 
 def _print_fields(session: CliContext, endpoint: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ _COMMANDS: Mapping[str, str] = {
     "Remove a job that has ended.": "删除已结束的任务。",
     "Upload files.": "上传文件。",
     "List files, delete some.": "列出或删除文件。",
-    "List, add and remove GPU hosts.": "列出、添加和移除 GPU 服务器。",
+    "List, add and remove GPU hosts, or put one into maintenance.": "列出、添加和移除 GPU 服务器，或使其进入维护状态。",
     "Keep a host on or off, or switch it automatically.": "让服务器保持开机或关机，或自动开关机。",
     "Show usage and cost.": "显示用量和费用。",
     "Show who did what to keys, hosts, owners, jobs and settings.": "显示谁对密钥、主机、所有者、任务和设置做了什么。",
@@ -92,7 +92,7 @@ _COMMANDS: Mapping[str, str] = {
     ),
     "Events to print.": "要显示的记录条数。",
     "Print the newest events, then new ones until Ctrl-C.": "先显示最新的记录，再持续显示新记录，直到按 Ctrl-C。",
-    "List the endpoints, or the fields of one endpoint.": "列出任务类型，或某个任务类型的字段。",
+    "List the endpoints, show the fields of one, pause or resume one.": "列出任务类型，显示字段，暂停或恢复任务类型。",
     "Create, list, rotate and revoke API keys.": "创建、列出、更换和吊销 API 密钥。",
     "Delete all data of an owner.": "删除某个用户的所有数据。",
     "Watch hosts and jobs.": "实时查看服务器和任务。",
@@ -306,7 +306,11 @@ _CLIENT: Mapping[str, str] = {
     "Delete your files. A file that an unfinished job needs is not deleted.": (
         "删除您的文件。未结束的任务所需的文件不会被删除。"
     ),
-    "List, add or remove GPU hosts.": "列出、添加或移除 GPU 服务器。",
+    "List, add or remove GPU hosts, or put one into maintenance.": "列出、添加或移除 GPU 服务器，或使其进入维护状态。",
+    "Put host ID into maintenance: it starts no job, running jobs end, and no power rule switches it.": (
+        "使服务器 ID 进入维护状态：不再启动任务，运行中的任务会继续到结束，电源规则不会开关它。"
+    ),
+    "End the maintenance.": "结束维护。",
     "List the GPU hosts.": "列出 GPU 服务器。",
     "Create a join token for host ID and print the command to run there. The token is a secret of that host.": (
         "为服务器 ID 创建接入令牌，并输出要在那里运行的命令。令牌是该服务器的机密。"
@@ -328,6 +332,13 @@ _CLIENT: Mapping[str, str] = {
     "Only this owner. Needs a key with the scope admin, which otherwise shows all owners.": (
         "只显示此用户。需要有 admin 权限的密钥；不给出时显示所有用户。"
     ),
+    "List the endpoints, show the input fields of one, pause or resume one.": (
+        "列出任务类型，显示某个任务类型的输入字段，暂停或恢复任务类型。"
+    ),
+    "Pause the endpoint NAME: its jobs are accepted and wait, and those that run end.": (
+        "暂停任务类型 NAME：仍接受任务，但任务会等待；运行中的任务会继续到结束。"
+    ),
+    "End the pause of the endpoint NAME.": "恢复任务类型 NAME。",
     "List the endpoints, or the input fields of the endpoint NAME.": "列出任务类型，或任务类型 NAME 的输入字段。",
     "Create, list, rotate and revoke API keys (needs a key with the scope admin).": (
         "创建、列出、更换和吊销 API 密钥（需要有 admin 权限的密钥）。"

@@ -22,7 +22,7 @@ REVOKED = (
 @click.group(invoke_without_command=True)
 @click.pass_context
 def hosts(context: click.Context, /, **given: Any) -> None:
-    """List, add or remove GPU hosts."""
+    """List, add or remove GPU hosts, or put one into maintenance."""
     run_default_command(context, list_hosts, given)
 
 
@@ -70,11 +70,15 @@ def version_warning(edge_version: str | None, host: dict[str, Any]) -> str | Non
     return f"its runner is {version} and the edge {edge_version}, more than one release apart: upgrade the older one"
 
 
+def _describe_state(host: dict[str, Any]) -> str:
+    return say(f"{host['state']}, in maintenance") if host.get("maintenance") else str(host["state"])
+
+
 def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
     gpus = ", ".join(f"{gpu['name']} ({gpu['fitness']})" for gpu in host["gpus"]) or say("none")
     return (
         host["id"],
-        host["state"],
+        _describe_state(host),
         host.get("version") or "-",
         display.format_time_text(host["since"]),
         display.format_engine(host),
@@ -105,6 +109,17 @@ def remove_host(session: CliContext, host: str) -> None:
     session.client.call(api.delete_path(f"/v1/hosts/{api.quote_segment(host)}"))
     line = f"host {host} removed; revoked: {', '.join(map(say, REVOKED))}"
     session.show({"removed": host, "revoked": REVOKED}, lambda: session.out.print(say(line), highlight=False))
+
+
+@hosts.command("maintenance")
+@click.argument("host", metavar="ID")
+@click.option("--end", is_flag=True, help="End the maintenance.")
+@client_command
+def maintenance(session: CliContext, host: str, *, end: bool) -> None:
+    """Put host ID into maintenance: it starts no job, running jobs end, and no power rule switches it."""
+    found = session.client.call(api.end_maintenance(host) if end else api.start_maintenance(host))
+    line = f"host {host} is no longer in maintenance" if end else f"host {host} is in maintenance"
+    session.show(found, lambda: session.out.print(say(line), highlight=False))
 
 
 OVERRIDE_TEXTS = {"on": "override: on", "off": "override: off", "auto": "automatic"}

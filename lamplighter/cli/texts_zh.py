@@ -290,6 +290,14 @@ _DOCTOR: Mapping[str, str] = {
     "free some space on that host": "请在该服务器上清理磁盘空间",
     "image on {host}": "{host} 的镜像",
     "{hosts} (they differ)": "{hosts}（版本不一致）",
+    "{hosts} (paused)": "{hosts}（已暂停）",
+    "endpoint {name} is paused: `lamplighter endpoints resume` ends that": (
+        "任务类型 {name} 已暂停：恢复请运行 `lamplighter endpoints resume`"
+    ),
+    "endpoint {name} is not paused any more": "任务类型 {name} 已恢复",
+    "host {host} is in maintenance": "服务器 {host} 正在维护",
+    "host {host} is no longer in maintenance": "服务器 {host} 已结束维护",
+    "{state}, in maintenance": "{state}，维护中",
     "endpoint {name}": "任务类型 {name}",
     "its hosts differ ({versions})": "各服务器的版本不一致（{versions}）",
     "give these hosts the same endpoint.toml and the same image, best by its digest": (

@@ -2,15 +2,19 @@
 
 from typing import Any
 
+from litestar import post
 from litestar.params import FromPath
 from msgspec import Struct
 
+from edge.core.error_handling import translate_errors
 from edge.hosts.endpoints import do_programs_differ, localize_schema
-from edge.http.auth import require_scope
-from edge.http.dependencies import EdgeServices, LanguageDep, ServicesDep, get_or_head
+from edge.http.auth import record_audit_event, require_scope
+from edge.http.dependencies import AnyRequest, EdgeServices, LanguageDep, ServicesDep, get_or_head
 from schemas.auth import Scope
 from schemas.endpoint import Endpoint
+from schemas.installation import AuditAction
 from schemas.job import JobProgram
+from schemas.pause import Pause
 from schemas.texts import Language
 
 
@@ -26,6 +30,7 @@ class EndpointView(Struct, frozen=True):
     """An endpoint. `hosts`: the hosts that offer it, powered on or not.
 
     `programs`: what a job runs on each host that told. `differs`: two of them have another image or endpoint.toml.
+    `paused`: since when and by whom it is paused; None while it is not.
 
     `title` and `description`, also those of the input's fields, are in the reader's language, or in English where the
     image has no Chinese. Both languages follow under the same names with `_en` and `_zh`. `run_time`: of its last runs
@@ -47,6 +52,7 @@ class EndpointView(Struct, frozen=True):
     description_en: str = ""
     description_zh: str = ""
     run_time: RunTimeView | None = None
+    paused: Pause | None = None
 
 
 class EndpointListView(Struct, frozen=True):
@@ -74,6 +80,7 @@ def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint, language: Lang
         programs=(programs := services.endpoints.programs(endpoint.name)),
         differs=do_programs_differ(programs.values()),
         run_time=None if usual is None else RunTimeView(round(usual.p50, 3), round(usual.p90, 3), usual.samples),
+        paused=services.hosts.pauses.of_endpoint(endpoint.name),
     )
 
 
@@ -89,4 +96,32 @@ async def read_endpoint(services: ServicesDep, language: LanguageDep, name: From
     return _to_endpoint_view(services, services.endpoints.get(name), language)
 
 
-ROUTES = (list_endpoints, read_endpoint)
+@post("/v1/endpoints/{name:str}/pause", status_code=202, guards=[require_scope(Scope.POWER)])
+async def pause_endpoint(
+    request: AnyRequest, services: ServicesDep, language: LanguageDep, name: FromPath[str]
+) -> EndpointView:
+    """Pause an endpoint: its jobs are accepted and wait, and those that run end."""
+    endpoint = services.endpoints.get(name)
+    if services.hosts.pauses.of_endpoint(name) is None:
+        with translate_errors():
+            await services.hosts.pauses.pause_endpoint(name, request.auth.owner)
+        await record_audit_event(request, services, AuditAction.ENDPOINT_PAUSED, name)
+        services.power.request_tick()
+    return _to_endpoint_view(services, endpoint, language)
+
+
+@post("/v1/endpoints/{name:str}/resume", status_code=202, guards=[require_scope(Scope.POWER)])
+async def resume_endpoint(
+    request: AnyRequest, services: ServicesDep, language: LanguageDep, name: FromPath[str]
+) -> EndpointView:
+    """End the pause of an endpoint, whose jobs start again within seconds."""
+    endpoint = services.endpoints.get(name)
+    if services.hosts.pauses.of_endpoint(name) is not None:
+        with translate_errors():
+            await services.hosts.pauses.resume_endpoint(name)
+        await record_audit_event(request, services, AuditAction.ENDPOINT_RESUMED, name)
+        services.power.request_tick()
+    return _to_endpoint_view(services, endpoint, language)
+
+
+ROUTES = (list_endpoints, read_endpoint, pause_endpoint, resume_endpoint)

@@ -6,6 +6,7 @@ from typing import Literal
 from litestar import delete, post
 from litestar.params import FromPath, FromQuery
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bus.interface import BusError
 from edge.core.error_handling import translate_errors
@@ -34,7 +35,7 @@ class HostListView(Struct, frozen=True):
 @get_or_head("/v1/hosts", guards=[require_scope(Scope.HOSTS_READ)])
 async def list_hosts(services: ServicesDep, owner: OwnerDep) -> HostListView:
     """List the hosts and their state."""
-    return HostListView(list(services.power.views(services.hosts.views(owner))))
+    return HostListView(_host_views(services, owner))
 
 
 @get_or_head("/v1/hosts/{host:str}", guards=[require_scope(Scope.HOSTS_READ)])
@@ -43,9 +44,13 @@ async def read_host(services: ServicesDep, owner: OwnerDep, host: FromPath[str])
     return _find_host(services, owner, host)
 
 
-def _find_host(services: EdgeServices, owner: str, host: str) -> HostView:
+def _host_views(services: EdgeServices, owner: str) -> list[HostView]:
     views = services.power.views(services.hosts.views(owner))
-    found = next((view for view in views if view.id == host), None)
+    return [replace(view, maintenance=services.hosts.pauses.of_host(view.id)) for view in views]
+
+
+def _find_host(services: EdgeServices, owner: str, host: str) -> HostView:
+    found = next((view for view in _host_views(services, owner) if view.id == host), None)
     if found is None:
         raise ProblemError("not_found", "there is no host with this id: GET /v1/hosts lists all hosts")
     return found
@@ -94,6 +99,30 @@ async def set_power(request: AnyRequest, services: ServicesDep, owner: OwnerDep,
         await services.power.set_override(host, body.want, body.until)
     details = {"want": body.want} | ({"until": body.until.isoformat()} if body.until else {})
     await record_audit_event(request, services, AuditAction.HOST_POWER_SET, host, details=details)
+    return _find_host(services, owner, host)
+
+
+@post("/v1/hosts/{host:str}/maintenance", status_code=202, guards=[require_scope(Scope.POWER)])
+async def start_maintenance(
+    request: AnyRequest, services: ServicesDep, owner: OwnerDep, host: FromPath[str]
+) -> HostView:
+    """Put a host into maintenance: it starts no job, running jobs end, and no power rule switches it."""
+    if _find_host(services, owner, host).maintenance is None:
+        with translate_errors():
+            await services.hosts.pauses.start_maintenance(host, request.auth.owner)
+        await record_audit_event(request, services, AuditAction.HOST_MAINTENANCE_STARTED, host)
+        services.power.request_tick()
+    return _find_host(services, owner, host)
+
+
+@delete("/v1/hosts/{host:str}/maintenance", status_code=202, guards=[require_scope(Scope.POWER)])
+async def end_maintenance(request: AnyRequest, services: ServicesDep, owner: OwnerDep, host: FromPath[str]) -> HostView:
+    """End the maintenance of a host, which starts jobs again within seconds."""
+    if _find_host(services, owner, host).maintenance is not None:
+        with translate_errors():
+            await services.hosts.pauses.end_maintenance(host)
+        await record_audit_event(request, services, AuditAction.HOST_MAINTENANCE_ENDED, host)
+        services.power.request_tick()
     return _find_host(services, owner, host)
 
 
@@ -165,6 +194,8 @@ ROUTES = (
     read_host,
     read_host_samples,
     set_power,
+    start_maintenance,
+    end_maintenance,
     add_host,
     add_relay,
     remove_host,

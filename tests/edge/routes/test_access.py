@@ -183,7 +183,7 @@ async def test_hosts_are_reported_while_on_and_while_off(edge: ServedEdge):
     assert set(host) == {
         *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
         *("busy", "cannot", "unschedulable", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
-        *("version", "declared", "images"),
+        *("version", "declared", "images", "maintenance"),
     }
     assert (await edge.ann.get("/v1/hosts/none")).status_code == 404
 
@@ -230,6 +230,9 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(edge: ServedEd
             "/v1/hosts",
             "/v1/hosts/{host}",
             "/v1/hosts/{host}/power",
+            "/v1/hosts/{host}/maintenance",
+            "/v1/endpoints/{name}/pause",
+            "/v1/endpoints/{name}/resume",
             "/v1/keys",
             "/v1/keys/{key_id}",
         ),

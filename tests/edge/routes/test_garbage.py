@@ -21,6 +21,8 @@ POSTS = (
     "/v1/assets",
     "/v1/uploads",
     "/v1/hosts/gpu-9/power",
+    "/v1/hosts/none/maintenance",
+    "/v1/endpoints/none/pause",
     "/v1/jobs/none/cancel",
     "/v1/jobs/none/retry",
     "/v2/echo/run",

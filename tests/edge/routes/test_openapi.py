@@ -45,6 +45,7 @@ WITHOUT_BODY = {
     "/v1/session/tickets",
     "/v1/webhooks/{webhook_id}/test",
     "/v1/notifications/test",
+    *("/v1/endpoints/{name}/pause", "/v1/endpoints/{name}/resume", "/v1/hosts/{host}/maintenance"),
 }
 NOT_SET_UP = 501  # no machine may join the edge of these tests
 TUS = {"Tus-Resumable": "1.0.0"}
