@@ -151,6 +151,12 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     version: str | None = None
     images: tuple[ImageStatus, ...] = ()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the host works for us, or somebody else uses it."""
+        activity = self.activity
+        return bool(self.running or activity.uploading or activity.unrecovered or activity.foreign_uses)
+
 
 HOST_ENDPOINTS_LIMIT = 200  # in one offer; the edge keeps up to three queues and one checked schema for each
 HOST_ENDPOINTS_LIMIT_BYTES = 1024 * 1024  # of all of them as JSON; the broker's max_payload is 2 MB

@@ -57,9 +57,7 @@ async def read_for_operator(services: EdgeServices, snapshot: MetricSnapshot) ->
 def _set_heartbeat(snapshot: MetricSnapshot, host: str, heartbeat: HostHeartbeat, age_s: float) -> None:
     snapshot.set("lamplighter_host_heartbeat_age_seconds", age_s, host)
     snapshot.set("lamplighter_host_running_jobs", len(heartbeat.running), host)
-    activity = heartbeat.activity
-    is_busy = bool(heartbeat.running or activity.uploading or activity.unrecovered or activity.foreign_uses)
-    snapshot.set("lamplighter_host_busy", is_busy, host)
+    snapshot.set("lamplighter_host_busy", heartbeat.is_busy, host)
     for gpu in heartbeat.gpus:
         snapshot.set("lamplighter_host_gpus", 1, host, gpu.fitness)
 

@@ -120,7 +120,7 @@ class FactReader:
         idle = {
             host
             for host, record in records.items()
-            if record.state is PowerState.ONLINE and record.override is None and _is_idle(heartbeats.get(host))
+            if record.state is PowerState.ONLINE and _is_idle(heartbeats.get(host))
         }
         self._idle_since = {host: self._idle_since.get(host, now) for host in idle}
 
@@ -134,7 +134,7 @@ class FactReader:
             wake_failure=None if record is None else _find_failed_wake(record, now),
             bad_gpus=tuple(f"{gpu.name} ({gpu.uuid})" for gpu in gpus if gpu.fitness in _CRITICAL_FITNESS),
             idle_s=(now - since).total_seconds() if since else None,
-            idle_limit_s=config.idle_after if config else None,
+            idle_limit_s=max(config.idle_after, config.min_on) if config else None,
             clock_skew_s=(heartbeat.at - now).total_seconds() if heartbeat else 0.0,
         )
 
@@ -176,7 +176,7 @@ class FactReader:
 
 
 def _is_idle(heartbeat: HostHeartbeat | None) -> bool:
-    return heartbeat is not None and not heartbeat.running and not heartbeat.activity.uploading
+    return heartbeat is not None and not heartbeat.is_busy
 
 
 def _find_failed_wake(record: PowerRecord, now: datetime) -> str | None:

@@ -26,7 +26,7 @@ from edge.notify.conditions import ConditionTracker, Finding, Findings, find_con
 from edge.notify.facts import FactReader
 from edge.notify.port import NotificationFailed, NotificationSender
 from edge.notify.settings import NotifySettings, NotifyTarget
-from edge.notify.texts import TEST_BODY_TEXT, TEST_TITLE_TEXT, render_message
+from edge.notify.texts import TEST_BODY_TEXT, TEST_TITLE_TEXT, render_message, render_notice
 from schemas.backoff import Backoff
 from schemas.conditions import Condition
 from schemas.job import Job
@@ -156,23 +156,32 @@ class NotificationService:
         for finding in self._tracker.begun(found, now):
             key = _row_key(finding)
             if key not in rows or rows[key].ended_at is not None:
-                await self._table.put(key, self._new_notice(finding))
+                await self._table.put(key, self._begin(finding))
         for key, notice in rows.items():
             if notice.ended_at is not None or not self._tracker.has_ended(
                 (Condition(notice.condition), notice.subject), found, now
             ):
                 continue
-            ended = structs.replace(notice, ended_at=now, pending=self._pending_for(Condition(notice.condition)))
+            ended = structs.replace(self._end(notice), pending=self._pending_for(Condition(notice.condition)))
             await self._table.put(key, ended)
 
-    def _new_notice(self, finding: Finding) -> Notice:
-        return Notice(
+    def _begin(self, finding: Finding) -> Notice:
+        """Log that a condition holds, and return the notice of it."""
+        notice = Notice(
             condition=finding.condition,
             subject=finding.subject,
             values={name: _one_line(text) for name, text in finding.values.items()},
             began_at=self._clock(),
             pending=self._pending_for(finding.condition),
         )
+        text = render_notice(notice, Language.EN)
+        _log.warning("condition_began", condition=notice.condition, subject=notice.subject, notice=text)
+        return notice
+
+    def _end(self, notice: Notice) -> Notice:
+        """Log that a condition is gone, and return the notice of that."""
+        _log.info("condition_ended", condition=notice.condition, subject=notice.subject)
+        return structs.replace(notice, ended_at=self._clock())
 
     def _pending_for(self, condition: Condition) -> dict[str, PendingMessage]:
         targets = self._settings.targets.items()
@@ -252,9 +261,9 @@ class NotificationService:
         if (outage is None) == (told is None):
             return
         if outage is not None:
-            notice = self._broker_outage = self._new_notice(outage)
+            notice = self._broker_outage = self._begin(outage)
         elif told is not None:
-            notice, self._broker_outage = structs.replace(told, ended_at=self._clock()), None
+            notice, self._broker_outage = self._end(told), None
         for target in notice.pending:
             await self._try_send(target, [notice])
 

@@ -1,11 +1,22 @@
-"""`lamplighter` with the short intervals of `fast_clock`, small streams, and webhooks that are tried every second.
+"""`lamplighter` with the short intervals of `fast_clock` and of `quick_thresholds`, and with small streams.
 
-Only constants differ. Modules copy them when they are imported, so the order matters.
+Webhooks are tried every second, and it is told after a second that a condition is gone. Only constants differ. Modules
+copy them when they are imported, so the order matters.
 """
 
-from edge.webhooks import retry_policy
+import sys
 
-retry_policy.RETRY_DELAYS_S = (1.0,) * 600  # type: ignore[assignment]
+from schemas import conditions
+from tests.observe.quick_thresholds import QUICK_THRESHOLDS
+
+conditions.THRESHOLDS = QUICK_THRESHOLDS
+
+if sys.argv[1] == "edge":
+    from edge.notify import conditions as notified
+    from edge.webhooks import retry_policy
+
+    notified.CLEAR_S = 1.0
+    retry_policy.RETRY_DELAYS_S = (1.0,) * 600  # type: ignore[assignment]
 
 from tests.e2e.power import fast_clock  # noqa: E402 - it changes constants before it imports the rest
 

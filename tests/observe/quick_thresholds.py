@@ -13,7 +13,7 @@ from schemas.conditions import THRESHOLDS, Condition, Threshold
 SHORTER: Mapping[Condition, Mapping[str, Any]] = {
     Condition.QUEUE_GROWING: {"limit": 3, "window_s": 2},
     Condition.WAIT_TOO_LONG: {"age_s": 2},
-    Condition.WAKE_FAILED: {"window_s": 20},
+    Condition.WAKE_FAILED: {"window_s": 12},
     Condition.HOST_IDLE: {"age_s": 1, "window_s": 60},
     Condition.WEBHOOKS_DELAYED: {"age_s": 2},
     Condition.FAILURE_RATE: {"window_s": 10},

@@ -1,16 +1,18 @@
-"""Breaks what alerts are for, and finds them firing in a real Prometheus, and gone when it is mended.
+"""Breaks what alerts are for. Each is found firing in a real Prometheus, told to a receiver, and in the edge's log.
 
-One installation of real processes for all tests of this file. The rules are those of deploy/alert_rules.py with
-shorter times. The failure rate of an endpoint is not broken here: promtool plays it in test_alert_rules.py.
+When it is mended, it is gone from Prometheus, and the receiver and the log have its end. One installation of real
+processes for all tests of this file. The rules are those of deploy/alert_rules.py with shorter times. No edge can tell
+that it is down: only Prometheus does.
 """
 
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -22,12 +24,18 @@ from bus.nats import topology
 from bus.server.process import NatsServer
 from deploy.alert_rules import RULES
 from edge.core.clock import utc_now
+from edge.core.installation import record_backup
 from edge.tls import CERTIFICATE_LIFETIME, load_or_create_certificate
 from lamplighter import api
+from lamplighter.errors import JobFailed
+from schemas.conditions import Condition
+from schemas.container_protocol import ExitCode
 from schemas.host import HostHeartbeat
+from schemas.installation import AuditAction
 from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES
 from tests.broken.raw_publish import publish_raw
 from tests.broken.small_streams import shrink_streams
+from tests.observe.inbox import Inbox, run_inbox
 from tests.observe.quick_thresholds import QUICK_THRESHOLDS
 from tests.runner.gpu.stub_nvml import StubNvml
 from tests.support.command import run_lamplighter, write_settings
@@ -64,6 +72,7 @@ class Scene(Struct, frozen=True):
     folder: Path
     running: RunningInstallation
     prometheus: PrometheusServer
+    inbox: Inbox
     cards: StubNvml
     environ: Mapping[str, str]
     runner_address: str
@@ -95,8 +104,51 @@ class Scene(Struct, frozen=True):
             if job.status in WAITING_STATUSES | ACTIVE_STATUSES:
                 await self.running.ann.cancel(job.id)
 
-    async def is_firing(self, condition: str) -> bool:
+    async def is_firing(self, condition: Condition) -> bool:
         return condition in await self.prometheus.firing()
+
+    async def wait_until_known(self, condition: Condition, subject: str = "", **labels: str) -> None:
+        """Wait until the alert fires with these labels, an operator was told, and the log of the edge says it."""
+        await self.prometheus.wait_until_fires(condition, **labels)
+
+        async def is_told() -> bool:
+            return (condition, subject) in self.inbox.open_conditions() & self.open_in_log()
+
+        is_told.__qualname__ = f"the notification and the log line of {condition} {subject}"
+        await wait_for(is_told, timeout_s=STEP_TIMEOUT_S, interval_s=0.2)
+
+    async def wait_until_calm(self) -> None:
+        """Wait until no alert fires, and an operator and the log were told the end of all that was wrong."""
+        await self.prometheus.wait_until_gone(*CALM)
+
+        async def is_told() -> bool:
+            return not self.inbox.open_conditions() | self.open_in_log()
+
+        is_told.__qualname__ = "the end of all conditions"
+        await wait_for(is_told, timeout_s=STEP_TIMEOUT_S, interval_s=0.2)
+
+    def logged(self, name: str = "edge") -> Iterator[dict[str, Any]]:
+        """Yield the log lines of an edge or a runner."""
+        for line in (self.folder / f"{name}.log").read_text().splitlines():
+            if line.startswith("{") and line.endswith("}"):
+                yield json.loads(line)
+
+    def open_in_log(self) -> set[tuple[Condition, str]]:
+        """Return the conditions, with their subjects, that began by the log of the edge and have not ended."""
+        found: set[tuple[Condition, str]] = set()
+        for line in self.logged():
+            change = {"condition_began": found.add, "condition_ended": found.discard}.get(line["event"])
+            if change:
+                change((Condition(line["condition"]), line["subject"]))
+        return found
+
+    async def audited(self, action: AuditAction, subject: str) -> list[dict[str, str]]:
+        """Return the details of what the administrator did to a thing, in order, by the audit log."""
+        page = await self.running.admin.call(api.get_json("/v1/audit", action=action, subject=subject))
+        for event in page["events"]:
+            assert event["by"] in self.running.installation.keys["admin"], event
+            assert event["client"] == "127.0.0.1", event
+        return [event["details"] for event in reversed(page["events"])]
 
 
 def declare_host(folder: Path) -> str:
@@ -110,10 +162,14 @@ def declare_host(folder: Path) -> str:
     return f'[hosts.gpu-2]\ndriver = "command"\n{argv}{rules}'
 
 
+def notify_settings(url: str) -> str:
+    """Return the settings of a target that is told of everything, as soon as it is found."""
+    return f'[notify]\ninterval_s = 1\ncheck_every_s = 0.5\ntargets.ops = {{ url = "{url}" }}\n'
+
+
 @pytest.fixture(scope="module")
 async def scene(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Scene]:
     folder = tmp_path_factory.mktemp("scene")
-    (folder / "lamplighter.toml").write_text(declare_host(folder))
     (folder / "nvml").mkdir()
     cards = StubNvml(folder / "nvml", gpu0__utilization=50)
     program = "tests.observe.quick_program"
@@ -121,6 +177,8 @@ async def scene(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object)
     installation.server = NatsServer(folder / "broker", store_bytes=STORE_BYTES)
     certificate = load_or_create_certificate(folder / "tls", ["127.0.0.1"], utc_now())
     async with AsyncExitStack() as stack:
+        inbox = await stack.enter_async_context(run_inbox())
+        (folder / "lamplighter.toml").write_text(declare_host(folder) + notify_settings(inbox.url))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(topology, "STREAMS", shrink_streams())
         tls_port, runner_port = stack.enter_context(reserve_ports(2))
@@ -138,42 +196,51 @@ async def scene(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object)
         prometheus = await stack.enter_async_context(
             run_prometheus(folder / "prometheus", targets, installation.keys["admin"], QUICK_RULES)
         )
-        made = Scene(folder, running, prometheus, cards, environ, runner_address)
+        made = Scene(folder, running, prometheus, inbox, cards, environ, runner_address)
         await made.start_gpu_runner()
+        await made.set_power("off")  # or each job that no host offers would wake it
         yield made
         print(installation.tail())  # noqa: T201 - shown by pytest when a test failed
 
 
-CALM = tuple(rule.condition for rule in RULES if rule.condition != "backup_old")  # until the first backup is made
+CALM = tuple(set(Condition) - {Condition.BACKUP_OLD})  # which fires until the first backup is made
 
 
 @pytest.fixture(autouse=True)
 async def calm(scene: Scene) -> AsyncIterator[None]:
     """Check that no alert fires before a test, and that what it has mended is gone after it."""
     await wait_until_ready(scene.running.ann)
-    await scene.prometheus.wait_until_gone(*CALM)
+    await scene.wait_until_calm()
     yield
-    await scene.prometheus.wait_until_gone(*CALM)
+    await scene.wait_until_calm()
 
 
-async def test_a_backup_that_was_never_made(scene: Scene):
-    await scene.prometheus.wait_until_fires("backup_old")
+async def test_a_backup_that_was_never_made_and_one_that_is_old(scene: Scene):
+    await scene.prometheus.wait_until_fires(Condition.BACKUP_OLD)
+    await record_backup(scene.running.bus.installation_constants, utc_now() - timedelta(days=3))
+    await scene.wait_until_known(Condition.BACKUP_OLD)
     settings = write_settings(scene.folder / "prometheus", scene.running.installation.broker_settings("edge"))
     done = await run_lamplighter("backup", scene.folder / "kept.zip", "--config", settings)
     assert done.returncode == 0, done.stderr
-    await scene.prometheus.wait_until_gone("backup_old")
+    await scene.prometheus.wait_until_gone(Condition.BACKUP_OLD)
+
+
+def count_starts(scene: Scene) -> int:
+    return sum(line["event"] == "serving" and not line["tls"] for line in scene.logged())
 
 
 async def test_an_edge_that_is_killed(scene: Scene):
     await scene.running.installation.edge.kill()
-    await scene.prometheus.wait_until_fires("edge_down")
+    await scene.prometheus.wait_until_fires(Condition.EDGE_DOWN)
+    starts = count_starts(scene)
     await scene.running.installation.start_edge(**scene.environ)
     await wait_until_ready(scene.running.ann)
+    assert count_starts(scene) == starts + 1
 
 
 async def test_a_broker_that_is_stopped(scene: Scene):
     await scene.running.installation.server.stop()
-    await scene.prometheus.wait_until_fires("broker_not_durable")
+    await scene.wait_until_known(Condition.BROKER_NOT_DURABLE)
     await scene.running.installation.server.start()
     await wait_until_ready(scene.running.ann)
 
@@ -182,23 +249,24 @@ async def test_a_store_that_is_filled(scene: Scene):
     names = count()
     while (await scene.running.bus.health.status()).used_share < 0.81:
         await publish_raw(scene.running, f"usage.job.ballast.{next(names)}.1", bytes(MIB // 2))
-    await scene.prometheus.wait_until_fires("broker_store_full")
+    await scene.wait_until_known(Condition.BROKER_STORE_FULL)
     assert await scene.running.bus.usage_log.delete_owner("ballast")
 
 
 async def test_a_queue_that_grows_and_a_job_that_waits(scene: Scene):
     async def submit_until_it_fires() -> bool:
         await scene.submit_many(2, UNOFFERED)
-        return await scene.is_firing("queue_growing")
+        is_told = (Condition.QUEUE_GROWING, UNOFFERED) in scene.inbox.open_conditions()
+        return is_told and await scene.is_firing(Condition.QUEUE_GROWING)
 
     await wait_for(submit_until_it_fires, timeout_s=STEP_TIMEOUT_S, interval_s=0.3)
-    await scene.prometheus.wait_until_fires("wait_too_long", endpoint=UNOFFERED)
+    await scene.wait_until_known(Condition.WAIT_TOO_LONG, UNOFFERED, endpoint=UNOFFERED)
     await scene.cancel_all()
 
 
 async def test_a_gpu_that_is_unhealthy(scene: Scene):
     scene.cards.set(gpu0__retired_pending=1)
-    await scene.prometheus.wait_until_fires("gpu_unhealthy", host="gpu-1")
+    await scene.wait_until_known(Condition.GPU_UNHEALTHY, "gpu-1", host="gpu-1")
     scene.cards.set(gpu0__retired_pending=None)
     await scene.running.installation.runners["gpu-1"].stop()  # the machine is reset
     await scene.start_gpu_runner()
@@ -206,11 +274,11 @@ async def test_a_gpu_that_is_unhealthy(scene: Scene):
 
 async def test_a_host_that_does_not_boot_and_then_stays_on_without_work(scene: Scene):
     await scene.set_power("on")
-    await scene.prometheus.wait_until_fires("wake_failed", host="gpu-2")
-    await scene.prometheus.wait_until_fires("host_fault", host="gpu-2")
+    await scene.wait_until_known(Condition.WAKE_FAILED, "gpu-2", host="gpu-2")
+    await scene.wait_until_known(Condition.HOST_FAULT, "gpu-2", host="gpu-2")
     scene.power.unlink()
     await scene.set_power("auto")  # acknowledges the fault
-    await scene.prometheus.wait_until_gone("host_fault")
+    await scene.prometheus.wait_until_gone(Condition.HOST_FAULT)
     await scene.set_power("on")
 
     async def has_power() -> bool:
@@ -218,7 +286,7 @@ async def test_a_host_that_does_not_boot_and_then_stays_on_without_work(scene: S
 
     await wait_for(has_power, timeout_s=STEP_TIMEOUT_S)
     await scene.start_runner("gpu-2")
-    await scene.prometheus.wait_until_fires("host_idle", host="gpu-2")
+    await scene.wait_until_known(Condition.HOST_IDLE, "gpu-2", host="gpu-2")
     await scene.set_power("auto")
 
     async def has_no_power() -> bool:
@@ -226,6 +294,10 @@ async def test_a_host_that_does_not_boot_and_then_stays_on_without_work(scene: S
 
     await wait_for(has_no_power, timeout_s=STEP_TIMEOUT_S)
     await scene.running.installation.runners["gpu-2"].stop()
+    wanted = [details["want"] for details in await scene.audited(AuditAction.HOST_POWER_SET, "gpu-2")]
+    assert wanted == ["off", "on", "auto", "on", "auto"]
+    states = [line["state"] for line in scene.logged() if line["event"] == "power_state_changed"]
+    assert {"waking", "fault", "online", "off"} <= set(states)
 
 
 async def test_a_webhook_receiver_that_is_dead(scene: Scene):
@@ -233,9 +305,9 @@ async def test_a_webhook_receiver_that_is_dead(scene: Scene):
     async with run_receiver(lambda _: Response(status_code=204 if dead.is_set() else 503)) as receiver:
         url = receiver.url.replace("files.test", "127.0.0.1")
         await scene.running.ann.submit("echo", text="hello", webhook=url, wait=True)
-        await scene.prometheus.wait_until_fires("webhooks_delayed")
+        await scene.wait_until_known(Condition.WEBHOOKS_DELAYED)
         dead.set()
-        await scene.prometheus.wait_until_gone("webhooks_delayed")
+        await scene.prometheus.wait_until_gone(Condition.WEBHOOKS_DELAYED)
 
 
 async def test_a_certificate_that_ends_soon(scene: Scene):
@@ -244,7 +316,7 @@ async def test_a_certificate_that_ends_soon(scene: Scene):
     made = load_or_create_certificate(scene.folder / "aged", ["127.0.0.1"], aged)
     for file in made:
         (scene.folder / "tls" / file.name).write_bytes(file.read_bytes())
-    await scene.prometheus.wait_until_fires("certificate_expiring", server="edge")
+    await scene.wait_until_known(Condition.CERTIFICATE_EXPIRING, "edge", server="edge")
     for name, content in old.items():
         (scene.folder / "tls" / name).write_bytes(content)
 
@@ -253,7 +325,7 @@ async def test_a_disk_that_is_filled(scene: Scene):
     require_mounts()
     ballast = scene.folder / "edge" / "ballast"
     ballast.write_bytes(bytes(int(0.93 * DISK_MIB) * MIB))
-    await scene.prometheus.wait_until_fires("disk_full")
+    await scene.wait_until_known(Condition.DISK_FULL, str(scene.folder / "edge"))
     ballast.unlink()
 
 
@@ -263,6 +335,24 @@ async def test_a_host_with_a_wrong_clock(scene: Scene):
     async def beat() -> bool:
         now = utc_now() - timedelta(hours=1)
         await scene.running.bus.heartbeats.put("slow", HostHeartbeat(host="slow", incarnation="1", at=now, since=now))
-        return any(alert["host"] == "slow" for alert in (await scene.prometheus.firing()).get("clock_skew", ()))
+        is_told = (Condition.CLOCK_SKEW, "slow") in scene.inbox.open_conditions()
+        firing = (await scene.prometheus.firing()).get(Condition.CLOCK_SKEW, ())
+        return is_told and any(alert["host"] == "slow" for alert in firing)
 
     await wait_for(beat, timeout_s=STEP_TIMEOUT_S, interval_s=0.3)
+    await scene.running.bus.heartbeats.delete("slow")
+
+
+async def test_an_endpoint_whose_jobs_fail(scene: Scene):
+    """The exit code blames the input, so no job is tried again."""
+
+    async def fail_until_it_is_known() -> bool:
+        jobs = [await scene.running.ann.submit("echo", behave="exit", exit=ExitCode.BAD_INPUT) for _ in range(4)]
+        for job in jobs:
+            with pytest.raises(JobFailed, match="bad_input"):
+                await scene.running.ann.wait(job.id)
+        is_told = (Condition.FAILURE_RATE, "echo") in scene.inbox.open_conditions()
+        return is_told and await scene.is_firing(Condition.FAILURE_RATE)
+
+    await wait_for(fail_until_it_is_known, timeout_s=STEP_TIMEOUT_S)
+    assert any(str(line.get("error")).startswith("bad_input") for line in scene.logged("gpu-1"))
