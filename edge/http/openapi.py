@@ -300,7 +300,9 @@ def complete_document(document: OpenAPI) -> None:
             operation.summary, operation.description = _split_docstring(operation.description or "")
             operation.responses = {**_responses(path, method, operation)}
             common = () if path in PATHS_WITHOUT_KEY else (OWNER_PARAMETER, LANGUAGE_PARAMETER)
-            operation.parameters = [*(operation.parameters or ()), *EXTRA_PARAMETERS.get((path, method), ()), *common]
+            own = [*(operation.parameters or ()), *EXTRA_PARAMETERS.get((path, method), ())]
+            named = {parameter.name for parameter in own if isinstance(parameter, Parameter)}
+            operation.parameters = [*own, *(shared for shared in common if shared.name not in named)]
             if path in PATHS_WITHOUT_KEY:
                 operation.security = []
 

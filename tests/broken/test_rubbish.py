@@ -73,7 +73,7 @@ async def test_a_record_that_is_spoiled_under_its_running_job_takes_nobody_with_
     await wait_until_running(shared_running, spoiled.id)
     assert REFUSED not in await publish_raw(shared_running, f"$KV.STATE.ann.{spoiled.id}", b"\x00\x01")
     # Its result exists, but no readable record says that this host may store it.
-    await wait_for(logged(shared_running, "gpu-1", '"operation": "upload"'))
+    await wait_for(logged(shared_running, "gpu-1", '"operation":"upload"'))
     others = [await submit_job(shared_running, text=str(number)) for number in range(8)]
     for job in others:
         assert (await wait_until_ended(shared_running.ann, job.id)).status == "succeeded"

@@ -142,7 +142,7 @@ def test_the_addresses_of_the_documentation_are_readable(url: str):
 
 def test_without_the_library_the_settings_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "apprise", None)
-    monkeypatch.delitem(sys.modules, "edge.notify.apprise_sender", raising=False)
+    monkeypatch.delitem(sys.modules, f"{build_senders.__module__.rpartition('.')[0]}.apprise_sender", raising=False)
     assert build_senders(NotifySettings()) == {}
     with pytest.raises(TargetInvalid, match=r"lamplighter-server\[notify\]"):
         build_senders(NotifySettings(targets={"ops": NotifyTarget(url="json://a")}))

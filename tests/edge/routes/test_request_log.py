@@ -1,5 +1,6 @@
 """The line of each request in the edge's log: who asked for what, and nothing that opens anything."""
 
+import logging
 from typing import Any
 
 import httpx2
@@ -17,10 +18,11 @@ from tests.support.wait import wait_for
 @pytest.fixture
 def lines() -> Any:
     capture = LogCapture()
-    before = structlog.get_config()["processors"]
-    structlog.configure(processors=[capture])
+    before = structlog.get_config()
+    # A test before this one in the same process may have set a level.
+    structlog.configure(processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET))
     yield capture.entries
-    structlog.configure(processors=before)
+    structlog.configure(**before)
 
 
 async def line_of(lines: list[Any], route: str) -> dict[str, Any]:
