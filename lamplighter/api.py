@@ -270,7 +270,7 @@ def set_power(host: str, want: str, until: str | None) -> ApiRequest[HostView]:
 
 
 def start_maintenance(host: str) -> ApiRequest[HostView]:
-    """Put a host into maintenance."""
+    """Let a host start no jobs, and no power rule switch it, until `end_maintenance`."""
     return ApiRequest(method="POST", path=f"/v1/hosts/{quote_segment(host)}/maintenance", read=json_decoder(HostView))
 
 

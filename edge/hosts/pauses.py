@@ -19,7 +19,7 @@ class PauseRegistry:
         self._lock = Lock()  # a read that began before a write of this edge must not replace what was written
 
     async def refresh(self) -> None:
-        """Read PAUSES. Raises BusError."""
+        """Read the rows, which another edge may have changed. Raises BusError."""
         async with self._lock:
             await self._read()
 
