@@ -101,6 +101,13 @@ async def prepared(tmp_path_factory: pytest.TempPathFactory, anyio_backend: obje
         yield Prepared(edge, (await ann.get("/schema/openapi.json")).json(), there)
 
 
+async def test_no_operation_names_a_parameter_twice(prepared: Prepared):
+    for path, item in prepared.document["paths"].items():
+        for method, operation in item.items():
+            named = [(one["in"], one["name"]) for one in operation.get("parameters", ())]
+            assert len(named) == len(set(named)), (method, path)
+
+
 async def test_every_body_is_in_the_document(prepared: Prepared):
     without = {
         path
