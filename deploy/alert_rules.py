@@ -20,7 +20,7 @@ from schemas.conditions import FAILED_JOBS_LIMIT, THRESHOLDS, Condition, Thresho
 GROUP = "lamplighter"
 DAY_S = 86_400.0
 SUBQUERY_STEPS = 1440  # one a minute for a day
-# "critical": jobs are refused, lost, or cost money now. "warning": they will be if nothing is done.
+# "critical": jobs are refused, or the edge cannot power a host. "warning": it needs attention before something fails.
 Severity = Literal["critical", "warning"]
 
 
@@ -95,8 +95,8 @@ RULES: tuple[AlertRule, ...] = (
         summary="The edge at {{ $labels.instance }} does not answer.",
         meaning="Prometheus has not reached `/metrics` of the edge. Clients are refused. Jobs that run continue, and "
         "accepted jobs wait in the broker.",
-        action="Look whether the process runs, then at its log. If it runs, check the network and the key of "
-        "Prometheus.",
+        action="Check whether the process runs, and read its log. If it runs, check the network and the API key that "
+        "Prometheus uses.",
         command="systemctl status lamplighter-edge",
     ),
     AlertRule(
@@ -106,7 +106,7 @@ RULES: tuple[AlertRule, ...] = (
         summary="The broker of {{ $labels.instance }} does not store what it acknowledges.",
         meaning="The broker does not sync each write, its disk failed a write, or it does not answer. New jobs are "
         "refused, unless `allow_unsynced` is set.",
-        action="Set `sync_interval: always` in nats.conf; if its disk was full, make room and restart the broker.",
+        action="Set `sync_interval: always` in nats.conf. If the broker's disk was full, free space and restart it.",
         command="lamplighter doctor",
     ),
     AlertRule(
@@ -114,8 +114,8 @@ RULES: tuple[AlertRule, ...] = (
         expression="lamplighter_broker_store_used_ratio >= $limit",
         threshold=THRESHOLDS[Condition.BROKER_STORE_FULL],
         summary="The broker's store is {{ $value | humanizePercentage }} full.",
-        meaning="The broker's store is at least 80 % full. From there on the edge refuses new jobs, so that results "
-        "of accepted jobs can still be stored.",
+        meaning="The broker's store is at least 80 % full. The edge refuses new jobs, so that results of accepted jobs "
+        "can still be stored.",
         action="Delete ended jobs, lower `retention_days`, or give the broker more space.",
         command="lamplighter doctor",
     ),
@@ -124,10 +124,10 @@ RULES: tuple[AlertRule, ...] = (
         expression=f"{QUEUED} > $limit and {QUEUED} > {QUEUED.removesuffix(')')} offset $window)",
         threshold=THRESHOLDS[Condition.QUEUE_GROWING],
         summary="The queue of {{ $labels.endpoint }} has grown to {{ $value }} jobs and goes on growing.",
-        meaning="For 30 minutes, more jobs of an endpoint arrived than ended, and more than 20 wait. A burst that is "
-        "being worked off does not fire.",
-        action="Look whether a host offers the endpoint and is on. If all hosts are busy, add a host or slots, or set "
-        "a quota.",
+        meaning="More than 20 jobs of an endpoint are queued, and for 30 minutes this number has been higher than "
+        "10 minutes earlier. The alert does not fire for a queue that gets shorter.",
+        action="Check whether a host that offers the endpoint is on. If all hosts are busy, add a host or slots, or "
+        "set a quota.",
         command="lamplighter hosts",
     ),
     AlertRule(
@@ -135,8 +135,8 @@ RULES: tuple[AlertRule, ...] = (
         expression="max by (endpoint) (lamplighter_queue_oldest_wait_seconds) > $age_s",
         threshold=THRESHOLDS[Condition.WAIT_TOO_LONG],
         summary="A job of {{ $labels.endpoint }} has waited for {{ $value | humanizeDuration }}.",
-        meaning="The oldest waiting job is older than an hour. Jobs with a `not_before` in the future do not count.",
-        action="The job says why it waits: no host, no room, an image that is missing.",
+        meaning="A queued job has waited for more than an hour. Jobs with a `not_before` in the future do not count.",
+        action="The `reason` of the job says why it waits: no host, no free slot, an image that is missing.",
         command="lamplighter jobs --status queued",
     ),
     AlertRule(
@@ -146,7 +146,8 @@ RULES: tuple[AlertRule, ...] = (
         summary="The edge has given up powering {{ $labels.host }} on or off.",
         meaning="Several power calls failed, or the host did not boot in time. The edge makes no further call for "
         "this host.",
-        action="Read why it failed, repair it, then acknowledge the fault with `lamplighter power HOST auto`.",
+        action="Read in the history of the host why it failed, repair it, then end the fault with "
+        "`lamplighter power HOST auto`.",
         command="lamplighter hosts",
     ),
     AlertRule(
@@ -154,8 +155,9 @@ RULES: tuple[AlertRule, ...] = (
         expression="max by (host) (increase(lamplighter_wake_failures_total[$window])) > 0",
         threshold=THRESHOLDS[Condition.WAKE_FAILED],
         summary="{{ $labels.host }} was woken and did not come up.",
-        meaning="A wake of the last 30 minutes ended in a power cycle or in a fault, because the host did not boot "
-        "within `boot_timeout` or the power driver failed. The edge tries again before it puts the host in fault.",
+        meaning="In the last 30 minutes the edge powered a host on without success: the host did not boot within "
+        "`boot_timeout`, or the power driver failed. The edge powers it off and on again before it gives up (the "
+        "power state `fault`).",
         action="Read the answer of the power driver in the history of the host, and try the driver by hand.",
         command="lamplighter hosts",
     ),
@@ -164,9 +166,9 @@ RULES: tuple[AlertRule, ...] = (
         expression='max by (host) (lamplighter_host_gpus{fitness=~"unhealthy|lost"}) > 0',
         threshold=THRESHOLDS[Condition.GPU_UNHEALTHY],
         summary="{{ $value }} GPU of {{ $labels.host }} is unhealthy or lost.",
-        meaning="A host reports a GPU that gets no jobs: XID errors, uncorrectable memory errors, overheating, or a "
-        "failed probe. Other GPUs of the host go on.",
-        action="`lamplighter doctor` gives the reason and what to do, often a reset of the GPU or a reboot.",
+        meaning="A host reports a GPU that is unhealthy or lost and gets no jobs: after an XID error, uncorrected "
+        "memory errors or a failed probe. Other GPUs of the host continue.",
+        action="`lamplighter doctor` says why and what to do, often a reset of the GPU or a reboot.",
         command="lamplighter doctor",
     ),
     AlertRule(
@@ -177,9 +179,10 @@ RULES: tuple[AlertRule, ...] = (
         "> max by (host) (lamplighter_host_idle_limit_seconds) + $age_s",
         threshold=THRESHOLDS[Condition.HOST_IDLE],
         summary="{{ $labels.host }} is on and has had no work for {{ $value | humanizeDuration }}.",
-        meaning="A host has been on without work for 15 minutes longer than `idle_after`. It costs money. The edge "
+        meaning="A host has been on without work for 15 minutes longer than `idle_after`, and costs money. The edge "
         "should have powered it off.",
-        action="The history of the host says what keeps it on: an override, or jobs that wait for it.",
+        action="The history of the host says what keeps it on: an override, people who are logged in, or other "
+        "programs on its GPUs.",
         command="lamplighter hosts",
     ),
     AlertRule(
@@ -187,10 +190,10 @@ RULES: tuple[AlertRule, ...] = (
         expression="max(lamplighter_webhook_outbox_oldest_age_seconds) > $age_s",
         threshold=THRESHOLDS[Condition.WEBHOOKS_DELAYED],
         summary="A webhook has waited for {{ $value | humanizeDuration }} to be delivered.",
-        meaning="A webhook delivery has waited for an hour. Its receiver does not answer, or refuses. Deliveries are "
-        "tried again until they are 3 days old, then dropped.",
-        action="Look at the deliveries of the job for the receiver's answer. Repair the receiver, then replay what "
-        "was dropped.",
+        meaning="A webhook delivery has waited for more than an hour: its receiver does not answer, or refuses it. A "
+        "delivery is tried nine times in two to three days, then it has failed.",
+        action="Read the receiver's answer in `GET /v1/deliveries` or in the console. Repair the receiver, then replay "
+        "the failed deliveries.",
         command="lamplighter jobs",
     ),
     AlertRule(
@@ -198,9 +201,9 @@ RULES: tuple[AlertRule, ...] = (
         expression="min by (server) (lamplighter_certificate_expiry_timestamp_seconds) - time() < $age_s",
         threshold=THRESHOLDS[Condition.CERTIFICATE_EXPIRING],
         summary="The certificate of the {{ $labels.server }} ends in {{ $value | humanizeDuration }}.",
-        meaning="A certificate ends within 14 days. Clients and hosts refuse an expired certificate. Programs that "
-        "renew do so 30 days before the end, so a renewal has failed.",
-        action="Look at the log of the program that renews, or make a new certificate; the edge loads it by itself.",
+        meaning="A certificate expires within 14 days. Clients and hosts refuse an expired certificate. Programs that "
+        "renew certificates usually do so 30 days before the end, so a renewal has probably failed.",
+        action="Read the log of the program that renews it, or make a new certificate; the edge loads it by itself.",
         command="lamplighter doctor",
     ),
     AlertRule(
@@ -209,8 +212,8 @@ RULES: tuple[AlertRule, ...] = (
         "or lamplighter_runner_disk_free_bytes / lamplighter_runner_disk_size_bytes < $limit",
         threshold=THRESHOLDS[Condition.DISK_FULL],
         summary="Less than 10 % of the data disk of {{ $labels.instance }} is free.",
-        meaning="Less than a tenth of the disk under the data folder of an edge or runner is free. A full disk makes "
-        "the edge refuse uploads, the broker stop, and jobs wait.",
+        meaning="Less than 10 % of the disk of the data folder of an edge or runner is free. When the disk is full, "
+        "the edge refuses uploads, a broker on that disk stops, and jobs wait.",
         action="Delete files, lower `retention_days` or `cache_bytes`, or enlarge the disk.",
         command="df -h",
     ),
@@ -222,7 +225,7 @@ RULES: tuple[AlertRule, ...] = (
         summary="The clocks of the edge and {{ if $labels.host }}{{ $labels.host }}{{ else }}its broker{{ end }} "
         "differ by {{ $value | humanizeDuration }}.",
         meaning="The clock of the edge differs from that of its broker or of a host by more than 30 s. Deadlines, "
-        "tokens, signed links, retention and quiet hours go by the clock of the edge.",
+        "tokens, signed links, retention and quiet hours depend on the clock of the edge.",
         action="Synchronize the clocks with NTP.",
         command="timedatectl",
     ),
@@ -231,7 +234,7 @@ RULES: tuple[AlertRule, ...] = (
         expression=f"{FAILED} / {ENDED} > $limit and {FAILED} > {FAILED_JOBS_LIMIT}",
         threshold=THRESHOLDS[Condition.FAILURE_RATE],
         summary="{{ $value | humanizePercentage }} of the jobs of {{ $labels.endpoint }} failed in the last hour.",
-        meaning="More than a fifth of the jobs of this endpoint failed in the last hour, and more than three.",
+        meaning="In the last hour, more than 20 % of the jobs of an endpoint failed, and more than three jobs.",
         action="Read the failure codes and the log of one job. docs/errors.md says what to do for each code.",
         command="lamplighter jobs --status failed",
     ),
@@ -242,8 +245,8 @@ RULES: tuple[AlertRule, ...] = (
         threshold=THRESHOLDS[Condition.BACKUP_OLD],
         summary="No backup has succeeded for two days.",
         meaning="The last successful backup is older than two days, or the edge has run for two days without one. "
-        "What is not in a backup is lost with the disk. If you back up without `lamplighter backup`, silence this "
-        "alert.",
+        "Data that is in no backup is lost with the disk. If you make backups without `lamplighter backup`, silence "
+        "this alert.",
         action="Read why the last backup failed, and make one by hand.",
         command="systemctl status lamplighter-backup.timer",
     ),

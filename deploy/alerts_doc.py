@@ -1,15 +1,19 @@
 """Print docs/alerts.md from the table of alert rules. `just docs` writes the file; a test compares it."""
 
+import textwrap
+
 from deploy.alert_rules import RULES, AlertRule, duration
+
+LINE_LIMIT_CHARS = 120
 
 HEAD = """# Alerts
 
-Made from `deploy/alert_rules.py` by `just docs`; a test compares. The same table makes
+`just docs` makes this page from `deploy/alert_rules.py`; a test keeps it current. The same table makes
 [rules.yaml](../deploy/prometheus/rules.yaml), which Prometheus reads: [observe.md](observe.md) shows how.
 
-Every alert has the labels `severity` and `condition`, and the annotations `summary`, `action` and `page`, the section
-here. `critical`: jobs are refused, or a machine does not do what the edge tells it. `warning`: that follows if nothing
-is done.
+Every alert has the labels `severity` and `condition`, and the annotations `summary`, `action` and `page` (the section
+of this page about it). `critical`: jobs are refused, or the edge cannot power a host on or off. `warning`: the
+installation still works, but needs attention before it does not, or costs more than it should.
 
 | alert | severity | fires when |
 |---|---|---|
@@ -26,20 +30,26 @@ def _first_sentence(text: str) -> str:
     return text.partition(". ")[0].removesuffix(".")
 
 
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, LINE_LIMIT_CHARS, break_long_words=False, break_on_hyphens=False)
+
+
 def _section(rule: AlertRule) -> str:
-    held = f"for {duration(rule.threshold.for_s)}" if rule.threshold.for_s else "at once"
+    held = (
+        f"when this has held for {duration(rule.threshold.for_s)}" if rule.threshold.for_s else "as soon as this holds"
+    )
     return f"""
 ## {rule.title}
 
-`{rule.name}` ({rule.severity}) fires {held} when this holds:
+`{rule.name}` ({rule.severity}) fires {held}:
 
 ```promql
 {rule.promql}
 ```
 
-**What it means.** {rule.meaning}
+{_wrap(f"**What it means.** {rule.meaning}")}
 
-**What to do.** {rule.action}
+{_wrap(f"**What to do.** {rule.action}")}
 
 ```sh
 {rule.command}

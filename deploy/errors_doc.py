@@ -9,12 +9,12 @@ from schemas.retry_policy import FAILURES
 
 HEAD = """# Every error
 
-Made from `schemas/problems.py`, `schemas/retry_policy.py`, `edge/core/messages.py` and `deploy/errors_doc.py` by
-`just docs`; a test compares. Codes are a contract; texts are for people and may change. They come in the language of
-`Accept-Language`, English or Chinese, else in that of the key.
+`just docs` makes this page from `schemas/problems.py`, `schemas/retry_policy.py`, `edge/core/messages.py` and
+`deploy/errors_doc.py`; a test keeps it current. Programs can rely on codes: they do not change. Texts are for people
+and may change. They are in the language of `Accept-Language` (English or Chinese), else in the language of the key.
 
-A request that is refused wrote nothing. HTTP answers a problem document (RFC 9457), the gateway an `error` with the
-same code:
+A request that is refused has changed nothing. Over HTTP the answer is a problem document (RFC 9457); the
+[WebSocket gateway](gateway.md) sends an `error` with the same code:
 
 ```json
 {"type":"urn:lamplighter:problem:input_invalid","title":"The input does not fit the endpoint","status":422,
@@ -22,36 +22,51 @@ same code:
  "errors":[{"path":"$.input.video","message":"is required"}]}
 ```
 
-`title` belongs to the code, `detail` says what is wrong this time and what to do, `errors` names the fields, `missing`
-the digests of `asset_missing`. 429 and 503 carry `Retry-After` in seconds. A wrong method is 405 with `Allow`.
+`title` is the same for every refusal with this code. `detail` says what is wrong with this request, and what to do.
+`errors` names the wrong fields, and `missing` (only of `asset_missing`) the digests of the missing files. Answers with
+429 and 503 have the header `Retry-After` in seconds. A method that the path does not have is refused with 405 and the
+header `Allow`.
 """
 
 FAILURE_HEAD = """## A job that failed
 
-`error` of a Job: `{"code","message","blame","retryable","log_tail"}`; `message` is the image's or the host's own, in
-the reader's language unless the image is somebody else's, `Job.message` one of the texts here. `log_tail` has the last
-five lines that the attempt wrote to stderr, with control characters escaped; `lamplighter logs ID` prints all of it.
-`retryable` says whether `retry` may succeed with the same request: false where the input or the policy has to change
-first. `blame` says whose it is: the client's, the image's, the GPU's, the host's. The column "tried again" says what
-happens without a `retry` by the owner: `never`; `counted`, up to `policy.max_attempts`; `once`; or `free`, three times
-for faults of GPUs and ten times in all. Use `retry` to run an ended job again. An image's own code is kept, and classed
-by its exit code.
+The field `error` of a Job has `code`, `message`, `blame`, `retryable` and `log_tail`:
+
+- `message` comes from the image or the host. It is in the reader's language if the image is one of this project. The
+  field `message` of the Job itself has a text of the column "what it means".
+- `blame` says where the fault is: with the client, the image, the GPU or the host.
+- `retryable` says whether a `retry` by the client may succeed with the same request. It is false if the input or the
+  policy has to change first.
+- `log_tail` has the last five lines that the attempt wrote to stderr, with control characters escaped.
+  `lamplighter logs ID` prints the whole log.
+
+The column "tried again" says whether another attempt follows by itself:
+
+- `never`: no.
+- `counted`: yes, until the job has had `policy.max_attempts` attempts.
+- `once`: yes, one time, if `policy.max_attempts` allows it.
+- `free`: yes, without counting against `policy.max_attempts`: at most three times for faults of GPUs, and ten times in
+  all. Then the job ends with `gpu_fault_repeated` or `host_fault_repeated`.
+
+An image may define codes of its own, which are not listed here. For these, `blame` and "tried again" follow from the
+[exit code](images.md#the-program).
 """
 
 WAITING_HEAD = """## A job that waits
 
-`reason` of a Job that has not started. Nothing is wrong with the job, and none of these ends it.
+The field `reason` of a Job that has not started. Nothing is wrong with the job, and none of these reasons ends it.
 """
 
 RETRY_LATER = LocalizedText(
-    "Try again later; with the same key or id nothing doubles", "请稍后重试；使用相同的编号不会重复提交"
+    "Try again later; with the same `Idempotency-Key` or id no second job is made",
+    "请稍后重试；使用相同的编号不会重复提交",
 )
 REPORT = LocalizedText("Tell the operator; the edge's log says why", "请联系管理员查看服务日志")
 OTHER_FILE = LocalizedText("Submit with another file", "请更换文件后重新提交")
 OTHER_INPUT = LocalizedText("Submit with another input", "请修改输入后重新提交")
 IMAGE_LOG = LocalizedText("Read the job's log; fix the image, then `retry`", "请查看任务日志并修复程序镜像后重试")
 OPERATOR = LocalizedText(
-    "The operator looks at the host (`lamplighter doctor`), then `retry`", "请管理员检查服务器后重试"
+    "The operator checks the host (`lamplighter doctor`); then `retry`", "请管理员检查服务器后重试"
 )
 
 # What to do about it.
@@ -60,27 +75,32 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
         "Send a JSON object, or a form as docs/api.md shows it", "请发送 JSON 或文档所示的表单"
     ),
     "field_unknown": LocalizedText(
-        "Leave the named field out: it is misspelt or of another API", "请去掉所指出的字段：拼写有误，或属于其他 API"
+        "Leave the field out that `detail` names: it is misspelt, or of another API",
+        "请去掉所指出的字段：拼写有误，或属于其他 API",
     ),
-    "unauthorized": LocalizedText("Send a key that exists and has not ended", "请使用有效的密钥"),
+    "unauthorized": LocalizedText("Send a key that exists and has not expired or been revoked", "请使用有效的密钥"),
     "forbidden": LocalizedText("Use a key with the scope that `detail` names", "请使用有 detail 中所写权限的密钥"),
     "not_found": LocalizedText(
-        "Check the id; what belongs to another owner is not there either", "请检查编号；其他用户的内容也视为不存在"
+        "Check the id; for what belongs to another owner the answer is the same",
+        "请检查编号；其他用户的内容也视为不存在",
     ),
-    "endpoint_unknown": LocalizedText("Take a name from `GET /v1/endpoints`", "请从 GET /v1/endpoints 中选择任务类型"),
-    "head_timeout": LocalizedText("Send the request again, its line and headers at once", "请重新发送请求"),
-    "conflict": LocalizedText("Take another id, or send the same body", "请更换编号，或发送相同的内容"),
+    "endpoint_unknown": LocalizedText("Use a name from `GET /v1/endpoints`", "请从 GET /v1/endpoints 中选择任务类型"),
+    "head_timeout": LocalizedText("Send the request again, with all headers at once", "请重新发送请求"),
+    "conflict": LocalizedText("Use another id, or send the same body", "请更换编号，或发送相同的内容"),
     "job_final": LocalizedText(
-        "Nothing is left to stop; use `retry` to run again what did not succeed", "任务已结束，未成功的可以重试"
+        "There is nothing to cancel; use `retry` to run a job again that did not succeed",
+        "任务已结束，未成功的可以重试",
     ),
     "job_not_final": LocalizedText("Cancel it, or wait for its end", "请先取消或等待任务结束"),
     "deadline_passed": LocalizedText("Submit again with a later deadline", "请设置新的截止时间后重新提交"),
     "asset_in_use": LocalizedText("Delete it once the jobs that name it have ended", "请等待相关任务结束后再删除"),
     "owner_deleting": LocalizedText("Wait until the owner's deletion is done", "请等待该用户的删除完成"),
-    "offset_mismatch": LocalizedText("Ask with HEAD and go on at `Upload-Offset`", "请用 HEAD 查询后从返回的位置继续"),
+    "offset_mismatch": LocalizedText(
+        "Ask with HEAD, and continue at `Upload-Offset`", "请用 HEAD 查询后从返回的位置继续"
+    ),
     "tus_version": LocalizedText("Send the header `Tus-Resumable: 1.0.0`", "请发送请求头 Tus-Resumable: 1.0.0"),
     "body_too_large": LocalizedText(
-        "Upload large things as assets and name their digest", "请先上传文件，再引用其哈希值"
+        "Upload large files as assets, and name their digests in the request", "请先上传文件，再引用其哈希值"
     ),
     "media_type_unknown": LocalizedText(
         "Send the `Content-Type` that `detail` names", "请使用 detail 中写明的 Content-Type"
@@ -93,8 +113,8 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
         "Upload the digests in `missing`, or submit with `await_input`",
         "请先上传 missing 中的文件，或用 await_input 提交",
     ),
-    "digest_mismatch": LocalizedText("Hash the file again and upload it", "请重新计算哈希值并上传"),
-    "idempotency_mismatch": LocalizedText("Take a new Idempotency-Key for a new job", "新任务请使用新的请求编号"),
+    "digest_mismatch": LocalizedText("Compute the digest again, and upload the file again", "请重新计算哈希值并上传"),
+    "idempotency_mismatch": LocalizedText("Use a new `Idempotency-Key` for a new job", "新任务请使用新的请求编号"),
     "url_refused": LocalizedText(
         "Upload the file, or ask the operator to allow the host (`outbound.allow`)",
         "请直接上传文件，或请管理员放行该主机（outbound.allow）",
@@ -102,10 +122,11 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
     "upload_locked": LocalizedText("Try again in a second", "请一秒后重试"),
     "rate_limited": LocalizedText("Wait for `Retry-After` seconds", "请等待 Retry-After 秒后重试"),
     "quota_exceeded": LocalizedText(
-        "Let jobs end or delete files; the operator sets the quotas", "请等待任务结束或删除文件；配额由管理员设置"
+        "Wait until jobs have ended, or delete files; the operator sets the quotas",
+        "请等待任务结束或删除文件；配额由管理员设置",
     ),
     "too_many_connections": LocalizedText(
-        "Close streams, sockets or connections that you need no more; the operator sets the limits (`[server]`)",
+        "Close streams and connections that you no longer need; the operator sets the limits (`[server]`)",
         "请关闭不再使用的连接；上限由管理员设置（[server]）",
     ),
     "head_too_large": LocalizedText("Send fewer or shorter headers, or a shorter URL", "请减少请求头或缩短网址"),
@@ -113,9 +134,9 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
     "internal": REPORT,
     "unavailable": RETRY_LATER,
     "not_set_up": LocalizedText(
-        "The operator changes the setting that the detail names", "请联系管理员修改详情中所述的设置"
+        "The operator must change the setting that `detail` names", "请联系管理员修改详情中所述的设置"
     ),
-    "store_full": LocalizedText("The operator gives it space; deleting files and jobs helps", "请联系管理员或删除文件"),
+    "store_full": LocalizedText("Delete files and jobs, or ask the operator for more space", "请联系管理员或删除文件"),
 }
 
 FAILURE_ADVICE: Mapping[str, LocalizedText] = {
@@ -123,13 +144,15 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
     "bad_input": OTHER_INPUT,
     "unreadable_video": OTHER_FILE,
     "unreadable_audio": OTHER_FILE,
-    "no_face": LocalizedText("Take a video in which a face is seen from the front", "请使用包含清晰正脸的视频"),
-    "multiple_faces": LocalizedText("Take a video with one face", "请使用只有一张人脸的视频"),
+    "no_face": LocalizedText("Use a video that shows a face from the front", "请使用包含清晰正脸的视频"),
+    "multiple_faces": LocalizedText("Use a video with one face", "请使用只有一张人脸的视频"),
     "input_too_large": LocalizedText("Shorten or shrink the input", "请缩短或压缩输入文件"),
-    "input_fetch_failed": LocalizedText("Check the URL from outside, or upload the file", "请检查网址或直接上传文件"),
+    "input_fetch_failed": LocalizedText(
+        "Check that the URL can be reached from the internet, or upload the file", "请检查网址或直接上传文件"
+    ),
     "asset_gone": LocalizedText("Upload the file again, then `retry`", "请重新上传文件后重试"),
     "disk_exceeded": LocalizedText(
-        "Submit a smaller input, or give the endpoint more `disk_mb`; the message has the figures",
+        "Submit a smaller input, or raise `disk_mb` of the endpoint; `message` has the figures",
         "请缩短或压缩输入，或为该任务类型调大 disk_mb；数值见错误信息",
     ),
     "internal": IMAGE_LOG,
@@ -137,11 +160,11 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
     "output_invalid": IMAGE_LOG,
     "model_load_failed": IMAGE_LOG,
     "module_missing": LocalizedText(
-        "Install the module that the message names into the image, or correct the import; then submit again",
+        "Install the module that `message` names in the image, or correct the import; then submit again",
         "请在镜像中安装错误信息所指的模块，或修正 import 后重新提交",
     ),
     "stalled": LocalizedText(
-        "Raise `policy.stall_timeout_s` if it works in silence; else read the log",
+        "If the program works for long without output, raise `policy.stall_timeout_s`; else read the log",
         "如程序本来就很久没有输出，请调大 policy.stall_timeout_s；否则请查看日志",
     ),
     "output_too_large": LocalizedText("Put large results into files, not into `data`", "请将大结果写入文件"),
@@ -153,15 +176,17 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
     ),
     "gpu_lost": OPERATOR,
     "gpu_unhealthy": OPERATOR,
-    "gpu_unsupported": LocalizedText("The operator builds the image for this GPU", "请管理员提供适配该显卡的镜像"),
+    "gpu_unsupported": LocalizedText("The operator must build the image for this GPU", "请管理员提供适配该显卡的镜像"),
     "cuda_oom": LocalizedText(
         "Submit a smaller input; other programs may hold the GPU's memory", "请缩短或压缩输入；其他程序可能占用了显存"
     ),
     "gpu_fault_repeated": OPERATOR,
     "host_lost": OPERATOR,
     "engine_error": OPERATOR,
-    "image_missing": LocalizedText("The operator pulls or builds the image on the host", "请管理员在服务器上准备镜像"),
-    "disk_full": LocalizedText("The operator frees disk space on the host", "请管理员清理磁盘"),
+    "image_missing": LocalizedText(
+        "The operator must pull or build the image on the host", "请管理员在服务器上准备镜像"
+    ),
+    "disk_full": LocalizedText("The operator must free disk space on the host", "请管理员清理磁盘"),
     "host_fault_repeated": OPERATOR,
     "drained": LocalizedText("Nothing: it runs again when the host is back", "无需处理，服务器恢复后自动重试"),
 }

@@ -7,33 +7,35 @@ from schemas.metrics import METRICS, SERIES_LIMIT, Label, Metric, MetricOwner
 HEAD = f"""# Metrics
 
 `just docs` makes the tables of this page from [`schemas/metrics.py`](../schemas/metrics.py); a test keeps them current.
-[`deploy/prometheus/prometheus.yml`](../deploy/prometheus/prometheus.yml) scrapes all three:
+There are three sources, and [`deploy/prometheus/prometheus.yml`](../deploy/prometheus/prometheus.yml) scrapes them all:
 
-- **The edge** answers `GET /metrics` to a key with the scope `hosts:read`. With `power` or `admin` the key sees
-  everything. Another key sees the metrics that are marked with a star, and of jobs those of its own owner.
+- **The edge** answers `GET /metrics` to a key with the scope `hosts:read`. A key that also has `power` or `admin` sees
+  everything. Any other key sees only the metrics marked with a star, and only jobs of its own owner.
 - **A runner** answers `GET /metrics` at `[metrics] listen` ([settings.md](settings.md)), which is off unless it is set.
   It asks for no key. A port alone means 127.0.0.1.
 - **The broker** is read [through an exporter](#the-broker).
 
 Edge and runner also answer the `process_…` and `python_…` metrics of Prometheus' Python client.
 
-**Several edges.** A metric of the scope *process* has what passed through that process: add the values of several.
-A metric of the scope *installation* has the same value at every edge: take the largest,
-`max without (instance) (…)`. Counters and histograms of that scope have what the edge saw since it started. Each edge
-counts each job once.
+**Several edges.** The column "scope" says how to combine the values of several edges. *process*: each edge measures
+only what passes through it, so add the values. *installation*: every edge measures the whole installation, so take the
+largest value, `max without (instance) (…)`. Counters and histograms start at 0 when the edge starts.
 
-**How many series.** No label has the id of a job. A label has at most {SERIES_LIMIT} values that are not listed here.
-Everything beyond them counts as `other`. Owners are labels only with `[metrics] owners = true`.
+**How many series.** No label contains job ids. Some labels have values that are not known beforehand, such as endpoint
+names. Such a label gets at most {SERIES_LIMIT} values, and everything beyond them counts as `other`. "…" stands for
+more codes, which are all in [errors.md](errors.md). Owners are labels only with `[metrics] owners = true`.
 """
 
 BROKER = """## The broker
 
-The edge answers how full the broker's store is, whether the broker syncs its writes, and what waits in it. The broker
-itself tells more: connections, memory, slow consumers, and each stream. nats-server answers JSON at its monitor, which
-Prometheus cannot read. The [exporter of the NATS project](https://github.com/nats-io/prometheus-nats-exporter) turns it
-into metrics. Run it on the broker's machine. `nats.conf` has the monitor's port in `http` and its path in
-`http_base_path`. The path is a secret ([decision 061](decisions/061-the-monitor-s-path-is-a-secret.md)). Every user of
-the machine can read the exporter's command line, so run it where no one else logs in.
+The metrics of the edge include how full the broker's store is, whether the broker syncs its writes, and how many
+messages wait. The broker itself measures more: connections, memory, slow consumers, and each stream. nats-server
+answers this as JSON at its monitoring port, which Prometheus cannot read. An exporter turns it into metrics: the
+[exporter of the NATS project](https://github.com/nats-io/prometheus-nats-exporter).
+
+Run the exporter on the broker's machine. The URL below has the monitoring port (`http` in `nats.conf`) and its path
+(`http_base_path`). The path is a secret ([decision 061](decisions/061-the-monitor-s-path-is-a-secret.md)). Every user
+of the machine can read the exporter's command line, so run it where no one else logs in.
 
 ```text
 prometheus-nats-exporter -addr 127.0.0.1 -port 7777 -varz -healthz -jsz=streams http://127.0.0.1:8222/PATH

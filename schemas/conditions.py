@@ -35,8 +35,8 @@ class Threshold(Struct, frozen=True, kw_only=True):
     """When a condition holds.
 
     `limit`: a number without a unit of time. `age_s`: an age or a remaining time. `window_s`: the time over which a
-    change is measured. `for_s`: how long it must hold before somebody is told. `is_critical`: jobs are refused, lost,
-    or cost money now.
+    change is measured. `for_s`: how long it must hold before somebody is told. `is_critical`: jobs are refused, or the
+    edge cannot power a host.
     """
 
     limit: float = 0.0

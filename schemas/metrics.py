@@ -143,7 +143,7 @@ _JOBS = (
     _installation(
         _GAUGE,
         "lamplighter_jobs",
-        "Jobs in the index; the queue is those with status queued",
+        "Jobs that are recorded, ended ones too; those that wait have the status queued",
         ENDPOINT,
         Label("status", tuple(Status)),
         for_all_keys=True,
@@ -157,7 +157,7 @@ _JOBS = (
     ),
     _edge(_COUNTER, "lamplighter_submits_total", "Submits that created a job, or a new round of one", ENDPOINT),
     _edge(_COUNTER, "lamplighter_submit_replays_total", "Submits that were answered with an existing job", ENDPOINT),
-    _edge(_COUNTER, "lamplighter_submit_refusals_total", "Submits that were refused, by code of the problem", REFUSAL),
+    _edge(_COUNTER, "lamplighter_submit_refusals_total", "Submits that were refused, by code of the refusal", REFUSAL),
     _installation(
         _HISTOGRAM,
         "lamplighter_job_wait_seconds",
@@ -212,15 +212,17 @@ _OWNERS = (
     _installation(
         _GAUGE,
         "lamplighter_owner_jobs",
-        "Jobs in the index, with metrics.owners",
+        "Jobs that are recorded, by owner; absent without metrics.owners",
         OWNER,
         Label("status", tuple(Status)),
     ),
-    _edge(_COUNTER, "lamplighter_owner_submits_total", "Submits that created a job, with metrics.owners", OWNER),
+    _edge(
+        _COUNTER, "lamplighter_owner_submits_total", "Submits that created a job; absent without metrics.owners", OWNER
+    ),
     _installation(
         _COUNTER,
         "lamplighter_owner_gpu_seconds_total",
-        "GPU time of ended rounds, with metrics.owners",
+        "GPU time of ended rounds, by owner; absent without metrics.owners",
         OWNER,
         unit="seconds",
     ),
@@ -243,7 +245,7 @@ _HTTP = (
         unit="seconds",
         buckets=REQUEST_BUCKETS_S,
     ),
-    _edge(_COUNTER, "lamplighter_http_refusals_total", "Requests that were refused, by code of the problem", REFUSAL),
+    _edge(_COUNTER, "lamplighter_http_refusals_total", "Requests that were refused, by code of the refusal", REFUSAL),
     _edge(_GAUGE, "lamplighter_open_streams", "Open event streams and WebSockets", Label("kind", ("sse", "websocket"))),
 )
 
@@ -251,7 +253,7 @@ _WEBHOOKS = (
     _edge(
         _COUNTER,
         "lamplighter_webhook_attempts_total",
-        "Attempts to deliver a webhook, by what follows",
+        "Attempts to deliver a webhook, by the state of the delivery after them",
         Label("outcome", ("delivered", "pending", "failed", "disabled")),
     ),
     _edge(
@@ -300,7 +302,7 @@ _HOSTS = (
     _installation(
         _GAUGE,
         "lamplighter_host_override",
-        "Whether a person keeps the host on or off",
+        "Whether a power override keeps the host on or off",
         HOST,
         Label("want", ("on", "off")),
     ),
@@ -319,8 +321,13 @@ _HOSTS = (
         Label("verb", tuple(PowerVerb)),
         Label("outcome", tuple(PowerCallOutcome)),
     ),
-    _installation(_COUNTER, "lamplighter_wakes_total", "Times that a host began to wake", HOST),
-    _installation(_COUNTER, "lamplighter_wake_failures_total", "Wakes that ended in a power cycle or in a fault", HOST),
+    _installation(_COUNTER, "lamplighter_wakes_total", "Times that the edge began to power a host on", HOST),
+    _installation(
+        _COUNTER,
+        "lamplighter_wake_failures_total",
+        "Times that a host did not come up: it was powered off and on again, or is in fault",
+        HOST,
+    ),
     _installation(
         _HISTOGRAM,
         "lamplighter_wake_duration_seconds",
@@ -339,7 +346,7 @@ _HOSTS = (
     _installation(
         _COUNTER,
         "lamplighter_host_cost_total",
-        "Cost of that time, in the host's currency; absent for a host without a price",
+        "Cost of the time for which a host was on, in its currency; absent for a host without a price",
         HOST,
         Label("currency", bound="currencies of declared hosts"),
     ),
@@ -367,22 +374,27 @@ _BROKER = (
     _installation(
         _GAUGE,
         "lamplighter_broker_pending_messages",
-        "Messages that wait for a consumer: pointers of jobs, states not yet checked for webhooks, deliveries",
+        "Broker messages that wait: pointers of jobs, states not yet checked for webhooks, webhook deliveries",
         Label("consumer", ("jobs", "webhook_states", "webhook_deliveries")),
     ),
 )
 
 _EDGE = (
-    _edge(_GAUGE, "lamplighter_edge_info", "Always 1", Label("version", bound="1")),
+    _edge(
+        _GAUGE,
+        "lamplighter_edge_info",
+        "Always 1; the label is the release of the edge",
+        Label("version", bound="one value"),
+    ),
     _edge(_GAUGE, "lamplighter_edge_ready", "Whether this edge accepts new jobs, as /readyz says"),
     _edge(
         _GAUGE,
         "lamplighter_edge_clock_offset_seconds",
-        "Clock of this edge less that of the broker; absent while the broker does not answer",
+        "Time of this edge's clock minus time of the broker's; absent while the broker does not answer",
         unit="seconds",
     ),
     _edge(_GAUGE, "lamplighter_edge_disk_free_bytes", "Free bytes on the disk of the data folder", unit="bytes"),
-    _edge(_GAUGE, "lamplighter_edge_disk_size_bytes", "Size of that disk", unit="bytes"),
+    _edge(_GAUGE, "lamplighter_edge_disk_size_bytes", "Size of the disk of the data folder", unit="bytes"),
     _edge(
         _GAUGE,
         "lamplighter_certificate_expiry_timestamp_seconds",
@@ -402,10 +414,10 @@ _RUNNER = (
     _runner(
         _GAUGE,
         "lamplighter_runner_info",
-        "Always 1",
-        Label("host", bound="1"),
-        Label("engine", bound="1"),
-        Label("version", bound="1"),
+        "Always 1; the labels describe the runner",
+        Label("host", bound="one value"),
+        Label("engine", bound="one value"),
+        Label("version", bound="one value"),
     ),
     _runner(_GAUGE, "lamplighter_runner_slots", "Jobs that may run at the same time"),
     _runner(_GAUGE, "lamplighter_runner_jobs", "Jobs that run, by endpoint", ENDPOINT),
@@ -425,7 +437,7 @@ _RUNNER = (
     _runner(
         _COUNTER,
         "lamplighter_runner_warm_misses_total",
-        "Jobs of an endpoint with warm containers that got none",
+        "Jobs that got no warm container, although their endpoint has them",
         ENDPOINT,
     ),
     _runner(
@@ -436,9 +448,17 @@ _RUNNER = (
         Label("state", ("ready", "loading")),
     ),
     _runner(_GAUGE, "lamplighter_runner_disk_free_bytes", "Free bytes on the disk of the data folder", unit="bytes"),
-    _runner(_GAUGE, "lamplighter_runner_disk_size_bytes", "Size of that disk", unit="bytes"),
-    _runner(_GAUGE, "lamplighter_gpu_info", "Always 1", GPU, Label("name", bound="1")),
-    _runner(_GAUGE, "lamplighter_gpu_fitness", "1 for the health of a GPU, 0 for the other values", GPU, FITNESS),
+    _runner(_GAUGE, "lamplighter_runner_disk_size_bytes", "Size of the disk of the data folder", unit="bytes"),
+    _runner(
+        _GAUGE,
+        "lamplighter_gpu_info",
+        "Always 1; the label is the name of the GPU",
+        GPU,
+        Label("name", bound="one value"),
+    ),
+    _runner(
+        _GAUGE, "lamplighter_gpu_fitness", "1 for the current health of a GPU, 0 for the other values", GPU, FITNESS
+    ),
     _runner(
         _GAUGE, "lamplighter_gpu_temperature_celsius", "Temperature of a GPU, if it reports it", GPU, unit="celsius"
     ),

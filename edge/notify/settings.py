@@ -24,7 +24,7 @@ class NotifyTarget(Struct, frozen=True):
     endpoints: tuple[str, ...] = ()
     """Only failed jobs of these endpoints. Empty: of any."""
     codes: tuple[str, ...] = ()
-    """Only failed jobs with these codes, such as `oom`. Empty: with any."""
+    """Only failed jobs with these codes, such as `out_of_memory`. Empty: with any."""
 
 
 class NotifySettings(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Webhooks: signed HTTP messages about the states of jobs, with retries over three days.
+"""Webhooks: signed HTTP messages about the states of jobs, with retries over two to three days.
 
 Start at `dispatcher`. It reads every job state, enqueues a delivery for each webhook of the job and of its owner, and
 sends the deliveries of the broker's queue. `owner_webhooks` holds the webhooks of owners. `sender` makes one attempt.
