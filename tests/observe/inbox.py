@@ -34,7 +34,7 @@ class Inbox(Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """The address of the target."""
+        """The address as Apprise writes it."""
         return self.receiver.url.replace("http://files.test", "json://127.0.0.1")
 
     def lines(self) -> Iterator[str]:

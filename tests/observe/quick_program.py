@@ -1,6 +1,6 @@
 """`lamplighter` with the short intervals of `fast_clock` and of `quick_thresholds`, and with small streams.
 
-Webhooks are tried every second, and it is told after a second that a condition is gone. Only constants differ. Modules
+Webhooks are tried every second, and a condition has ended after a second without it. Only constants differ. Modules
 copy them when they are imported, so the order matters.
 """
 

@@ -6,13 +6,16 @@ that it is down: only Prometheus does.
 """
 
 import json
+import re
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -23,11 +26,12 @@ from starlette.responses import Response
 from bus.nats import topology
 from bus.server.process import NatsServer
 from deploy.alert_rules import RULES
+from deploy.dashboards import DASHBOARDS
 from edge.core.clock import utc_now
 from edge.core.installation import record_backup
 from edge.tls import CERTIFICATE_LIFETIME, load_or_create_certificate
 from lamplighter import api
-from lamplighter.errors import JobFailed
+from lamplighter.errors import JobFailed, Rejected
 from schemas.conditions import Condition
 from schemas.container_protocol import ExitCode
 from schemas.host import HostHeartbeat
@@ -163,7 +167,7 @@ def declare_host(folder: Path) -> str:
 
 
 def notify_settings(url: str) -> str:
-    """Return the settings of a target that is told of everything, as soon as it is found."""
+    """Return the settings of a target that gets a message of every condition, as soon as it is found."""
     return f'[notify]\ninterval_s = 1\ncheck_every_s = 0.5\ntargets.ops = {{ url = "{url}" }}\n'
 
 
@@ -272,13 +276,8 @@ async def test_a_gpu_that_is_unhealthy(scene: Scene):
     await scene.start_gpu_runner()
 
 
-async def test_a_host_that_does_not_boot_and_then_stays_on_without_work(scene: Scene):
-    await scene.set_power("on")
-    await scene.wait_until_known(Condition.WAKE_FAILED, "gpu-2", host="gpu-2")
-    await scene.wait_until_known(Condition.HOST_FAULT, "gpu-2", host="gpu-2")
-    scene.power.unlink()
-    await scene.set_power("auto")  # acknowledges the fault
-    await scene.prometheus.wait_until_gone(Condition.HOST_FAULT)
+async def boot(scene: Scene) -> None:
+    """Ask for power for gpu-2, and start its runner when it has power."""
     await scene.set_power("on")
 
     async def has_power() -> bool:
@@ -286,14 +285,29 @@ async def test_a_host_that_does_not_boot_and_then_stays_on_without_work(scene: S
 
     await wait_for(has_power, timeout_s=STEP_TIMEOUT_S)
     await scene.start_runner("gpu-2")
-    await scene.wait_until_known(Condition.HOST_IDLE, "gpu-2", host="gpu-2")
-    await scene.set_power("auto")
+
+
+async def shut_down(scene: Scene, want: str) -> None:
+    """Wait until the edge has taken the power of gpu-2, and end its runner."""
+    await scene.set_power(want)
 
     async def has_no_power() -> bool:
         return not scene.power.exists()
 
     await wait_for(has_no_power, timeout_s=STEP_TIMEOUT_S)
     await scene.running.installation.runners["gpu-2"].stop()
+
+
+async def test_a_host_that_does_not_boot_and_then_stays_on_without_work(scene: Scene):
+    await scene.set_power("on")
+    await scene.wait_until_known(Condition.WAKE_FAILED, "gpu-2", host="gpu-2")
+    await scene.wait_until_known(Condition.HOST_FAULT, "gpu-2", host="gpu-2")
+    scene.power.unlink()
+    await scene.set_power("auto")  # acknowledges the fault
+    await scene.prometheus.wait_until_gone(Condition.HOST_FAULT)
+    await boot(scene)
+    await scene.wait_until_known(Condition.HOST_IDLE, "gpu-2", host="gpu-2")
+    await shut_down(scene, "auto")
     wanted = [details["want"] for details in await scene.audited(AuditAction.HOST_POWER_SET, "gpu-2")]
     assert wanted == ["off", "on", "auto", "on", "auto"]
     states = [line["state"] for line in scene.logged() if line["event"] == "power_state_changed"]
@@ -356,3 +370,73 @@ async def test_an_endpoint_whose_jobs_fail(scene: Scene):
 
     await wait_for(fail_until_it_is_known, timeout_s=STEP_TIMEOUT_S)
     assert any(str(line.get("error")).startswith("bad_input") for line in scene.logged("gpu-1"))
+
+
+# The metrics of the dashboards that this installation cannot have. All queries of other metrics must have data.
+WITHOUT_DATA: Mapping[str, str] = {
+    "lamplighter_attempts_adopted_total": "no runner is killed while it runs a job",
+    "lamplighter_job_gpu_seconds_total": "the endpoint asks for no GPU",
+    "lamplighter_job_gpu_energy_joules_total": "the endpoint asks for no GPU",
+    "lamplighter_runner_warm_hits_total": "warm containers are switched off in tests",
+    "lamplighter_runner_warm_misses_total": "warm containers are switched off in tests",
+}
+
+AFTER_A_FAULT = {"lamplighter_wake_failures_total"}  # has data where the test of a host that does not boot has run
+
+
+async def test_every_query_of_the_dashboards_has_data(scene: Scene):
+    """A counter that begins with its first event has a rate from the second one on, so the work is done again."""
+    began_at = time.time()
+    await record_backup(scene.running.bus.installation_constants, utc_now())
+    file = scene.folder / "input.txt"
+    file.write_text("hello")
+    failing = await scene.running.ann.submit("echo", behave="exit", exit=ExitCode.TRY_AGAIN)
+    async with run_receiver() as receiver:
+        for _ in range(2):
+            await boot(scene)
+            await work(scene, file, receiver.url.replace("files.test", "127.0.0.1"))
+            await wait_until_online(scene)
+            await shut_down(scene, "off")
+    with pytest.raises(JobFailed):
+        await scene.running.ann.wait(failing.id)
+
+    async def only_the_expected_are_empty() -> bool:
+        return await find_metrics_without_data(scene, began_at) - AFTER_A_FAULT == set(WITHOUT_DATA)
+
+    try:
+        await wait_for(only_the_expected_are_empty, timeout_s=STEP_TIMEOUT_S, interval_s=1)
+    except TimeoutError:
+        assert await find_metrics_without_data(scene, began_at) - AFTER_A_FAULT == set(WITHOUT_DATA)
+        raise
+
+
+async def wait_until_online(scene: Scene) -> None:
+    async def is_online() -> bool:
+        series = await scene.prometheus.query('lamplighter_host_power_state{host="gpu-2",state="online"} == 1')
+        return bool(series)
+
+    await wait_for(is_online, timeout_s=STEP_TIMEOUT_S, interval_s=0.3)
+
+
+async def work(scene: Scene, file: Path, webhook: str) -> None:
+    """Let a job be followed while it runs, submitted again, and refused."""
+    ann = scene.running.ann
+    again = {"idempotency_key": uuid4().hex}
+    for _ in range(2):
+        job = await ann.submit("echo", file=file, seconds=2, webhook=webhook, options=again)
+    async for _ in ann.follow(job.id):
+        pass
+    with pytest.raises(Rejected):
+        await ann.submit("echo", steps=-1)
+
+
+async def find_metrics_without_data(scene: Scene, began_at: float) -> set[str]:
+    """Return the metrics in whose queries the dashboards have no data since `began_at`; a query's first one."""
+    now, empty = time.time(), set()
+    for query in (query for board in DASHBOARDS for panel in board.panels for query in panel.queries):
+        expression = query.expression.replace("$__rate_interval", "10s").replace("$__range", "5m")
+        if not await scene.prometheus.has_values(expression, began_at, now):
+            found = re.search(r"lamplighter_\w+", expression)
+            assert found, expression
+            empty.add(found[0])
+    return empty

@@ -36,6 +36,13 @@ class PrometheusServer(Struct, frozen=True):
         series: list[dict[str, Any]] = answer.json()["data"]["result"]
         return series
 
+    async def has_values(self, expression: str, start: float, end: float) -> bool:
+        """Return whether the expression has a value that is a number at any second from `start` to `end`."""
+        given = {"query": expression, "start": start, "end": end, "step": 1}
+        answer = await self.http.get("/api/v1/query_range", params=given)
+        assert answer.status_code == httpx2.codes.OK, answer.text
+        return any(value != "NaN" for row in answer.json()["data"]["result"] for _, value in row["values"])
+
     async def firing(self) -> dict[str, list[dict[str, str]]]:
         """Return the labels of the alerts that fire, by condition."""
         found: dict[str, list[dict[str, str]]] = {}
