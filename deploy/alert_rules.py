@@ -181,8 +181,7 @@ RULES: tuple[AlertRule, ...] = (
         summary="{{ $labels.host }} is on and has had no work for {{ $value | humanizeDuration }}.",
         meaning="A host has been on without work for 15 minutes longer than `idle_after`, and costs money. The edge "
         "should have powered it off.",
-        action="The history of the host says what keeps it on: an override, people who are logged in, or other "
-        "programs on its GPUs.",
+        action="The history of the host says what keeps it on: an override, or jobs that wait for it.",
         command="lamplighter hosts",
     ),
     AlertRule(
