@@ -217,7 +217,12 @@ class AsyncClient(AsyncEdgeTransport):
         return found
 
     async def pause_endpoint(self, name: str) -> dict[str, Any]:
-        """Do what `Client.pause_endpoint` does."""
+        """Do what `Client.pause_endpoint` does.
+
+        >>> (await client.pause_endpoint("echo"))["paused"] is not None
+        True
+        >>> (await client.resume_endpoint("echo"))["paused"]
+        """
         paused: dict[str, Any] = await self.call(api.set_endpoint_pause(name, "pause"))
         return paused
 
@@ -296,7 +301,12 @@ class AsyncClient(AsyncEdgeTransport):
         return await self.call(api.set_power(host, want, until))
 
     async def start_maintenance(self, host: str) -> HostView:
-        """Do what `Client.start_maintenance` does."""
+        """Do what `Client.start_maintenance` does.
+
+        >>> (await client.start_maintenance("gpu-9")).maintenance is not None
+        True
+        >>> (await client.end_maintenance("gpu-9")).maintenance
+        """
         return await self.call(api.start_maintenance(host))
 
     async def end_maintenance(self, host: str) -> HostView:
