@@ -159,11 +159,13 @@ class PowerController:
 
     async def tick(self) -> list[DuePowerCall]:
         """Observe all hosts and write their records; return the calls to make. Raises BusError, ProblemError."""
+        known = dict(self._rows)
         rows = {host: await self._get_or_create_row(host) for host in self._declared}
         fleet = await self._observe(rows)
         self._online_hosts = frozenset(fleet.heartbeats)
         for host, row in rows.items():
-            self._accept_row(host, row)
+            if self._rows.get(host) is known.get(host):  # else an override was written after the row was read
+                self._accept_row(host, row)
         to_wake = self._host_observer.hosts_to_wake({host: row.value for host, row in rows.items()}, fleet)
         calls = [await self._decide(host, row, fleet, wake_requested=host in to_wake) for host, row in rows.items()]
         return [due for due in calls if due is not None]

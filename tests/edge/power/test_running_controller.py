@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -139,6 +140,24 @@ async def test_a_job_starts_the_process_and_its_end_stops_it(lamp: LampDriver) -
     assert record is not None
     assert [change.state for change in record.history] == ["waking", "online", "draining", "stopping", "off"]
     assert [notice.kind for notice in lamp.notices] == ["host_waking"]
+
+
+async def test_an_override_that_is_written_during_a_tick_is_shown_at_once(
+    lamp: LampDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe = lamp.power._fleet.observe
+
+    async def observe_and_override(*given: Any, **options: Any) -> Any:
+        fleet = await observe(*given, **options)
+        await lamp.power.set_override("gpu-1", "off")
+        return fleet
+
+    monkeypatch.setattr(lamp.power._fleet, "observe", observe_and_override)
+    await lamp.power.tick()
+    record = lamp.power.record("gpu-1")
+    assert record is not None
+    assert record.override is not None
+    assert record.override.want == "off"
 
 
 async def test_an_override_powers_on_at_once_and_off_by_a_drain(lamp: LampDriver) -> None:
