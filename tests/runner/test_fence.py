@@ -148,7 +148,12 @@ async def test_two_hosts_run_a_job_after_a_partition_and_one_ends_it(world: Runn
             gate.pushed.set()
             job = await world.wait_until_ended(key)
             cut_off.bus.heal()
-            world.clock.ahead += 31  # a message that was delivered to the host behind the partition comes again
+
+            async def settled() -> bool:
+                world.clock.ahead += 31  # a message that was delivered to the host behind the partition comes again
+                return not await world.edge.job_queue.list_pending()
+
+            await wait_for(settled)
             await world.wait_until_clean()
     assert job.claim is not None
     assert (job.status, job.claim.host) == (Status.SUCCEEDED, "gpu-2")
