@@ -113,13 +113,13 @@ class OtlpSpans:
         self._thread.start()
 
     def start(self, name: str, parent: str | None, **attributes: SpanValue) -> OpenSpan:
-        """Begin a span now."""
+        """Begin a span; without a valid parent it begins a trace."""
         return self._begin(name, parent, time.time_ns(), attributes) or PassedContext(parent)
 
     def record(
         self, name: str, parent: str | None, start: datetime, end: datetime, **attributes: SpanValue
     ) -> str | None:
-        """Record a span that is over."""
+        """Record a span that is over; return its `traceparent`."""
         begun = self._begin(name, parent, _to_ns(start), attributes)
         if begun is None:
             return parent

@@ -35,7 +35,7 @@ class OpenSpan(Protocol):
     def traceparent(self) -> str | None: ...
 
     def set(self, **attributes: SpanValue) -> None:
-        """Add attributes."""
+        """Add attributes; a name that is there already gets the new value."""
         ...
 
     def fail(self, error: str) -> None:
@@ -78,7 +78,7 @@ class PassedContext:
 
 
 class NoSpans:
-    """Records nothing."""
+    """The recorder while traces are off: every span passes on its parent."""
 
     def start(self, name: str, parent: str | None, **attributes: SpanValue) -> OpenSpan:
         """Return a span that passes on `parent`."""

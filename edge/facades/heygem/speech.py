@@ -5,6 +5,7 @@ response is the WAV itself: the request waits for a job. If its client disconnec
 more, so the job is cancelled.
 """
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,13 @@ from edge.facades.heygem.auth import TTS_PREFIX, authenticate_owner
 from edge.facades.heygem.facade import HeygemFacade
 from edge.facades.heygem.mapping import SpeechRequest, build_speech_submission, parse_reference, parse_speech
 from edge.facades.heygem.responses import problem_header
-from edge.facades.heygem.routes import HeygemDep, asset_reference, retry_while_unavailable, wait_for_disconnect
+from edge.facades.heygem.routes import (
+    HOLD_RETRY_INTERVAL_S,
+    HeygemDep,
+    asset_reference,
+    retry_while_unavailable,
+    wait_for_disconnect,
+)
 from edge.facades.heygem.shared_dir import open_shared_file
 from edge.http.auth import NO_AUTH
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep
@@ -100,8 +107,11 @@ async def _wait_for_speech(request: AnyRequest, services: EdgeServices, key: Job
     async with anyio.create_task_group() as group:
 
         async def wait() -> None:
-            await services.event_streams.wait_until_final(key, WAIT_LIMIT_S)
-            group.cancel_scope.cancel()
+            while True:
+                with suppress(ProblemError):  # `unavailable`: the broker restarts, and the job goes on meanwhile
+                    await services.event_streams.wait_until_final(key, WAIT_LIMIT_S)
+                    group.cancel_scope.cancel()
+                await anyio.sleep(HOLD_RETRY_INTERVAL_S)
 
         group.start_soon(wait)
         await wait_for_disconnect(request, WAIT_LIMIT_S)

@@ -15,12 +15,15 @@ from edge.facades.gateway.gateway import run_gateway
 from edge.facades.heygem.auth import TTS_PREFIX, VENDOR_TTS_PREFIX, KeylessPort
 from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
 from edge.facades.heygem.result_export import ResultExporter
+from edge.jobs.event_stream import EventStreams
 from edge.owners.api_keys import ApiKeyStore
 from schemas import events as e
 from schemas.auth import CLIENT_SCOPES
 from schemas.endpoint import parse_endpoint
 from schemas.host import HostCapabilities
+from schemas.ids import JobKey
 from schemas.job import Job, Output, OutputFile
+from schemas.problems import ProblemError
 from schemas.status import Status
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
 from tests.support.http_server import open_client, serve_app
@@ -67,7 +70,7 @@ class SpeechClient(Struct, frozen=True):
         """Wait for the job of a request."""
 
         async def made() -> Job | None:
-            keys = [key async for key in _each(await self.world.bus.job_store.keys())]
+            keys = list(await self.world.bus.job_store.keys())
             return (await self.world.jobs.read(keys[0])).record.job if keys else None
 
         return await wait_for(made)
@@ -78,11 +81,6 @@ class SpeechClient(Struct, frozen=True):
         sha256 = await self.world.put(job.owner, WAV, "speech.wav")
         file = OutputFile("speech.wav", sha256, len(WAV), "audio/x-wav")
         return await self.world.write_event(job.key, e.Succeeded(Output((file,), {})))
-
-
-async def _each(items: Any) -> AsyncIterator[Any]:
-    for item in items:
-        yield item
 
 
 @asynccontextmanager
@@ -142,6 +140,28 @@ async def test_a_text_comes_back_as_a_wav(speech: SpeechClient):
     voice = await speech.world.put(OWNER, VOICE, "me.wav")
     assert (job.owner, job.endpoint) == (OWNER, "tts")
     assert job.input == {"text": "大家好", "voice": f"sha256:{voice}", "speed": 1.0}
+
+
+async def test_the_wait_outlives_a_broker_that_is_away(speech: SpeechClient, monkeypatch: pytest.MonkeyPatch):
+    wait_until_final, refused = EventStreams.wait_until_final, anyio.Event()
+
+    async def refuse_once(streams: EventStreams, key: JobKey, timeout_s: float) -> None:
+        if not refused.is_set():
+            refused.set()
+            raise ProblemError("unavailable", "the broker does not answer: try again")
+        await wait_until_final(streams, key, timeout_s)
+
+    monkeypatch.setattr(EventStreams, "wait_until_final", refuse_once)
+    replies: list[httpx2.Response] = []
+    async with anyio.create_task_group() as group:
+
+        async def ask() -> None:
+            replies.append(await speech.invoke())
+
+        group.start_soon(ask)
+        await refused.wait()
+        await speech.speak()
+    assert (replies[0].status_code, replies[0].content) == (200, WAV)
 
 
 async def test_a_failed_job_is_no_speech(speech: SpeechClient):
