@@ -13,13 +13,13 @@ from msgspec import Struct
 from edge.app import create_app
 from edge.core.trusted_proxies import TrustedProxies
 from edge.facades.gateway.gateway import run_gateway
-from edge.facades.heygem.auth import KeylessPort
+from edge.facades.heygem.auth import EASY_PREFIX, KeylessPort
 from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
 from edge.facades.heygem.result_export import ResultExporter
 from edge.owners.api_keys import ApiKeyStore
 from schemas import events as e
 from schemas.auth import CLIENT_SCOPES
-from schemas.endpoint import parse_endpoint
+from schemas.endpoint import Endpoint, parse_endpoint
 from schemas.host import HostCapabilities
 from schemas.ids import JobKey
 from schemas.job import Job, Output, OutputFile
@@ -80,29 +80,44 @@ def parse_body(reply: httpx2.Response) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def run_heygem_edge(
-    folder: Path, root: Path | None, proxies: TrustedProxies = NO_PROXY
+async def run_facade(
+    folder: Path,
+    settings: HeygemSettings,
+    endpoint: Endpoint,
+    *,
+    prefix: str = EASY_PREFIX,
+    mount: str = EASY_PREFIX,
+    proxies: TrustedProxies = NO_PROXY,
 ) -> AsyncIterator[HeygemClient]:
+    """Serve the facade with one endpoint that a host offers. `prefix`, `mount`: what the keyless port serves."""
     async with fake_bus_services(folder) as made:
         await made.bus.capabilities.put(
-            "gpu-1", HostCapabilities(host="gpu-1", incarnation="i1", at=made.time(), endpoints=(HEYGEM,))
+            "gpu-1", HostCapabilities(host="gpu-1", incarnation="i1", at=made.time(), endpoints=(endpoint,))
         )
         await made.endpoints.refresh()
         keys = ApiKeyStore(made.bus.api_keys, made.time, FixedEntropy(), made.time.seconds)
         key = (await keys.create("ann", CLIENT_SCOPES)).text
-        placing = ResultExporter(root, folder / "placing", made.bus.job_store, made.store, made.index)
-        heygem = HeygemFacade(HeygemSettings(enabled=True, data_root=root), placing)
+        placing = ResultExporter(settings.data_root, folder / "placing", made.bus.job_store, made.store, made.index)
+        heygem = HeygemFacade(settings, placing)
         services = make_services(made, keys, proxies=proxies)
         async with (
             run_gateway(services, heygem_endpoint="heygem") as gateway,
             serve_app(create_app(services, gateway, heygem=heygem)) as url,
-            serve_app(KeylessPort(create_app(services, gateway, heygem=heygem))) as keyless,
+            serve_app(KeylessPort(create_app(services, gateway, heygem=heygem), prefix, mount)) as keyless,
             open_client(keyless, timeout=20) as local,
             anyio.create_task_group() as tasks,  # the innermost: what serves is stopped, not cancelled
         ):
             tasks.start_soon(placing.run)
-            yield HeygemClient(made, placing, url, root or folder, local, key)
+            yield HeygemClient(made, placing, url, settings.data_root or folder, local, key)
             tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def run_heygem_edge(
+    folder: Path, root: Path | None, proxies: TrustedProxies = NO_PROXY
+) -> AsyncIterator[HeygemClient]:
+    async with run_facade(folder, HeygemSettings(enabled=True, data_root=root), HEYGEM, proxies=proxies) as made:
+        yield made
 
 
 @pytest.fixture

@@ -10,28 +10,22 @@ import httpx2
 import pytest
 from msgspec import Struct
 
-from edge.app import create_app
-from edge.facades.gateway.gateway import run_gateway
-from edge.facades.heygem.auth import TTS_PREFIX, VENDOR_TTS_PREFIX, KeylessPort
-from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
-from edge.facades.heygem.result_export import ResultExporter
+from edge.facades.heygem.auth import TTS_PREFIX, VENDOR_TTS_PREFIX
+from edge.facades.heygem.facade import HeygemSettings
 from edge.jobs.event_stream import EventStreams
-from edge.owners.api_keys import ApiKeyStore
 from schemas import events as e
-from schemas.auth import CLIENT_SCOPES
 from schemas.endpoint import parse_endpoint
-from schemas.host import HostCapabilities
 from schemas.ids import JobKey
 from schemas.job import Job, Output, OutputFile
 from schemas.problems import ProblemError
 from schemas.status import Status
-from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
-from tests.support.http_server import open_client, serve_app
-from tests.support.served_edge import NO_PROXY, make_services
+from tests.edge.facades.heygem.conftest import OWNER, run_facade
+from tests.support.edge_services import FakeBusServicesRig
+from tests.support.http_server import open_client
 from tests.support.wait import wait_for
 
 TTS = parse_endpoint((Path(__file__).parents[4] / "images/tts/endpoint.toml").read_text())
-OWNER, VOICE, WAV = "easy", b"RIFF a voice", b"RIFF the speech"
+VOICE, WAV = b"RIFF a voice", b"RIFF the speech"
 # As makeAudio of the client sends it (src/main/service/voice.js).
 INVOKE = {
     "speaker": "5f0c",
@@ -85,24 +79,9 @@ class SpeechClient(Struct, frozen=True):
 
 @asynccontextmanager
 async def run_speech_edge(folder: Path, root: Path | None) -> AsyncIterator[SpeechClient]:
-    async with fake_bus_services(folder) as made:
-        offered = HostCapabilities(host="gpu-1", incarnation="i1", at=made.time(), endpoints=(TTS,))
-        await made.bus.capabilities.put("gpu-1", offered)
-        await made.endpoints.refresh()
-        keys = ApiKeyStore(made.bus.api_keys, made.time, FixedEntropy(), made.time.seconds)
-        key = (await keys.create("ann", CLIENT_SCOPES)).text
-        exporter = ResultExporter(None, folder / "placing", made.bus.job_store, made.store, made.index)
-        heygem = HeygemFacade(HeygemSettings(enabled=True, tts_root=root), exporter)
-        services = make_services(made, keys, proxies=NO_PROXY)
-        async with (
-            run_gateway(services, heygem_endpoint="heygem") as gateway,
-            serve_app(create_app(services, gateway, heygem=heygem)) as url,
-            serve_app(
-                KeylessPort(create_app(services, gateway, heygem=heygem), VENDOR_TTS_PREFIX, TTS_PREFIX)
-            ) as keyless,
-            open_client(keyless, timeout=20) as local,
-        ):
-            yield SpeechClient(made, local, url, key)
+    settings = HeygemSettings(enabled=True, tts_root=root)
+    async with run_facade(folder, settings, TTS, prefix=VENDOR_TTS_PREFIX, mount=TTS_PREFIX) as made:
+        yield SpeechClient(made.world, made.local, made.url, made.key)
 
 
 @pytest.fixture
