@@ -68,6 +68,10 @@ end() { # NAME: TERM, then KILL after 20 s
   rm -f "$dir/$1.pid"
 }
 
+unmounted() { # a daemon that was killed leaves the mounts of its namespaces and containers
+  grep -F " $dir/" /proc/self/mounts | cut -d " " -f 2 | sort -r | while read -r point; do umount -l "$point"; done || true
+}
+
 stop() {
   if pid_of dockerd >/dev/null; then # live-restore would leave the containers running
     left=$(ours ps -aq 2>/dev/null || true)
@@ -75,6 +79,7 @@ stop() {
   fi
   end dockerd
   end containerd
+  unmounted
   rm -f "$socket"
   echo "engine: stopped"
 }

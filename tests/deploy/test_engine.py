@@ -1,7 +1,9 @@
 """deploy/docker/engine.sh: an engine that comes, works, and leaves nothing behind."""
 
 import os
+import select
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +28,13 @@ def short() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.docker
-@pytest.mark.skipif(
+needs_dockerd = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("dockerd"), reason="starting an engine needs root and dockerd"
 )
+
+
+@pytest.mark.docker
+@needs_dockerd
 def test_an_engine_of_its_own_starts_works_and_leaves_nothing(short: Path):
     where = f"unix://{short}/docker.sock"
     try:
@@ -54,6 +59,22 @@ def test_an_engine_of_its_own_starts_works_and_leaves_nothing(short: Path):
     assert engine("status", short).returncode == 1
     assert str(short) not in Path("/proc/self/mounts").read_text()
     assert not [pid for pid in Path("/proc").glob("[0-9]*/cmdline") if str(short).encode() in read(pid)]
+
+
+@pytest.mark.docker
+@needs_dockerd
+def test_a_killed_engine_leaves_no_mount_either(short: Path):
+    try:
+        assert engine("start", short).returncode == 0
+        daemon = int((short / "dockerd.pid").read_text())
+        ended = os.pidfd_open(daemon)
+        os.kill(daemon, signal.SIGKILL)
+        select.select([ended], [], [])
+        assert str(short) in Path("/proc/self/mounts").read_text(), "it leaves the mount of a namespace"
+    finally:
+        stopped = engine("stop", short)
+    assert stopped.stdout == "engine: stopped\n"
+    assert str(short) not in Path("/proc/self/mounts").read_text()
 
 
 def read(path: Path) -> bytes:
