@@ -29,6 +29,7 @@ from runner.execution.warm_container import (
     STATE_WHEN_GIVEN_BACK,
     STATE_WHEN_TAKEN,
     WARM_PREFIX,
+    ContainerReuse,
     WarmContainer,
     WarmState,
     job_folders,
@@ -114,20 +115,20 @@ class WarmPool:
         return warm
 
     def _lend(self, warm: WarmContainer, owner: str) -> None:
-        if warm.keep is not None:
+        if warm.reuse is not None:
             warm.owner = owner
             self._reused.add(warm)
 
     def _make(self, endpoint: LocalEndpoint, allocation: GpuAllocation) -> WarmContainer:
         folder = f"{WARM_PREFIX}{self._context.incarnation}-{next(self._numbers)}"
         warm = WarmContainer(folder, endpoint, allocation, number=1 if endpoint.config.reuse else 0)
-        warm.keep = self._keep if endpoint.config.reuse else None
+        warm.reuse = ContainerReuse(self._find_leak, self._keep) if endpoint.config.reuse else None
         return warm
 
-    async def _keep(self, warm: WarmContainer, since: OutputCursor | None) -> bool:
+    async def _keep(self, warm: WarmContainer, since: OutputCursor | None, leak: str | None) -> bool:
         """Take a container back after its job; return False if it has to go."""
         self._reused.discard(warm)
-        reason = await self._why_not_kept(warm)
+        reason = leak or self._why_not_kept(warm)
         if reason is not None or self._tasks is None:
             self._context.log.info("container_not_kept", endpoint=warm.endpoint.config.name, reason=reason)
             return False
@@ -140,8 +141,8 @@ class WarmPool:
         self._tasks.start_soon(self._run_container, warm)
         return True
 
-    async def _why_not_kept(self, warm: WarmContainer) -> str | None:
-        """Return why the container may run no other job, None if it may. Make the folder of that job."""
+    def _why_not_kept(self, warm: WarmContainer) -> str | None:
+        """Return why the container may run no other job now, None if it may."""
         reuse = warm.endpoint.config.reuse
         is_current = self._host.endpoints.get(warm.endpoint.config.name) is warm.endpoint
         rules = (
@@ -151,8 +152,10 @@ class WarmPool:
             (anyio.current_time() >= warm.expires_at, "it is older than [reuse] allows"),
             (self._host.gpu_allocator.is_unfit(warm.allocation), "its GPU may not be used now"),
         )
-        if (reason := next((why for applies, why in rules if applies), None)) is not None:
-            return reason
+        return next((why for applies, why in rules if applies), None)
+
+    async def _find_leak(self, warm: WarmContainer) -> str | None:
+        """Return what the last job left in the container, None if nothing. Make the folder of its next job."""
         folders = job_folders(self._context.jobs_dir / warm.folder, warm.number + 1)
         try:
             leak = await find_leak(self._context.engine, warm, folders.root)

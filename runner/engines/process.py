@@ -24,6 +24,7 @@ import structlog
 
 from bus.secret_files import make_private_folder
 from runner.engines import process_shim
+from runner.engines.folder_watch import POLL_INTERVAL_S, FolderWatch
 from runner.engines.job_user import JobUser, current_user_name
 from runner.engines.launch import prepare_job_dir, start_cancellable
 from runner.engines.port import (
@@ -47,7 +48,6 @@ from runner.engines.port import (
 from runner.engines.process_state import READ_BYTES, STREAMS, ProcessSpec, ProcessStateDir
 from runner.tree_removal import remove_tree
 
-POLL_INTERVAL_S = 0.02
 KILL_TIMEOUT_S = 10.0
 KILL_REPEAT_S = 0.5
 START_LIMIT = 4  # concurrent starts
@@ -81,13 +81,16 @@ class ProcessEngine:
         self._jobkit = jobkit
         self._user = user
         self._pool = ThreadPoolExecutor(START_LIMIT, thread_name_prefix="start")
+        self._watch = FolderWatch()
 
     async def __aenter__(self) -> Self:
+        self._watch.open()
         await asyncio.to_thread(self._delete_leftovers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # waits until cancelled starts are undone
+        self._watch.close()
 
     async def start(self, spec: ContainerSpec) -> str:
         return await start_cancellable(self._pool, lambda: self._start(spec), self._discard)
@@ -175,27 +178,30 @@ class ProcessEngine:
         state = ProcessStateDir(self._state / handle)
         offsets = [int(part) for part in since.position.split(":")] if since else [0, 0]
         offset = since.offset if since else 0
-        while True:
-            snapshot = await asyncio.to_thread(state.read_output, (offsets[0], offsets[1]))
-            is_quiet = True
-            for index, (start, data) in enumerate(snapshot.output):
-                size = complete_length(data, ended=snapshot.exit is not None and len(data) < READ_BYTES)
-                if size:
-                    offsets[index], offset = start + size, offset + size
-                    is_quiet = False
-                    yield OutputChunk(STREAMS[index], data[:size], OutputCursor(offset, f"{offsets[0]}:{offsets[1]}"))
-            if is_quiet and snapshot.exit is not None:
-                return
-            if is_quiet:
-                await asyncio.sleep(POLL_INTERVAL_S)
+        with self._watch.watch(state.folder) as changes:
+            while True:
+                snapshot = await asyncio.to_thread(state.read_output, (offsets[0], offsets[1]))
+                is_quiet = True
+                for index, (start, data) in enumerate(snapshot.output):
+                    size = complete_length(data, ended=snapshot.exit is not None and len(data) < READ_BYTES)
+                    if size:
+                        offsets[index], offset = start + size, offset + size
+                        is_quiet = False
+                        cursor = OutputCursor(offset, f"{offsets[0]}:{offsets[1]}")
+                        yield OutputChunk(STREAMS[index], data[:size], cursor)
+                if is_quiet and snapshot.exit is not None:
+                    return
+                if is_quiet:
+                    await changes.wait()
 
     async def wait(self, handle: str) -> ContainerExit:
         state = ProcessStateDir(self._state / handle)
-        while True:
-            exit_ = await asyncio.to_thread(state.read_exit)
-            if exit_ is not None:
-                return exit_
-            await asyncio.sleep(POLL_INTERVAL_S)
+        with self._watch.watch(state.folder) as changes:
+            while True:
+                exit_ = await asyncio.to_thread(state.read_exit)
+                if exit_ is not None:
+                    return exit_
+                await changes.wait()
 
     async def stop(self, handle: str, grace_s: float) -> None:
         try:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from bus.interface import BusError, MessageTooLarge, QueueMessage
 from bus.notifier import Notifier
 from runner.assets.port import AssetError
-from runner.context import RunnerContext
+from runner.context import RunnerContext, run_in_background
 from runner.execution.attempt_trace import AttemptTrace
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.container_run import ContainerRun, JobAssignment
@@ -37,6 +37,7 @@ from runner.execution.verdict import (
     output_failure,
     result_too_large,
 )
+from runner.execution.warm_container import ContainerReuse
 from runner.slots import Permit
 from schemas.container_protocol import ExitCode
 from schemas.events import AttemptReleased, Cancelled, Failed, RecordUnreadable, Succeeded
@@ -47,6 +48,7 @@ from schemas.retry_policy import outcome_after_failure
 from schemas.status import FINAL_STATUSES, Status
 
 LOG_FILE_NAME = "log.txt"
+HIDDEN_FOLDER = "job"  # in the run folder: the folder of a job that ended in a container that runs on
 MIN_NAK_DELAY_S = 1.0  # without a delay the broker delivers the message again at once, ahead of others
 
 
@@ -110,6 +112,9 @@ class Execution:
         self._next_check = self._checks.next_notification()
         self._container_run: ContainerRun | None = None
         self._collect_scope = anyio.CancelScope()
+        self._is_inspected = anyio.Event()
+        self._reuse: ContainerReuse | None = None
+        self._leak: str | None = None
         self._on_freed = on_freed
         self.assignment = assignment
         self.delivery = delivery
@@ -171,10 +176,11 @@ class Execution:
             if container_run.exit is not None and not container_run.is_container_left:
                 self._on_freed(False)
             with self._trace.step("record"):
-                job = await self._record(result)
-            if container_run.is_container_left:
-                await self._keep_or_remove(container_run)
-                self._on_freed(self.is_kept)
+                async with run_in_background(partial(self._find_leak, container_run)):
+                    job = await self._record(result)
+                    if container_run.is_container_left:
+                        await self._keep_or_remove(container_run)
+                        self._on_freed(self.is_kept)
             await self._acknowledge(job)
             await self._clean_up()
         except ClaimLost as error:
@@ -276,15 +282,31 @@ class Execution:
             delay_s = max(MIN_NAK_DELAY_S, start_delay_s(job, self._context.now()))
             await self._context.retry_while_unavailable("postpone", partial(self.delivery.nak, delay_s))
 
-    async def _keep_or_remove(self, container_run: ContainerRun) -> None:
-        """Give the container of an ended job back to its pool. Remove it if the pool does not take it."""
-        await self._context.delete_folder(self._folders.job)
+    async def _find_leak(self, container_run: ContainerRun) -> None:
+        """See whether a container that is left may run another job; its pool does that while the end is recorded."""
         warm, code = self.assignment.warm_container, container_run.exit.code if container_run.exit else None
         is_sound = container_run.stop_reason is None and code in CODES_OF_SOUND_PROGRAM
-        if is_sound and warm is not None and warm.keep is not None:
-            self.is_kept = await warm.keep(warm, container_run.output_pump.watch_from)
+        if container_run.is_container_left and is_sound and warm is not None and warm.reuse is not None:
+            self._leak = await warm.reuse.find_leak(warm)
+            self._reuse = warm.reuse
+        self._is_inspected.set()
+
+    async def _keep_or_remove(self, container_run: ContainerRun) -> None:
+        """Give the container of an ended job back to its pool. Remove it if the pool does not take it."""
+        await self._hide_job_folder()
+        await self._is_inspected.wait()
+        warm = self.assignment.warm_container
+        if self._reuse is not None and warm is not None:
+            self.is_kept = await self._reuse.keep(warm, container_run.output_pump.watch_from, self._leak)
         if not self.is_kept:
             await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
+
+    async def _hide_job_folder(self) -> None:
+        """Move the job's folder to where the container does not see it. `_clean_up` deletes it with its new place."""
+        try:
+            await anyio.to_thread.run_sync(self._folders.job.rename, self._folders.run / HIDDEN_FOLDER)
+        except OSError:  # the container has put something else there
+            await self._context.delete_folder(self._folders.job)
 
     async def _clean_up(self) -> None:
         """Remove the container, then its folder. A container that was kept for another job keeps both."""

@@ -113,9 +113,9 @@ class WarmContainer:
     Created with a handle it is one that recovery found with a job: nothing watches it.
 
     In a reused container, `number` is the number of its job, or of the one that it waits for, and `since` is where the
-    output of that job begins. `owner` is whose jobs it ran. `keep` offers it to the pool after a job, with the cursor
-    to watch it from; it returns False if the container has to go. `expires_at`, in seconds of the event loop's clock,
-    and `baseline` are set when it is ready for the first time, `first_memory_bytes` after its first job.
+    output of that job begins. `owner` is whose jobs it ran. `reuse` is how its pool takes it back after a job.
+    `expires_at`, in seconds of the event loop's clock, and `baseline` are set when it is ready for the first time,
+    `first_memory_bytes` after its first job.
     """
 
     def __init__(  # noqa: PLR0913 - each is a fact that recovery knows
@@ -136,7 +136,7 @@ class WarmContainer:
         self.number = number
         self.since = since
         self.owner = ""
-        self.keep: KeepContainer | None = None
+        self.reuse: ContainerReuse | None = None
         self.watch_from: OutputCursor | None = None
         self.expires_at = float("inf")
         self.baseline: ContainerBaseline | None = None
@@ -173,7 +173,15 @@ class WarmContainer:
         await self.wait_for(WarmState.DETACHED)
 
 
-KeepContainer = Callable[[WarmContainer, OutputCursor | None], Awaitable[bool]]
+class ContainerReuse(NamedTuple):
+    """What its pool does with a container whose job has ended.
+
+    `find_leak` returns why the job does not allow another one in it; None if it does. `keep` takes the container back,
+    with that reason and the cursor to watch it from; it returns False if the container has to go.
+    """
+
+    find_leak: Callable[[WarmContainer], Awaitable[str | None]]
+    keep: Callable[[WarmContainer, OutputCursor | None, str | None], Awaitable[bool]]
 
 
 def write_claim(folder: Path, identity: ContainerIdentity, number: int = 0, since: OutputCursor | None = None) -> None:
