@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from bus.input_schema import check_input_schema
 from runner.engines.image_port import LocalImage
-from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
+from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, FolderMount
 from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
 from schemas.host import HOST_ENDPOINTS_LIMIT, HOST_ENDPOINTS_LIMIT_BYTES
 from schemas.job import JobProgram
@@ -69,7 +69,7 @@ def _check_limits(endpoints: Mapping[str, LocalEndpoint]) -> None:
     remedy = "set `endpoints` to fewer folders, and run the others on another host"
     if len(endpoints) > HOST_ENDPOINTS_LIMIT:
         raise EndpointInvalid(f"this host defines {len(endpoints)} endpoints, at most {HOST_ENDPOINTS_LIMIT}: {remedy}")
-    size = len(msgspec.json.encode([endpoint.config for endpoint in endpoints.values()]))
+    size = len(msgspec.json.encode([endpoint.config.offered for endpoint in endpoints.values()]))
     if size > HOST_ENDPOINTS_LIMIT_BYTES:
         raise EndpointInvalid(
             f"the endpoints of this host have {size} bytes of JSON, at most {HOST_ENDPOINTS_LIMIT_BYTES}: {remedy}"
@@ -116,7 +116,11 @@ def group_by_pool(endpoints: Mapping[str, LocalEndpoint]) -> Mapping[str, tuple[
 
 
 def container_spec(
-    endpoint: LocalEndpoint, identity: ContainerIdentity, job_dir: Path, gpus: tuple[str, ...]
+    endpoint: LocalEndpoint,
+    identity: ContainerIdentity,
+    job_dir: Path,
+    gpus: tuple[str, ...],
+    mounts: tuple[FolderMount, ...] = (),
 ) -> ContainerSpec:
     """Return the spec of a container of this endpoint on these GPUs."""
     resources = endpoint.config.resources
@@ -128,4 +132,5 @@ def container_spec(
         job_dir=job_dir,
         limits=ContainerLimits(resources.memory_mb, resources.cpus, shm_mb=resources.shm_mb),
         gpus=gpus,
+        mounts=mounts,
     )

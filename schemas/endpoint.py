@@ -8,7 +8,7 @@ import datetime
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, field, structs
@@ -16,8 +16,9 @@ from msgspec import Meta, Struct, field, structs
 from schemas.ids import Token
 from schemas.image_reference import ImageReferenceInvalid, parse_image_reference
 from schemas.job import NESTING_LIMIT, is_too_deep
+from schemas.mounts import Cache, Volume, find_mount_problems
 from schemas.settings_faults import SettingFault, did_you_mean, find_faults, join_name
-from schemas.settings_schema import is_struct, union_members
+from schemas.settings_schema import is_struct, strip_annotations, union_members
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -88,11 +89,18 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     warm: bool = False
     reuse: Reuse | None = None
     process: ProcessCommand | None = None
+    volumes: tuple[Volume, ...] = ()
+    caches: tuple[Cache, ...] = ()
 
     @property
     def effective_pool(self) -> str:
         """The pool in which its jobs wait: its own name, unless it shares one."""
         return self.pool or self.name
+
+    @property
+    def offered(self) -> "Endpoint":
+        """The endpoint as its host offers it: without the URLs of weights, which may hold a token."""
+        return structs.replace(self, volumes=(), caches=())
 
 
 class EndpointInvalid(ValueError):
@@ -113,11 +121,21 @@ def parse_endpoint(text: str) -> Endpoint:
         parse_image_reference(endpoint.image)
     except ImageReferenceInvalid as error:
         raise EndpointInvalid(f"image {error}") from error
+    if mount_problems := [*find_mount_problems(endpoint.volumes, endpoint.caches), *_find_cache_problems(endpoint)]:
+        raise EndpointInvalid("; ".join(mount_problems))
     if is_too_deep(endpoint.input):
         raise EndpointInvalid(f"Nested deeper than {NESTING_LIMIT} levels: flatten it - at `$.input`")
     for place, why in _non_json_values(endpoint.input, "$.input"):
         raise EndpointInvalid(f"{why}, which JSON Schema cannot hold: write it as text or leave it out - at `{place}`")
     return endpoint
+
+
+def _find_cache_problems(endpoint: Endpoint) -> Iterator[str]:
+    """Yield why a container of this endpoint could have caches of nobody, or of several owners."""
+    if endpoint.caches and endpoint.warm:
+        yield "warm = true starts containers before their owner is known, and [[caches]] belong to one: use [reuse]"
+    if endpoint.caches and endpoint.reuse is not None and endpoint.reuse.scope != "owner":
+        yield 'reuse.scope is "endpoint", and [[caches]] belong to one owner: set scope = "owner"'
 
 
 def _find_faults(table: Mapping[str, Any]) -> Iterator[SettingFault]:
@@ -138,9 +156,23 @@ def _find_unknown(table: Mapping[str, Any], kind: type[Struct], place: str) -> I
             allowed = ", ".join(fields)
             yield SettingFault(path, f"is an unknown field{did_you_mean(name, fields)}: allowed are {allowed}")
             continue
-        inner = next((member for member in union_members(fields[name].type) if is_struct(member)), None)
-        if inner is not None and isinstance(value, dict):
+        inner, is_list = _table_type(fields[name].type)
+        if inner is not None and isinstance(value, dict) and not is_list:
             yield from _find_unknown(value, inner, path)
+        if inner is not None and isinstance(value, list) and is_list:
+            for position, one in enumerate(value):
+                if isinstance(one, dict):
+                    yield from _find_unknown(one, inner, f"{path}[{position}]")
+
+
+def _table_type(kind: Any) -> tuple[type[Struct] | None, bool]:
+    """Return the Struct that a field of this type holds, and whether it holds a list of them."""
+    for member in map(strip_annotations, union_members(kind)):
+        if is_struct(member):
+            return member, False
+        if get_origin(member) is tuple and is_struct(strip_annotations(get_args(member)[0])):
+            return strip_annotations(get_args(member)[0]), True
+    return None, False
 
 
 def _non_json_values(value: Any, place: str) -> Iterator[tuple[str, str]]:

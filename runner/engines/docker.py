@@ -43,7 +43,7 @@ from runner.engines.docker_replies import (
     was_started,
 )
 from runner.engines.image_port import LocalImage, PullFailed, PullFailure, PullProgress, RegistryLogin
-from runner.engines.launch import prepare_job_dir, start_cancellable
+from runner.engines.launch import prepare_job_dir, prepare_mounts, start_cancellable
 from runner.engines.port import (
     WARM_ENV,
     ContainerExit,
@@ -247,6 +247,7 @@ class DockerEngine:
         """Create and start in one thread, so that a cancellation cannot come between the two."""
         try:
             prepare_job_dir(spec.job_dir, self._owner, warm=spec.env.get(WARM_ENV) == "1", mounted=True)
+            prepare_mounts(spec.mounts, self._owner, mounted=True)
         except OSError as error:
             raise StartFailed("engine_error", f"the job's folder cannot be prepared: {error}") from error
         handle = ""

@@ -37,7 +37,8 @@ def container_config(spec: ContainerSpec, user: str, injection: GpuInjection, pr
     `profile` is the seccomp profile; None if the engine cannot use ours.
     """
     devices, env = _gpu_config(spec.gpus, injection)
-    variables = {**CACHE_ENV, JOB_ENV: JOB_MOUNT, **env, **spec.env}
+    folders = {name: mount.target for mount in spec.mounts for name in mount.variables}
+    variables = {**CACHE_ENV, JOB_ENV: JOB_MOUNT, **env, **folders, **spec.env}
     return {
         "Image": spec.image,
         "User": user,
@@ -91,15 +92,15 @@ def _mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
     /job itself is read-only unless a warm container must make its socket there.
     """
     writable = {*WRITABLE_SUBDIRS, *([""] if spec.env.get(WARM_ENV) == "1" else [])}
-    return [
-        {
-            "Type": "bind",
-            "Source": str(spec.job_dir / part),
-            "Target": f"{JOB_MOUNT}/{part}".rstrip("/"),
-            "ReadOnly": part not in writable,
-        }
+    job = [
+        _bind(str(spec.job_dir / part), f"{JOB_MOUNT}/{part}".rstrip("/"), is_writable=part in writable)
         for part in ("", *JOB_SUBDIRS)
     ]
+    return [*job, *(_bind(str(one.source), one.target, is_writable=one.is_writable) for one in spec.mounts)]
+
+
+def _bind(source: str, target: str, *, is_writable: bool) -> dict[str, Any]:
+    return {"Type": "bind", "Source": source, "Target": target, "ReadOnly": not is_writable}
 
 
 def _gpu_config(gpus: tuple[str, ...], injection: GpuInjection) -> tuple[dict[str, Any], dict[str, str]]:

@@ -4,11 +4,12 @@ import asyncio
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from bus.secret_files import TRAVERSE_ONLY_MODE
+from runner.engines.port import FolderMount
 from schemas.container_protocol import JOB_FILE
 
 JOB_SUBDIRS = ("in", "out", "tmp")
@@ -72,6 +73,21 @@ def _copy_linked_files(folder: Path) -> None:
             shutil.copyfile(path, copy)
             copy.chmod(0o444)
             copy.replace(path)
+
+
+def prepare_mounts(mounts: Iterable[FolderMount], owner: tuple[int, int], *, mounted: bool = False) -> None:
+    """Let (uid, gid) `owner` read the volumes and write to the caches. Blocking.
+
+    `mounted`: the job gets the folders as bind mounts. Otherwise its group, and no other user of the machine, may pass
+    through the folder above.
+    """
+    for mount in mounts:
+        if not mounted and os.geteuid() != owner[0]:
+            os.chown(mount.source.parent, -1, owner[1])
+            mount.source.parent.chmod(0o710)
+        if mount.is_writable:
+            os.chown(mount.source, *owner)
+            mount.source.chmod(0o700)
 
 
 async def start_cancellable(pool: ThreadPoolExecutor, start: Callable[[], str], undo: Callable[[str], None]) -> str:

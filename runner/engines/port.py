@@ -70,8 +70,23 @@ class ContainerLimits(Struct, frozen=True):
     shm_mb: int = 64
 
 
+class FolderMount(Struct, frozen=True, kw_only=True):
+    """A folder of the host that a container gets: a volume, read-only, or a cache, which the engine lets it write to.
+
+    `target` is its path in a container. `variables` name the environment variables that hold its path for the job.
+    """
+
+    source: Path
+    target: str
+    variables: tuple[str, ...]
+    is_writable: bool = False
+
+
 class ContainerSpec(Struct, frozen=True, kw_only=True):
-    """One container to start. The engine prepares `job_dir`: in/, out/, tmp/ and their permissions."""
+    """One container to start. The engine prepares `job_dir`: in/, out/, tmp/ and their permissions.
+
+    The sources of `mounts` exist.
+    """
 
     identity: ContainerIdentity
     image: str
@@ -81,6 +96,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     job_dir: Path
     limits: ContainerLimits
     gpus: tuple[str, ...] = ()  # UUIDs, never indices: a reboot changes those
+    mounts: tuple[FolderMount, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -26,7 +26,7 @@ from bus.secret_files import make_private_folder
 from runner.engines import process_shim
 from runner.engines.folder_watch import POLL_INTERVAL_S, FolderWatch
 from runner.engines.job_user import JobUser, current_user_name
-from runner.engines.launch import prepare_job_dir, start_cancellable
+from runner.engines.launch import prepare_job_dir, prepare_mounts, start_cancellable
 from runner.engines.port import (
     JOB_ENV,
     WARM_ENV,
@@ -135,9 +135,13 @@ class ProcessEngine:
     def _create(self, spec: ContainerSpec) -> Path:
         owner = (self._user.uid, self._user.gid) if self._user else (os.geteuid(), os.getegid())
         prepare_job_dir(spec.job_dir, owner, warm=spec.env.get(WARM_ENV) == "1")
+        prepare_mounts(spec.mounts, owner)
         make_private_folder(self._state)
         folder = Path(tempfile.mkdtemp(prefix=f"{spec.identity.job or 'warm'}-", dir=self._state))
-        command, paths = spec.entrypoint_override or spec.command, self._list_job_paths([spec.folder], spec.job_dir)
+        volumes = [str(mount.source) for mount in spec.mounts if not mount.is_writable]
+        caches = [(str(mount.source), True) for mount in spec.mounts if mount.is_writable]
+        paths = (*caches, *self._list_job_paths([spec.folder, *volumes], spec.job_dir))
+        command = spec.entrypoint_override or spec.command
         ProcessStateDir(folder).write_spec(
             ProcessSpec(spec.identity, command, spec.folder, self._env(spec), spec.limits.memory_mb, self._user, paths)
         )
@@ -161,7 +165,8 @@ class ProcessEngine:
             "CUDA_VISIBLE_DEVICES": ",".join(spec.gpus),
             JOB_ENV: str(spec.job_dir),
         }
-        return {**base, **spec.env}
+        folders = {name: str(mount.source) for mount in spec.mounts for name in mount.variables}
+        return {**base, **folders, **spec.env}
 
     def _discard(self, handle: str) -> None:
         state = ProcessStateDir(self._state / handle)

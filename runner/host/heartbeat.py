@@ -139,7 +139,7 @@ class HeartbeatPublisher:
             host=self._context.host,
             incarnation=self._context.incarnation,
             at=self._since,
-            endpoints=tuple(endpoint.config for endpoint in self._host.endpoints.values()),
+            endpoints=tuple(endpoint.config.offered for endpoint in self._host.endpoints.values()),
             programs={name: endpoint.program for name, endpoint in self._host.endpoints.items()},
             slots=self._host.slots.count,
             gpus=tuple(

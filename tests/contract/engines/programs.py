@@ -54,6 +54,19 @@ code = "held = bytearray(b'x' * (20 << 20)); print('two', flush=True); import ti
 subprocess.run([sys.executable, '-c', code])
 """
 
+# What a job may do with the folders that it gets besides its own.
+FOLDERS_PROGRAM = """
+import json, os
+def can(path):
+    try: open(path, 'w').close(); return True
+    except OSError: return False
+volume, cache = os.environ['LAMPLIGHTER_VOLUME_W'], os.environ['LAMPLIGHTER_CACHE_C']
+print(json.dumps({
+    'same': os.environ['MORE'] == volume, 'read': open(volume + '/model/a.bin').read(), 'added': can(volume + '/x'),
+    'changed': can(volume + '/model/a.bin'), 'cached': can(cache + '/x'), 'places': [volume, cache],
+}))
+"""
+
 # Image name -> argv. `plain` has no handler for SIGTERM, `missing` is not there.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "plain": ("sleep", "600"),
@@ -61,6 +74,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "long": ("python3", "-c", LONG_LINES),
     "spawn": ("python3", "-c", SPAWN_PROGRAM),
     "look": ("python3", "-c", PROBE_PROGRAM),
+    "folders": ("python3", "-c", FOLDERS_PROGRAM),
 }
 
 

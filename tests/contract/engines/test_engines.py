@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import resource
 import socket
 from contextlib import aclosing
@@ -13,6 +14,7 @@ from runner.engines.port import (
     MIB,
     ContainerExit,
     ContainerSpec,
+    FolderMount,
     FoundContainer,
     NoSuchContainer,
     OutputCursor,
@@ -309,3 +311,34 @@ async def test_an_engine_says_how_it_gives_gpus_to_containers(host: EngineRig) -
     pid = await engine.pid(handle)
     assert (pid is not None) == (engine.name == "process")
     assert await engine.pid("no-such-handle") is None
+
+
+@pytest.mark.parametrize("host", ENGINES[2:], indirect=True)  # where the job is another user
+async def test_a_job_reads_its_volumes_and_writes_to_its_caches(host: EngineRig) -> None:
+    volume, cache = host.root / "trees" / "v", host.root / "kernels" / "data"
+    for folder in (volume / "model", cache):
+        folder.mkdir(parents=True)
+        folder.parent.chmod(0o700)
+    (volume / "model" / "a.bin").write_text("weights")
+    (volume / "model" / "a.bin").chmod(0o444)
+    for folder in (volume, volume / "model"):
+        folder.chmod(0o755)
+    volume.parent.chmod(0o700)
+    mounts = (
+        FolderMount(source=volume, target="/weights", variables=("LAMPLIGHTER_VOLUME_W", "MORE")),
+        FolderMount(source=cache, target="/kernels", variables=("LAMPLIGHTER_CACHE_C",), is_writable=True),
+    )
+    handle = await host.start(host.spec("folders", mounts=mounts))
+    chunks = await host.read(handle)
+    assert stream_text(chunks, "stderr") == b""
+    in_container = ["/weights", "/kernels"]
+    assert json.loads(stream_text(chunks)) == {
+        "same": True,
+        "read": "weights",
+        "added": False,
+        "changed": False,
+        "cached": True,
+        "places": in_container if host.kind == "docker" else [str(volume), str(cache)],
+    }
+    assert [path.name for path in cache.iterdir()] == ["x"]
+    assert volume.parent.stat().st_mode & 0o007 == cache.parent.stat().st_mode & 0o007 == 0
