@@ -26,6 +26,12 @@ import { Upload, uploadAll } from "./upload.js";
  * @typedef {object} CallOptions
  * @property {AbortSignal} [signal]
  *
+ * @typedef {object} SubmitOptions
+ * @property {string} [id] The id that the job gets.
+ * @property {string} [idempotencyKey] Without one the client makes one, so that a submit that is sent again after a
+ *   lost answer makes no second job.
+ * @property {(job: Job) => void} [onAccepted] With `await_input`: called before the first file is sent.
+ *
  * @typedef {object} WaitOptions
  * @property {AbortSignal} [signal] `AbortSignal.timeout(ms)` limits the wait. It does not stop the job.
  */
@@ -45,32 +51,29 @@ export class Client {
   }
 
   /**
-   * Submit a job. Files among the input (File, Blob) are uploaded first.
+   * Submit a job. Files among the input (File, Blob) are uploaded first. With `await_input` the job is accepted first,
+   * so that a host that is off starts during the upload; if the upload fails, the job waits for its files.
    *
    * @param {string} endpoint
    * @param {Record<string, any>} input
-   * @param {SubmitFields & UploadOptions & {id?: string, idempotencyKey?: string}} [options] With `id`, the job gets
-   *   that id. Without an `idempotencyKey` the client makes one, so that a retry after a lost answer submits no second job.
-   * @returns {Promise<Job>}
+   * @param {SubmitFields & UploadOptions & SubmitOptions} [options]
+   * @returns {Promise<Job>} The job as the submit was answered.
    */
   async submit(endpoint, input, options = {}) {
-    const { id, idempotencyKey, onProgress, signal, store, name, ...fields } = options;
-    const files = await this._uploadInputs(input, { onProgress, signal, store });
-    const json = { endpoint, input: replaceFiles(input, files), ...fields };
-    if (id) return this._http.json("PUT", pathOf("jobs", id), { json, signal, retry: true });
-    const headers = { "Idempotency-Key": idempotencyKey ?? randomName() };
-    return this._http.json("POST", pathOf("jobs"), { json, headers, signal, retry: true });
-  }
-
-  /**
-   * @param {unknown} input
-   * @param {UploadOptions} options
-   * @returns {Promise<Map<Blob, string>>}
-   */
-  async _uploadInputs(input, options) {
-    const blobs = [...new Set(findFiles(input))];
-    const assets = await uploadAll(this._http, blobs, options);
-    return new Map(assets.map((asset, index) => [blobs[index], asset.digest]));
+    const { id, idempotencyKey, onAccepted, onProgress, signal, store, name, ...fields } = options;
+    const blobs = [...new Set(findFiles(input))], uploading = { onProgress, signal, store };
+    const digests = new Map();
+    if (fields.await_input) for (const blob of blobs) digests.set(blob, await this.digest(blob, uploading));
+    else (await uploadAll(this._http, blobs, uploading)).forEach((asset, index) => digests.set(blobs[index], asset.digest));
+    const json = { endpoint, input: replaceFiles(input, digests), ...fields };
+    const headers = id ? undefined : { "Idempotency-Key": idempotencyKey ?? randomName() };
+    /** @type {Job} */
+    const job = await this._http.json(id ? "PUT" : "POST", id ? pathOf("jobs", id) : pathOf("jobs"), { json, headers, signal, retry: true });
+    if (fields.await_input) {
+      onAccepted?.(job);
+      await uploadAll(this._http, blobs.filter((blob) => job.missing.includes(digests.get(blob))), uploading);
+    }
+    return job;
   }
 
   /**
@@ -226,6 +229,16 @@ export class Client {
    */
   upload(file, options = {}) {
     return new Upload(this._http, file, options).run();
+  }
+
+  /**
+   * Return the digest of a file, `sha256:` and 64 hex digits, without sending the file.
+   *
+   * @param {Source} file
+   * @param {UploadOptions} [options]
+   */
+  digest(file, options = {}) {
+    return new Upload(this._http, file, options).digest();
   }
 
   /**

@@ -45,6 +45,9 @@ const TUS = { "Tus-Resumable": "1.0.0" };
  * @typedef {File|Blob|string} Source A string is the path of a file, in Node.
  */
 
+/** @type {WeakMap<Blob, string>} Digests that were computed: a Blob never changes. */
+const digests = new WeakMap();
+
 /** One file on its way to the edge. */
 export class Upload {
   /**
@@ -66,6 +69,17 @@ export class Upload {
     this._offset = null;
   }
 
+  /**
+   * Return the digest of the file, `sha256:` and 64 hex digits. Nothing is sent.
+   *
+   * @returns {Promise<string>}
+   */
+  async digest() {
+    const { blob, printed } = await openSource(this._source, this._name);
+    this._total = blob.size;
+    return `sha256:${await this._digest(blob, printed)}`;
+  }
+
   /** @returns {Promise<Asset & {present: boolean}>} */
   async run() {
     const { blob, name, printed } = await openSource(this._source, this._name);
@@ -84,7 +98,10 @@ export class Upload {
       try {
         await this._sendAll(blob, asset, resumeName);
       } catch (error) {
-        if (printed && error instanceof Rejected && error.code === "digest_mismatch") await this._store.delete(printed);
+        if (error instanceof Rejected && error.code === "digest_mismatch") {
+          digests.delete(blob);
+          if (printed) await this._store.delete(printed);
+        }
         throw error;
       }
       await this._store.delete(resumeName);
@@ -98,10 +115,11 @@ export class Upload {
    * @param {string|null} printed
    */
   async _digest(blob, printed) {
-    const known = printed && (await this._store.get(printed));
+    const known = digests.get(blob) ?? (printed && (await this._store.get(printed)));
     if (known) return known;
     this._tell("hashing", 0);
     const sha256 = await hashBlob(blob, (done) => this._tell("hashing", done), this._signal);
+    digests.set(blob, sha256);
     if (printed) await this._store.set(printed, sha256);
     return sha256;
   }

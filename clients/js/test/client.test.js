@@ -32,6 +32,11 @@ async function collect(stream) {
   return items;
 }
 
+// Events without the estimate, which changes with every job that ends.
+function withoutEta(events) {
+  return events.map((event) => (event.kind === "state" ? { ...event, data: { ...event.data, eta: null } } : event));
+}
+
 // The numbers of the lines "step N of M" in the log. One event may carry several lines.
 function stepsIn(events) {
   const log = events.filter(({ kind }) => kind === "log").map(({ data }) => data.text).join("");
@@ -55,14 +60,37 @@ test("a job with a file, from the submit to its output", async () => {
   await assert.rejects(client.job(job.id), NotFound);
 });
 
+test("with await_input the job is accepted before its files are sent", async () => {
+  const file = new File([randomBytes(300_000)], "late.bin"), order = [];
+  const options = {
+    await_input: true, onAccepted: (job) => order.push(job.status),
+    onProgress: ({ phase }) => { if (phase === "sending") order.push(phase); },
+  };
+  const accepted = await client.submit("echo", { file }, options);
+  assert.deepEqual([accepted.reason, accepted.missing], ["awaiting_input", [await client.digest(file)]]);
+  assert.equal((await client.wait(accepted.id)).input.file, accepted.missing[0]);
+  assert.deepEqual((await client.submit("echo", { file }, options)).missing, []);
+  assert.deepEqual(order, ["scheduled", "sending", "queued"], "what the edge has is not sent");
+});
+
+test("a job whose upload was stopped waits for it", async () => {
+  const file = new File([randomBytes(1000)], "stopped.bin"), stop = new AbortController();
+  let waiting = null;
+  const onAccepted = (job) => { waiting = job; stop.abort(new Error("the page was left")); };
+  await assert.rejects(client.submit("echo", { file }, { await_input: true, onAccepted, signal: stop.signal }), /the page was left/);
+  assert.equal((await client.job(waiting.id)).reason, "awaiting_input");
+  assert.equal((await client.upload(file)).digest, waiting.missing[0]);
+  await client.wait(waiting.id);
+});
+
 test("the events of a job come in order and end with it", async () => {
   const job = await client.submit("echo", { text: "hi", steps: 3 });
-  const events = await collect(client.follow(job.id));
+  const events = withoutEta(await collect(client.follow(job.id)));
   const states = events.filter(({ kind }) => kind === "state").map(({ data }) => data.status);
   assert.equal(states.at(-1), "succeeded");
   assert.deepEqual(stepsIn(events), [1, 2, 3]);
   assert.ok(events.some(({ kind, data }) => kind === "progress" && data.fraction === 1));
-  assert.deepEqual(await collect(client.follow(job.id, { after: events[0].id })), events.slice(1));
+  assert.deepEqual(withoutEta(await collect(client.follow(job.id, { after: events[0].id }))), events.slice(1));
   assert.deepEqual(await collect(client.follow(job.id, { after: events.at(-1).id })), []);
 });
 
