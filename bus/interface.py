@@ -304,7 +304,7 @@ class AuditPage(NamedTuple):
 
 
 class AuditStream(Protocol):
-    """AUDIT: what was done to keys, hosts, owners, jobs and settings, for 400 days. Nobody changes an event."""
+    """AUDIT: what was done to keys, hosts, owners, jobs and settings, for 400 days. Events are never changed."""
 
     async def append(self, event_id: str, event: AuditEvent) -> bool:
         """Store the event; return False when one with this id is stored already. Raises BusError."""

@@ -39,11 +39,11 @@ class OpenSpan(Protocol):
         ...
 
     def fail(self, error: str) -> None:
-        """Mark the span as failed."""
+        """Mark the span as failed, for this reason."""
         ...
 
     def end(self) -> None:
-        """End the span now."""
+        """End the span now; a second call changes nothing."""
         ...
 
 
@@ -87,7 +87,7 @@ class NoSpans:
     def record(
         self, name: str, parent: str | None, start: datetime, end: datetime, **attributes: SpanValue
     ) -> str | None:
-        """Return `parent`."""
+        """Record nothing: the parent of the next span stays `parent`."""
         return parent
 
 

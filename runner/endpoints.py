@@ -35,7 +35,7 @@ class LocalEndpoint(Struct, frozen=True):
 
     @property
     def program(self) -> JobProgram:
-        """What a job of this endpoint runs now, as its record says it."""
+        """The program that a job of this endpoint runs now, for its record."""
         if self.image is None:
             return JobProgram(endpoint_digest=self.digest)
         return JobProgram(self.config.image, self.image.digest, self.digest)

@@ -1,4 +1,4 @@
-"""What an operator is told about: the conditions, with their thresholds.
+"""The conditions for which operators get a notification, with their thresholds.
 
 `edge.notify` sends messages by this table, and deploy/alert_rules.py makes Prometheus alerts from it.
 """
@@ -35,7 +35,7 @@ class Threshold(Struct, frozen=True, kw_only=True):
     """When a condition holds.
 
     `limit`: a number without a unit of time. `age_s`: an age or a remaining time. `window_s`: the time over which a
-    change is measured. `for_s`: how long it must hold before somebody is told. `is_critical`: jobs are refused, or the
+    change is measured. `for_s`: how long it must hold before it is sent. `is_critical`: jobs are refused, or the
     edge cannot power a host.
     """
 

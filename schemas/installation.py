@@ -23,7 +23,7 @@ BY_EDGE = "lamplighter.edge"
 
 
 class AuditAction(StrEnum):
-    """What the audit log records. `*_jobs`: an action on many jobs. The first word is the kind of the subject."""
+    """Actions in the audit log. `*_jobs`: an action on many jobs. The first word is the kind of the subject."""
 
     KEY_CREATED = "key_created"
     KEY_ROTATED = "key_rotated"

@@ -139,10 +139,10 @@ class Claim(Struct, frozen=True):
 
 
 class JobProgram(Struct, frozen=True):
-    """What ran in an attempt. Digests are `sha256:` and 64 hex digits.
+    """The program that ran in an attempt. Digests are `sha256:` and 64 hex digits.
 
     `image`: as the endpoint names it. `image_digest`: that of its registry, or the engine's id of an image that was
-    built on the host. Both are None under the process engine. `endpoint_digest`: of the bytes of the endpoint.toml.
+    built on the host. The process engine has neither. `endpoint_digest`: of the bytes of the endpoint.toml.
     """
 
     image: str | None = None

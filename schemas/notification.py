@@ -1,4 +1,4 @@
-"""A row of NOTICES: something that operators are told about, and the targets that were not told yet."""
+"""A row of NOTICES: a condition or a failed job, and the targets that did not get the message yet."""
 
 from msgspec import Struct
 
@@ -19,7 +19,7 @@ class Notice(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `condition`: a value of `schemas.conditions.Condition`, or JOB_FAILED. `subject`: the host, endpoint or job that it
     is about; empty for the installation. `values`: the figures of its text. `pending`: by target, the message that the
-    target has not got: about the begin while `ended_at` is None, else about the end.
+    target has not got: about the begin while it holds, else about the end.
     """
 
     condition: str

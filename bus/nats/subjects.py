@@ -86,7 +86,7 @@ def is_state_subject(subject: str) -> bool:
 
 
 class DeliverySubject(NamedTuple):
-    """What the subject of a delivery says besides its job. `webhook` is empty for the webhook of the job."""
+    """The parts of a delivery's subject besides its job. `webhook` is empty for the webhook of the job."""
 
     revision: int
     replay: int

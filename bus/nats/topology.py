@@ -22,7 +22,7 @@ DELIVERY_LOG_RETENTION_DAYS = 30
 OWNER_DELETION_RETENTION_DAYS = 30
 JOB_ACTION_RETENTION_DAYS = 30
 AUDIT_RETENTION_DAYS = 400
-NOTICE_RETENTION_DAYS = 30  # after this time a condition that still holds is told again
+NOTICE_RETENTION_DAYS = 30  # after this time a condition that still holds is sent again
 
 
 class Bucket(NamedTuple):

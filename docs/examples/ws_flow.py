@@ -21,7 +21,7 @@ from websockets.asyncio.client import connect
 UNWELCOME = 4401  # the close code of a key that is not valid
 
 
-class Failed(Exception):
+class FlowFailed(Exception):
     """There is no result, and coming again would not help."""
 
 
@@ -46,7 +46,7 @@ async def main(url: str, key: str, task: str, code: str, *named: str) -> None:
                         return
             except ConnectionClosed as closed:
                 if closed.rcvd and closed.rcvd.code == UNWELCOME:
-                    raise Failed(closed.rcvd.reason) from closed
+                    raise FlowFailed(closed.rcvd.reason) from closed
                 await asyncio.sleep(1)
 
 
@@ -54,7 +54,7 @@ async def finished(message: dict[str, Any], code: str, hashes: dict[str, Path], 
     """Do what the message calls for; whether it was the last one about the job."""
     kind, payload = message["type"], message["payload"]
     if kind == "error" and message["request_id"] == code:
-        raise Failed(message["error_msg"])
+        raise FlowFailed(message["error_msg"])
     if kind == "ack" or (kind == "gpu.power.offline" and message["request_id"]):
         print(f"{'online' if kind == 'ack' else 'offline'}: {payload['message']}", flush=True)
     if kind in {"ack", "gpu.power.online"}:
@@ -64,7 +64,7 @@ async def finished(message: dict[str, Any], code: str, hashes: dict[str, Path], 
     if kind != "gpu.job.result" or payload["job_id"] != code:
         return False
     if message["error"]:
-        raise Failed(message["error_msg"])
+        raise FlowFailed(message["error_msg"])
     await download(message["result"], http)
     return True
 
@@ -96,5 +96,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     try:
         asyncio.run(main(*sys.argv[1:]))
-    except (Failed, OSError, httpx2.HTTPError, WebSocketException) as error:
+    except (FlowFailed, OSError, httpx2.HTTPError, WebSocketException) as error:
         sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""What is read for one scrape of `/metrics`: the queue, hosts, the broker, certificates and the disk.
+"""The state behind one scrape of `/metrics`: the queue, hosts, the broker, certificates and the disk.
 
 A part that cannot be read is left out: the broker may be away just when somebody wants to see the rest.
 """

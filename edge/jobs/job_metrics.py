@@ -1,4 +1,4 @@
-"""Counts the transitions of jobs: waits, runs, ends and attempts, whoever wrote them.
+"""Counts the transitions of jobs, of every writer: waits, runs, ends and attempts.
 
 The index delivers each revision of STATE once, after those that were stored before this process started. Each revision
 is one event, so every edge counts each event of the installation once while it runs.

@@ -24,7 +24,7 @@ class EndpointLoad(Struct, frozen=True):
     failed: int = 0
 
 
-class HostFacts(Struct, frozen=True, kw_only=True):
+class HostFigures(Struct, frozen=True, kw_only=True):
     """A host. `fault`: why the edge has given it up. `wake_failure`: why its last wake failed, within the window.
 
     `bad_gpus`: names of GPUs that are unhealthy or lost. `idle_s` and `idle_limit_s`: None if it is not idle, or its
@@ -40,7 +40,7 @@ class HostFacts(Struct, frozen=True, kw_only=True):
 
 
 class Facts(Struct, frozen=True, kw_only=True):
-    """What an edge knows at one moment. None: it does not know, so a condition neither begins nor ends by it.
+    """Facts that an edge knows at one moment. None: unknown, so a condition neither begins nor ends by it.
 
     `broker_problem`: why the broker does not store durably; empty: it does. `webhooks_wait_s`: of the oldest delivery.
     `certificates_left_s` and `disks_free`: by name. `backup_age_s`: of the last backup, or of the first start of an
@@ -50,14 +50,14 @@ class Facts(Struct, frozen=True, kw_only=True):
     broker_problem: str | None = None
     store_used: float | None = None
     endpoints: Mapping[str, EndpointLoad] | None = None
-    hosts: Mapping[str, HostFacts] | None = None
+    hosts: Mapping[str, HostFigures] | None = None
     webhooks_wait_s: float | None = None
     certificates_left_s: Mapping[str, float] | None = None
     disks_free: Mapping[str, float] | None = None
     backup_age_s: float | None = None
 
 
-class Finding(NamedTuple):
+class HeldCondition(NamedTuple):
     """A condition that holds. `subject`: the host, endpoint, disk or certificate; empty for the installation."""
 
     condition: Condition
@@ -218,20 +218,20 @@ RULES: Mapping[Condition, _Rule] = {
 class Findings(NamedTuple):
     """The conditions that hold, and those of which the facts say nothing."""
 
-    held: tuple[Finding, ...]
+    held: tuple[HeldCondition, ...]
     unknown: frozenset[Condition]
 
 
 def find_conditions(facts: Facts) -> Findings:
-    """Return what holds by `facts`."""
-    held: list[Finding] = []
+    """Return the conditions that hold by `facts`, and those that cannot be decided."""
+    held: list[HeldCondition] = []
     unknown = set()
     for condition, rule in RULES.items():
         found = rule(facts, THRESHOLDS[condition])
         if found is None:
             unknown.add(condition)
         else:
-            held += [Finding(condition, subject, values) for subject, values in found]
+            held += [HeldCondition(condition, subject, values) for subject, values in found]
     return Findings(tuple(held), frozenset(unknown))
 
 
@@ -251,7 +251,7 @@ class ConditionTracker:
         for key in [key for key in self._held_since if key not in held and key[0] not in found.unknown]:
             del self._held_since[key]
 
-    def begun(self, found: Findings, now: datetime) -> Iterator[Finding]:
+    def begun(self, found: Findings, now: datetime) -> Iterator[HeldCondition]:
         """Yield the findings that have held for their time."""
         for finding in found.held:
             wait = timedelta(seconds=THRESHOLDS[finding.condition].for_s)

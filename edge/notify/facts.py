@@ -16,7 +16,7 @@ from edge.core.clock import Clock, micros
 from edge.core.installation import read_last_backup
 from edge.hosts.registry import HostRegistry
 from edge.index.index import JobIndex
-from edge.notify.conditions import EndpointLoad, Facts, HostFacts
+from edge.notify.conditions import EndpointLoad, Facts, HostFigures
 from edge.power.controller import PowerController
 from schemas.certificates import first_certificate, read_certificate
 from schemas.conditions import THRESHOLDS, Condition
@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 
 
 class FactSources(Struct, frozen=True, kw_only=True):
-    """What the facts are read from. `certificates` and `disks`: files and folders, by the name in messages."""
+    """The sources of the facts. `certificates` and `disks`: files and folders, by the name in messages."""
 
     bus: Bus
     index: JobIndex
@@ -106,7 +106,7 @@ class FactReader:
         is_old = bool(self._queues) and now - self._queues[0][0] >= _QUEUE_WINDOW
         return self._queues[0][1] if is_old else None
 
-    def _read_hosts(self) -> dict[str, HostFacts]:
+    def _read_hosts(self) -> dict[str, HostFigures]:
         now, heartbeats, records = self._from.clock(), self._from.hosts.heartbeats, self._from.power.records()
         self._note_idle(now, heartbeats, records)
         return {
@@ -126,10 +126,10 @@ class FactReader:
 
     def _host_facts(
         self, host: str, now: datetime, heartbeat: HostHeartbeat | None, record: PowerRecord | None
-    ) -> HostFacts:
+    ) -> HostFigures:
         since, config = self._idle_since.get(host), self._from.declared.get(host)
         gpus = heartbeat.gpus if heartbeat else ()
-        return HostFacts(
+        return HostFigures(
             fault=record.why if record and record.state is PowerState.FAULT else None,
             wake_failure=None if record is None else _find_failed_wake(record, now),
             bad_gpus=tuple(f"{gpu.name} ({gpu.uuid})" for gpu in gpus if gpu.fitness in _CRITICAL_FITNESS),

@@ -12,7 +12,7 @@ class NotificationFailed(Exception):
 
 
 class NotificationSender(Protocol):
-    """One target."""
+    """One target of notifications, such as a chat or a mailbox."""
 
     async def send(self, title: str, body: str) -> None:
         """Send one message. Raises NotificationFailed."""

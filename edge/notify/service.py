@@ -22,7 +22,7 @@ from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import log_and_continue, translate_errors
 from edge.core.leases import Leases
 from edge.core.messages import CATALOGUE
-from edge.notify.conditions import ConditionTracker, Finding, Findings, find_conditions
+from edge.notify.conditions import ConditionTracker, Findings, HeldCondition, find_conditions
 from edge.notify.facts import FactReader
 from edge.notify.port import NotificationFailed, NotificationSender
 from edge.notify.settings import NotifySettings, NotifyTarget
@@ -52,7 +52,7 @@ class TargetResult(Struct, frozen=True):
 
 
 class NotificationServices(Struct, frozen=True, kw_only=True):
-    """What the service works with. `senders`: one for each target of the settings."""
+    """The parts that the service uses. `senders`: one for each target of the settings."""
 
     table: Table[Notice]
     facts: FactReader
@@ -165,7 +165,7 @@ class NotificationService:
             ended = structs.replace(self._end(notice), pending=self._pending_for(Condition(notice.condition)))
             await self._table.put(key, ended)
 
-    def _begin(self, finding: Finding) -> Notice:
+    def _begin(self, finding: HeldCondition) -> Notice:
         """Log that a condition holds, and return the notice of it."""
         notice = Notice(
             condition=finding.condition,
@@ -244,7 +244,7 @@ class NotificationService:
         return change
 
     async def _tidy(self, key: str, notice: Notice) -> None:
-        """Drop messages to targets that are no longer set, or that nobody took for days; then the row itself."""
+        """Drop messages to targets that are no longer set, or that no target accepted for days; then the row itself."""
         ended_at = notice.ended_at
         is_late = self._clock() - (ended_at or notice.began_at) > GIVE_UP
         kept = {name: one for name, one in notice.pending.items() if name in self._settings.targets and not is_late}
@@ -255,7 +255,7 @@ class NotificationService:
         elif kept != notice.pending:
             await update_row(self._table, key, lambda now: now and structs.replace(now, pending=kept))
 
-    async def _tell_outage(self, outage: Finding | None) -> None:
+    async def _tell_outage(self, outage: HeldCondition | None) -> None:
         """Tell that the broker is away, once, and that it is back. Nothing is stored: the store is what is away."""
         told = self._broker_outage
         if (outage is None) == (told is None):
@@ -278,7 +278,7 @@ def _wants_job(target: NotifyTarget, job: Job) -> bool:
     )
 
 
-def _row_key(finding: Finding) -> str:
+def _row_key(finding: HeldCondition) -> str:
     """Return the key of a condition in NOTICES. A subject may hold any character."""
     return f"{_CONDITIONS}{finding.condition}.{hashlib.sha256(finding.subject.encode()).hexdigest()[:16]}"
 

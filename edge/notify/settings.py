@@ -1,4 +1,4 @@
-"""The section `[notify]`."""
+"""The section `[notify]`: targets of notifications, and which conditions go to each."""
 
 from typing import Annotated
 
@@ -11,16 +11,16 @@ from schemas.texts import Language
 
 
 class NotifyTarget(Struct, frozen=True):
-    """Who is told, and what: `[notify.targets.NAME]`."""
+    """A target and the conditions that are sent to it: `[notify.targets.NAME]`."""
 
     url: Annotated[str, SECRET, Meta(min_length=1)]
     """Where messages go, as an address of Apprise: `mailtos://user:password@example.com?to=ops@example.com`,
     `dingtalk://…`, `wecombot://…`, `lark://…`, `slack://…`, `jsons://…` for a webhook.
     """
     conditions: tuple[Condition, ...] | None = None
-    """The conditions that this target is told of. Unset: all."""
+    """The conditions that are sent to this target. Unset: all."""
     failed_jobs: bool = False
-    """Whether this target is told of each job that fails."""
+    """Whether each job that fails is sent to this target."""
     endpoints: tuple[str, ...] = ()
     """Only failed jobs of these endpoints. Empty: of any."""
     codes: tuple[str, ...] = ()

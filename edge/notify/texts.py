@@ -74,7 +74,7 @@ TEST_BODY_TEXT = LocalizedText(
 
 
 def render_notice(notice: Notice, language: Language) -> str:
-    """Return a notice as one line."""
+    """Return a notice as one line in `language`."""
     text = CONDITION_TEXTS[notice.condition].render(language, subject=notice.subject, **notice.values)
     if notice.condition == JOB_FAILED:
         return text

@@ -1,6 +1,6 @@
 """Counts what happens to the power of hosts, and how long they are on. Both from the records in POWER.
 
-Every edge reads all records, so each edge counts each change that it sees, whoever wrote it.
+Every edge reads all records, so each edge counts the changes of every writer.
 """
 
 from collections.abc import Mapping

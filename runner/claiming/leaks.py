@@ -1,4 +1,4 @@
-"""What a job may not leave in a reused container: processes, files outside its own folder, memory.
+"""Find what a job has left in a reused container: processes, files outside its own folder, memory.
 
 Measured before the first job and after each one. A container in which something was left runs no other job.
 """

@@ -1,4 +1,4 @@
-"""Wake whoever reads a job's output when the job writes, by inotify; by polling where the kernel gives no inotify.
+"""Wake the readers of a job's output when the job writes, by inotify; by polling where the kernel gives no inotify.
 
 A poll every 20 ms delays each line by 10 ms, and costs a reader of a silent job 50 wake-ups per second.
 """
@@ -38,7 +38,7 @@ class FolderWatch:
             asyncio.get_running_loop().add_reader(self._fd, self._read_events)
 
     def close(self) -> None:
-        """Stop watching."""
+        """Close the inotify instance: readers that still wait only check at intervals."""
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)

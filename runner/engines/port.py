@@ -191,7 +191,7 @@ class GpuAccess(Protocol):
 
 
 class ContainerUsage(Struct, frozen=True):
-    """What a running container uses now: its processes, and their memory without files and shared memory."""
+    """Usage of a running container: its processes, and their memory without files and shared memory."""
 
     processes: int
     memory_bytes: int

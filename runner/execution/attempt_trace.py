@@ -33,7 +33,7 @@ class AttemptTrace:
             yield opened
 
     def step(self, name: str) -> AbstractContextManager[OpenSpan]:
-        """Return the span of one step."""
+        """Record the block as a span, as one step of the attempt."""
         return span(self._spans, name, self.traceparent)
 
     def record_wait(self) -> None:

@@ -101,7 +101,7 @@ STATE_WHEN_GIVEN_BACK = {taken: idle for idle, taken in STATE_WHEN_TAKEN.items()
 
 
 class ContainerBaseline(NamedTuple):
-    """What a reused container used before its first job: its usage, and the files outside the folders of jobs."""
+    """State of a reused container before its first job: its usage, and the files outside the folders of jobs."""
 
     usage: ContainerUsage
     files: frozenset[str]
@@ -174,7 +174,7 @@ class WarmContainer:
 
 
 class ContainerReuse(NamedTuple):
-    """What its pool does with a container whose job has ended.
+    """Two calls of the pool for a container whose job has ended.
 
     `find_leak` returns why the job does not allow another one in it; None if it does. `keep` takes the container back,
     with that reason and the cursor to watch it from; it returns False if the container has to go.

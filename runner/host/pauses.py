@@ -12,7 +12,7 @@ from schemas.pause import endpoint_pause_key, maintenance_key
 
 
 class PauseWatch:
-    """Follows PAUSES for this host."""
+    """Applies the pauses of endpoints, and the maintenance of this host, to what is claimed."""
 
     def __init__(self, context: RunnerContext, host: HostContext, state: HostState) -> None:
         self._context = context
@@ -20,7 +20,7 @@ class PauseWatch:
         self._state = state
 
     async def run(self) -> None:
-        """Run forever."""
+        """Read the pauses again at the interval of the heartbeat, forever."""
         while True:
             await self.apply()
             await anyio.sleep(self._context.intervals.presence_s)

@@ -116,7 +116,7 @@ class _LocalAssets:
 
 
 class Trial(Struct, frozen=True, kw_only=True):
-    """What to try: an endpoint, a valid input, its files by digest, and where the job's folders are made."""
+    """One trial: an endpoint, a valid input, its files by digest, and the folder for the job's folders."""
 
     endpoint: LocalEndpoint
     input: dict[str, Any]

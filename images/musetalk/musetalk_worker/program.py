@@ -97,7 +97,7 @@ class _Follower:
         return any(text in self._reason for text in NO_FACE)
 
     def take(self, line: str) -> None:
-        """Take the next line."""
+        """Read the progress, or a reason to fail, from the next line of output."""
         name, start, end = self._stage
         if step := STEP.search(line):
             done, total = int(step[1]), int(step[2])
@@ -110,7 +110,7 @@ class _Follower:
             self._reason = line.partition(FAILURE)[2].strip()
 
     def failure(self, code: int) -> jobkit.JobError:
-        """Return why there is no video."""
+        """Return the error for an exit with `code`, by what the program printed."""
         if self.no_face:
             return jobkit.BadInput(
                 "no_face", "no face was found in the video; send one that shows a face from the front"

@@ -12,7 +12,7 @@ HAN = ("\u4e00", "\u9fff")  # CJK Unified Ideographs
 
 
 class Speech(NamedTuple):
-    """What is spoken, and how. `voice` is a recording; without one, the engine uses a voice of its own."""
+    """A text to speak. `voice` is a recording; without one, the engine uses a voice of its own."""
 
     text: str
     language: str

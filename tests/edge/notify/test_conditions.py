@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from deploy.alert_rules import RULES as ALERT_RULES
-from edge.notify.conditions import RULES, ConditionTracker, EndpointLoad, Facts, HostFacts, find_conditions
+from edge.notify.conditions import RULES, ConditionTracker, EndpointLoad, Facts, HostFigures, find_conditions
 from edge.notify.texts import CONDITION_TEXTS
 from schemas.conditions import THRESHOLDS, Condition
 from schemas.notification import JOB_FAILED
@@ -19,11 +19,11 @@ HELD: list[tuple[Facts, Condition, str]] = [
     (Facts(endpoints={"echo": EndpointLoad(queued=21, queued_before=20)}), Condition.QUEUE_GROWING, "echo"),
     (Facts(endpoints={"echo": EndpointLoad(oldest_wait_s=HOUR_S + 1)}), Condition.WAIT_TOO_LONG, "echo"),
     (Facts(endpoints={"echo": EndpointLoad(ended=16, failed=4)}), Condition.FAILURE_RATE, "echo"),
-    (Facts(hosts={"gpu-1": HostFacts(fault="")}), Condition.HOST_FAULT, "gpu-1"),
-    (Facts(hosts={"gpu-1": HostFacts(wake_failure="no boot")}), Condition.WAKE_FAILED, "gpu-1"),
-    (Facts(hosts={"gpu-1": HostFacts(bad_gpus=("A",))}), Condition.GPU_UNHEALTHY, "gpu-1"),
-    (Facts(hosts={"gpu-1": HostFacts(idle_s=1901, idle_limit_s=1000)}), Condition.HOST_IDLE, "gpu-1"),
-    (Facts(hosts={"gpu-1": HostFacts(clock_skew_s=-31)}), Condition.CLOCK_SKEW, "gpu-1"),
+    (Facts(hosts={"gpu-1": HostFigures(fault="")}), Condition.HOST_FAULT, "gpu-1"),
+    (Facts(hosts={"gpu-1": HostFigures(wake_failure="no boot")}), Condition.WAKE_FAILED, "gpu-1"),
+    (Facts(hosts={"gpu-1": HostFigures(bad_gpus=("A",))}), Condition.GPU_UNHEALTHY, "gpu-1"),
+    (Facts(hosts={"gpu-1": HostFigures(idle_s=1901, idle_limit_s=1000)}), Condition.HOST_IDLE, "gpu-1"),
+    (Facts(hosts={"gpu-1": HostFigures(clock_skew_s=-31)}), Condition.CLOCK_SKEW, "gpu-1"),
     (Facts(webhooks_wait_s=HOUR_S + 1), Condition.WEBHOOKS_DELAYED, ""),
     (Facts(certificates_left_s={"edge": 14 * DAY_S - 1}), Condition.CERTIFICATE_EXPIRING, "edge"),
     (Facts(disks_free={"/data": 0.099}), Condition.DISK_FULL, "/data"),
@@ -35,8 +35,8 @@ NOT_HELD = [
     Facts(endpoints={"echo": EndpointLoad(queued=20, queued_before=0, oldest_wait_s=HOUR_S, ended=100, failed=20)}),
     Facts(endpoints={"echo": EndpointLoad(queued=21, queued_before=21, ended=3, failed=3)}),
     Facts(endpoints={"echo": EndpointLoad(queued=900)}),
-    Facts(hosts={"gpu-1": HostFacts(idle_s=1900, idle_limit_s=1000, clock_skew_s=30)}),
-    Facts(hosts={"gpu-1": HostFacts(idle_s=90_000)}),
+    Facts(hosts={"gpu-1": HostFigures(idle_s=1900, idle_limit_s=1000, clock_skew_s=30)}),
+    Facts(hosts={"gpu-1": HostFigures(idle_s=90_000)}),
     Facts(webhooks_wait_s=HOUR_S),
     Facts(certificates_left_s={"edge": 14 * DAY_S}),
     Facts(disks_free={"/data": 0.1}),
@@ -73,8 +73,8 @@ def test_each_condition_has_an_alert_of_prometheus_with_its_threshold():
 
 def test_a_condition_begins_after_its_time_and_ends_when_it_stays_away():
     tracker, key = ConditionTracker(), (Condition.GPU_UNHEALTHY, "gpu-1")
-    bad = find_conditions(Facts(hosts={"gpu-1": HostFacts(bad_gpus=("A",))}))
-    good, unknown = find_conditions(Facts(hosts={"gpu-1": HostFacts()})), find_conditions(Facts())
+    bad = find_conditions(Facts(hosts={"gpu-1": HostFigures(bad_gpus=("A",))}))
+    good, unknown = find_conditions(Facts(hosts={"gpu-1": HostFigures()})), find_conditions(Facts())
     said = []
     for seconds, found in [
         (0, bad),

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from bus.interface import WebhookDelivery
 from edge.core.leases import Leases
-from edge.notify.conditions import Facts, HostFacts
+from edge.notify.conditions import Facts, HostFigures
 from edge.notify.facts import FactReader
 from edge.notify.port import NotificationFailed
 from edge.notify.service import NotificationService, NotificationServices
@@ -21,8 +21,8 @@ from tests.support.edge_services import FakeBusServicesRig
 
 __all__ = ["fake"]
 
-FAULTY = Facts(broker_problem="", hosts={"gpu-1": HostFacts(fault="no boot")})
-HEALTHY = Facts(broker_problem="", hosts={"gpu-1": HostFacts()})
+FAULTY = Facts(broker_problem="", hosts={"gpu-1": HostFigures(fault="no boot")})
+HEALTHY = Facts(broker_problem="", hosts={"gpu-1": HostFigures()})
 OPS = {"ops": NotifyTarget(url="json://127.0.0.1")}
 
 
@@ -133,7 +133,7 @@ async def test_of_two_edges_only_the_one_with_the_lease_sends(fake: FakeBusServi
 async def test_messages_within_the_interval_are_one_message(fake: FakeBusServicesRig):
     watch = Watch(fake, make_settings())
     await watch.tick(FAULTY)
-    both = structs.replace(FAULTY, hosts={f"gpu-{n}": HostFacts(fault="no boot") for n in range(30)})
+    both = structs.replace(FAULTY, hosts={f"gpu-{n}": HostFigures(fault="no boot") for n in range(30)})
     await watch.tick(both, seconds=1)
     assert len(watch.senders["ops"].got) == 1
     await watch.tick(both, seconds=60)
