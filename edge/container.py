@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import httpx2
+from anyio import to_thread
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
@@ -67,6 +68,7 @@ from edge.power.power_metrics import PowerMetrics
 from edge.power.relay_hub import RelayHub
 from edge.settings import EdgeSettings
 from edge.store.port import AssetStore
+from edge.store.shared_uploads import SharedUploadStateStore
 from edge.store.upload_state import UploadStateStore
 from edge.usage.recorder import UsageRecorder
 from edge.usage.report import UsageReports
@@ -207,7 +209,7 @@ async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, cli
     index = JobIndex(settings.data / "index.sqlite", bus.job_store)
     metrics = EdgeMetrics(settings.metrics)
     JobMetrics(index, metrics)
-    upload_states = UploadStateStore(settings.data / "uploads")
+    upload_states = await to_thread.run_sync(_open_upload_states, settings, store)
     quotas = _make_quotas(settings, bus, index, upload_states)
     assets = AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash)
     hosts = HostRegistry(bus, endpoints, utc_now, index.queue_ranks.count_pending)
@@ -327,6 +329,15 @@ async def _load_endpoint_registry(settings: EdgeSettings, bus: Bus) -> EndpointR
     )
     await endpoints.refresh()
     return endpoints
+
+
+def _open_upload_states(settings: EdgeSettings, store: AssetStore) -> UploadStateStore:
+    """Open the folder of unfinished uploads, and where edges share them: a store that is named may be theirs."""
+    folder, uploads = settings.data / "uploads", settings.uploads
+    objects = store.upload_objects() if settings.store.url and uploads.shared else None
+    if objects is None:
+        return UploadStateStore(folder)
+    return SharedUploadStateStore(folder, objects, timedelta(seconds=uploads.ttl_s))
 
 
 def _make_quotas(settings: EdgeSettings, bus: Bus, index: JobIndex, uploads: UploadStateStore) -> OwnerQuotas:

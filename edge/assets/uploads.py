@@ -150,6 +150,10 @@ class UploadSettings(Struct, frozen=True):
     """An upload without new bytes expires after this time."""
     max_open: Annotated[int, Meta(ge=1)] = 1000
     """Unfinished uploads of one owner."""
+    shared: bool = True
+    """With `[store] url`, an upload continues at any edge: its bytes go to the store as they arrive, and once more when
+    it is complete. Off, for a single edge: only the complete file goes to the store.
+    """
 
 
 class _OpenUpload:
@@ -159,6 +163,12 @@ class _OpenUpload:
         self.upload = upload
         self.hasher: hashlib._Hash | None = hashlib.sha256() if upload.offset == 0 else None
         self.writer = ExclusiveWriter()
+
+    def accept(self, upload: Upload) -> None:
+        """Replace the state by a newer one, of which this process has not hashed all bytes."""
+        known = self.upload
+        if upload.is_stored or upload.offset > known.offset or upload.length != known.length:
+            self.upload, self.hasher = upload, None
 
 
 class UploadService:
@@ -298,17 +308,29 @@ class UploadService:
 
     async def _get_upload(self, owner: str, upload_id: str) -> _OpenUpload:
         key = UploadKey(owner, upload_id)
-        if key not in self._uploads and is_token(upload_id):
-            with translate_errors():
-                upload = await to_thread.run_sync(self._states.load, key)
-            if upload is not None:
-                self._uploads.setdefault(key, _OpenUpload(upload))
         entry = self._uploads.get(key)
+        if is_token(upload_id) and (entry is None or (self._states.is_shared and not entry.writer.is_held)):
+            entry = await self._load(key)
         if entry is not None and not entry.writer.is_held and entry.upload.expires <= self._clock():
             await self._remove(key)
             entry = None
         if entry is None:
             raise _upload_not_found(upload_id)
+        return entry
+
+    async def _load(self, key: UploadKey) -> _OpenUpload | None:
+        """Read the state again: other edges may have changed it. While a request sends, this edge knows it best."""
+        with translate_errors():
+            upload = await to_thread.run_sync(self._states.load, key)
+        entry = self._uploads.get(key)
+        if entry is not None and entry.writer.is_held:
+            return entry
+        if upload is None:
+            self._uploads.pop(key, None)
+            return None
+        if entry is None:
+            entry = self._uploads[key] = _OpenUpload(upload)
+        entry.accept(upload)
         return entry
 
     @asynccontextmanager
@@ -382,6 +404,8 @@ class UploadService:
 
     async def _finish(self, entry: _OpenUpload) -> Upload:
         """Turn a complete upload into an asset; return its state."""
+        if entry.upload.final_sha256 is None and entry.upload.offset == entry.upload.length:
+            await self._hash_complete(entry)
         upload = entry.upload
         if upload.final_sha256 is None or upload.is_stored:
             return upload
@@ -399,6 +423,11 @@ class UploadService:
             await to_thread.run_sync(self._states.save, entry.upload)
             await to_thread.run_sync(self._states.delete_data, upload.key)
         return entry.upload
+
+    async def _hash_complete(self, entry: _OpenUpload) -> None:
+        """Set the digest of an upload whose last bytes another edge received."""
+        async with self._open_appender(entry) as appender:
+            await to_thread.run_sync(self._save_state, appender)
 
     async def _remove(self, key: UploadKey) -> None:
         self._uploads.pop(key, None)

@@ -35,6 +35,8 @@ _PROBLEMS_BY_ERROR: Mapping[type[Exception], tuple[str, str | None]] = {
     store.AssetTooLarge: ("body_too_large", None),
     store.AssetStoreFull: ("store_full", None),
     store.StoreBroken: ("unavailable", None),
+    store.UploadChanged: ("offset_mismatch", None),
+    store.UploadRemoved: ("not_found", None),
 }
 
 _log = structlog.get_logger()

@@ -239,6 +239,10 @@ _FILES: Mapping[str, str] = {
     ),
     "you have no upload {upload}, or it has expired: start it again": "上传 {upload} 不存在或已过期：请重新开始上传",
     "another request is sending to this upload: wait for it to end": "另一个请求正在写入此上传：请等待其结束",
+    "another edge has received bytes of this upload: ask for its offset, and continue from there": (
+        "另一个边缘节点已收到此上传的内容：请查询偏移量，并从该位置继续"
+    ),
+    "the upload was removed while its bytes arrived: start it again": "接收内容时此上传已被删除：请重新开始上传",
     "an upload may have at most {limit} bytes: make the file smaller": "上传的文件最大 {limit} 字节：请减小文件",
     "the length is less than the offset, or differs from the one named before: correct it": (
         "长度小于当前偏移量，或与之前声明的不同：请更正"

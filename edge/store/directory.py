@@ -2,6 +2,7 @@
 
 sha256/ab/cdef…    the assets
 trash/abcdef…      deleted assets, until the edge has checked that no job names them
+uploads/           objects of unfinished uploads, which all edges share
 tmp/<writer>/      bodies that are being written; a living writer holds the flock on `lock` in this folder
 fingerprint        identifies the store; written once
 lock               serializes writers that start or stop
@@ -15,9 +16,9 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from anyio import CancelScope, to_thread
@@ -25,7 +26,17 @@ from anyio import CancelScope, to_thread
 from bus.secret_files import atomic_write, fsync_folder
 from edge.store.atomic_write import AtomicFile, create_durable_folder, map_disk_errors
 from edge.store.fanout import fan_out, read_file_blocks
-from edge.store.port import BLOCK_BYTES, AssetStore, DigestMismatch, StoreBroken, StoredAsset, Survey, require_digest
+from edge.store.port import (
+    BLOCK_BYTES,
+    AssetStore,
+    DigestMismatch,
+    SharedObject,
+    SharedObjects,
+    StoreBroken,
+    StoredAsset,
+    Survey,
+    require_digest,
+)
 from schemas.asset import Digest
 
 DIGEST_PREFIXES = tuple(f"{n:02x}" for n in range(256))
@@ -192,6 +203,9 @@ class DirectoryStore(AssetStore):
         del sha256, ttl
         return None
 
+    def upload_objects(self) -> SharedObjects:
+        return FolderObjects(self._writer.root / "uploads", self._writer.temp)
+
     def _read_survey(self) -> Survey:
         root = self._writer.root
         with map_disk_errors():
@@ -204,6 +218,59 @@ class DirectoryStore(AssetStore):
 
     def _trash_path(self, sha256: Digest) -> Path:
         return self._writer.root / "trash" / require_digest(sha256)
+
+
+class FolderObjects(SharedObjects):
+    """Objects as files below `root`. `scratch`: the writer's own folder on the same file system."""
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        self._root, self._scratch = root, scratch
+        with map_disk_errors():
+            create_durable_folder(root)
+
+    def create(self, name: str, body: bytes) -> bool:
+        place, new = self._root / name, self._scratch / uuid.uuid4().hex
+        with map_disk_errors():
+            create_durable_folder(place.parent)
+            try:
+                with new.open("xb") as file:
+                    file.write(body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                place.hardlink_to(new)
+            except FileExistsError:
+                return False
+            finally:
+                new.unlink(missing_ok=True)
+            fsync_folder(place.parent)
+        return True
+
+    def read(self, name: str) -> bytes:
+        with map_disk_errors():
+            try:
+                return (self._root / name).read_bytes()
+            except FileNotFoundError:
+                raise KeyError(name) from None
+
+    def list(self, folder: str = "") -> Sequence[SharedObject]:
+        with map_disk_errors():
+            paths = [Path(place, name) for place, _, names in os.walk(self._root / folder) for name in names]
+            found = [self._stat(path) for path in sorted(paths)]
+        return [entry for entry in found if entry is not None]
+
+    def _stat(self, path: Path) -> SharedObject | None:
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            stat, name = path.stat(), str(path.relative_to(self._root))
+            return SharedObject(name, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+        return None
+
+    def delete(self, names: Iterable[str]) -> None:
+        with map_disk_errors():
+            for name in names:
+                place = self._root / name
+                place.unlink(missing_ok=True)
+                with suppress(OSError):  # the folder has other files, or another edge has removed it
+                    place.parent.rmdir()
 
 
 def _random_id() -> str:

@@ -4,13 +4,15 @@ StoreError
 ├── DigestMismatch   the body does not have the expected sha256 (422)
 ├── AssetTooLarge    more bytes than the caller allowed (413)
 ├── AssetStoreFull   no space or disk quota is left (507)
-└── StoreBroken      the disk, the network folder or the bucket failed (503)
+├── StoreBroken      the disk, the network folder or the bucket failed (503)
+├── UploadChanged    another edge has added bytes to the upload meanwhile (409)
+└── UploadRemoved    the upload was removed at another edge meanwhile (404)
 
 After any error, and after a cancellation, nothing of the body remains in the store.
 """
 
-from collections.abc import AsyncIterator
-from datetime import timedelta
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -73,6 +75,20 @@ class StoreBroken(StoreError):
     """The disk, the network folder or the bucket failed."""
 
 
+class UploadChanged(StoreError):
+    """Another edge has added bytes to the upload since this edge read its state."""
+
+    def __init__(self) -> None:
+        super().__init__("another edge has received bytes of this upload: ask for its offset, and continue from there")
+
+
+class UploadRemoved(StoreError):
+    """The upload was removed at another edge while this edge received bytes."""
+
+    def __init__(self) -> None:
+        super().__init__("the upload was removed while its bytes arrived: start it again")
+
+
 def require_digest(sha256: Digest) -> Digest:
     """Return `sha256` if it is a digest. Raises InvalidDigest. Checked here because it becomes part of a path."""
     if not is_digest(sha256):
@@ -116,6 +132,37 @@ class BlobStore(Protocol):
         ...
 
 
+class SharedObject(Struct, frozen=True):
+    """An object as a listing shows it. `modified`: by the clock of the store."""
+
+    name: str
+    bytes: int
+    modified: datetime
+
+
+class SharedObjects(Protocol):
+    """Small objects of unfinished uploads, which all edges share. Blocking.
+
+    Names are tokens between slashes. An object is durable when `create` returns. Every call raises StoreError.
+    """
+
+    def create(self, name: str, body: bytes) -> bool:
+        """Create the object; return False if its name exists. Of several callers exactly one creates it."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return the body. Raises KeyError if the object does not exist."""
+        ...
+
+    def list(self, folder: str = "") -> Sequence[SharedObject]:
+        """List all objects below `folder`, which may be in other folders there."""
+        ...
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete the objects that exist."""
+        ...
+
+
 class DirectTransfer(Protocol):
     """Transfers that do not pass the bytes through the edge a second time."""
 
@@ -128,6 +175,10 @@ class DirectTransfer(Protocol):
 
     async def presign_url(self, sha256: Digest, ttl: timedelta) -> str | None:
         """Return a URL that serves the bytes without a key for `ttl`; None if the store cannot make one."""
+        ...
+
+    def upload_objects(self) -> SharedObjects | None:
+        """Return where edges share unfinished uploads; None if the store cannot hold them."""
         ...
 
 

@@ -1,6 +1,7 @@
 """The asset store in a bucket of S3, Google Cloud Storage or Azure; the only module that imports obstore.
 
     sha256/<hex>    the assets
+    uploads/…       objects of unfinished uploads, which all edges share
     trash/<hex>     deleted assets, until the edge has checked that no job names them
     fingerprint     identifies the store; written once
 
@@ -12,7 +13,7 @@ leaves both objects, never none.
 import hashlib
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,8 @@ from edge.store.port import (
     AssetStore,
     AssetTooLarge,
     DigestMismatch,
+    SharedObject,
+    SharedObjects,
     StoreBroken,
     StoredAsset,
     StoreError,
@@ -41,6 +44,7 @@ COPY_LIMIT_BYTES = 5 * 1024**3  # the largest object that S3 copies in one reque
 PART_BYTES = 8 * 1024**2  # bytes of one part of an upload: 10,000 parts are 80 GB
 RETRY_TIMEOUT = timedelta(seconds=20)  # for all retries of one call, before it fails
 _FINGERPRINT_KEY = "fingerprint"
+_UPLOADS_PREFIX = "uploads/"
 
 # The first match wins. Other errors: "failed".
 _ERROR_TEXTS: Mapping[type[Exception], str] = {
@@ -170,6 +174,46 @@ class RemoteStore(AssetStore):
             return await obstore.sign_async(signing, "GET", _asset_key(sha256), ttl)
         except exceptions.BaseError:  # credentials that cannot sign: the edge passes the bytes through
             return None
+
+    def upload_objects(self) -> SharedObjects:
+        return BucketObjects(self._bucket)
+
+
+class BucketObjects(SharedObjects):
+    """Objects below `uploads/` of a bucket."""
+
+    def __init__(self, bucket: ObjectStore) -> None:
+        self._bucket = bucket
+
+    def create(self, name: str, body: bytes) -> bool:
+        with map_remote_errors():
+            try:
+                obstore.put(self._bucket, _UPLOADS_PREFIX + name, body, mode="create")
+            except exceptions.AlreadyExistsError:
+                return False
+        return True
+
+    def read(self, name: str) -> bytes:
+        with map_remote_errors():
+            try:
+                return bytes(obstore.get(self._bucket, _UPLOADS_PREFIX + name).bytes())
+            except FileNotFoundError:
+                raise KeyError(name) from None
+
+    def list(self, folder: str = "") -> Sequence[SharedObject]:
+        with map_remote_errors():
+            found = obstore.list(self._bucket, _UPLOADS_PREFIX + folder).collect()
+        # A listing has the paths without the prefix of the bucket's own URL, and with ours.
+        return [
+            SharedObject(entry["path"].removeprefix(_UPLOADS_PREFIX), entry["size"], entry["last_modified"])
+            for entry in found
+        ]
+
+    def delete(self, names: Iterable[str]) -> None:
+        with map_remote_errors(), suppress(FileNotFoundError):
+            paths = [_UPLOADS_PREFIX + name for name in names]
+            if paths:
+                obstore.delete(self._bucket, paths)
 
 
 class _VerifiedBody:

@@ -84,6 +84,30 @@ class UploadStateStore:
             self.data_path(upload.key).touch(mode=0o600, exist_ok=False)
         self.save(upload)
 
+    @property
+    def is_shared(self) -> bool:
+        """Return whether another edge may change an upload."""
+        return False
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """At most so many bytes of one request are sent again after a crash."""
+        return CHECKPOINT_BYTES
+
+    def open_data(self, upload: Upload) -> int:
+        """Open the file that holds the bytes up to the offset, and no others. Return its descriptor."""
+        with map_disk_errors():
+            file = os.open(self.data_path(upload.key), os.O_RDWR | os.O_CREAT, 0o600)
+            os.ftruncate(file, upload.offset)
+        return file
+
+    def append(self, file: int, before: Upload, after: Upload) -> None:
+        """Make the bytes that were appended to `file` durable, then the state `after`. Raises StoreError."""
+        del before
+        with map_disk_errors():
+            os.fsync(file)
+        self.save(after)
+
     def save(self, upload: Upload) -> None:
         """Make the state durable. The bytes up to its offset must be durable already. Raises StoreError."""
         with map_disk_errors():
@@ -112,9 +136,14 @@ class UploadStateStore:
 
     def remove(self, key: UploadKey) -> None:
         """Delete the state, then the bytes: after a crash in between, the sweep removes bytes without a state."""
+        self.remove_state(key)
+        with map_disk_errors():
+            self.data_path(key).unlink(missing_ok=True)
+
+    def remove_state(self, key: UploadKey) -> None:
+        """Delete the state in this folder, and leave the bytes."""
         with map_disk_errors():
             self._path(key, _STATE_SUFFIX).unlink(missing_ok=True)
-            self.data_path(key).unlink(missing_ok=True)
 
     def count_unfinished(self, owner: Token) -> int:
         """Count the owner's uploads that have not become assets."""
@@ -147,9 +176,8 @@ class UploadAppender:
         self.upload = upload
         self._undurable_bytes = 0
         self._written_back = upload.offset
+        self._file = states.open_data(upload)
         with map_disk_errors():
-            self._file = os.open(states.data_path(upload.key), os.O_RDWR | os.O_CREAT, 0o600)
-            os.ftruncate(self._file, upload.offset)
             os.lseek(self._file, 0, os.SEEK_SET)
             self.hasher = hasher.copy() if hasher else self._hash_existing()
             os.lseek(self._file, upload.offset, os.SEEK_SET)
@@ -180,17 +208,15 @@ class UploadAppender:
             self._written_back = self.end_offset
 
     def write_with_checkpoint(self, block: bytes) -> None:
-        """Append `block`; save the state every CHECKPOINT_BYTES. The caller saves the last bytes with their digest."""
+        """Append `block`; save the state at each checkpoint. The caller saves the last bytes with their digest."""
         self.write(block)
-        if self._undurable_bytes >= CHECKPOINT_BYTES and self.end_offset != self.upload.length:
+        if self._undurable_bytes >= self._states.checkpoint_bytes and self.end_offset != self.upload.length:
             self.save()
 
     def save(self, **changed: object) -> Upload:
         """Make all appended bytes and the state durable, with the fields in `changed`; return the new state."""
-        with map_disk_errors():
-            os.fsync(self._file)
         upload = structs.replace(self.upload, offset=self.end_offset, **changed)
-        self._states.save(upload)
+        self._states.append(self._file, self.upload, upload)
         self.upload, self._undurable_bytes = upload, 0
         return upload
 

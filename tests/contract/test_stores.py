@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -11,7 +12,7 @@ import httpx2
 import pytest
 
 from edge.store.directory import open_directory
-from edge.store.port import BLOCK_BYTES, AssetStore, AssetTooLarge, DigestMismatch
+from edge.store.port import BLOCK_BYTES, AssetStore, AssetTooLarge, DigestMismatch, SharedObjects
 from edge.store.remote import open_remote
 from schemas.asset import Digest
 from tests.support.fake_store import FakeStore
@@ -238,3 +239,54 @@ async def test_a_link_is_where_the_bytes_are(store: AssetStore) -> None:
     async with httpx2.AsyncClient(trust_env=False) as client:
         part = await client.get(link, headers={"Range": "bytes=5-9"})
     assert (part.status_code, part.content) == (206, BODY[5:10])
+
+
+@asynccontextmanager
+async def folder_objects(root: Path) -> AsyncIterator[AssetStore]:
+    async with open_directory(root) as store:
+        yield store
+
+
+@pytest.fixture(params=[folder_objects, remote], ids=["directory", "remote"])
+async def objects(
+    request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: object
+) -> AsyncIterator[SharedObjects]:
+    opened: Callable[[Path], AbstractAsyncContextManager[AssetStore]] = request.param
+    async with opened(tmp_path / "store") as store:
+        found = store.upload_objects()
+        assert found is not None
+        yield found
+
+
+async def test_a_shared_object_is_created_once(objects: SharedObjects) -> None:
+    bodies = [bytes([number]) * 1000 for number in range(8)]
+
+    def create(body: bytes) -> bytes | None:
+        return body if objects.create("ann/one/at-0", body) else None
+
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        created = [body for body in threads.map(create, bodies) if body is not None]
+    assert [objects.read("ann/one/at-0")] == created
+    assert not objects.create("ann/one/at-0", created[0])
+
+
+async def test_shared_objects_are_listed_by_folder(objects: SharedObjects) -> None:
+    for name in ("ann/one/a", "ann/two/a", "anna/one/a"):
+        objects.create(name, name.encode())
+    listed = objects.list("ann")
+    assert [(entry.name, entry.bytes) for entry in listed] == [("ann/one/a", 9), ("ann/two/a", 9)]
+    assert [entry.name for entry in objects.list("ann/one")] == ["ann/one/a"]
+    assert len(objects.list()) == 3
+    assert objects.list("bob") == []
+    assert all(entry.modified <= datetime.now(UTC) for entry in listed)
+
+
+async def test_a_deleted_shared_object_can_be_created_again(objects: SharedObjects) -> None:
+    objects.create("ann/one/a", b"before")
+    objects.delete(["ann/one/a", "ann/one/other"])
+    objects.delete([])
+    with pytest.raises(KeyError):
+        objects.read("ann/one/a")
+    assert objects.list() == []
+    assert objects.create("ann/one/a", b"after")
+    assert objects.read("ann/one/a") == b"after"

@@ -7,7 +7,16 @@ from datetime import timedelta
 from pathlib import Path
 
 from edge.store.fanout import read_file_blocks, rechunk
-from edge.store.port import BLOCK_BYTES, AssetStore, AssetStoreFull, AssetTooLarge, DigestMismatch, StoredAsset, Survey
+from edge.store.port import (
+    BLOCK_BYTES,
+    AssetStore,
+    AssetStoreFull,
+    AssetTooLarge,
+    DigestMismatch,
+    SharedObjects,
+    StoredAsset,
+    Survey,
+)
 from schemas.asset import Digest
 
 
@@ -60,6 +69,9 @@ class FakeStore(AssetStore):
 
     async def presign_url(self, sha256: Digest, ttl: timedelta) -> str | None:
         del sha256, ttl
+        return None
+
+    def upload_objects(self) -> SharedObjects | None:
         return None
 
     def _free(self) -> int:
