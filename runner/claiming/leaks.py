@@ -1,6 +1,8 @@
 """Find what a job has left in a reused container: processes, files outside its own folder, memory.
 
 Measured before the first job and after each one. A container in which something was left runs no other job.
+Memory, and files in /tmp and /dev/shm, may stay from the first job: libraries keep caches there. The files may not
+where the next job may be of another owner.
 """
 
 import os
@@ -23,12 +25,17 @@ async def find_leak(engine: ContainerEngine, warm: WarmContainer, root: Path) ->
     """Return what the last job left in the container, None if nothing. Raises EngineError, OSError."""
     if warm.baseline is None or warm.handle is None:
         return "it was not measured before its first job"
-    usage = await engine.usage(warm.handle)
-    if warm.first_memory_bytes is None:
-        warm.first_memory_bytes = usage.memory_bytes
-    grown = usage.memory_bytes - warm.first_memory_bytes
-    if usage.processes > warm.baseline.usage.processes:
-        return f"a job left processes: {usage.processes}, before the first job {warm.baseline.usage.processes}"
+    usage, before = await engine.usage(warm.handle), warm.baseline.usage
+    if warm.first_usage is None:
+        warm.first_usage = usage
+    first = warm.first_usage
+    grown = usage.memory_bytes + usage.scratch_bytes - first.memory_bytes - first.scratch_bytes
+    reuse = warm.endpoint.config.reuse
+    allowed = (before if reuse is not None and reuse.scope == "endpoint" else first).scratch_files
+    if usage.processes > before.processes:
+        return f"a job left processes: {usage.processes}, before the first job {before.processes}"
+    if usage.scratch_files > allowed:
+        return f"a job left files in /tmp or /dev/shm: {usage.scratch_files - allowed} more than allowed"
     if grown > MEMORY_SHARE * warm.endpoint.config.resources.memory_mb * MIB:
         return f"its memory has grown by {grown // MIB} MiB since its first job"
     left = await anyio.to_thread.run_sync(_list_files, root) - warm.baseline.files

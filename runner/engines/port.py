@@ -191,10 +191,16 @@ class GpuAccess(Protocol):
 
 
 class ContainerUsage(Struct, frozen=True):
-    """Usage of a running container: its processes, and their memory without files and shared memory."""
+    """Usage of a running container: its processes, and their memory without files and shared memory.
+
+    `scratch_files` and `scratch_bytes` are in its own /tmp and /dev/shm. They are 0 where it has none of its own
+    (process engine), or where this process may not look there (not root).
+    """
 
     processes: int
     memory_bytes: int
+    scratch_files: int = 0
+    scratch_bytes: int = 0
 
 
 class LeakAccess(Protocol):

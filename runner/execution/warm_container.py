@@ -115,7 +115,7 @@ class WarmContainer:
     In a reused container, `number` is the number of its job, or of the one that it waits for, and `since` is where the
     output of that job begins. `owner` is whose jobs it ran. `reuse` is how its pool takes it back after a job.
     `expires_at`, in seconds of the event loop's clock, and `baseline` are set when it is ready for the first time,
-    `first_memory_bytes` after its first job.
+    `first_usage` after its first job.
     """
 
     def __init__(  # noqa: PLR0913 - each is a fact that recovery knows
@@ -140,7 +140,7 @@ class WarmContainer:
         self.watch_from: OutputCursor | None = None
         self.expires_at = float("inf")
         self.baseline: ContainerBaseline | None = None
-        self.first_memory_bytes: int | None = None
+        self.first_usage: ContainerUsage | None = None
         self.watch_scope = anyio.CancelScope()
         self._changed = Notifier()
 

@@ -114,6 +114,10 @@ def leave_memory(box: FakeContainer, folder: Path) -> None:
     box.usage = ContainerUsage(processes=1, memory_bytes=used)
 
 
+def leave_scratch(box: FakeContainer, folder: Path) -> None:
+    box.usage = ContainerUsage(processes=1, memory_bytes=0, scratch_files=box.usage.scratch_files + 1)
+
+
 def leave_file(box: FakeContainer, folder: Path) -> None:
     (folder.parent / "tmp" / f"model-of-{folder.name}").touch()
 
@@ -123,12 +127,13 @@ def take_next_folder(box: FakeContainer, folder: Path) -> None:
 
 
 Leave = Callable[[FakeContainer, Path], None]
+MEASURED_BY_FIRST_JOB = (leave_memory, leave_scratch)  # what the first job needs may stay
 
 
-@pytest.mark.parametrize("leave", [leave_process, leave_memory, leave_file, take_next_folder])
+@pytest.mark.parametrize("leave", [leave_process, leave_memory, leave_scratch, leave_file, take_next_folder])
 async def test_a_container_in_which_a_job_left_something_goes(world: RunnerEnvironment, leave: Leave) -> None:
     async def leaks(box: FakeContainer, folder: Path) -> int:
-        if (folder.name == "1") != (leave is leave_memory):  # what the first job needs may stay: it is the measure
+        if (folder.name == "1") != (leave in MEASURED_BY_FIRST_JOB):
             leave(box, folder)
         return await work(box, folder)
 
@@ -136,9 +141,22 @@ async def test_a_container_in_which_a_job_left_something_goes(world: RunnerEnvir
     async with world.run_runner() as runner:
         ran = [await run_job(world, f"j{number}") for number in (1, 2, 3)]
         await runner.drained()
-    first = ["1", "2", "1"] if leave is leave_memory else ["1", "1", "1"]
+    first = ["1", "2", "1"] if leave in MEASURED_BY_FIRST_JOB else ["1", "1", "1"]
     assert [one["number"] for one in ran] == first
     await world.wait_until_clean()
+
+
+async def test_no_file_in_tmp_goes_from_one_owner_to_the_next(world: RunnerEnvironment) -> None:
+    async def leaks(box: FakeContainer, folder: Path) -> int:
+        leave_scratch(box, folder)
+        return await work(box, folder)
+
+    allow(world, Reuse(scope="endpoint"))
+    world.programs = {"kept": reused_program(leaks)}
+    async with world.run_runner() as runner:
+        ran = [await run_job(world, f"j{number}", owner) for number, owner in ((1, "ada"), (2, "bob"))]
+        await runner.drained()
+    assert [one["number"] for one in ran] == ["1", "1"]
 
 
 @pytest.mark.parametrize(("code", "status"), [(65, "bad_input"), (64, "bad_job")])

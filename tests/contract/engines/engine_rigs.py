@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +70,14 @@ class EngineRig:
     async def echo(self, **given: Any) -> str:
         """Start an echo job with this input."""
         return await self.start(self.spec(), given)
+
+    async def says(self, handle: str, word: bytes, since: OutputCursor | None = None) -> OutputCursor:
+        """Follow until the output contains `word`; return the cursor there."""
+        async with asyncio.timeout(DEADLINE_S), aclosing(self.engine.output(handle, since)) as chunks:
+            async for chunk in chunks:
+                if word in chunk.data:
+                    return chunk.cursor
+        raise AssertionError(f"it never said {word!r}")
 
     async def read(self, handle: str, since: OutputCursor | None = None) -> list[OutputChunk]:
         """Return all of its output."""

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.port import EngineUnavailable, GpuInjection, StartFailed
+from runner.engines.port import MIB, EngineUnavailable, GpuInjection, StartFailed
 from tests.contract.engines.conftest import ENGINES
 from tests.contract.engines.engine_rigs import DEADLINE_S, INSTALLATION, EngineRig, stream_text
 from tests.contract.engines.socket_gate import open_gate
@@ -67,6 +68,25 @@ async def test_a_warm_container_cannot_swap_its_folders(host: EngineRig) -> None
     handle = await host.start(spec, {}, **{"a.txt": b"given"})
     seen = json.loads(stream_text(await host.read(handle)))
     assert (seen["swaps"], seen["in"], seen["input"]) == ([], False, False)
+
+
+@DOCKER
+async def test_usage_counts_what_lies_in_tmp_and_in_shared_memory(host: EngineRig) -> None:
+    code = (
+        "import os, time\nprint('one', flush=True)\n"
+        "while not os.path.exists('/job/in/go'):\n    time.sleep(0.02)\n"
+        "for path in ('/tmp/left', '/dev/shm/left'):\n    open(path, 'wb').write(b'x' * (1 << 20))\n"
+        "print('two', flush=True)\ntime.sleep(600)\n"
+    )
+    spec = replace(host.spec("plain"), entrypoint_override=("python3", "-c", code))
+    handle = await host.start(spec)
+    cursor = await host.says(handle, b"one")
+    before = await host.engine.usage(handle)
+    (spec.job_dir / "in" / "go").touch()
+    await host.says(handle, b"two", cursor)
+    after = await host.engine.usage(handle)
+    assert after.scratch_files - before.scratch_files == 2
+    assert after.scratch_bytes - before.scratch_bytes == 2 * MIB
 
 
 @DOCKER

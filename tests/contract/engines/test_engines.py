@@ -17,7 +17,6 @@ from runner.engines.port import (
     FolderMount,
     FoundContainer,
     NoSuchContainer,
-    OutputCursor,
     StartFailed,
 )
 from schemas.container_protocol import LineParser, LogLine, ProgressLine
@@ -33,15 +32,6 @@ REAL = ENGINES[1:]  # where there are threads to lose and programs of jobkit's
 async def ended(host: EngineRig, handle: str) -> ContainerExit:
     async with asyncio.timeout(DEADLINE_S):
         return await host.engine.wait(handle)
-
-
-async def says(host: EngineRig, handle: str, word: bytes, since: OutputCursor | None = None) -> OutputCursor:
-    """Follow until the output contains `word`; return the cursor there."""
-    async with asyncio.timeout(DEADLINE_S), aclosing(host.engine.output(handle, since)) as chunks:
-        async for chunk in chunks:
-            if word in chunk.data:
-                return chunk.cursor
-    raise AssertionError(f"it never said {word!r}")
 
 
 async def test_a_job_runs_and_ends(host: EngineRig) -> None:
@@ -79,7 +69,7 @@ async def test_how_it_ended(host: EngineRig, case: str) -> None:
 
 async def test_stop_asks_first(host: EngineRig) -> None:
     handle = await host.echo(behave="hang")
-    await says(host, handle, b"progress")
+    await host.says(handle, b"progress")
     async with asyncio.timeout(DEADLINE_S):
         await host.engine.stop(handle, 30)
     assert (await ended(host, handle)).code == 143
@@ -94,7 +84,7 @@ async def test_stop_without_a_handler_takes_no_grace(host: EngineRig) -> None:
 
 async def test_ignored_term_is_killed_after_the_grace(host: EngineRig) -> None:
     handle = await host.echo(behave="ignore_term")
-    await says(host, handle, b"ignoring" if host.engine.name != "memory" else b"progress")
+    await host.says(handle, b"ignoring" if host.engine.name != "memory" else b"progress")
     async with asyncio.timeout(20):
         await host.engine.stop(handle, 1)
     exit_ = await ended(host, handle)
@@ -184,7 +174,7 @@ async def test_output_is_taken_up_at_any_mark(host: EngineRig) -> None:
 
 async def test_following_is_left_and_taken_up_while_it_runs(host: EngineRig) -> None:
     handle = await host.echo(steps=30, seconds=1.5)
-    mark = await says(host, handle, b"step 10" if host.engine.name == "memory" else b"step 10 of")
+    mark = await host.says(handle, b"step 10" if host.engine.name == "memory" else b"step 10 of")
     rest = stream_text(await host.read(handle, mark), "stderr")
     seen = stream_text(await host.read(handle), "stderr")
     assert seen.endswith(rest)
@@ -267,7 +257,7 @@ async def test_cancelled_waiting_and_following_end(host: EngineRig) -> None:
 async def test_a_warm_container_waits_for_its_job(host: EngineRig) -> None:
     spec = host.spec(env={"LAMPLIGHTER_WARM": "1"})
     handle = await host.start(spec, {"text": "warm"})
-    await says(host, handle, b'"ready"')
+    await host.says(handle, b'"ready"')
     with socket.socket(socket.AF_UNIX) as start:
         start.connect(str(spec.job_dir / "start.sock"))
         start.sendall(b"start\n")
@@ -278,10 +268,10 @@ async def test_a_warm_container_waits_for_its_job(host: EngineRig) -> None:
 async def test_usage_counts_processes_and_their_memory(host: EngineRig) -> None:
     spec = host.spec("spawn")
     handle = await host.start(spec)
-    cursor = await says(host, handle, b"one")
+    cursor = await host.says(handle, b"one")
     before = await host.engine.usage(handle)
     (spec.job_dir / "in" / "go").touch()
-    await says(host, handle, b"two", cursor)
+    await host.says(handle, b"two", cursor)
     after = await host.engine.usage(handle)
     assert after.processes == before.processes + 1
     assert after.memory_bytes - before.memory_bytes >= 16 * MIB
