@@ -22,6 +22,9 @@ from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder
 from bus.spans import SpanRecorder, TracesUnavailable, open_spans
 from runner.assets.cache import InputCache
 from runner.assets.client import AssetClient, EdgeAssetTransfer, asset_client
+from runner.assets.host_folders import HostFolders
+from runner.assets.volume_source import open_volume_source
+from runner.assets.volume_store import GIB, VolumeStore
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint, load_endpoints
 from runner.engines.port import MIB
@@ -105,6 +108,15 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
     metrics = RunnerMetrics()
     cache = InputCache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve, metrics=metrics)
     _listen_for_scrapes(settings, metrics, stack)
+    folders = HostFolders(
+        VolumeStore(
+            settings.volumes.folder or settings.data / "volumes",
+            settings.data / "jobs",
+            int(settings.volumes.max_gb * GIB),
+            reserve,
+        ),
+        await stack.enter_async_context(open_volume_source(client)),
+    )
     context = RunnerContext(
         installation=settings.installation,
         host=settings.host,
@@ -122,6 +134,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         metrics=metrics,
         spans=await stack.enter_async_context(_open_spans(settings)),
         ready_at=_utc_now(),
+        folders=folders,
     )
     host = HostContext(
         endpoints=dict(endpoints),
@@ -131,6 +144,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         run_as=selected.run_as,
         warm=settings.warm,
         images=settings.images,
+        volumes=settings.volumes,
         registries=settings.registries,
         endpoint_folders=settings.endpoints,
         pulled_images_file=settings.data / "pulled_images.json",

@@ -13,15 +13,23 @@ from structlog.typing import FilteringBoundLogger
 
 from bus.interface import BrokerUnreachable, Bus, BusError
 from bus.spans import NO_SPANS, SpanRecorder
+from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetTransfer
 from runner.endpoints import LocalEndpoint
-from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable
+from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable, FolderMount
 from runner.gpu.allocator import GpuAllocator
 from runner.login_sessions import LoginLookup, no_logged_in_users
 from runner.metrics import RunnerMetrics
 from runner.outage import SINGLE_JOB_ERRORS, TRANSIENT_ERRORS, EngineCallFailed, OutageGate
 from runner.run_clock import StartTime, Uptime
-from runner.settings import DeadManSettings, ImageSettings, RegistrySettings, RunnerIntervals, WarmSettings
+from runner.settings import (
+    DeadManSettings,
+    ImageSettings,
+    RegistrySettings,
+    RunnerIntervals,
+    VolumeSettings,
+    WarmSettings,
+)
 from runner.slots import Slots
 from runner.tree_removal import remove_tree
 from schemas.asset import Digest
@@ -39,6 +47,7 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
 
     `now` is UTC. `uptime` is monotonic. `jitter` draws from [0, 1). `jobs_dir` holds one folder per container.
     `disk_walk_limiter` bounds how many of them are measured at once. `ready_at` is when this process could run jobs.
+    `folders` are those that containers get besides; None if this host has none.
     """
 
     installation: str
@@ -57,6 +66,7 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
     metrics: RunnerMetrics = field(default_factory=RunnerMetrics)
     spans: SpanRecorder = NO_SPANS
     ready_at: datetime | None = None
+    folders: HostFolders | None = None
     disk_walk_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(DISK_WALK_LIMIT))
 
     def claim(self, attempt: int, gpus: Iterable[str] = ()) -> Claim:
@@ -120,6 +130,12 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
                         self.outage.engine_suspected.notify()
                 await anyio.sleep(self.intervals.retry_backoff.delay_s(failures))
                 failures += 1
+
+    async def mount_folders(self, endpoint: LocalEndpoint, container: Path) -> tuple[FolderMount, ...]:
+        """Return the folders for a container of the endpoint whose own folder is `container`. Raises OSError."""
+        if self.folders is None or not endpoint.config.volumes:
+            return ()
+        return await anyio.to_thread.run_sync(self.folders.mount, endpoint.config, container)
 
     async def retry_engine_call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """Retry an engine call that must succeed in the end, whatever error it returns."""
@@ -185,6 +201,7 @@ class HostContext(Struct, frozen=True, kw_only=True):
     drop_assets: DropAssets
     warm: WarmSettings = WarmSettings()
     images: ImageSettings = ImageSettings()
+    volumes: VolumeSettings = VolumeSettings()
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     pulled_images_file: Path | None = None
     endpoint_folders: tuple[Path, ...] = ()

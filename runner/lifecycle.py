@@ -13,8 +13,10 @@ from runner.claiming.images import HostImages
 from runner.claiming.loop import ClaimLoop
 from runner.claiming.recovery import ContainerRecovery
 from runner.claiming.schedulability import HostState, Schedulability
+from runner.claiming.volumes import HostContents, HostVolumes
 from runner.claiming.warm_pool import WarmPool
 from runner.context import DropAssets, HostContext, RunnerContext, run_in_background
+from runner.endpoints import LocalEndpoint
 from runner.execution.execution import Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
 from runner.host.deadman import DeadManTimer
@@ -32,7 +34,7 @@ class RunnerParts(NamedTuple):
     """The parts of one runner process."""
 
     state: HostState
-    images: HostImages
+    contents: HostContents
     endpoint_watch: EndpointWatch
     warm_pool: WarmPool
     executions: ExecutionRegistry
@@ -78,8 +80,14 @@ async def run_lifecycle(
 def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> RunnerParts:
     """Build the parts. Executions run in `jobs`."""
     state = HostState()
-    images = HostImages(context, host, state.changed)
-    schedulability = Schedulability(host.endpoints, host.gpu_allocator, context.jobs_dir, images, state)
+
+    def used_endpoints() -> list[LocalEndpoint]:
+        return [*(one.assignment.endpoint for one in executions.active.values()), *warm_pool.used_endpoints()]
+
+    contents = HostContents(
+        HostImages(context, host, state.changed), HostVolumes(context, host, state.changed, used_endpoints)
+    )
+    schedulability = Schedulability(host.endpoints, host.gpu_allocator, context.jobs_dir, contents, state)
     warm_pool = WarmPool(context, host, schedulability)
     executions = ExecutionRegistry(context, jobs, partial(_on_execution_ended, schedulability, warm_pool))
     recovery = ContainerRecovery(context, host, executions)
@@ -87,15 +95,17 @@ def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> 
     engine_monitor = EngineMonitor(context, state, partial(detect_injection, context, host))
     return RunnerParts(
         state=state,
-        images=images,
-        endpoint_watch=EndpointWatch(context, host, partial(_on_endpoints_changed, images, warm_pool, state)),
+        contents=contents,
+        endpoint_watch=EndpointWatch(context, host, partial(_on_endpoints_changed, contents, warm_pool, state)),
         warm_pool=warm_pool,
         executions=executions,
         recovery=recovery,
         claim_loop=ClaimLoop(context, host, schedulability, warm_pool, executions, recovery),
         activity=activity,
         engine_monitor=engine_monitor,
-        heartbeat=HeartbeatPublisher(context, host, state, schedulability, images, warm_pool, activity, engine_monitor),
+        heartbeat=HeartbeatPublisher(
+            context, host, state, schedulability, contents, warm_pool, activity, engine_monitor
+        ),
         power_commands=PowerCommands(context, state),
         pause_watch=PauseWatch(context, host, state),
         dead_man=DeadManTimer(context, host.dead_man, activity, host.is_edge_alive),
@@ -109,8 +119,9 @@ async def _recover_and_claim(
     """Recover, then claim. The parts that start containers without a job wait until recovery is complete."""
     # Before the engine has answered, nothing can be started, and containers cannot be found.
     await parts.engine_monitor.wait_until_ready()
-    await parts.images.look()
-    background.start_soon(parts.images.run)
+    await parts.contents.look()
+    background.start_soon(parts.contents.images.run)
+    background.start_soon(parts.contents.volumes.run)
     background.start_soon(parts.endpoint_watch.run)
     await parts.recovery.recover_all()
     await context.retry_while_unavailable(
@@ -147,8 +158,8 @@ def _on_execution_ended(schedulability: Schedulability, warm_pool: WarmPool, exe
     warm_pool.notify()
 
 
-def _on_endpoints_changed(images: HostImages, warm_pool: WarmPool, state: HostState) -> None:
-    images.notify()
+def _on_endpoints_changed(contents: HostContents, warm_pool: WarmPool, state: HostState) -> None:
+    contents.notify()
     warm_pool.notify()
     state.changed.notify()
 

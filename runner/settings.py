@@ -64,6 +64,19 @@ class ImageSettings(Struct, frozen=True):
     """The longest delay after failed pulls."""
 
 
+class VolumeSettings(Struct, frozen=True):
+    """The volumes of endpoints: weights and other files, kept once on this machine."""
+
+    folder: Path | None = None
+    """Folder that keeps them. Unset: `volumes` in the data folder. Several runners of one machine may share it."""
+    max_gb: Annotated[float, Meta(gt=0)] = 200.0
+    """All volumes together. Beyond it, those that no endpoint names any more are removed, the oldest use first."""
+    retry_least_s: Annotated[float, Meta(gt=0)] = 5.0
+    """Delay after a failed download. It doubles each time."""
+    retry_most_s: Annotated[float, Meta(gt=0)] = 300.0
+    """The longest delay after failed downloads."""
+
+
 class RegistrySettings(Struct, frozen=True):
     """A registry of images. Its name is the first part of an image's name, `docker.io` where there is none."""
 
@@ -156,6 +169,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     process: ProcessSettings = ProcessSettings()
     images: ImageSettings = ImageSettings()
     registries: dict[str, RegistrySettings] = field(default_factory=dict)
+    volumes: VolumeSettings = VolumeSettings()
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     """Jobs that run at the same time."""
     cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3

@@ -75,6 +75,25 @@ class ImageStatus(Struct, frozen=True, kw_only=True):
     retry_in_s: float | None = None
 
 
+class VolumeStatus(Struct, frozen=True, kw_only=True):
+    """A volume that endpoints of a host name. `state`: `ready`, `filling` or `missing`.
+
+    `volume`: the digest of its content. `names`: its names in the endpoints. While it is filled: `done_bytes`,
+    `total_bytes` of the files whose size is known so far, and `percent` of those. `why`: what went wrong last and what
+    to do; `retry_in_s`: seconds before the next try.
+    """
+
+    volume: str
+    names: tuple[str, ...]
+    endpoints: tuple[Token, ...]
+    state: str
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    percent: int | None = None
+    why: str | None = None
+    retry_in_s: float | None = None
+
+
 class ActivityCounts(Struct, frozen=True):
     """Activity that keeps a host busy, besides the executions that it lists.
 
@@ -128,7 +147,7 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     while it does; nothing starts there until it answers again. `run_as`: the user of jobs under the process engine.
     `blocked_work`: the tasks that the runner cannot do now, each with its reason (`fetch input: the edge is not
     reachable`). `version`: that of the runner; null before 0.2. `images`: those of its endpoints; empty under the
-    process engine, which has none.
+    process engine, which has none. `volumes`: those of its endpoints.
     """
 
     host: Token
@@ -150,6 +169,7 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     unschedulable: dict[str, str] = field(default_factory=dict, name="cannot")
     version: str | None = None
     images: tuple[ImageStatus, ...] = ()
+    volumes: tuple[VolumeStatus, ...] = ()
 
     @property
     def is_busy(self) -> bool:
@@ -184,8 +204,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     name, answered beside it for one release. `engine`: docker or process; `engine_away`: why it does not answer now;
     `run_as`: the user of jobs under the process engine. `waits`: the tasks that its runner cannot do now, each with the
     reason. `version`: that of its runner. `declared`: the settings have a power driver for it. `images`: those of its
-    endpoints, with what has arrived of each; empty under the process engine, which has none. `maintenance`: since when
-    and by whom it is in maintenance; null while it is not.
+    endpoints, with what has arrived of each; empty under the process engine, which has none. `volumes`: the same for
+    the volumes of its endpoints. `maintenance`: since when and by whom it is in maintenance; null while it is not.
     """
 
     id: Token
@@ -210,6 +230,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     version: str | None = None
     declared: bool = False
     images: tuple[ImageStatus, ...] = ()
+    volumes: tuple[VolumeStatus, ...] = ()
     maintenance: Pause | None = None
 
 

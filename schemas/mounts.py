@@ -81,8 +81,10 @@ def folder_variable(mount: Volume | Cache) -> str:
 
 def find_mount_problems(volumes: Sequence[Volume], caches: Sequence[Cache]) -> Iterator[str]:
     """Yield what is wrong with valid tables together: names that occur twice, folders inside each other."""
-    mounts = [(f"volumes[{place}]", volume) for place, volume in enumerate(volumes)]
-    mounts += [(f"caches[{place}]", cache) for place, cache in enumerate(caches)]  # type: ignore[misc]
+    mounts: list[tuple[str, Volume | Cache]] = [
+        *((f"volumes[{number}]", volume) for number, volume in enumerate(volumes)),
+        *((f"caches[{number}]", cache) for number, cache in enumerate(caches)),
+    ]
     for place, mount in mounts:
         if reserved := next((path for path in RESERVED_PATHS if _is_inside(mount.path, path)), None):
             yield f"{place}.path {mount.path} is in {reserved}, which containers need: choose another folder"
@@ -91,8 +93,8 @@ def find_mount_problems(volumes: Sequence[Volume], caches: Sequence[Cache]) -> I
             yield f"{other_place}.name {other.name} is also the name of {place}: rename one"
         if _is_inside(mount.path, other.path) or _is_inside(other.path, mount.path):
             yield f"{other_place}.path {other.path} and {place}.path {mount.path} overlap: use separate folders"
-    for place, volume in enumerate(volumes):
-        yield from _find_file_problems(f"volumes[{place}]", volume)
+    for number, volume in enumerate(volumes):
+        yield from _find_file_problems(f"volumes[{number}]", volume)
 
 
 def _find_file_problems(place: str, volume: Volume) -> Iterator[str]:

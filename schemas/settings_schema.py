@@ -21,6 +21,7 @@ UNIT_BY_SUFFIX = {
     "_days": "days",
     "_bytes": "bytes",
     "_mb": "MiB",
+    "_gb": "GiB",
     "_c": "°C",
     "_per_minute": "per minute",
 }

@@ -24,6 +24,8 @@ class WaitReason(StrEnum):
     ENGINE_AWAY = "engine_away"
     IMAGE_MISSING = "image_missing"
     IMAGE_PULLING = "image_pulling"
+    VOLUME_MISSING = "volume_missing"
+    VOLUME_FILLING = "volume_filling"
     GPU_UNHEALTHY = "gpu_unhealthy"
     GPU_BUSY_OWNER = "gpu_busy_owner"
     VRAM_SHORT = "vram_short"

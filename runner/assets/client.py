@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import IO
 
 import httpx2
-from anyio import AsyncFile, CancelScope, to_thread, wrap_file
+from anyio import AsyncFile, to_thread, wrap_file
 
 from runner.assets.cache import BLOCK_BYTES, InputCache
 from runner.assets.port import AssetError, AssetGone, AssetInfo, AssetTransfer, EdgeUnavailable, NotHeld, NotPlainFile
+from runner.assets.resumable_file import ResumableFile, open_resumable
 from schemas.asset import Digest, guess_media_type
 from schemas.certificates import parse_pins, pinned_context
 from schemas.environment import bypass_proxies_for_loopback
@@ -86,7 +87,7 @@ class AssetClient:
         WrongDigest is raised.
         """
         for _ in range(2):
-            async with _open_download(into) as download:
+            async with open_resumable(into) as download:
                 await self._download_rest(owner, sha256, download)
                 if download.sha256 == sha256:
                     return
@@ -125,7 +126,7 @@ class AssetClient:
         if answer.is_success and limit.isdecimal() and size > int(limit):
             raise AssetRefused(f"{name} has {size} bytes, the edge takes {limit}: write smaller files")
 
-    async def _download_rest(self, owner: str, sha256: Digest, download: "_Download") -> None:
+    async def _download_rest(self, owner: str, sha256: Digest, download: ResumableFile) -> None:
         while True:
             before = download.size
             try:
@@ -134,7 +135,7 @@ class AssetClient:
                 if download.size == before:
                     raise _edge_unavailable(error) from error
 
-    async def _download_once(self, owner: str, sha256: Digest, download: "_Download") -> None:
+    async def _download_once(self, owner: str, sha256: Digest, download: ResumableFile) -> None:
         headers = {"Accept-Encoding": "identity"}
         if download.size:
             # No If-Range: the bytes of a digest never change, and a bucket that the edge redirects to has its own tags.
@@ -147,49 +148,6 @@ class AssetClient:
                 await to_thread.run_sync(download.restart)
             async for block in answer.aiter_bytes(BLOCK_BYTES):
                 await to_thread.run_sync(download.write, block)
-
-
-class _Download:
-    """A file that grows, and its hash. Blocking."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a+b", buffering=0)
-        self._file.seek(0)
-        self._hash = hashlib.file_digest(self._file, "sha256")
-        self.size = self._file.tell()
-
-    @property
-    def sha256(self) -> Digest:
-        """Return the digest of the bytes received so far."""
-        return self._hash.hexdigest()
-
-    def restart(self) -> None:
-        """Discard the bytes: the server sends the whole file again."""
-        self._file.truncate(0)
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def write(self, block: bytes) -> None:
-        """Append a block to the file and to the hash."""
-        rest = memoryview(block)
-        while rest:
-            rest = rest[os.write(self._file.fileno(), rest) :]
-        self._hash.update(block)
-        self.size += len(block)
-
-    def close(self) -> None:
-        """Close the file; its bytes stay for a later resume."""
-        self._file.close()
-
-
-@asynccontextmanager
-async def _open_download(path: Path) -> AsyncIterator[_Download]:
-    download = await to_thread.run_sync(_Download, path)
-    try:
-        yield download
-    finally:
-        with CancelScope(shield=True):
-            await to_thread.run_sync(download.close)
 
 
 @asynccontextmanager

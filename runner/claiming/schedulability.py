@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 
 from bus.notifier import Notifier
-from runner.claiming.images import HostImages
+from runner.claiming.volumes import HostContents
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import MIB
 from runner.execution.execution import Execution
@@ -84,13 +84,13 @@ class Schedulability:
         endpoints: Mapping[str, LocalEndpoint],
         gpu_allocator: GpuAllocator,
         jobs_dir: Path,
-        images: HostImages,
+        contents: HostContents,
         state: HostState,
     ) -> None:
         self._endpoints = endpoints
         self._gpu_allocator = gpu_allocator
         self._jobs_dir = jobs_dir
-        self._images = images
+        self._contents = contents
         self._disk_measurement = _DiskMeasurement(0, float("-inf"))
         self._state = state
 
@@ -107,7 +107,7 @@ class Schedulability:
     def learn_from(self, execution: Execution) -> None:
         """Note a failure for a missing image: its endpoint is not claimed until the image is there."""
         if isinstance(execution.verdict, ClassifiedFailure) and execution.verdict.code == "image_missing":
-            self._images.note_missing(execution.assignment.endpoint)
+            self._contents.images.note_missing(execution.assignment.endpoint)
 
     async def _measure_disk_mb(self, max_age_s: float) -> int:
         if anyio.current_time() - self._disk_measurement.at > max_age_s:
@@ -125,8 +125,8 @@ class Schedulability:
             return Unplaceable(WaitReason.ENDPOINT_PAUSED, "an operator has paused the endpoint")
         if self._state.engine_away is not None:
             return Unplaceable(WaitReason.ENGINE_AWAY, self._state.engine_away)
-        if (without_image := self._images.why_unplaceable(endpoint)) is not None:
-            return without_image
+        if (incomplete := self._contents.why_unplaceable(endpoint)) is not None:
+            return incomplete
         return self._gpu_allocator.place(endpoint.config, free_mb, warm=warm)
 
 

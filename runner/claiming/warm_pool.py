@@ -188,6 +188,10 @@ class WarmPool:
         self._is_open = False
         await self._evict(list(self._containers))
 
+    def used_endpoints(self) -> list[LocalEndpoint]:
+        """Return the endpoint of each container, as it was when the container started."""
+        return [warm.endpoint for warm in (*self._containers, *self._reused)]
+
     def reports(self) -> tuple[WarmPoolStatus, ...]:
         """Return the pools as the heartbeat shows them."""
         return tuple(self._report(name) for name in self._endpoints)
@@ -292,7 +296,8 @@ class WarmPool:
         identity = ContainerIdentity(
             installation=self._context.installation, host=self._context.host, warm_dir=warm.folder
         )
-        spec = container_spec(warm.endpoint, identity, folders.root.resolve(), warm.allocation.uuids)
+        mounts = await self._context.mount_folders(warm.endpoint, folders.container)
+        spec = container_spec(warm.endpoint, identity, folders.root.resolve(), warm.allocation.uuids, mounts)
         await anyio.to_thread.run_sync(partial(folders.job.mkdir, parents=True, exist_ok=True))
         reuse = {REUSE_ENV: "1"} if warm.number else {}
         return await self._context.engine.start(replace(spec, env={WARM_ENV: "1", **reuse}))

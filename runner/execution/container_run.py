@@ -22,6 +22,7 @@ from runner.engines.port import (
     ContainerSpec,
     EngineError,
     EngineUnavailable,
+    FolderMount,
     NoSuchContainer,
     StartFailed,
 )
@@ -205,7 +206,8 @@ class ContainerRun:
                 return warm_handle
             await anyio.to_thread.run_sync(self._write_cold_start)
             began_at = anyio.current_time()
-            handle = await self._context.engine.start(self._spec())
+            mounts = await self._context.mount_folders(self._assignment.endpoint, self._folders.container)
+            handle = await self._context.engine.start(self._spec(mounts))
             self._context.metrics.engine_starts.observe(anyio.current_time() - began_at)
             await self._checkpoint.update(**self._start_fields())
         return handle
@@ -248,10 +250,9 @@ class ContainerRun:
         names, trace = self._file_names, self._trace.traceparent
         write_job_file(self._assignment.job, names, self._limits, self.job_dir, self._folders.run, trace)
 
-    def _spec(self) -> ContainerSpec:
-        return container_spec(
-            self._assignment.endpoint, self._identity, self.job_dir.resolve(), self._assignment.allocation.uuids
-        )
+    def _spec(self, mounts: tuple[FolderMount, ...]) -> ContainerSpec:
+        uuids = self._assignment.allocation.uuids
+        return container_spec(self._assignment.endpoint, self._identity, self.job_dir.resolve(), uuids, mounts)
 
     async def _supervise(self, handle: str) -> ContainerExit | None:
         """Follow the container until its exit, under its limits; None if it is gone without an exit."""

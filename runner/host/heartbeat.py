@@ -8,8 +8,8 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from bus.interface import BusError
-from runner.claiming.images import HostImages
 from runner.claiming.schedulability import HostState, Schedulability
+from runner.claiming.volumes import HostContents
 from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext
 from runner.execution.execution import ExecutionPhase, ExecutionRegistry
@@ -70,7 +70,7 @@ class HeartbeatPublisher:
         host: HostContext,
         state: HostState,
         schedulability: Schedulability,
-        images: HostImages,
+        contents: HostContents,
         warm_pool: WarmPool,
         activity: HostActivity,
         engine_monitor: EngineMonitor,
@@ -80,7 +80,7 @@ class HeartbeatPublisher:
         self._engine_monitor = engine_monitor
         self._state = state
         self._schedulability = schedulability
-        self._images = images
+        self._contents = contents
         self._activity = activity
         self._warm_pool = warm_pool
         self._since = context.now()
@@ -129,7 +129,8 @@ class HeartbeatPublisher:
                 reason[:REASON_LIMIT_CHARS] for reason in self._context.outage.reasons[:BLOCKED_WORK_LIMIT]
             ),
             version=VERSION,
-            images=self._images.reports(),
+            images=self._contents.images.reports(),
+            volumes=self._contents.volumes.reports(),
             unschedulable={name: str(reason) for name, reason in unschedulable.items()},
         )
 

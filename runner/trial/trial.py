@@ -20,6 +20,7 @@ from bus.interface import Bus
 from runner.assets.port import AssetError, AssetGone
 from runner.claiming.images import HostImages
 from runner.claiming.schedulability import HostState, Schedulability
+from runner.claiming.volumes import HostContents, HostVolumes
 from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint
@@ -173,13 +174,13 @@ async def _run_attempt(context: RunnerContext, host: HostContext, trial: Trial) 
     if not trial.endpoint.config.warm:
         return await _run_in(context, trial, _allocate(host, trial.endpoint), None)
     state = HostState()
-    images = HostImages(context, host, state.changed)
-    await images.look()
+    contents = HostContents(HostImages(context, host, state.changed), HostVolumes(context, host, state.changed))
+    await contents.look()
     endpoint = host.endpoints[trial.endpoint.config.name]  # with its image
     _allocate(host, endpoint).release()  # raises TrialImpossible
-    if images.why_unplaceable(endpoint) is not None:  # a cold start says which image is missing
+    if contents.images.why_unplaceable(endpoint) is not None:  # a cold start says which image is missing
         return await _run_in(context, trial, _allocate(host, endpoint), None)
-    schedulability = Schedulability(host.endpoints, host.gpu_allocator, context.jobs_dir, images, state)
+    schedulability = Schedulability(host.endpoints, host.gpu_allocator, context.jobs_dir, contents, state)
     pool = WarmPool(context, host, schedulability)
     async with run_in_background(pool.run):
         warm, problem = await _take_ready(pool, endpoint)

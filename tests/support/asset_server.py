@@ -44,7 +44,7 @@ class AssetServer:
             self.asked.append((request.method, request.query_params["owner"], request.headers.get("range")))
             limit = self.cuts.pop(0) if self.cuts and request.method == "GET" else None
             response = await self._answer(request)
-            await response(scope, receive, send if limit is None else _cut(send, limit))
+            await response(scope, receive, send if limit is None else cut_body(send, limit))
 
         async def live(_: Request) -> Response:
             return Response()
@@ -71,7 +71,7 @@ class AssetServer:
         return Response(status_code=201)
 
 
-def _cut(send: Send, limit: int) -> Send:
+def cut_body(send: Send, limit: int) -> Send:
     """Close the connection after `limit` bytes of body."""
     left = limit
 

@@ -1,0 +1,311 @@
+"""The volumes of this host's endpoints: filled ahead of need, checked every few seconds, removed when space is short.
+
+An endpoint without one of its volumes cannot start; the waiting jobs say why.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+
+import anyio
+import anyio.to_thread
+from msgspec import Struct
+
+from bus.notifier import Notifier
+from runner.assets.host_folders import HostFolders
+from runner.assets.volume_source import FillFailed, FillFailure, disk_failure, server_name
+from runner.assets.volume_store import FileLock, VolumeStore, list_volumes
+from runner.claiming.images import HostImages
+from runner.context import HostContext, RunnerContext, run_in_background
+from runner.endpoints import LocalEndpoint
+from runner.gpu.placement import Unplaceable
+from runner.outage import FailureBackoff
+from schemas.asset import Digest
+from schemas.backoff import Backoff
+from schemas.host import VolumeStatus
+from schemas.mounts import Volume, VolumeFile
+from schemas.status import WaitReason
+
+FILL_LIMIT = 2  # volumes that are filled at the same time
+LOCK_POLL_INTERVAL_S = 0.5  # while another runner of this machine downloads the same file
+PROGRESS_INTERVAL_S = 0.5
+
+# What happened to a fill, and what to do. The details stand between the two.
+FAILURE_TEXTS: Mapping[FillFailure, tuple[str, str]] = {
+    FillFailure.NOT_FOUND: ("{server} has no {file}", "correct its `url` in endpoint.toml, or put the file there"),
+    FillFailure.REFUSED: ("{server} refuses {file}", "check the login in its `url` in endpoint.toml"),
+    FillFailure.WRONG_DIGEST: (
+        "{server} sent another file in place of {file}",
+        "correct its `sha256` in endpoint.toml, or the file there",
+    ),
+    FillFailure.DISK_FULL: (
+        "the disk for volumes has no room for {file}",
+        "free some space on that host, or set [volumes] folder to another disk",
+    ),
+    FillFailure.QUOTA: (
+        "{file} does not fit into [volumes] max_gb beside what the endpoints of that host need",
+        "raise it, or offer fewer endpoints there",
+    ),
+    FillFailure.UNREACHABLE: (
+        "{server} cannot be reached from that host for {file}",
+        "check the address, the network and its certificate",
+    ),
+    FillFailure.INTERRUPTED: ("the connection to {server} broke at {file}", "nothing, it goes on from there"),
+    FillFailure.FAILED: ("{file} cannot be had from {server}", "look at that server, or at the disk of that host"),
+}
+
+UsedEndpoints = Callable[[], Iterable[LocalEndpoint]]
+
+
+def use_nothing() -> tuple[LocalEndpoint, ...]:
+    """Return no endpoint: nothing runs yet."""
+    return ()
+
+
+class _HostVolume:
+    """One volume that endpoints name. `sizes`: of the files whose size is known."""
+
+    def __init__(self, volume: Volume, backoff: Backoff) -> None:
+        self.volume = volume
+        self.is_ready = False
+        self.is_filling = False
+        self.done_bytes = 0
+        self.sizes: dict[Digest, int] = {file.sha256: file.bytes for file in volume.files if file.bytes is not None}
+        self.failures = FailureBackoff(backoff)
+        self.scope = anyio.CancelScope()  # of the fill
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.sizes.values())
+
+    @property
+    def percent(self) -> int:
+        """Percent of the known bytes; 100 is left to the complete volume."""
+        return min(99, 100 * self.done_bytes // self.total_bytes) if self.total_bytes else 0
+
+
+class HostVolumes:
+    """The volumes of one host. `changed` is notified when an endpoint may start now, or cannot any more.
+
+    `used` returns the endpoints of jobs and containers, which may be older than those that the host offers.
+    """
+
+    def __init__(
+        self, context: RunnerContext, host: HostContext, changed: Notifier, used: UsedEndpoints = use_nothing
+    ) -> None:
+        self._context = context
+        self._host = host
+        self._changed = changed
+        self._used = used
+        self._volumes: dict[Digest, _HostVolume] = {}
+        self._wake = Notifier()
+        self._limiter = anyio.CapacityLimiter(FILL_LIMIT)
+
+    def why_unplaceable(self, endpoint: LocalEndpoint) -> Unplaceable | None:
+        """Return why this endpoint cannot start for want of a volume; None if it can."""
+        for volume in endpoint.config.volumes:
+            state = self._volumes.get(volume.digest)
+            if state is None or (not state.is_ready and state.is_filling):
+                return Unplaceable(WaitReason.VOLUME_FILLING, f"the volume {volume.name} is filled")
+            if not state.is_ready:
+                return Unplaceable(WaitReason.VOLUME_MISSING, f"the volume {volume.name} is not complete")
+        return None
+
+    def notify(self) -> None:
+        """Look at once: the endpoints have changed."""
+        self._wake.notify()
+
+    def reports(self) -> tuple[VolumeStatus, ...]:
+        """Return the volumes as the heartbeat shows them."""
+        return tuple(self._report(digest, state) for digest, state in sorted(self._volumes.items()))
+
+    def _report(self, digest: Digest, state: _HostVolume) -> VolumeStatus:
+        now = anyio.current_time()
+        named = [
+            (volume.name, endpoint.config.name)
+            for endpoint in self._host.endpoints.values()
+            for volume in endpoint.config.volumes
+            if volume.digest == digest
+        ]
+        is_filling = state.is_filling and not state.is_ready
+        return VolumeStatus(
+            volume=digest,
+            names=tuple(sorted({name for name, _ in named})),
+            endpoints=tuple(sorted({endpoint for _, endpoint in named})),
+            state="ready" if state.is_ready else "filling" if is_filling else "missing",
+            done_bytes=state.done_bytes if is_filling else None,
+            total_bytes=state.total_bytes if is_filling else None,
+            percent=state.percent if is_filling else None,
+            why=state.failures.reason or None,
+            retry_in_s=round(state.failures.left_s(now), 1) if state.failures.is_waiting(now) else None,
+        )
+
+    # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Look, make room and fill, forever."""
+        folders = self._context.folders
+        if folders is None:
+            return
+        async with anyio.create_task_group() as tasks:
+            while True:
+                wake = self._wake.next_notification()
+                await self.look()
+                for state in self._volumes.values():
+                    if not state.is_ready and not state.is_filling and not self._is_waiting(state):
+                        state.is_filling = True
+                        self._changed.notify()
+                        tasks.start_soon(self._fill, folders, state)
+                with anyio.move_on_after(self._pause_s()):
+                    await wake.wait()
+
+    async def look(self) -> None:
+        """Compare what the endpoints name with what is on the disk, and keep the limit."""
+        folders = self._context.folders
+        wanted = list_volumes(endpoint.config.volumes for endpoint in self._host.endpoints.values())
+        self._follow_endpoints(wanted)
+        if folders is None or not (wanted or folders.volumes.exists):
+            return
+        try:
+            await anyio.to_thread.run_sync(folders.volumes.prepare, wanted.values())
+            for state in list(self._volumes.values()):
+                await self._look_at(folders.volumes, state)
+            await anyio.to_thread.run_sync(folders.volumes.collect, self._used_digests())
+        except OSError as error:
+            self._context.log.warning("operation_failed", operation="look_at_volumes", error=str(error))
+
+    def _follow_endpoints(self, wanted: Mapping[Digest, Volume]) -> None:
+        """Take up new volumes, and those whose URLs were corrected; stop filling what nobody names any more."""
+        for digest, state in list(self._volumes.items()):
+            if wanted.get(digest) != state.volume:
+                state.scope.cancel()
+                del self._volumes[digest]
+        for digest in wanted.keys() - self._volumes.keys():
+            backoff = Backoff(self._host.volumes.retry_least_s, self._host.volumes.retry_most_s)
+            self._volumes[digest] = _HostVolume(wanted[digest], backoff)
+
+    async def _look_at(self, store: VolumeStore, state: _HostVolume) -> None:
+        was_ready = state.is_ready
+        state.is_ready = await anyio.to_thread.run_sync(store.is_complete, state.volume)
+        if state.is_ready != was_ready:
+            self._context.log.info("volume_changed", volume=state.volume.digest, is_ready=state.is_ready)
+            self._changed.notify()
+
+    def _used_digests(self) -> list[Digest]:
+        return [volume.digest for endpoint in self._used() for volume in endpoint.config.volumes]
+
+    def _is_waiting(self, state: _HostVolume) -> bool:
+        return state.failures.is_waiting(anyio.current_time())
+
+    def _pause_s(self) -> float:
+        now = anyio.current_time()
+        waits = (one.failures.left_s(now) for one in self._volumes.values() if one.failures.is_waiting(now))
+        return min(itertools.chain([self._context.intervals.image_s], waits))
+
+    # ── filling ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _fill(self, folders: HostFolders, state: _HostVolume) -> None:
+        volume = state.volume
+        try:
+            with state.scope:
+                async with self._limiter, run_in_background(partial(self._follow_progress, folders.volumes, state)):
+                    for file in await anyio.to_thread.run_sync(folders.volumes.missing_files, volume):
+                        await self._bring(folders, state, file)
+                    await anyio.to_thread.run_sync(folders.volumes.assemble, volume)
+                    await self._look_at(folders.volumes, state)
+            state.failures.reset()
+            self._context.log.info("volume_filled", volume=volume.digest, name=volume.name)
+        except _FileFailed as error:
+            self._note_failure(state, error.file, error.failure)
+        except OSError as error:
+            self._note_failure(state, volume.files[0], disk_failure(error))
+        finally:
+            state.is_filling = False
+            self._changed.notify()
+            self._wake.notify()
+
+    def _note_failure(self, state: _HostVolume, file: VolumeFile, error: FillFailed) -> None:
+        why = _describe(state.volume, file, error)
+        state.failures.record_failure(why, anyio.current_time())
+        self._context.log.warning(
+            "volume_fill_failed", volume=state.volume.digest, file=file.path, code=error.code, error=error.message
+        )
+
+    async def _bring(self, folders: HostFolders, state: _HostVolume, file: VolumeFile) -> None:
+        """Download one file, or wait until another runner of this machine has. Raises _FileFailed."""
+        store = folders.volumes
+        lock = await self._lock(store, file.sha256)
+        if lock is None:
+            return
+
+        async def make_room(size: int) -> None:
+            state.sizes[file.sha256] = size
+            used = self._used_digests()
+            await anyio.to_thread.run_sync(partial(store.make_room, file.sha256, size, used))
+
+        try:
+            await folders.source.download(file, store.part_path(file.sha256), make_room)
+            await anyio.to_thread.run_sync(store.add, file.sha256)
+        except FillFailed as error:
+            raise _FileFailed(file, error) from error
+        except OSError as error:
+            raise _FileFailed(file, disk_failure(error)) from error
+        finally:
+            lock.release()
+
+    async def _lock(self, store: VolumeStore, sha256: Digest) -> FileLock | None:
+        """Return the right to download the file; None once it is here."""
+        while True:
+            lock = store.try_lock(sha256)
+            is_here = await anyio.to_thread.run_sync(store.contains, sha256)
+            if lock is not None and not is_here:
+                return lock
+            if lock is not None:
+                lock.release()
+            if is_here:
+                return None
+            await anyio.sleep(LOCK_POLL_INTERVAL_S)
+
+    async def _follow_progress(self, store: VolumeStore, state: _HostVolume) -> None:
+        while True:
+            with suppress(OSError):
+                state.done_bytes = await anyio.to_thread.run_sync(store.received_bytes, state.volume)
+            await anyio.sleep(PROGRESS_INTERVAL_S)
+
+
+class _FileFailed(Exception):
+    """A file of the volume did not arrive."""
+
+    def __init__(self, file: VolumeFile, failure: FillFailed) -> None:
+        super().__init__(failure.message)
+        self.file = file
+        self.failure = failure
+
+
+def _describe(volume: Volume, file: VolumeFile, error: FillFailed) -> str:
+    """Return one line: what happened, why, and what to do."""
+    values = {"server": server_name(file), "file": f"{file.path} of the volume {volume.name}"}
+    what, fix = (text.format(**values) for text in FAILURE_TEXTS[error.code])
+    return f"{what} ({error.message}): {fix}"
+
+
+class HostContents(Struct, frozen=True):
+    """What this host fetches ahead of need for its endpoints."""
+
+    images: HostImages
+    volumes: HostVolumes
+
+    def why_unplaceable(self, endpoint: LocalEndpoint) -> Unplaceable | None:
+        """Return why this endpoint cannot start for want of its image or a volume; None if it can."""
+        return self.images.why_unplaceable(endpoint) or self.volumes.why_unplaceable(endpoint)
+
+    def notify(self) -> None:
+        """Look at once: the endpoints have changed."""
+        self.images.notify()
+        self.volumes.notify()
+
+    async def look(self) -> None:
+        """Look once at all that is here."""
+        await self.images.look()
+        await self.volumes.look()
