@@ -142,6 +142,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         slots=Slots(settings.slots),
         drop_assets=cache.drop,
         run_as=selected.run_as,
+        labels=settings.labels,
         warm=settings.warm,
         images=settings.images,
         volumes=settings.volumes,

@@ -189,8 +189,8 @@ class HostContext(Struct, frozen=True, kw_only=True):
     records the images that this host pulled itself; None keeps no record. `endpoint_folders` are read again and again.
 
     `drop_assets` removes deleted assets from the input cache. `poweroff` is the program that powers this machine off.
-    `run_as` is the user that jobs run as, None if they run in containers. `report_health` is called after each
-    heartbeat.
+    `run_as` is the user that jobs run as, None if they run in containers. `labels` are what endpoints can require.
+    `report_health` is called after each heartbeat.
 
     Seconds: `grace_s` for jobs to end during a drain, `settle_s` for the records of those that were stopped then.
     """
@@ -209,6 +209,7 @@ class HostContext(Struct, frozen=True, kw_only=True):
     settle_s: float = 20.0
     poweroff: tuple[str, ...] = ()
     run_as: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
     dead_man: DeadManSettings = DeadManSettings()
     find_logged_in_users: LoginLookup = no_logged_in_users
     is_edge_alive: EdgeCheck = is_always_alive

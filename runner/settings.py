@@ -13,6 +13,7 @@ from runner.metrics import MetricsListenSettings
 from schemas.backoff import Backoff
 from schemas.ids import Token
 from schemas.power import ForeignUse
+from schemas.requirements import LabelName, LabelValue
 from schemas.settings_loader import renamed_from
 from schemas.settings_schema import SECRET
 
@@ -170,6 +171,8 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     images: ImageSettings = ImageSettings()
     registries: dict[str, RegistrySettings] = field(default_factory=dict)
     volumes: VolumeSettings = VolumeSettings()
+    labels: dict[LabelName, LabelValue] = field(default_factory=dict)
+    """Labels of this host, as in `disk = "nvme"`. An endpoint with `labels` runs only on hosts that have them."""
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     """Jobs that run at the same time."""
     cache_bytes: Annotated[int, Meta(ge=0)] = 20 * 1024**3

@@ -17,6 +17,7 @@ from schemas.ids import Token
 from schemas.image_reference import ImageReferenceInvalid, parse_image_reference
 from schemas.job import NESTING_LIMIT, is_too_deep
 from schemas.mounts import Cache, Volume, find_mount_problems
+from schemas.requirements import CardRequirement, ComputeCapability, GpuModel, LabelName, LabelValue
 from schemas.settings_faults import SettingFault, did_you_mean, find_faults, join_name
 from schemas.settings_schema import is_struct, strip_annotations, union_members
 
@@ -71,7 +72,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """One kind of job. `input` is a JSON Schema; `"format": "asset"` marks a field that names a file.
 
     `input_seconds` names the number field that has the seconds of input, where there is one. `title`, `description` and
-    the `title` and `description` of a field are English; the same keys with `_zh` are their Chinese.
+    the `title` and `description` of a field are English; the same keys with `_zh` are their Chinese. `gpu`: the models
+    of GPU that it runs on; `compute_capability`: the lowest one; `labels`: those that a host must have.
     """
 
     name: Token
@@ -91,6 +93,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     process: ProcessCommand | None = None
     volumes: tuple[Volume, ...] = ()
     caches: tuple[Cache, ...] = ()
+    gpu: tuple[GpuModel, ...] = ()
+    compute_capability: ComputeCapability | None = None
+    labels: dict[LabelName, LabelValue] = field(default_factory=dict)
 
     @property
     def effective_pool(self) -> str:
@@ -101,6 +106,11 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     def offered(self) -> "Endpoint":
         """The endpoint as its host offers it: without the URLs of weights, which may hold a token."""
         return structs.replace(self, volumes=(), caches=())
+
+    @property
+    def cards(self) -> CardRequirement:
+        """The cards that its jobs run on."""
+        return CardRequirement(self.gpu, self.compute_capability)
 
 
 class EndpointInvalid(ValueError):
@@ -123,6 +133,8 @@ def parse_endpoint(text: str) -> Endpoint:
         raise EndpointInvalid(f"image {error}") from error
     if mount_problems := [*find_mount_problems(endpoint.volumes, endpoint.caches), *_find_cache_problems(endpoint)]:
         raise EndpointInvalid("; ".join(mount_problems))
+    if not endpoint.cards.is_any and not endpoint.resources.gpus:
+        raise EndpointInvalid("gpu and compute_capability need a GPU: set resources.gpus to 1 or more, or remove them")
     if is_too_deep(endpoint.input):
         raise EndpointInvalid(f"Nested deeper than {NESTING_LIMIT} levels: flatten it - at `$.input`")
     for place, why in _non_json_values(endpoint.input, "$.input"):

@@ -79,7 +79,7 @@ class GpuSample(Struct, frozen=True, kw_only=True):
     `memory_used_mb` excludes `memory_reserved_mb`, which the driver keeps for itself. The latter is missing (None) if
     only an older call of NVML exists, which counts it as used. `slowdown_c`: the GPU's own threshold. `ecc_uncorrected`
     counts since the driver was loaded. `utilization`: percent of the time in which a kernel ran. `energy_mj` only grows
-    until the driver is reloaded.
+    until the driver is reloaded. `compute_capability`: as in `8.9`.
     """
 
     index: int
@@ -101,6 +101,7 @@ class GpuSample(Struct, frozen=True, kw_only=True):
     power_w: float | None = None
     energy_mj: int | None = None
     processes: tuple[GpuProcess, ...] = ()
+    compute_capability: str | None = None
 
 
 class LostGpu(Struct, frozen=True):

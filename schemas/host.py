@@ -30,6 +30,7 @@ class GpuReport(Struct, frozen=True):
     temperature_c: int | None = None
     utilization: int | None = None
     power_w: float | None = None
+    compute_capability: str | None = None
 
 
 class RunningExecution(Struct, frozen=True):
@@ -185,7 +186,8 @@ HOST_ENDPOINTS_LIMIT_BYTES = 1024 * 1024  # of all of them as JSON; the broker's
 class HostCapabilities(Struct, frozen=True, kw_only=True):
     """The endpoints that a host can run, stored in OFFERS also while it is off.
 
-    Of two that differ, the newer one validates. `programs`: what a job of each endpoint runs there.
+    Of two that differ, the newer one validates. `programs`: what a job of each endpoint runs there. `labels`: those of
+    its settings. `unmet`: by endpoint, what the host lacks for it and will lack until somebody changes the host.
     """
 
     host: Token
@@ -195,6 +197,8 @@ class HostCapabilities(Struct, frozen=True, kw_only=True):
     programs: dict[str, JobProgram] = field(default_factory=dict)
     slots: int = 1
     gpus: tuple[GpuReport, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    unmet: dict[str, str] = field(default_factory=dict)
 
 
 class HostView(Struct, frozen=True, kw_only=True):
@@ -206,6 +210,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     reason. `version`: that of its runner. `declared`: the settings have a power driver for it. `images`: those of its
     endpoints, with what has arrived of each; empty under the process engine, which has none. `volumes`: the same for
     the volumes of its endpoints. `maintenance`: since when and by whom it is in maintenance; null while it is not.
+    `labels`: those of its runner's settings. `unmet`: by endpoint, which of its requirements the host does not meet,
+    also while the host is off.
     """
 
     id: Token
@@ -232,6 +238,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     images: tuple[ImageStatus, ...] = ()
     volumes: tuple[VolumeStatus, ...] = ()
     maintenance: Pause | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    unmet: dict[str, str] = field(default_factory=dict)
 
 
 class AssetTombstone(Struct, frozen=True):

@@ -13,6 +13,7 @@ class WaitReason(StrEnum):
     ENDPOINT_PAUSED = "endpoint_paused"
     NO_HOST = "no_host"
     GPU_NONE = "gpu_none"
+    REQUIREMENT_UNMET = "requirement_unmet"
     HOST_FAULT = "host_fault"
     HOST_BLOCKED = "host_blocked"
     HOST_BOOTING = "host_booting"

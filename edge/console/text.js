@@ -255,6 +255,7 @@ const TEXTS = {
   temperature: ["Temperature", "温度"],
   draw: ["Draw", "功耗"],
   reason_gpu_none: ["this host has no GPU", "该主机没有 GPU"],
+  reason_requirement_unmet: ["this host does not meet its requirements", "该主机不满足其要求"],
   reason_gpu_unhealthy: ["the GPU is not healthy", "GPU 异常"],
   reason_gpu_busy_owner: ["the GPU is in use by others", "GPU 正被其他程序占用"],
   reason_image_pulling: ["the host downloads the image", "主机正在下载镜像"],

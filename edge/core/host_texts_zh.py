@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 
 HOST_TEXTS_ZH: Mapping[str, str] = {
+    "{host} lacks {what}": "{host} 缺少{what}",
+    "label {name} = {value} (it has no such label)": "标签 {name} = {value}（该服务器没有此标签）",
+    "label {name} = {value} (it has {offered})": "标签 {name} = {value}（其值为 {offered}）",
+    "a GPU ({cards}) (it has {found})": "GPU（{cards}）（现有 {found}）",
     "there is no box {box}": "没有机器 {box}",
     "it does not answer": "没有响应",
     "its disk did not accept a write, and it stores nothing until it is restarted": (

@@ -5,6 +5,7 @@ The Chinese texts of wait reasons and statuses must not change: clients of the g
 
 from collections.abc import Mapping
 from math import ceil
+from types import MappingProxyType
 from typing import NamedTuple
 
 from msgspec import structs
@@ -19,6 +20,7 @@ from schemas.problems import FieldError, Problem, ProblemError
 from schemas.status import Status, WaitReason
 from schemas.texts import Catalogue, Language
 
+SHOWN_HOSTS_LIMIT = 3  # in one message
 DEFAULT_WAKE_S = 120.0  # the forecast until a wake was measured
 
 
@@ -26,7 +28,8 @@ class LocalizedText(NamedTuple):
     """One message in every language.
 
     Placeholders: `{minutes}` is the median wake time of the host, `{host}` its id, `{code}` the code of a failure,
-    `{pulled}` how much of an image has arrived, `{since}` and `{by}` when and by whom an endpoint was paused.
+    `{pulled}` how much of an image has arrived, `{since}` and `{by}` when and by whom an endpoint was paused,
+    `{unmet}` what each host lacks.
     """
 
     en: str
@@ -59,6 +62,9 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     ),
     WaitReason.NO_HOST: LocalizedText("No host that can run it has joined yet", "还没有可运行该任务的服务器接入"),
     WaitReason.GPU_NONE: LocalizedText("No host has the GPU that it needs", "没有服务器具备该任务所需的 GPU"),
+    WaitReason.REQUIREMENT_UNMET: LocalizedText(
+        "No host meets its requirements. {unmet}", "没有服务器满足该任务的要求。{unmet}"
+    ),
     WaitReason.HOST_FAULT: LocalizedText(
         "The GPU host does not start; its owner must look", "GPU 服务器启动失败，需要管理员检查"
     ),
@@ -201,7 +207,7 @@ class WaitInfo(NamedTuple):
     """The values that the text of a waiting job shows.
 
     `wake_s`: the measured median wake time of the host. `host`: the host to start. `ahead`: the number of jobs ahead.
-    `pull`: the image that is being pulled. `pause`: that of the job's endpoint.
+    `pull`: the image that is being pulled. `pause`: that of the job's endpoint. `unmet`: what each host lacks for it.
     """
 
     reason: WaitReason
@@ -210,6 +216,7 @@ class WaitInfo(NamedTuple):
     ahead: int | None = None
     pull: ImageStatus | None = None
     pause: Pause | None = None
+    unmet: Mapping[str, str] = MappingProxyType({})
 
 
 def format_wait(wait: WaitInfo, language: Language) -> str:
@@ -217,7 +224,14 @@ def format_wait(wait: WaitInfo, language: Language) -> str:
     text = NEXT_IN_LINE_TEXT if wait.reason is WaitReason.BEHIND and wait.ahead == 0 else WAIT_REASON_TEXTS[wait.reason]
     since, by = (f"{wait.pause.since:%Y-%m-%d %H:%M} UTC", wait.pause.by) if wait.pause else ("", "")
     minutes, pulled = round_up_minutes(wait.wake_s), format_pull(wait.pull)
-    return text.render(language, minutes=minutes, host=wait.host, pulled=pulled, since=since, by=by)
+    unmet = format_unmet(wait.unmet, language)
+    return text.render(language, minutes=minutes, host=wait.host, pulled=pulled, since=since, by=by, unmet=unmet)
+
+
+def format_unmet(unmet: Mapping[str, str], language: Language) -> str:
+    """Return what the first hosts lack, as `gpu-1 lacks label disk = nvme (it has hdd)`."""
+    lacks = [f"{host} lacks {what}" for host, what in list(unmet.items())[:SHOWN_HOSTS_LIMIT]]
+    return "; ".join(CATALOGUE.localize(text, language) for text in lacks)
 
 
 def format_pull(pull: ImageStatus | None) -> str:

@@ -142,6 +142,14 @@ class EndpointRegistry:
             if endpoint in offer.programs
         }
 
+    def unmet(self, endpoint: str) -> dict[str, str]:
+        """Return the hosts that offer `endpoint` and do not meet its requirements, each with what it lacks."""
+        return {
+            host: offer.unmet[endpoint]
+            for host, offer in sorted(self._capabilities.items())
+            if endpoint in offer.unmet and endpoint in self.offered_by(host)
+        }
+
     def hosts_offering(self, endpoint: str) -> frozenset[str]:
         """Return the hosts whose latest offer has `endpoint`, online or not."""
         return frozenset(

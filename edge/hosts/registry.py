@@ -7,6 +7,7 @@ from typing import NamedTuple
 import structlog
 from anyio import sleep
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bus.interface import Bus, BusError
 from edge.core.clock import Clock
@@ -150,7 +151,8 @@ class HostRegistry:
         endpoints = tuple(endpoint.name for endpoint in offer.endpoints) if offer else ()
         if heartbeat is None:
             since = self._left_at.get(host, offer.at if offer else None)
-            return HostView(id=host, state="off", since=since, endpoints=endpoints, gpus=offer.gpus if offer else ())
+            off = HostView(id=host, state="off", since=since, endpoints=endpoints)
+            return replace(off, gpus=offer.gpus, labels=offer.labels, unmet=offer.unmet) if offer else off
         return HostView(
             id=host,
             state=_host_state(heartbeat),
@@ -166,6 +168,8 @@ class HostRegistry:
             gpus=heartbeat.gpus,
             warm=heartbeat.warm,
             waits=heartbeat.blocked_work,
+            labels=offer.labels if offer else {},
+            unmet=offer.unmet if offer else {},
             unschedulable=heartbeat.unschedulable,
             cannot=heartbeat.unschedulable,
             jobs=tuple(run.id for run in heartbeat.running if owner in (None, run.owner)),

@@ -91,6 +91,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "url": _N("Where to fetch it", f"/v1/assets/{_SHA}"),
         "uuid": _N("The UUID of the GPU", _GPU),
         "utilization": _N("How busy it is, in percent; null: not reported", 87),
+        "compute_capability": _N("Its CUDA compute capability; null: not reported", "8.9"),
         "webhook": _N("Where the states of the job are delivered"),
     },
     "Activity": {
@@ -194,6 +195,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "programs": _N("What a job runs there, by host"),
         "differs": _N("Whether two of its hosts have another image or another endpoint.toml", False),
         "paused": _N("Since when and by whom it is paused; null: it is not", None),
+        "unmet": _N("What hosts lack that do not meet its requirements, by host", {}),
         "run_time": _N("How long its runs take; null while fewer than three have succeeded"),
     },
     "RunTime": {
@@ -254,6 +256,8 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "hold": _N("The power override; null: none", None),
         "history": _N("The last changes of its power state", []),
         "maintenance": _N("Since when and by whom it is in maintenance; null: it is not", None),
+        "labels": _N("The labels of its runner's settings", {"disk": "nvme"}),
+        "unmet": _N("Which requirements of an endpoint it does not meet, by endpoint", {}),
         "declared": _N("Whether the settings declare it, so that its power can be switched", True),
     },
     "HostList": {"hosts": _N("The hosts"), "version": _N("The version of this edge", "0.2.0")},

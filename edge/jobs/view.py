@@ -109,7 +109,8 @@ class JobViewBuilder:
             hosts = self._wait_reasons.offline_host_names(job.endpoint)
             pull = self._wait_reasons.image_pull(job.endpoint) if reason is WaitReason.IMAGE_PULLING else None
             pause = self._wait_reasons.endpoint_pause(job.endpoint)
-            return messages.format_wait(messages.WaitInfo(reason, wake_s, hosts, ahead, pull, pause), language)
+            unmet = self._wait_reasons.unmet_requirements(job.endpoint)
+            return messages.format_wait(messages.WaitInfo(reason, wake_s, hosts, ahead, pull, pause, unmet), language)
         if job.error is not None:
             return messages.format_failure(job.error, language)
         return messages.format_status(job.status, language)

@@ -13,6 +13,8 @@ from schemas.status import WaitReason, most_relevant_reason
 # A host reports these for some seconds after the pause has ended. Before that, this edge knows more of the pause.
 ENDED_PAUSES = frozenset({WaitReason.ENDPOINT_PAUSED, WaitReason.HOST_IN_MAINTENANCE})
 
+LACKING = frozenset({WaitReason.GPU_NONE, WaitReason.REQUIREMENT_UNMET})  # what another host may have
+
 
 class WakeForecasts(Protocol):
     """The forecasts of the power controller for hosts that are not online."""
@@ -57,33 +59,43 @@ class WaitReasons:
     def _host_wait_reason(self, endpoint: str) -> WaitReason | None:
         """Return why no host can start the endpoint now, or None if one can.
 
-        Of several online hosts, the reason of the one closest to starting it. GPU_NONE only if no other host offers
-        the endpoint, because another host may have the GPU that this one lacks. HOST_IN_MAINTENANCE only if no other
-        host offers the endpoint or may be woken for it.
+        Of several online hosts, the reason of the one closest to starting it. GPU_NONE and REQUIREMENT_UNMET only if no
+        other host offers the endpoint, because another host may have what this one lacks. HOST_IN_MAINTENANCE only if
+        no other host offers the endpoint or may be woken for it.
         """
         offering, has_maintenance = self._available_hosts(endpoint), self._has_host_in_maintenance(endpoint)
         heartbeats = self._hosts.heartbeats
         reasons = {host: _unschedulable_reason(heartbeats[host], endpoint) for host in offering if host in heartbeats}
         if None in reasons.values():
             return None
-        with_gpu = [reason for reason in reasons.values() if reason not in {None, WaitReason.GPU_NONE}]
-        if with_gpu:
-            return max((reason for reason in with_gpu if reason is not None), key=list(WaitReason).index)
+        able = [reason for reason in reasons.values() if reason is not None and reason not in LACKING]
+        if able:
+            return max(able, key=list(WaitReason).index)
         forecast, offline = self._power.wake_forecast(endpoint), offering - reasons.keys()
         if forecast is not None:
             return forecast.reason
         if not offline and has_maintenance:
             return WaitReason.HOST_IN_MAINTENANCE
         if not offline:
-            return WaitReason.GPU_NONE if reasons else WaitReason.NO_HOST
+            lacking = most_relevant_reason({reason for reason in reasons.values() if reason is not None})
+            has_unmet = bool(self._endpoints.unmet(endpoint))
+            return lacking or (WaitReason.REQUIREMENT_UNMET if has_unmet else WaitReason.NO_HOST)
         return WaitReason.HOST_OFF if any(map(self._power.has_driver, offline)) else WaitReason.HOST_OFF_UNSWITCHED
 
+    def _able_hosts(self, endpoint: str) -> frozenset[str]:
+        """Return the hosts that offer `endpoint` and meet its requirements."""
+        return self._endpoints.hosts_offering(endpoint) - self._endpoints.unmet(endpoint).keys()
+
     def _available_hosts(self, endpoint: str) -> frozenset[str]:
-        """Return the hosts that offer `endpoint` and are not in maintenance."""
-        return self._endpoints.hosts_offering(endpoint) - self._hosts.pauses.hosts_in_maintenance
+        """Return the hosts that can run `endpoint` and are not in maintenance."""
+        return self._able_hosts(endpoint) - self._hosts.pauses.hosts_in_maintenance
 
     def _has_host_in_maintenance(self, endpoint: str) -> bool:
-        return not self._endpoints.hosts_offering(endpoint).isdisjoint(self._hosts.pauses.hosts_in_maintenance)
+        return not self._able_hosts(endpoint).isdisjoint(self._hosts.pauses.hosts_in_maintenance)
+
+    def unmet_requirements(self, endpoint: str) -> dict[str, str]:
+        """Return the hosts that do not meet the requirements of `endpoint`, each with what it lacks."""
+        return self._endpoints.unmet(endpoint)
 
     def endpoint_pause(self, endpoint: str) -> Pause | None:
         """Return the pause of `endpoint`; None if it is not paused."""

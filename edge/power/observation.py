@@ -41,7 +41,13 @@ LOW_NEAR_DEADLINE_FILTER = "status IN ('queued', 'scheduled') AND priority = 'lo
 
 # Reasons that do not end when the current job ends.
 UNSERVABLE_REASONS = frozenset(
-    {WaitReason.ENGINE_AWAY, WaitReason.GPU_NONE, WaitReason.GPU_UNHEALTHY, WaitReason.IMAGE_MISSING}
+    {
+        WaitReason.ENGINE_AWAY,
+        WaitReason.GPU_NONE,
+        WaitReason.REQUIREMENT_UNMET,
+        WaitReason.GPU_UNHEALTHY,
+        WaitReason.IMAGE_MISSING,
+    }
 )
 
 
@@ -49,9 +55,9 @@ class FleetObservation(Struct, frozen=True, kw_only=True):
     """The knowledge of this edge about all hosts at the time `at`.
 
     `waiting_pools`: pools with jobs that are ready, or will be soon. `wake_pools`: those for which a host is woken.
-    `offered_pools`: by host, as last offered. `servable_pools`: by online host, those that it can serve.
-    `active_jobs`: by host, the number of jobs recorded as running or cancelling there. `in_maintenance`: the hosts that
-    are. Jobs of a paused endpoint count for no pool.
+    `offered_pools`: by host, those with an endpoint whose requirements it meets, as last offered. `servable_pools`: by
+    online host, those that it can serve. `active_jobs`: by host, the number of jobs recorded as running or cancelling
+    there. `in_maintenance`: the hosts that are. Jobs of a paused endpoint count for no pool.
     """
 
     at: datetime
@@ -101,7 +107,7 @@ class FleetObserver:
             absence_counts=self._index.is_caught_up and self._bus.health.uptime_s() >= HOST_GONE_TIMEOUT_S,
             heartbeats=present,
             offered_pools={
-                offer.host: frozenset(e.effective_pool for e in offer.endpoints)
+                offer.host: frozenset(e.effective_pool for e in offer.endpoints if e.name not in offer.unmet)
                 for offer in self._endpoints.host_capabilities()
             },
             servable_pools={host: self._servable_pools(heartbeat) for host, heartbeat in present.items()},
@@ -169,12 +175,12 @@ class FleetObserver:
         )
 
     def hosts_offering(self, endpoint: str, declared: Iterable[str]) -> set[str]:
-        """Return the declared hosts that offer `endpoint`, except those in maintenance.
+        """Return the declared hosts that can run `endpoint`, except those in maintenance.
 
         A host that was never seen may offer it.
         """
         seen = {offer.host for offer in self._endpoints.host_capabilities()}
-        offering = self._endpoints.hosts_offering(endpoint)
+        offering = self._endpoints.hosts_offering(endpoint) - self._endpoints.unmet(endpoint).keys()
         wakeable = set(declared) - self._hosts.pauses.hosts_in_maintenance
         return {host for host in wakeable if host not in seen or host in offering}
 

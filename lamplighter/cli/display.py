@@ -148,6 +148,12 @@ def format_engine(host: Mapping[str, Any]) -> str:
     return say(f"{host['engine']}{user}{', away' if host.get('engine_away') else ''}")
 
 
+def format_offered(host: Mapping[str, Any]) -> str:
+    """Return the endpoints of a host; `(unmet)` stands after those whose requirements it does not meet."""
+    unmet = host.get("unmet", {})
+    return ", ".join(say(f"{name} (unmet)") if name in unmet else name for name in host["endpoints"])
+
+
 def describe_engine(host: Mapping[str, Any]) -> str:
     """Return a sentence about the engine of an online host, and what it means for the jobs there."""
     if why := host.get("engine_away"):

@@ -41,6 +41,8 @@ UNSCHEDULABLE_FIXES = {
     "image_missing": "build or pull its image on that host, under the name in its endpoint.toml",
     "disk_short": "free some space on that host",
 }
+UNMET_FIX = "offer it on another host, or correct the requirements in its endpoint.toml"
+REPORTED_ONCE = frozenset({"engine_away", "requirement_unmet"})  # other checks report these for the host
 PROCESS_ENGINE_FIX = "install Docker on that host and set engine = docker, or run only images that you trust"
 TOOLKIT_FIX = "install the NVIDIA container toolkit on that host and restart its runner"
 
@@ -216,8 +218,11 @@ def _check_images(host: dict[str, Any]) -> Iterable[Finding]:
 def _check_endpoints(host: dict[str, Any]) -> Iterable[Finding]:
     """List the endpoints that cannot start on the host now."""
     # An edge of the release before has only `cannot`.
+    for endpoint, lacks in host.get("unmet", {}).items():  # known also of a host that is off
+        name = f"{endpoint} on {host['id']}"
+        yield Finding(name, CheckStatus.WARN, f"cannot start there, the host lacks {lacks}", UNMET_FIX)
     for endpoint, why in host.get("unschedulable", host.get("cannot", {})).items():
-        if why == "engine_away":  # _check_engine reports it once for the host
+        if why in REPORTED_ONCE:
             continue
         yield Finding(
             f"{endpoint} on {host['id']}",

@@ -64,8 +64,11 @@ def list_endpoints(session: CliContext, name: str | None) -> None:
 
 
 def _describe_hosts(endpoint: dict[str, Any]) -> str:
-    """Return the hosts of an endpoint, whether they run different programs, and whether it is paused."""
-    hosts = ", ".join(endpoint["hosts"]) or say("no host yet")
+    """Return the hosts of an endpoint, what they lack, whether their programs differ, and whether it is paused."""
+    unmet = endpoint.get("unmet", {})
+    hosts = ", ".join(
+        say(f"{host} (lacks {unmet[host]})") if host in unmet else host for host in endpoint["hosts"]
+    ) or say("no host yet")
     hosts = say(f"{hosts} (they differ)") if endpoint.get("differs") else hosts
     return say(f"{hosts} (paused)") if endpoint.get("paused") else hosts
 

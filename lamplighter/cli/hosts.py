@@ -82,7 +82,7 @@ def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
         host.get("version") or "-",
         display.format_time_text(host["since"]),
         display.format_engine(host),
-        ", ".join(host["endpoints"]),
+        display.format_offered(host),
         gpus,
         host.get("injection") or "-",
         display.format_images(host),

@@ -367,6 +367,12 @@ _DOCTOR: Mapping[str, str] = {
     "read that runner's log": "请查看该 runner 的日志",
     "{endpoint} on {host}": "{host} 上的 {endpoint}",
     "cannot start now: {reason}": "目前无法启动：{reason}",
+    "cannot start there, the host lacks {what}": "无法在该服务器上启动，缺少{what}",
+    "offer it on another host, or correct the requirements in its endpoint.toml": (
+        "在其他服务器上提供它，或更正其 endpoint.toml 中的要求"
+    ),
+    "{host} (lacks {what})": "{host}（缺少{what}）",
+    "{endpoint} (unmet)": "{endpoint}（要求未满足）",
     "gpu access of {host}": "{host} 的显卡接入",
     "given to containers by {method}": "通过 {method} 提供给容器",
     "fix the image, or set warm = false in its endpoint.toml": "请修复镜像，或在其 endpoint.toml 中设置 warm = false",

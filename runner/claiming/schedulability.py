@@ -9,6 +9,7 @@ import anyio
 import anyio.to_thread
 
 from bus.notifier import Notifier
+from runner.claiming.requirements import describe_unmet
 from runner.claiming.volumes import HostContents
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import MIB
@@ -30,9 +31,10 @@ DISK_MEASUREMENT_MAX_AGE_S = 5.0  # so that a claim need not wait: the heartbeat
 
 
 class HostState:
-    """State of this host that changes while it runs. Every change is notified: the heartbeat reports it at once."""
+    """The labels of this host, and what changes while it runs. Every change is notified and reported at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Mapping[str, str] | None = None) -> None:
+        self.labels = labels or {}
         self.is_recovered = False  # recovery has dealt with what earlier runner processes left
         self.is_draining = False  # the runner shuts down
         self.is_paused = False  # the edge's power control lets this host claim nothing
@@ -100,6 +102,14 @@ class Schedulability:
         placements = {name: self._place(endpoint, free_mb) for name, endpoint in self._endpoints.items()}
         return {name: placement.reason for name, placement in placements.items() if isinstance(placement, Unplaceable)}
 
+    def unmet_requirements(self) -> dict[str, str]:
+        """Return what this host lacks for every endpoint that it cannot run as it is."""
+        unmet = {name: self._describe_unmet(endpoint) for name, endpoint in self._endpoints.items()}
+        return {name: text for name, text in unmet.items() if text is not None}
+
+    def _describe_unmet(self, endpoint: LocalEndpoint) -> str | None:
+        return describe_unmet(endpoint.config, self._state.labels, self._gpu_allocator.snapshot)
+
     async def place(self, endpoint: LocalEndpoint, *, warm: bool = False) -> Placed | Unplaceable:
         """Return the GPUs that a container of this endpoint would get now. `warm`: it starts before its job."""
         return self._place(endpoint, await self._measure_disk_mb(DISK_MEASUREMENT_MAX_AGE_S), warm=warm)
@@ -117,17 +127,24 @@ class Schedulability:
         return self._disk_measurement.mb
 
     def _place(self, endpoint: LocalEndpoint, free_mb: int, *, warm: bool = False) -> Placed | Unplaceable:
+        if (paused := self._why_paused(endpoint)) is not None:
+            return paused
+        if (unmet := self._describe_unmet(endpoint)) is not None:
+            return Unplaceable(WaitReason.REQUIREMENT_UNMET, unmet)
+        if self._state.engine_away is not None:
+            return Unplaceable(WaitReason.ENGINE_AWAY, self._state.engine_away)
+        if (incomplete := self._contents.why_unplaceable(endpoint)) is not None:
+            return incomplete
+        return self._gpu_allocator.place(endpoint.config, free_mb, warm=warm)
+
+    def _why_paused(self, endpoint: LocalEndpoint) -> Unplaceable | None:
         if self._state.is_paused:
             return Unplaceable(WaitReason.PAUSED, "the host is being powered off")
         if self._state.is_in_maintenance:
             return Unplaceable(WaitReason.HOST_IN_MAINTENANCE, "an operator has put the host into maintenance")
         if endpoint.config.name in self._state.paused_endpoints:
             return Unplaceable(WaitReason.ENDPOINT_PAUSED, "an operator has paused the endpoint")
-        if self._state.engine_away is not None:
-            return Unplaceable(WaitReason.ENGINE_AWAY, self._state.engine_away)
-        if (incomplete := self._contents.why_unplaceable(endpoint)) is not None:
-            return incomplete
-        return self._gpu_allocator.place(endpoint.config, free_mb, warm=warm)
+        return None
 
 
 def free_memory_mb() -> int:

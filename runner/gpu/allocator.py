@@ -159,14 +159,14 @@ class GpuAllocator:
         be started before its job.
         """
         capacity = PlacementCapacity(self.snapshot, self._health, self._reservations, disk_free_mb)
-        return place(capacity, endpoint.resources, self.settings.placement, warm=warm)
+        return place(capacity, endpoint.resources, self.settings.placement, warm=warm, cards=endpoint.cards)
 
     def can_start(self, allocation: GpuAllocation, endpoint: Endpoint) -> bool:
         """Return whether the warm container on these GPUs could start its job now."""
         snapshot = self.snapshot
         samples = tuple(sample for sample in snapshot.samples if sample.uuid in allocation.uuids)
         capacity = PlacementCapacity(replace(snapshot, samples=samples), self._health, self._reservations)
-        return isinstance(place(capacity, endpoint.resources, self.settings.placement), Placed)
+        return isinstance(place(capacity, endpoint.resources, self.settings.placement, cards=endpoint.cards), Placed)
 
     def is_unfit(self, allocation: GpuAllocation) -> bool:
         """Return whether a warm container should give these GPUs up: one erred, or the machine's owner uses it."""

@@ -252,6 +252,7 @@ def gpu_reports(snapshot: GpuSnapshot, healths: Mapping[str, GpuHealth]) -> tupl
                 temperature_c=sample.temperature_c,
                 utilization=sample.utilization,
                 power_w=sample.power_w,
+                compute_capability=sample.compute_capability,
                 **_health_fields(healths.get(sample.uuid)),
             ),
         )

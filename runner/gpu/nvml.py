@@ -128,6 +128,7 @@ FIELDS: dict[str, tuple[Callable[[Handle], Any], ...]] = {
     "utilization": (lambda h: nv.nvmlDeviceGetUtilizationRates(h).gpu,),
     "power_w": (lambda h: nv.nvmlDeviceGetPowerUsage(h) / 1000,),
     "energy_mj": (nv.nvmlDeviceGetTotalEnergyConsumption,),
+    "compute_capability": (lambda h: "{}.{}".format(*nv.nvmlDeviceGetCudaComputeCapability(h)),),
     "processes": (_processes, _computing, _computing_before_510),
 }
 

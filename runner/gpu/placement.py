@@ -7,10 +7,12 @@ GPU; a GPU that is only busy or unhealthy is waited for.
 from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from runner.gpu.process_owner import OwnProcesses, is_own
 from schemas.endpoint import Resources
 from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuSample, GpuSnapshot
+from schemas.requirements import CardRequirement
 from schemas.status import WAIT_REASON_ORDER, WaitReason
 
 
@@ -69,13 +71,20 @@ REASON_BY_STATUS = {
     GpuHealthStatus.BUSY_OWNER: WaitReason.GPU_BUSY_OWNER,
 }
 DEFAULT_POLICY = PlacementPolicy()
+ANY_CARD = CardRequirement()
 
 
 def place(
-    capacity: PlacementCapacity, need: Resources, policy: PlacementPolicy = DEFAULT_POLICY, *, warm: bool = False
+    capacity: PlacementCapacity,
+    need: Resources,
+    policy: PlacementPolicy = DEFAULT_POLICY,
+    *,
+    warm: bool = False,
+    cards: CardRequirement = ANY_CARD,
 ) -> Placed | Unplaceable:
     """Choose the GPUs for one container: the least crowded first, then the tightest fit, so that large gaps stay whole.
 
+    Only GPUs that meet `cards` are used. Without one, work that can do without a GPU does so.
     `warm`: the container is started before its job, takes no job's place, and evicts nothing.
     """
     snapshot = capacity.snapshot
@@ -84,10 +93,12 @@ def place(
         return Unplaceable(WaitReason.DISK_SHORT, short)
     if need.gpus == 0 or (need.gpu_optional and snapshot.state in NO_GPU_STATES and not snapshot.lost):
         return Placed()
-    if snapshot.state is GpuMonitorState.NONE and not snapshot.lost:
-        return Unplaceable(WaitReason.GPU_NONE, snapshot.why)
     if snapshot.state is not GpuMonitorState.OK:
-        return Unplaceable(WaitReason.GPU_UNHEALTHY, snapshot.why)
+        is_absent = snapshot.state is GpuMonitorState.NONE and not snapshot.lost
+        return Unplaceable(WaitReason.GPU_NONE if is_absent else WaitReason.GPU_UNHEALTHY, snapshot.why)
+    if (unmet := describe_unmet_cards(snapshot, need, cards)) is not None:
+        return Placed() if need.gpu_optional else Unplaceable(WaitReason.REQUIREMENT_UNMET, unmet)
+    snapshot = _keep_suitable(snapshot, cards)
     offers, refusals = [], []
     for sample in snapshot.samples:
         reservations = [reservation for reservation in capacity.reservations if reservation.uuid == sample.uuid]
@@ -105,6 +116,26 @@ def place(
     if len(offers) >= need.gpus:
         return Placed(tuple(uuid for *_, uuid in sorted(offers)[: need.gpus]))
     return _choose_reason(refusals, snapshot, need)
+
+
+def describe_unmet_cards(snapshot: GpuSnapshot, need: Resources, cards: CardRequirement) -> str | None:
+    """Return which cards this host does not have, or None if it has them, whether they are free or not."""
+    if cards.is_any or not need.gpus:
+        return None
+    suitable = _keep_suitable(snapshot, cards)
+    if len(suitable.samples) + len(suitable.lost) >= need.gpus:
+        return None
+    found = [f"{sample.name}, {sample.compute_capability or 'unknown'}" for sample in snapshot.samples]
+    wanted = "a GPU" if need.gpus == 1 else f"{need.gpus} GPUs"
+    return f"{wanted} ({cards.describe()}) (it has {'; '.join(found) or 'no GPU'})"
+
+
+def _keep_suitable(snapshot: GpuSnapshot, cards: CardRequirement) -> GpuSnapshot:
+    """Return the snapshot with the GPUs that meet the requirement, or may: a lost one does not say."""
+    if cards.is_any:
+        return snapshot
+    samples = tuple(one for one in snapshot.samples if cards.is_met_by(one.name, one.compute_capability))
+    return replace(snapshot, samples=samples, lost=tuple(one for one in snapshot.lost if cards.may_be(one.name)))
 
 
 def free_mb(sample: GpuSample, reservations: Iterable[VramReservation]) -> int:

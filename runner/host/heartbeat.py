@@ -135,7 +135,7 @@ class HeartbeatPublisher:
         )
 
     async def _publish_capabilities(self) -> None:
-        """Publish the capabilities when they have changed: endpoints, slots, GPUs."""
+        """Publish the capabilities when they have changed: endpoints, slots, GPUs, labels, and what is lacking."""
         capabilities = HostCapabilities(
             host=self._context.host,
             incarnation=self._context.incarnation,
@@ -147,6 +147,8 @@ class HeartbeatPublisher:
                 replace(gpu, memory_free_mb=None, temperature_c=None, utilization=None, power_w=None)
                 for gpu in self._host.gpu_allocator.reports()
             ),
+            labels=dict(self._host.labels),
+            unmet=self._schedulability.unmet_requirements(),
         )
         if capabilities != self._published_capabilities:
             await self._context.bus.capabilities.put(self._context.host, replace(capabilities, at=self._context.now()))

@@ -16,8 +16,9 @@ from runner.gpu.placement import Placed, Unplaceable
 from schemas.container_protocol import ExitCode
 from schemas.endpoint import Endpoint, Resources
 from schemas.events import AttemptReleased
-from schemas.gpu import GpuSample
+from schemas.gpu import GpuMonitorState, GpuSample
 from schemas.host import HostHeartbeat
+from schemas.ids import JobKey
 from schemas.status import Priority, Status, WaitReason
 from tests.runner.warm_programs import warm_endpoint
 from tests.support.fake_bus.stores import FakeTable
@@ -253,3 +254,49 @@ async def test_an_image_that_is_not_made_for_the_gpu_tells_nothing_against_it(
         job = await world.wait_for_event(await world.submit("gpu"), AttemptReleased)
         assert (job.charged_attempts, job.free_releases) == (0, {code: 1})
         assert runner.host.gpu_allocator.reports()[0].fitness == fitness
+
+
+async def test_an_endpoint_with_a_label_that_the_host_lacks_is_offered_with_the_reason(
+    world: RunnerEnvironment,
+) -> None:
+    needs = Endpoint(name="well", image="well", labels={"disk": "nvme"})
+    world.kinds = {"well": LocalEndpoint(needs, world.folder)}
+    async with world.run_runner():
+        await world.submit("well")
+
+        async def told() -> HostHeartbeat | None:
+            row = await world.edge.heartbeats.get("gpu-1")
+            return row.value if row is not None and row.value.unschedulable else None
+
+        heartbeat: HostHeartbeat = await wait_for(told)
+        offer = await world.edge.capabilities.get("gpu-1")
+    assert heartbeat.unschedulable == {"well": "requirement_unmet"}
+    assert offer is not None
+    assert [one.name for one in offer.value.endpoints] == ["well"]
+    assert offer.value.unmet == {"well": "label disk = nvme (it has no such label)"}
+    world.labels = {"disk": "nvme"}
+    async with world.run_runner("i2"):
+        assert (await world.wait_until_ended(JobKey("ada", "j1"))).status is Status.SUCCEEDED
+        offer = await world.edge.capabilities.get("gpu-1")
+    assert offer is not None
+    assert (offer.value.unmet, offer.value.labels) == ({}, {"disk": "nvme"})
+
+
+async def test_gpus_of_another_model_are_told_and_a_driver_that_hangs_is_not(world: RunnerEnvironment) -> None:
+    gpus = FakeGpuMonitor(replace(SAMPLE, name="Tesla T4", compute_capability="7.5"))
+    world.gpus = gpus
+    needs = Endpoint(name="well", image="well", resources=Resources(gpus=1), gpu=("A100",))
+    world.kinds = {"well": LocalEndpoint(needs, world.folder)}
+
+    async def unmet() -> dict[str, str]:
+        row = await world.edge.capabilities.get("gpu-1")
+        return row.value.unmet if row is not None else {}
+
+    async def has_none() -> bool:
+        return not await unmet()
+
+    async with world.run_runner():
+        told: dict[str, str] = await wait_for(unmet)
+        assert told == {"well": "a GPU (A100) (it has Tesla T4, 7.5)"}
+        gpus.set_state(GpuMonitorState.HUNG, "silent")
+        await wait_for(has_none)

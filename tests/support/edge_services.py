@@ -296,9 +296,11 @@ class EdgeServicesRig:
         await self.bus.job_queue.remove(running.pointer)  # a runner would acknowledge it instead
         return done
 
-    async def announce_capabilities(self, slots: int = 1, host: str = "gpu-1", at: datetime | None = None) -> None:
+    async def announce_capabilities(
+        self, slots: int = 1, host: str = "gpu-1", at: datetime | None = None, **fields: Any
+    ) -> None:
         offered = HostCapabilities(
-            host=host, incarnation="i1", at=at or self.time(), endpoints=(ECHO_ENDPOINT,), slots=slots
+            host=host, incarnation="i1", at=at or self.time(), endpoints=(ECHO_ENDPOINT,), slots=slots, **fields
         )
         await self.bus.capabilities.put(host, offered)
         await self.endpoints.refresh()

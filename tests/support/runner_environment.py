@@ -157,6 +157,7 @@ class RunnerEnvironment:
         self.grace_s = 0.05
         self.poweroff: tuple[str, ...] = ()
         self.people: frozenset[str] = frozenset()
+        self.labels: dict[str, str] = {}
         self.kinds: dict[str, LocalEndpoint] | None = None
         self.gpus: GpuMonitor = FakeGpuMonitor()
         self.gpu_settings = GpuSettings()
@@ -231,6 +232,7 @@ class RunnerEnvironment:
             settle_s=2.0,
             poweroff=self.poweroff,
             find_logged_in_users=lambda: self.people,
+            labels=self.labels,
             report_health=HealthFile(self.health_file).renew,
         )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from litestar import post
 from litestar.params import FromPath
-from msgspec import Struct
+from msgspec import Struct, field
 
 from edge.core.error_handling import translate_errors
 from edge.hosts.endpoints import do_programs_differ, localize_schema
@@ -30,7 +30,8 @@ class EndpointView(Struct, frozen=True):
     """An endpoint. `hosts`: the hosts that offer it, powered on or not.
 
     `programs`: what a job runs on each host that told. `differs`: two of them have another image or endpoint.toml.
-    `paused`: since when and by whom it is paused; None while it is not.
+    `paused`: since when and by whom it is paused; None while it is not. `unmet`: the hosts that do not meet its
+    requirements, each with what it lacks.
 
     `title` and `description`, also those of the input's fields, are in the reader's language, or in English where the
     image has no Chinese. Both languages follow under the same names with `_en` and `_zh`. `run_time`: of its last runs
@@ -53,6 +54,7 @@ class EndpointView(Struct, frozen=True):
     description_zh: str = ""
     run_time: RunTimeView | None = None
     paused: Pause | None = None
+    unmet: dict[str, str] = field(default_factory=dict)
 
 
 class EndpointListView(Struct, frozen=True):
@@ -81,6 +83,7 @@ def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint, language: Lang
         differs=do_programs_differ(programs.values()),
         run_time=None if usual is None else RunTimeView(round(usual.p50, 3), round(usual.p90, 3), usual.samples),
         paused=services.hosts.pauses.of_endpoint(endpoint.name),
+        unmet=services.endpoints.unmet(endpoint.name),
     )
 
 

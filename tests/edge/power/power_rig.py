@@ -72,6 +72,7 @@ class PowerRigRunner:
         self.crashed = False
         self.work: list[Job] = []
         self.busy = ActivityCounts()
+        self.unmet: dict[str, str] = {}
 
     async def beat(self) -> None:
         if self.driver.power is not ReportedPower.ON or self.crashed:
@@ -82,7 +83,9 @@ class PowerRigRunner:
         ordered = row is not None and row.value.state in {PowerState.DRAINING, PowerState.STOPPING}
         at = self._time()
         running = tuple(RunningExecution(job.owner, job.id, job.endpoint, job.round, 1) for job in self.work)
-        offer = HostCapabilities(host=self.host, incarnation=self._life, at=at, endpoints=(ECHO_ENDPOINT,))
+        offer = HostCapabilities(
+            host=self.host, incarnation=self._life, at=at, endpoints=(ECHO_ENDPOINT,), unmet=self.unmet
+        )
         await self._bus.capabilities.put(self.host, offer)
         here = HostHeartbeat(host=self.host, incarnation=self._life, at=at, since=at, draining=ordered, running=running)
         await self._bus.heartbeats.put(self.host, replace(here, activity=self.busy))

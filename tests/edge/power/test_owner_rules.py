@@ -178,3 +178,20 @@ async def test_jobs_of_a_paused_endpoint_wake_no_host_and_keep_none_on(tmp_path:
         await made.wait_for_state(S.ONLINE, within_s=60)
         await pauses.pause_endpoint("echo", "ops")
         await made.wait_for_state(S.OFF, within_s=300)
+
+
+async def test_a_host_that_is_known_to_lack_what_is_required_is_not_woken(tmp_path: Path) -> None:
+    hosts = {"gpu-1": HOST, "gpu-2": replace(HOST, wake_priority=2)}
+    async with run_power_rig(tmp_path, hosts) as made:
+        made.runners["gpu-1"].unmet = {"echo": "label disk = nvme (it has no such label)"}
+        await made.edge.world.submit()
+        await made.wait_for_state(S.ONLINE)  # it was never seen, so that it might have what is required
+        await made.wait_for_state(S.OFF)
+        assert calls(made) == ["start", "stop"]
+        assert calls(made, "gpu-2")[:1] == ["start"]
+        await made.wait_for_state(S.ONLINE, "gpu-2")
+        await made.run_all_jobs()
+        await made.wait_for_state(S.OFF, "gpu-2")
+        await made.edge.world.submit()
+        await made.wait_for_state(S.ONLINE, "gpu-2")
+        assert calls(made) == ["start", "stop"]

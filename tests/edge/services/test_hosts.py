@@ -7,9 +7,11 @@ import pytest
 
 from bus.interface import TableRow
 from edge.hosts.registry import HostNotice, WakeForecast
+from edge.jobs.view import Asker
 from schemas.host import GpuReport, HostCapabilities, HostHeartbeat, RunningExecution, WarmPoolStatus
 from schemas.job import Claim
 from schemas.status import WaitReason
+from schemas.texts import Language
 from tests.support.edge_services import ECHO_ENDPOINT, START, FakeBusServicesRig
 
 CANNOT = {"echo": "image_missing"}
@@ -118,6 +120,28 @@ async def test_a_host_without_a_gpu_gives_the_reason_only_if_no_other_could_do_b
     assert await reason(fake) == WaitReason.HOST_WAKING
     await fake.send_heartbeat("gpu-2", unschedulable={"echo": "vram_short"})
     assert await reason(fake) == WaitReason.VRAM_SHORT
+
+
+async def test_a_host_that_lacks_what_is_required_gives_the_reason_only_if_no_other_could_do_better(
+    fake: FakeBusServicesRig,
+) -> None:
+    unmet = {"echo": "label disk = nvme (it has no such label)"}
+    await fake.announce_capabilities(host="gpu-1", unmet=unmet, labels={"zone": "a"})
+    assert await reason(fake) == WaitReason.REQUIREMENT_UNMET  # also while it is off
+    await fake.send_heartbeat("gpu-1", unschedulable={"echo": "requirement_unmet"})
+    job = await fake.submit()
+    view = await fake.job_views.build(await fake.jobs.read(job.key))
+    assert view.message == ("No host meets its requirements. gpu-1 lacks label disk = nvme (it has no such label)")
+    chinese = await fake.job_views.build(await fake.jobs.read(job.key), Asker(Language.ZH))
+    assert chinese.message == "没有服务器满足该任务的要求。gpu-1 缺少标签 disk = nvme（该服务器没有此标签）"
+    shown = fake.hosts.views()[0]
+    assert (shown.unmet, shown.labels) == (unmet, {"zone": "a"})
+    await fake.announce_capabilities(host="gpu-2")
+    assert await reason(fake) == WaitReason.HOST_OFF_UNSWITCHED
+    assert fake.wait_reasons.offline_host_names("echo") == "gpu-2"
+    await fake.send_heartbeat("gpu-2")
+    assert await reason(fake) == WaitReason.BEHIND
+    assert fake.wait_reasons.candidate_hosts("echo") == ("gpu-2",)
 
 
 async def test_one_able_host_is_enough_and_else_the_nearest_to_able_speaks(fake: FakeBusServicesRig) -> None:

@@ -92,7 +92,7 @@ async def test_a_failed_job_says_why(fake: FakeBusServicesRig, code: str, zh: st
     assert (await seen(fake, job, Language.ZH)).message == zh
 
 
-SHOWN = {"minutes": 2, "code": "x", "host": "y", "pulled": "1 %", "since": "z", "by": "ops"}
+SHOWN = {"minutes": 2, "code": "x", "host": "y", "pulled": "1 %", "unmet": "x lacks y", "since": "z", "by": "ops"}
 
 
 def test_every_word_has_a_text_in_both_languages() -> None:

@@ -37,6 +37,7 @@ async def test_every_value_arrives_under_its_name(tmp_path: Path) -> None:
         gpu0__utilization=73,
         gpu0__power_mw=312500,
         gpu0__energy_mj=987654321,
+        gpu0__capability="12.0",
     )
     assert await first_sample(cards) == GpuSample(
         index=0,
@@ -57,6 +58,7 @@ async def test_every_value_arrives_under_its_name(tmp_path: Path) -> None:
         utilization=73,
         power_w=312.5,
         energy_mj=987654321,
+        compute_capability="12.0",
     )
 
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from runner.gpu.health import gpu_reports
 from runner.gpu.placement import (
@@ -16,6 +17,7 @@ from runner.gpu.placement import (
 )
 from schemas.endpoint import Resources
 from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuProcess, GpuSample, GpuSnapshot, LostGpu
+from schemas.requirements import CardRequirement
 from schemas.status import WaitReason
 from tests.support.gpu_samples import fit_health, make_sample, make_snapshot
 
@@ -217,3 +219,59 @@ def test_presence_shows_every_gpu() -> None:
         ("GPU-1", "hot", "warm", 61),
         ("GPU-2", "unhealthy", "not assessed yet", 50),
     ]
+
+
+MIXED = (
+    make_sample(0, name="NVIDIA GeForce RTX 4090", compute_capability="8.9"),
+    make_sample(1, name="Tesla T4", compute_capability="7.5"),
+    make_sample(2, name="NVIDIA A100-SXM4-80GB", compute_capability="8.0"),
+)
+MIXED_NAMES = "NVIDIA GeForce RTX 4090, 8.9; Tesla T4, 7.5; NVIDIA A100-SXM4-80GB, 8.0"
+
+
+@pytest.mark.parametrize(
+    ("cards", "chosen"),
+    [
+        (CardRequirement(("t4",)), "GPU-1"),
+        (CardRequirement(("H100", "A100")), "GPU-2"),
+        (CardRequirement((), "8.9"), "GPU-0"),
+        (CardRequirement(("T4", "A100"), "8.0"), "GPU-2"),
+    ],
+)
+def test_only_matching_gpus_of_a_mixed_host_are_chosen(cards: CardRequirement, chosen: str) -> None:
+    assert place(PlacementCapacity(make_snapshot(*MIXED), fit_health(0, 1, 2)), ONE, cards=cards) == Placed((chosen,))
+
+
+@pytest.mark.parametrize(
+    ("cards", "need", "why"),
+    [
+        (
+            CardRequirement(("H100",), "9.0"),
+            ONE,
+            f"a GPU (H100, compute capability 9.0 or higher) (it has {MIXED_NAMES})",
+        ),
+        (
+            CardRequirement(("T4",)),
+            TWO,
+            f"2 GPUs (T4) (it has {MIXED_NAMES})",
+        ),
+    ],
+)
+def test_gpus_that_a_host_does_not_have_are_named(cards: CardRequirement, need: Resources, why: str) -> None:
+    placed = place(PlacementCapacity(make_snapshot(*MIXED), fit_health(0, 1, 2)), need, cards=cards)
+    assert placed == Unplaceable(WaitReason.REQUIREMENT_UNMET, why)
+
+
+def test_a_matching_gpu_that_is_busy_or_lost_is_waited_for() -> None:
+    busy = (VramReservation("GPU-1", 8000, C),)
+    cards, health = CardRequirement(("T4",)), fit_health(0, 1, 2)
+    assert reason(place(PlacementCapacity(make_snapshot(*MIXED), health, busy), ONE, cards=cards)) is WaitReason.BEHIND
+    lost = replace(make_snapshot(MIXED[0]), lost=(LostGpu("GPU-1", "off the bus", 1, "Tesla T4"),))
+    assert reason(place(PlacementCapacity(lost, health), ONE, cards=cards)) is WaitReason.GPU_UNHEALTHY
+    other = replace(lost, lost=(LostGpu("GPU-2", "off the bus", 2, "NVIDIA A100"),))
+    assert reason(place(PlacementCapacity(other, health), ONE, cards=cards)) is WaitReason.REQUIREMENT_UNMET
+
+
+def test_work_that_can_do_without_a_gpu_does_so_where_none_matches() -> None:
+    capacity = PlacementCapacity(make_snapshot(*MIXED), fit_health(0, 1, 2))
+    assert place(capacity, EASY, cards=CardRequirement(("H100",))) == Placed()

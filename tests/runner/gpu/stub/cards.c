@@ -84,6 +84,12 @@ NUMBER(nvmlDeviceGetTotalEnergyConsumption, u64, "energy_mj", 0)
 NUMBER(nvmlDeviceGetCurrentClocksThrottleReasons, u64, "reasons", 1)
 NUMBER(nvmlDeviceGetRetiredPagesPendingStatus, u32, "retired_pending", 0)
 
+Return nvmlDeviceGetCudaComputeCapability(Card *card, int *major, int *minor) {
+    ENTER_WHOLE;
+    char text[64] = "8.9";
+    card_text(card, "capability", text, sizeof text);
+    return sscanf(text, "%d.%d", major, minor) == 2 ? OK : NOT_SUPPORTED;
+}
 Return nvmlDeviceGetUtilizationRates(Card *card, u32 *out) {
     ENTER_WHOLE;
     out[0] = (u32)card_number(card, "utilization", 0);
