@@ -173,7 +173,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
         wait_reasons=jobs.wait_reasons,
         api_keys=domain.api_keys,
         tokens=TokenIssuer(signing_secret, domain.api_keys.get, utc_now),
-        sessions=SessionIssuer(signing_secret, domain.api_keys.get, utc_now, os.urandom),
+        sessions=SessionIssuer(signing_secret, domain.api_keys.get, utc_now, os.urandom, bus.installation_constants),
         url_signer=url_signer,
         enrollment=HostEnrollment(bus, domain.api_keys, _make_host_accounts(settings), addresses, utc_now),
         owners=OwnerDirectory(bus, index, domain.api_keys),

@@ -120,7 +120,7 @@ function drawBanner() {
 async function begin() {
   connect();
   document.body.append(header, banner, main);
-  const ticket = /^#ticket=([0-9a-f]+)$/.exec(location.hash)?.[1];
+  const ticket = /^#ticket=([\w.-]+)$/.exec(location.hash)?.[1];
   if (ticket) history.replaceState(null, "", location.pathname); // a reload must not show an old ticket
   for (;;) {
     try {

@@ -482,7 +482,6 @@ _CONSOLE: Mapping[str, str] = {
     "there is no action {action}: POST /v1/jobs/actions starts one": (
         "没有操作 {action}：用 POST /v1/jobs/actions 开始操作"
     ),
-    "{count} sign-in links are unused: wait some minutes": "有 {count} 个登录链接尚未使用：请等待几分钟",
 }
 
 REFUSALS_ZH: Mapping[str, str] = {

@@ -4,7 +4,7 @@ Below `uploads/` of the shared store:
 
     <owner>/<id>/created      the upload as it was created
     <owner>/<id>/length       its length, if the client named it later
-    <owner>/<id>/at-<offset>  the bytes from this offset on: at most PART_BYTES
+    <owner>/<id>/at-<offset>  the bytes from this offset on: less than 2 × PART_BYTES
     <owner>/<id>/done         the digest of the asset that it became; its bytes are deleted then
 
 Each object is created once and never changed. So no lock is needed: of two edges that write from the same offset, one
@@ -150,9 +150,9 @@ class SharedUploadStateStore(UploadStateStore):
     def append(self, file: int, before: Upload, after: Upload) -> None:
         """Share the bytes between the two offsets. Raises UploadChanged if another edge has added bytes there."""
         at = before.offset
-        while at < after.offset:
+        while (rest := after.offset - at) > 0:
             with map_disk_errors():
-                body = os.pread(file, min(PART_BYTES, after.offset - at), at)
+                body = os.pread(file, rest if rest < 2 * PART_BYTES else PART_BYTES, at)
             name = f"{_folder(after.key)}/{_part_name(at)}"
             if not self._objects.create(name, body) and not self._is_part(name, body):
                 raise UploadChanged

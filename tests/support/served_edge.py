@@ -157,7 +157,7 @@ def make_services(
         host_samples=HostSamples(made.hosts, made.folder / "host-samples.json", made.time),
         api_keys=keys,
         tokens=TokenIssuer(SECRET, keys.get, made.time),
-        sessions=SessionIssuer(SECRET, keys.get, made.time, FixedEntropy()),
+        sessions=SessionIssuer(SECRET, keys.get, made.time, FixedEntropy(), made.bus.installation_constants),
         url_signer=made.signer,
         enrollment=HostEnrollment(made.bus, keys, accounts, ADDRESSES, made.time),
         owners=OwnerDirectory(made.bus, made.index, keys),

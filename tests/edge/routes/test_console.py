@@ -124,6 +124,22 @@ async def test_a_ticket_signs_one_browser_in_with_the_rights_of_its_maker(edge: 
     assert (await edge.anyone.post("/v1/session", json={"ticket": ticket})).status_code == 401
 
 
+async def test_a_ticket_is_not_accepted_with_another_text(edge: ServedEdge):
+    ticket = (await edge.ann.post("/v1/session/tickets")).json()["ticket"]
+    body, _, signature = ticket.partition(".")
+    for wrong in ("", ".", body, f"{body}.", f"{body}x.{signature}", f"{body}.{signature}x", f".{signature}"):
+        assert (await edge.anyone.post("/v1/session", json={"ticket": wrong})).status_code == 401, wrong
+    assert (await edge.anyone.post("/v1/session", json={"ticket": ticket})).status_code == 201
+
+
+async def test_rows_of_used_tickets_are_deleted_when_the_tickets_have_expired(edge: ServedEdge):
+    for _ in range(2):
+        ticket = (await edge.ann.post("/v1/session/tickets")).json()["ticket"]
+        assert (await edge.anyone.post("/v1/session", json={"ticket": ticket})).status_code == 201
+        edge.world.time.advance(seconds=901)
+    assert len(await edge.world.bus.installation_constants.rows("ticket.")) == 1
+
+
 async def test_a_ticket_is_too_old_after_a_quarter_of_an_hour(edge: ServedEdge):
     ticket = (await edge.ann.post("/v1/session/tickets")).json()["ticket"]
     edge.world.time.advance(seconds=901)
