@@ -26,7 +26,12 @@ CERTIFICATE_FOLDER = f"/etc/letsencrypt/live/{NAME}"
 
 
 class ReverseProxy(ABC):
-    """One proxy in front of the edge at `edge` (host:port), listening with TLS at `port` of 127.0.0.1."""
+    """One proxy in front of the edge at `edge` (host:port), listening with TLS at `port` of 127.0.0.1.
+
+    `edge_in_recipe`: the address that `edge` replaces in the recipe.
+    """
+
+    edge_in_recipe = EDGE
 
     def __init__(self, folder: Path, port: int, edge: str) -> None:
         folder.mkdir()
@@ -50,7 +55,7 @@ class ReverseProxy(ABC):
     def _read_recipe(self, file: str, **replaced: str) -> str:
         """Return a file of deploy/. Every text in `replaced` must stand there."""
         text = (ROOT / "deploy" / file).read_text()
-        for old, new in {EDGE: self._edge, **replaced}.items():
+        for old, new in {self.edge_in_recipe: self._edge, **replaced}.items():
             assert old in text, f"{old} is not in {file}"
             text = text.replace(old, new)
         return text
@@ -90,10 +95,30 @@ class Caddy(ReverseProxy):
         options = ("admin off", "persist_config off", "skip_install_trust", "auto_https disable_redirects")
         places = ("default_bind 127.0.0.1", f"storage file_system {self._folder}")
         lines = "".join(f"\t{line}\n" for line in (*options, *places))
-        recipe = self._read_recipe("caddy/Caddyfile", **{NAME: self.url})
-        (self._folder / "Caddyfile").write_text(f"{{\n{lines}}}\n{recipe}")
+        (self._folder / "Caddyfile").write_text(f"{{\n{lines}}}\n{self._site()}")
         program = Path(sys.executable).with_name("caddy")
         return [str(program), "run", "--adapter", "caddyfile", "--config", str(self._folder / "Caddyfile")]
+
+    def _site(self) -> str:
+        return self._read_recipe("caddy/Caddyfile", **{NAME: self.url})
+
+
+class CaddyOfCluster(Caddy):
+    """Caddy in front of two edges, without TLS. `edge`: both addresses, with a space between them."""
+
+    edge_in_recipe = "edge-1:8000 edge-2:8000"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def _site(self) -> str:
+        return self._read_recipe("compose/cluster.Caddyfile", **{"{$LAMPLIGHTER_SITE}": self.url})
+
+    def _is_up(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
+            return True
+        return False
 
 
 class Nginx(ReverseProxy):
