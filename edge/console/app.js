@@ -20,6 +20,7 @@ import { ownersPage } from "./pages/owners.js";
 import { signInPage } from "./pages/sign-in.js";
 import { usagePage } from "./pages/usage.js";
 import { chooseLanguage, language, t } from "./text.js";
+import { noteState, resumeUploads, stopUploads } from "./uploads.js";
 
 /** Pages by the first part of the address. `scope`: what the key needs; a page that it may not see is not offered. */
 const PAGES = [
@@ -76,6 +77,7 @@ function changeLanguage() {
 }
 
 async function leaveConsole() {
+  stopUploads();
   await signOut().catch(() => {});
   stop();
   location.hash = "#/";
@@ -108,6 +110,7 @@ function enter() {
     connect();
   }
   restart();
+  resumeUploads();
   if (!location.hash || location.hash === "#") location.hash = can("jobs:write") ? "#/new" : "#/jobs";
   show();
 }
@@ -144,6 +147,7 @@ async function begin() {
   addEventListener("hashchange", show);
   listen((event) => {
     if (event.kind === "connection") drawBanner();
+    if (event.kind === "state") noteState(event.data);
     if (event.kind === "signed_out") loadSession().then(show, () => {});
   });
 }

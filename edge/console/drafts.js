@@ -1,7 +1,7 @@
 /**
  * What is filled in and not sent yet, kept in this browser: values and presets in localStorage, files in IndexedDB.
  *
- * A reload goes on with an upload where it was. No key is ever kept here.
+ * A reload keeps the chosen files, and goes on with an upload where it was. No key is ever kept here.
  *
  * @module
  */
@@ -32,6 +32,7 @@ async function inStore(mode, use) {
 /** Keep a file; a browser without room or in private mode keeps none, and only a reload is lost by it. */
 export const keepFile = (name, file) => inStore("readwrite", (store) => store.put(file, name)).catch(() => {});
 export const keptFile = (name) => inStore("readonly", (store) => store.get(name)).catch(() => undefined);
+export const keptNames = (prefix) => inStore("readonly", (store) => store.getAllKeys(IDBKeyRange.bound(prefix, `${prefix}\uffff`))).catch(() => []);
 export const dropFile = (name) => inStore("readwrite", (store) => store.delete(name)).catch(() => {});
 
 export function readJson(name, otherwise) {

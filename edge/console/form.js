@@ -6,8 +6,9 @@
 import { client, errorText } from "./api.js";
 import { dropFile, keepFile, keptFile, uploadStore } from "./drafts.js";
 import { fill, h } from "./dom.js";
-import { bytes, duration } from "./format.js";
+import { bytes } from "./format.js";
 import { player } from "./pages/job.js";
+import { uploadProgress } from "./parts.js";
 import { canRecord, record } from "./recorder.js";
 import { language, t } from "./text.js";
 
@@ -76,7 +77,7 @@ function writeControl(control, schema, value) {
   else control.value = String(value);
 }
 
-/** A file: dropped, chosen or taken with the camera; shown at once, uploaded at once, with what is left to do. */
+/** A file: dropped, chosen or taken with the camera; shown and hashed at once, and sent after the submit. */
 class FileField {
   constructor(name, schema, isRequired, place, changed) {
     Object.assign(this, { name, schema, isRequired, changed, digest: null, stop: null, place: `${place}:${name}` });
@@ -153,24 +154,21 @@ class FileField {
     fill(this.preview, player(this.url, file.type, file.name));
     keepFile(this.place, file);
     this.changed();
+    const { signal } = stop;
     try {
-      const asset = await client().upload(file, { signal: stop.signal, store: uploadStore, onProgress: (progress) => this.show(progress) });
-      if (stop.signal.aborted) return;
-      this.digest = asset.digest;
-      this.show({ phase: "done", present: asset.present, done: file.size, total: file.size });
+      const digest = await client().digest(file, { signal, store: uploadStore, onProgress: (progress) => this.show(uploadProgress(progress)) });
+      const { missing } = await client().request("POST", "/v1/assets/check", { json: { digests: [digest] }, signal, retry: true });
+      if (signal.aborted) return;
+      this.digest = digest;
+      this.show(h("p", { class: "num" }, t(missing.length ? "sent_after_submit" : "already_there", { size: bytes(file.size) })));
     } catch (error) {
-      if (stop.signal.aborted) return;
+      if (signal.aborted) return;
       fill(this.status, h("p", { class: "error", role: "alert" }, errorText(error)), h("button", { type: "button", onclick: () => this.take(file) }, t("try_again")));
     }
     this.changed();
   }
 
-  show({ phase, done, total, present, bytesPerS }) {
-    const rest = phase === "sending" && bytesPerS ? (total - done) / bytesPerS : null;
-    const text = phase === "done" ? t(present ? "already_there" : "uploaded", { size: bytes(total) }) : t(`upload_${phase}`, { done: bytes(done), total: bytes(total) });
-    const more = rest === null ? "" : ` · ${bytes(bytesPerS)}/s · ${t("time_left", { time: duration(rest) })}`;
-    const line = h("p", { class: "num" }, text, more);
-    fill(this.status, line, phase !== "done" && h("progress", { max: total || 1, value: done, "aria-label": t("upload") }),
-      h("button", { type: "button", class: "quiet", onclick: () => this.clear() }, phase === "done" ? t("remove") : t("stop_upload")));
+  show(content) {
+    fill(this.status, content, h("button", { type: "button", class: "quiet", onclick: () => this.clear() }, t("remove")));
   }
 }

@@ -4,7 +4,7 @@
  * @module
  */
 import { h, svg } from "./dom.js";
-import { duration, fullTime, time } from "./format.js";
+import { bytes, duration, fullTime, time } from "./format.js";
 import { has, t } from "./text.js";
 
 const DOTS = { running: "run", cancelling: "run", succeeded: "ok", online: "ok", failed: "bad", fault: "bad", expired: "bad", waking: "wake", starting: "wake", stopping: "wake", draining: "wake", blocked: "wake", queued: "wait", scheduled: "wait", delivery_delivered: "ok", delivery_failed: "bad", delivery_disabled: "bad", delivery_pending: "wait" };
@@ -27,6 +27,14 @@ export function copyButton(text) {
 }
 
 const BAND = { online: "on", draining: "on", waking: "wake", stopping: "wake", blocked: "bad", fault: "bad" };
+
+/** How far an upload is, with its rate and the time left. `progress`: of the client's `onProgress`. */
+export function uploadProgress({ phase, done, total, present, bytesPerS }) {
+  const rest = phase === "sending" && bytesPerS ? (total - done) / bytesPerS : null;
+  const text = phase === "done" ? t(present ? "already_there" : "uploaded", { size: bytes(total) }) : t(`upload_${phase}`, { done: bytes(done), total: bytes(total) });
+  const more = rest === null ? "" : ` · ${bytes(bytesPerS)}/s · ${t("time_left", { time: duration(rest) })}`;
+  return [h("p", { class: "num" }, text, more), phase !== "done" && h("progress", { max: total || 1, value: done, "aria-label": t("upload") })];
+}
 
 /** The power history of a host as a band that ends now. `changes`: of `history`, oldest first; without any, `since`. */
 export function powerBand(changes, state, since, hours) {

@@ -11,6 +11,7 @@ from tests.support.browser import WatchedPage, open_browser, open_page
 from tests.support.installation import RunningInstallation, run_new_installation
 
 ALLOW_LOOPBACK = {"LAMPLIGHTER_OUTBOUND__ALLOW": '["127.0.0.1"]'}  # for webhooks to a receiver of the test
+QUOTAS = "[owners.kim.quotas]\nbytes = 1_000_000\n"
 # Before any script of the page: whatever its policy refuses is kept for the test.
 WATCH_POLICY = """
 window.policyReports = [];
@@ -69,9 +70,14 @@ class Console(Struct, frozen=True):
         self, owner: str | None = "ann", path: str = "", **options: object
     ) -> AsyncIterator[WatchedPage]:
         """Open a page at `#/<path>`, signed in with the owner's key."""
-        key = None if owner is None else self.running.installation.keys[owner]
+        key = None if owner is None else await self.key_of(owner)
         async with open_console(self.browser, self.url, key, path, **options) as watched:
             yield watched
+
+    async def key_of(self, owner: str) -> str:
+        """Return a key of `owner`; one that the installation does not know gets a new one."""
+        known = self.running.installation.keys.get(owner)
+        return known or (await self.running.admin._http.post("/v1/keys", json={"owner": owner})).json()["key"]
 
     async def go(self, watched: WatchedPage, path: str) -> None:
         """Open another page of the console."""
@@ -86,6 +92,8 @@ async def browser(anyio_backend: object) -> AsyncIterator[Browser]:
 
 @pytest.fixture(scope="module")
 async def console(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> AsyncIterator[Console]:
-    async with run_new_installation(tmp_path_factory.mktemp("console"), "process", None, **ALLOW_LOOPBACK) as running:
+    folder = tmp_path_factory.mktemp("console")
+    (folder / "lamplighter.toml").write_text(QUOTAS)
+    async with run_new_installation(folder, "process", None, **ALLOW_LOOPBACK) as running:
         yield Console(running, browser)
         print(running.installation.tail())  # noqa: T201 - shown by pytest when a test failed

@@ -25,8 +25,8 @@ def make_film(path: Path) -> Path:
 
 
 def make_speech(path: Path) -> Path:
-    """Make a sound of one second."""
-    run_ffmpeg(*SOUND, "-t", "1", str(path))
+    """Make a sound of a minute: 5 MB, which are uploaded in pieces."""
+    run_ffmpeg(*SOUND, "-t", "60", str(path))
     return path
 
 

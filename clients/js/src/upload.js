@@ -138,7 +138,7 @@ export class Upload {
         if (this._offset !== null && this._offset > best) [best, failures] = [this._offset, 0];
       } catch (error) {
         this._signal?.throwIfAborted();
-        if (!(error instanceof LamplighterError)) throw error;
+        if (!(error instanceof LamplighterError) || error.code === "quota_exceeded") throw error; // it does not pass by itself
         const isOurs = this._path !== null;
         if (isOurs && (error.status === 404 || error.status === 410)) this._path = null; // it expired
         else if (!(error instanceof Unreachable || TRANSIENT.has(error.status) || (isOurs && error.status === 409))) throw error;

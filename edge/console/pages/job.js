@@ -4,25 +4,30 @@
  * @module
  */
 import { can, client, errorText, get, owner, request, session } from "../api.js";
+import { uploadStore } from "../drafts.js";
 import { askDialog, fill, h, throttled } from "../dom.js";
 import { bytes, duration, energy, fullTime, money, number, percent, secondsBetween, time } from "../format.js";
-import { fact, statusPill, timeElement } from "../parts.js";
+import { listen } from "../live.js";
+import { fact, statusPill, timeElement, uploadProgress } from "../parts.js";
 import { has, t } from "../text.js";
+import { forgetUpload, lacksFiles, noteState, startUpload, uploadOf, watchUploads } from "../uploads.js";
 
 const FINAL = new Set(["succeeded", "failed", "cancelled", "expired"]);
+const NOTICE_LIMIT = 3;
 const LOG_LIMIT = 400_000; // characters that are kept on the page; the whole log is a download
 
 export function jobPage(main, id) {
   const stop = new AbortController();
-  const view = { job: null, log: "", history: [], deliveries: [], followLog: true, search: "" };
+  const view = { job: null, log: "", history: [], deliveries: [], notices: [], followLog: true, search: "" };
   const headline = h("section", { class: "panel" }), facts = h("section", { class: "panel" }), media = h("section", { class: "panel" }), failure = h("section", { class: "panel failure", hidden: true });
-  const timeline = h("section", { class: "panel" }), webhooks = h("section", { class: "panel", hidden: true }), log = logPanel(view, id);
+  const timeline = h("section", { class: "panel" }), webhooks = h("section", { class: "panel", hidden: true }), log = logPanel(view, id), missing = missingPanel(view);
   fill(main, h("p", { class: "empty", role: "status" }, t("loading")));
   const drawSoon = throttled(draw, 250);
 
   function draw() {
     if (!view.job || stop.signal.aborted) return;
-    drawHeadline(headline, view.job);
+    drawHeadline(headline, view.job, view.notices);
+    missing.draw();
     drawFacts(facts, view.job, act);
     drawFailure(failure, view.job);
     drawMedia(media, view.job);
@@ -34,7 +39,7 @@ export function jobPage(main, id) {
   async function load() {
     view.job = await get(`/v1/jobs/${encodeURIComponent(id)}`, {}, { signal: stop.signal });
     fill(main, h("div", { class: "title" }, h("h1", { class: "mono" }, view.job.id), h("a", { href: "#/jobs", class: "soft" }, t("page_jobs"))),
-      headline, failure, h("div", { class: "cols" }, h("div", { class: "stack" }, media, log.element), h("div", { class: "stack" }, facts, timeline, webhooks)));
+      headline, missing.element, failure, h("div", { class: "cols" }, h("div", { class: "stack" }, media, log.element), h("div", { class: "stack" }, facts, timeline, webhooks)));
     draw();
     await loadHistory();
   }
@@ -84,6 +89,7 @@ export function jobPage(main, id) {
         return;
       }
       view.job = await request("POST", `${path}/${action}`);
+      noteState(view.job);
       if (action === "retry") {
         view.log = "";
         follow().catch(fail);
@@ -101,15 +107,17 @@ export function jobPage(main, id) {
   }
 
   load().then(() => Promise.all([FINAL.has(view.job.status) ? log.loadWhole() : follow(), refresh()])).catch(fail);
-  return () => stop.abort();
+  const stops = [watchUploads(drawSoon), listen(({ kind, data }) => kind === "notice" && (view.notices = [...view.notices, data].slice(-NOTICE_LIMIT), drawSoon())), () => stop.abort()];
+  return () => stops.forEach((end) => end());
 }
 
-function drawHeadline(section, job) {
+function drawHeadline(section, job, notices) {
   const progress = job.status === "running" ? job.progress : null;
   const now = progress ? progressText(progress) : FINAL.has(job.status) ? t(`now_${job.status}`) : job.message ?? t(`now_${job.status}`);
   const bar = job.status === "running" && h("div", { class: "bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": Math.round((progress?.fraction ?? 0) * 100), "aria-label": t("progress") }, h("i", {}));
   if (bar) bar.firstChild.style.width = `${Math.round((progress?.fraction ?? 0) * 1000) / 10}%`;
-  fill(section, h("div", { class: "now" }, h("h2", { class: "big", "aria-live": "polite" }, now), statusPill(job.status), h("span", { class: "soft num due" }, dueText(job))), steps(job), bar);
+  fill(section, h("div", { class: "now" }, h("h2", { class: "big", "aria-live": "polite" }, now), statusPill(job.status), h("span", { class: "soft num due" }, dueText(job))),
+    !FINAL.has(job.status) && notices.length > 0 && h("ul", { class: "plain soft", "aria-live": "polite" }, notices.map((notice) => h("li", {}, timeElement(notice.at), " ", notice.message))), steps(job), bar);
 }
 
 function progressText(progress) {
@@ -165,18 +173,18 @@ function drawFailure(section, job) {
 function drawMedia(section, job) {
   const inputs = Object.entries(job.input ?? {}).filter(([, value]) => typeof value === "string" && (value.startsWith("sha256:") || /^https?:/.test(value)));
   const others = Object.entries(job.input ?? {}).filter(([name]) => !inputs.some(([input]) => input === name));
-  const key = JSON.stringify([inputs, job.output?.files?.map((file) => [file.name, file.sha256])]);
+  const key = JSON.stringify([inputs, job.missing, job.output?.files?.map((file) => [file.name, file.sha256])]);
   if (section.dataset.key === key) return; // a player that plays must not be made anew
   section.dataset.key = key;
-  fill(section, h("h2", {}, t("input_and_result")), h("div", { class: "media" }, inputs.map(([name, value]) => inputFile(name, value)), job.output ? job.output.files.map(outputFile) : h("div", { class: "placeholder" }, t(FINAL.has(job.status) ? "no_result" : "result_comes_here"))),
+  fill(section, h("h2", {}, t("input_and_result")), h("div", { class: "media" }, inputs.map(([name, value]) => inputFile(name, value, job.missing.includes(value))), job.output ? job.output.files.map(outputFile) : h("div", { class: "placeholder" }, t(FINAL.has(job.status) ? "no_result" : "result_comes_here"))),
     others.length > 0 && h("details", {}, h("summary", {}, t("values")), h("dl", {}, others.map(([name, value]) => fact(name, typeof value === "string" ? value : JSON.stringify(value))))),
     job.output && Object.keys(job.output.data).length > 0 && h("details", { open: true }, h("summary", {}, t("data")), h("pre", { class: "log mono" }, JSON.stringify(job.output.data, null, 2))));
 }
 
 /** An input. Whether it is a video, a sound or a picture shows when its type is known. */
-function inputFile(name, value) {
-  const place = h("div", { class: "placeholder" }, name);
-  if (!value.startsWith("sha256:") || !can("assets:read")) return h("figure", {}, place, h("figcaption", {}, name, " ", h("span", { class: "soft" }, value.slice(0, 60))));
+function inputFile(name, value, isMissing) {
+  const place = h("div", { class: "placeholder" }, isMissing ? t("not_uploaded") : name);
+  if (isMissing || !value.startsWith("sha256:") || !can("assets:read")) return h("figure", {}, place, h("figcaption", {}, name, " ", h("span", { class: "soft" }, value.slice(0, 60))));
   const url = assetUrl(value.slice(7)), caption = h("figcaption", {}, name);
   const figure = h("figure", {}, place, caption);
   fetch(url, { method: "HEAD", credentials: "same-origin" }).then((reply) => {
@@ -220,6 +228,54 @@ function drawDeliveries(section, view) {
 async function replay(delivery, button) {
   button.disabled = true;
   button.textContent = await request("POST", `/v1/deliveries/${encodeURIComponent(delivery.id)}/replay`).then(() => t("sent"), errorText);
+}
+
+/** The files that the job waits for: how far their upload is, or a field to choose each again. */
+function missingPanel(view) {
+  const element = h("section", { class: "panel stack", hidden: true }), rows = new Map();
+  return { element, draw() {
+    const job = view.job;
+    element.hidden = !lacksFiles(job);
+    if (element.hidden) return;
+    for (const digest of job.missing) if (!rows.has(digest)) rows.set(digest, missingFile(job, digest));
+    fill(element, h("h2", {}, t("files_to_come")), h("p", { class: "soft" }, t(job.status === "failed" ? "upload_then_retry" : "starts_when_complete")), job.missing.map((digest) => rows.get(digest).element));
+    for (const digest of job.missing) rows.get(digest).draw();
+  } };
+}
+
+function missingFile(job, digest) {
+  const name = Object.keys(job.input).find((one) => job.input[one] === digest) ?? digest.slice(0, 19), id = `missing-${digest.slice(7)}`;
+  const status = h("div", { class: "upload", role: "status" }), problem = h("p", { class: "error", role: "alert" });
+  const input = h("input", { type: "file", id, onchange: () => input.files[0] && check(input.files[0]) });
+  const choose = h("div", { class: "field" }, h("label", { for: id }, t("continue_upload", { name })), input, h("p", { class: "hint soft" }, t("choose_same_file")));
+  const mayUpload = can("assets:write") && owner() === session().owner;
+  let isChecking = false;
+
+  /** Send the file only if it is the one that the job waits for: another one would be uploaded in vain. */
+  async function check(file) {
+    isChecking = true;
+    draw();
+    problem.textContent = "";
+    try {
+      const found = await client().digest(file, { store: uploadStore, onProgress: (progress) => fill(status, uploadProgress(progress)) });
+      if (found === digest) startUpload(job.id, digest, file);
+      else problem.textContent = t("wrong_file", { file: file.name, name });
+    } catch (error) {
+      problem.textContent = errorText(error);
+    }
+    [isChecking, input.value] = [false, ""];
+    draw();
+  }
+
+  function draw() {
+    const upload = uploadOf(job.id, digest);
+    choose.hidden = isChecking || !mayUpload || Boolean(upload && !upload.error);
+    if (isChecking) return;
+    if (upload?.error) fill(status, h("p", { class: "error", role: "alert" }, errorText(upload.error)), h("button", { onclick: () => startUpload(job.id, digest, upload.file) }, t("try_again")));
+    else if (upload) fill(status, h("b", {}, name), uploadProgress(upload.progress), upload.progress.phase !== "done" && h("button", { class: "quiet", onclick: () => forgetUpload(job.id, digest) }, t("stop_upload")));
+    else fill(status, !mayUpload && h("p", {}, t("owner_uploads", { name, owner: job.owner })));
+  }
+  return { element: h("div", { class: "drop" }, choose, status, problem), draw };
 }
 
 /** The log: live, searchable, and following its end until one scrolls up. */

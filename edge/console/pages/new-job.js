@@ -1,5 +1,6 @@
 /**
- * A new job: choose an endpoint, fill in its form, see the files, submit. What is filled in survives a reload.
+ * A new job: choose an endpoint, fill in its form, see the files, submit. What is filled in survives a reload. The files
+ * are sent after the submit, so that a host that is off starts meanwhile.
  *
  * @module
  */
@@ -8,6 +9,7 @@ import { askDialog, fill, h } from "../dom.js";
 import { readJson, writeJson } from "../drafts.js";
 import { descriptionOf, fieldFor } from "../form.js";
 import { t } from "../text.js";
+import { inputTimeoutS, startUpload } from "../uploads.js";
 
 export function newJobPage(main, path, query) {
   let isGone = false;
@@ -62,9 +64,9 @@ function endpointForm(endpoint, source) {
   function changed() {
     writeJson(draftName, optionValues());
     const waiting = fields.filter((field) => !field.isReady());
-    const isUploading = waiting.some((field) => field.file);
+    const isReading = waiting.some((field) => field.file);
     button.disabled = isSending || waiting.length > 0;
-    fill(hint, isUploading ? t("uploading_first") : waiting.length ? t("files_missing", { names: waiting.map((field) => field.name).join(", ") }) : "");
+    fill(hint, isReading ? t("reading_first") : waiting.length ? t("files_missing", { names: waiting.map((field) => field.name).join(", ") }) : "");
   }
 
   const form = h("form", { class: "stack" }, first.map((field) => field.element),
@@ -77,7 +79,10 @@ function endpointForm(endpoint, source) {
     problem.textContent = "";
     try {
       const input = Object.fromEntries(fields.map((field) => [field.name, field.value()]).filter(([, value]) => value !== undefined));
-      const job = await client().submit(endpoint.name, input, extra.values());
+      const files = fields.filter((field) => field.file), size = files.reduce((sum, field) => sum + field.file.size, 0);
+      const later = files.length ? { await_input: true, policy: { input_timeout_s: inputTimeoutS(size) } } : {};
+      const job = await client().submit(endpoint.name, input, { ...extra.values(), ...later });
+      for (const { digest, file } of files) if (job.missing.includes(digest)) startUpload(job.id, digest, file);
       for (const field of fields) field.clear?.();
       writeJson(draftName, null);
       location.hash = `#/jobs/${encodeURIComponent(job.id)}`;
