@@ -65,7 +65,10 @@ async def play_long(chaos: ChaosInstallation, client: RecordingClient, cell: Cra
 
 
 async def play_reused(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
-    """Run a job in a container that has run another one. The container is allowed two jobs, so it goes after both."""
+    """Run a job in a container that has run another one. The container is allowed two jobs, so it goes after both.
+
+    If the second job starts again elsewhere, that container goes when it is too old.
+    """
     first = await client.submit(f"{cell.name}, first", {"text": "first"}, endpoint="reused")
     assert (await client.wait_until_ended(first)).status is Status.SUCCEEDED
     await chaos.wait_for_kept_container()
@@ -148,7 +151,7 @@ STEPS = (
     CrashStep("claim", "runner", "records.update.started", play_plain),
     CrashStep("stage and start", "runner", "engine.start", play_plain),
     CrashStep("progress", "runner", "feed.publish.progress", play_long, WITH_JOB),
-    CrashStep("progress, reused", "runner", "feed.publish.progress", play_reused, PARTS),
+    CrashStep("progress, reused", "runner", "feed.publish.progress", play_reused, WITH_JOB),
     CrashStep("upload", "runner", "supplies.upload", play_plain),
     CrashStep("store", "edge", "store.write", play_plain, PARTS),
     CrashStep("record", "runner", "records.update.succeeded", play_plain),

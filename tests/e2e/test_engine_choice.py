@@ -27,7 +27,7 @@ def own(echo_image: str) -> Iterator[OwnDockerEngine]:
     """Start a Docker engine that has echo's image and can be stopped."""
     if why := why_no_engine():
         pytest.skip(why)
-    with run_docker_engine(live_restore=True, image=ECHO_IMAGE) as engine:
+    with run_docker_engine(live_restore=True, images=[ECHO_IMAGE]) as engine:
         yield engine
 
 

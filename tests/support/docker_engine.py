@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,8 +12,8 @@ from tempfile import mkdtemp
 from tests.support.docker_images import ROOT, SOCKET, build_image, run_docker
 
 SCRIPT = ROOT / "deploy" / "docker" / "engine.sh"
-STAMPED_DIR = ROOT / "tests" / "chaos" / "endpoints" / "stamped"
-IMAGE = "lamplighter-test-stamped"
+CHAOS_ENDPOINTS = ROOT / "tests" / "chaos" / "endpoints"
+CHAOS_IMAGES = {f"lamplighter-test-{name}": CHAOS_ENDPOINTS / name for name in ("stamped", "reused")}
 
 
 def why_no_engine() -> str | None:
@@ -52,8 +52,8 @@ class OwnDockerEngine:
     def load(self, image: str) -> None:
         """Copy an image from the engine that has echo's; the tests' own image is built there first."""
         source = os.environ.get("DOCKER_HOST") or SOCKET
-        if image == IMAGE:
-            build_image(source, IMAGE, str(STAMPED_DIR))
+        if folder := CHAOS_IMAGES.get(image):
+            build_image(source, image, str(folder))
         with subprocess.Popen(["docker", "--host", source, "save", image], stdout=subprocess.PIPE) as saving:
             subprocess.run(
                 ["docker", "--host", self.url, "load", "--quiet"], stdin=saving.stdout, capture_output=True, check=True
@@ -65,13 +65,14 @@ class OwnDockerEngine:
 
 
 @contextmanager
-def run_docker_engine(*, live_restore: bool, image: str = IMAGE) -> Iterator[OwnDockerEngine]:
-    """Run an engine with the image, and remove it afterwards. Its path must be short: it holds a socket."""
+def run_docker_engine(*, live_restore: bool, images: Iterable[str] = CHAOS_IMAGES) -> Iterator[OwnDockerEngine]:
+    """Run an engine with the images, and remove it afterwards. Its path must be short: it holds a socket."""
     folder = Path(mkdtemp(prefix="chaos-"))
     engine = OwnDockerEngine(folder, live_restore=live_restore)
     try:
         engine.call("start")
-        engine.load(image)
+        for image in images:
+            engine.load(image)
         yield engine
     finally:
         engine.call("stop")
