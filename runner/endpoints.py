@@ -133,4 +133,5 @@ def container_spec(
         limits=ContainerLimits(resources.memory_mb, resources.cpus, shm_mb=resources.shm_mb),
         gpus=gpus,
         mounts=mounts,
+        env=endpoint.config.env,
     )

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field, structs
 from schemas.ids import Token
 from schemas.image_reference import ImageReferenceInvalid, parse_image_reference
 from schemas.job import NESTING_LIMIT, is_too_deep
+from schemas.job_environment import VariableName, VariableValue
 from schemas.mounts import Cache, Volume, find_mount_problems
 from schemas.requirements import CardRequirement, ComputeCapability, GpuModel, LabelName, LabelValue
 from schemas.settings_faults import SettingFault, did_you_mean, find_faults, join_name
@@ -96,6 +97,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     gpu: tuple[GpuModel, ...] = ()
     compute_capability: ComputeCapability | None = None
     labels: dict[LabelName, LabelValue] = field(default_factory=dict)
+    env: dict[VariableName, VariableValue] = field(default_factory=dict)
 
     @property
     def effective_pool(self) -> str:

@@ -77,7 +77,7 @@ class GpuProber:
     async def _run_container(self, endpoint: LocalEndpoint, allocation: GpuAllocation) -> str:
         """Run one container on the GPU; return what went wrong, or ""."""
         spec = probe_spec(self._context, endpoint, allocation.uuids, f"probe-{next(self._numbers)}")
-        spec = replace(spec, env={WARM_ENV: "1"}, entrypoint_override=()) if endpoint.config.warm else spec
+        spec = replace(spec, env={**spec.env, WARM_ENV: "1"}, entrypoint_override=()) if endpoint.config.warm else spec
         return await run_probe(
             self._context, spec, allocation.container_started, self._host.gpu_allocator.settings.probe.patience_s
         )

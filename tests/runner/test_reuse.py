@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from runner.engines.port import MIB, ContainerUsage
 from schemas.endpoint import Reuse
 from schemas.status import Status
-from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint
+from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint, warm_program
 from tests.support.fake_engine import EndBySignal, FakeContainer
 from tests.support.runner_environment import RunnerEnvironment
 from tests.support.wait import wait_for
@@ -56,6 +56,28 @@ async def test_one_container_runs_job_after_job(world: RunnerEnvironment, warm: 
     assert [one["number"] for one in ran] == ["1", "2", "3"]
     assert len({one["box"] for one in ran}) == 1
     await world.wait_until_clean()
+
+
+@pytest.mark.parametrize(("warm", "reuse"), [(False, None), (True, None), (True, Reuse())])
+async def test_every_container_has_the_variables_of_its_endpoint(
+    tmp_path: Path, warm: bool, reuse: Reuse | None
+) -> None:
+    seen: list[str | None] = []
+
+    async def looks(box: FakeContainer) -> int:
+        seen.append(box.spec.env.get("GREETING"))
+        folder = box.spec.job_dir / ("1" if reuse else "")
+        return await work(box, folder)
+
+    world = RunnerEnvironment(tmp_path)
+    world.programs = {"kept": reused_program(lambda box, _: looks(box)) if reuse else warm_program(looks)}
+    endpoint = warm_endpoint("kept", tmp_path)
+    config = replace(endpoint.config, reuse=reuse, warm=warm, env={"GREETING": "good morning"})
+    world.kinds = {"kept": replace(endpoint, config=config)}
+    async with world.run_runner() as runner:
+        await run_job(world, "j1")
+        await runner.drained()
+    assert seen == ["good morning"]
 
 
 async def test_the_log_and_the_folder_of_a_job_are_its_own(world: RunnerEnvironment) -> None:

@@ -65,6 +65,7 @@ async def run(folder: Path, program: str, *, warm: bool = False, gpus: int = 0) 
         process=ProcessCommand(("python3", "main.py")),
         timeouts=Timeouts(grace_s=0.2),
         resources=Resources(gpus=gpus),
+        env={"GREETING": "good morning"},
     )
     engine = ProcessEngine(folder / "processes", JOBKIT_DIR)
     trial = Trial(endpoint=LocalEndpoint(config, image), input={}, files={}, jobs_dir=jobs)
@@ -83,11 +84,12 @@ async def test_each_rule_that_is_broken_is_named_and_no_other(tmp_path: Path, ru
 @pytest.mark.parametrize("warm", [False, True])
 async def test_a_program_that_keeps_the_contract_breaks_no_rule(tmp_path: Path, warm: bool) -> None:
     program = (
-        "import jobkit\ndef work(job):\n    job.progress(1.0)\n    return {'tries': job.attempt}\njobkit.run(work)"
+        "import jobkit, os\ndef work(job):\n    job.progress(1.0)\n"
+        "    return {'tries': job.attempt, 'greeting': os.environ['GREETING']}\njobkit.run(work)"
     )
     report = await run(tmp_path, program, warm=warm)
     assert (report.verdict, report.broken, report.was_warm) == (Done(), (), warm)
-    assert report.output.data == {"tries": 1}
+    assert report.output.data == {"tries": 1, "greeting": "good morning"}
 
 
 async def test_a_missing_module_is_named_and_is_no_wrong_exit_code(tmp_path: Path) -> None:

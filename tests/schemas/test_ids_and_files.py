@@ -175,6 +175,11 @@ ENDPOINT_FAULTS = {
     "[resources]\ncpus = 0\n": r"^resources\.cpus is 0: it must be a number above 0$",
     "[resources]\nvram_mb = '1'\n": r"^resources\.vram_mb is refused: Expected `int`, got `str`$",
     "[process]\ncommand = 'main.py'\n": r'^process\.command is "main\.py": it must be a list, each item text$',
+    "[env]\nPORT = 8080\n": r"^env\.PORT is 8080: it must be text of at most 32768 characters, without NUL$",
+    "[env]\n'A-B' = '1'\n": r"^env\.A-B has a name that is not allowed: it must be 1 to 100 characters of A-Z",
+    "[env]\nLAMPLIGHTER_JOB = '/'\n": r"^env\.LAMPLIGHTER_JOB has a name that is not allowed: .*not LAMPLIGHTER_…",
+    "[env]\nCUDA_VISIBLE_DEVICES = ''\n": r"^env\.CUDA_VISIBLE_DEVICES has a name that is not allowed",
+    '[env]\nA = "\\u0000"\n': r"^env\.A is .*without NUL$",
     "pool = 'a b'\n[timeouts]\nstal_s = 1\n": r"^timeouts\.stal_s is an unknown field .*; pool is \"a b\": it must be",
 }
 
