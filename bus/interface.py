@@ -28,6 +28,7 @@ from schemas.ids import JobKey
 from schemas.installation import AuditEvent, InstallationConstant, Lease
 from schemas.job import Pointer
 from schemas.job_action import JobAction
+from schemas.job_environment import StoredSecret
 from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
 from schemas.pause import Pause
@@ -520,6 +521,7 @@ class Bus(Struct, frozen=True, kw_only=True):
     webhook_configs: Table[WebhookConfig]
     owner_webhooks: Table[OwnerWebhooks]
     delivery_log: Table[DeliveryLogRow]
+    secrets: Table[StoredSecret]
     leases: Table[Lease]
     webhook_outbox: WebhookOutbox
     enrolled_hosts: Table[EnrolledHost]

@@ -39,6 +39,7 @@ from bus.nats.topology import (
     OWNER_HOOKS,
     PAUSES,
     POWER,
+    SECRETS,
     TOMBSTONES,
     ensure_shared_consumers,
     ensure_streams,
@@ -54,6 +55,7 @@ from schemas.enrollment import EnrolledHost
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
+from schemas.job_environment import StoredSecret
 from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
 from schemas.pause import Pause
@@ -93,6 +95,7 @@ class _NatsAdapters(NamedTuple):
             webhook_configs=NatsTable(jetstream, HOOKS, WebhookConfig, as_edge=as_edge),
             owner_webhooks=NatsTable(jetstream, OWNER_HOOKS, OwnerWebhooks, as_edge=as_edge),
             delivery_log=NatsTable(jetstream, DELIVERED, DeliveryLogRow, as_edge=as_edge),
+            secrets=NatsTable(jetstream, SECRETS, StoredSecret, as_edge=as_edge),
             leases=NatsTable(jetstream, LEASES, Lease, as_edge=as_edge),
             webhook_outbox=NatsWebhookOutbox(jetstream),
             installation_constants=NatsTable(jetstream, AGREED, InstallationConstant, as_edge=as_edge),

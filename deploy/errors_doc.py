@@ -113,6 +113,10 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
         "Upload the digests in `missing`, or submit with `await_input`",
         "请先上传 missing 中的文件，或用 await_input 提交",
     ),
+    "secret_missing": LocalizedText(
+        "Set the secrets that `detail` names: `lamplighter secrets set NAME`",
+        "请设置 detail 中列出的机密信息：lamplighter secrets set NAME",
+    ),
     "digest_mismatch": LocalizedText("Compute the digest again, and upload the file again", "请重新计算哈希值并上传"),
     "idempotency_mismatch": LocalizedText("Use a new `Idempotency-Key` for a new job", "新任务请使用新的请求编号"),
     "url_refused": LocalizedText(
@@ -151,6 +155,9 @@ FAILURE_ADVICE: Mapping[str, LocalizedText] = {
         "Check that the URL can be reached from the internet, or upload the file", "请检查网址或直接上传文件"
     ),
     "asset_gone": LocalizedText("Upload the file again, then `retry`", "请重新上传文件后重试"),
+    "secret_missing": LocalizedText(
+        "Set the secrets that `message` names, then `retry`", "请设置错误信息所列的机密信息后重试"
+    ),
     "disk_exceeded": LocalizedText(
         "Submit a smaller input, or raise `disk_mb` of the endpoint; `message` has the figures",
         "请缩短或压缩输入，或为该任务类型调大 disk_mb；数值见错误信息",

@@ -49,6 +49,7 @@ from edge.http.routes import (
     notifications,
     owners,
     reference,
+    secrets,
     sessions,
     uploads,
     webhooks,
@@ -58,7 +59,7 @@ from schemas.texts import Language
 
 MODULES = (
     *(jobs, job_actions, events, assets, uploads, webhooks, endpoints, hosts, keys, sessions, owners, health),
-    notifications,
+    *(notifications, secrets),
     *(reference, gateway_route),
 )
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)

@@ -58,6 +58,8 @@ from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.directory import OwnerDirectory
 from edge.owners.quotas import OwnerQuotas, RequestLimiter, StreamLimiter
+from edge.owners.secret_keys import read_or_make_keys
+from edge.owners.secrets import SecretStore
 from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
@@ -74,6 +76,7 @@ from edge.usage.recorder import UsageRecorder
 from edge.usage.report import UsageReports
 from edge.webhooks import dispatcher as webhooks
 
+SECRET_KEY_FILE = "secrets.key"  # in the data folder  # noqa: S105 - the name of a file
 WEBHOOK_DEPENDENCIES = webhooks.WebhookDependencies(
     now=utc_now, monotonic=time.monotonic, entropy=os.urandom, random=random.random
 )
@@ -104,6 +107,7 @@ class _Domain(Struct, frozen=True, kw_only=True):
     assets: AssetService
     hosts: HostRegistry
     api_keys: ApiKeyStore
+    secrets: SecretStore
     relay_hub: RelayHub
     power: PowerController
     power_metrics: PowerMetrics
@@ -172,6 +176,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
         host_samples=HostSamples(domain.hosts, settings.data / "host-samples.json", utc_now),
         wait_reasons=jobs.wait_reasons,
         api_keys=domain.api_keys,
+        secrets=domain.secrets,
         tokens=TokenIssuer(signing_secret, domain.api_keys.get, utc_now),
         sessions=SessionIssuer(signing_secret, domain.api_keys.get, utc_now, os.urandom, bus.installation_constants),
         url_signer=url_signer,
@@ -206,6 +211,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
 
 async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, clients: HttpClients) -> _Domain:
     endpoints = await _load_endpoint_registry(settings, bus)
+    keys = await to_thread.run_sync(read_or_make_keys, settings.secrets.key_file or settings.data / SECRET_KEY_FILE)
     index = JobIndex(settings.data / "index.sqlite", bus.job_store)
     metrics = EdgeMetrics(settings.metrics)
     JobMetrics(index, metrics)
@@ -227,6 +233,7 @@ async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, cli
         assets=assets,
         hosts=hosts,
         api_keys=ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic),
+        secrets=SecretStore(bus.secrets, keys, utc_now),
         relay_hub=relay_hub,
         power=power,
         power_metrics=PowerMetrics(power, settings.hosts, metrics, utc_now),
@@ -307,6 +314,7 @@ def _make_job_service(  # noqa: PLR0913, PLR0917 - the services that it calls
         clock=utc_now,
         entropy=os.urandom,
         quotas=domain.quotas,
+        secrets=domain.secrets,
     )
     return JobService(
         bus=bus,
@@ -354,6 +362,7 @@ def _make_owner_deletions(
         assets=domain.assets,
         uploads=domain.uploads,
         keys=domain.api_keys,
+        secrets=domain.secrets,
         index=domain.index,
         quotas=domain.quotas,
     )
@@ -454,6 +463,7 @@ def start_tasks(tasks: TaskGroup, edge: AssembledEdge) -> None:
         services.power.run,
         services.usage_recorder.run,
         services.api_keys.run,
+        services.secrets.run,
         services.owner_deletions.run,
         services.job_actions.run,
         services.audit.run,

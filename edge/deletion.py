@@ -27,6 +27,7 @@ from edge.index.index import JobIndex
 from edge.jobs.service import JobService
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.quotas import OwnerQuotas
+from edge.owners.secrets import SecretStore
 from edge.store.port import StoreError
 from schemas.auth import Scope
 from schemas.events import RecordUnreadable
@@ -52,6 +53,7 @@ class DeletionServices(Struct, frozen=True, kw_only=True):
     assets: AssetService
     uploads: UploadService
     keys: ApiKeyStore
+    secrets: SecretStore
     index: JobIndex
     quotas: OwnerQuotas
 
@@ -199,7 +201,7 @@ class OwnerDeletionService:
         return DeletionCounts(jobs=1, cancelled=int(is_cancelled))
 
     async def _delete_messages(self, owner: str) -> DeletionCounts:
-        """Delete queue messages, feed messages, webhook deliveries, actions and usage rows of the owner's jobs."""
+        """Delete queue and feed messages, webhook deliveries, actions, secrets and usage rows of the owner."""
         bus = self._bus
         for pointer in await bus.job_queue.list_pending(owner):
             await bus.job_queue.remove(pointer)
@@ -215,7 +217,10 @@ class OwnerDeletionService:
         await bus.owner_webhooks.delete(owner)
         await bus.webhook_configs.delete(owner)
         return DeletionCounts(
-            feed=feed, deliveries=max(deliveries, len(rows)), usage_rows=await bus.usage_log.delete_owner(owner)
+            feed=feed,
+            deliveries=max(deliveries, len(rows)),
+            secrets=await self._services.secrets.delete_owner(owner),
+            usage_rows=await bus.usage_log.delete_owner(owner),
         )
 
     async def _drop_asset(self, owner: str, name: str) -> tuple[int, tuple[str, ...]]:

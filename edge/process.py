@@ -58,7 +58,8 @@ class EdgeStartError(Exception):
 async def serve(settings: EdgeSettings) -> None:
     """Serve until SIGINT or SIGTERM.
 
-    Raises EdgeStartError, EndpointInvalid, StoreError, and BusError when the broker cannot be reached at start.
+    Raises EdgeStartError, EndpointInvalid, StoreError, SecretKeysUnusable, and BusError when the broker cannot be
+    reached at start.
     """
     try:
         make_private_folder(settings.data)

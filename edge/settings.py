@@ -20,6 +20,7 @@ from edge.facades.heygem.facade import HeygemSettings
 from edge.notify.settings import NotifySettings
 from edge.outbound.download import OutboundSettings
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride
+from edge.owners.secrets import SecretSettings
 from edge.server.connections import ServerSettings
 from edge.store.factory import StoreSettings
 from edge.webhooks.secrets import WebhookSettings
@@ -112,6 +113,7 @@ class EdgeSettings(Struct, frozen=True):
     webhooks: WebhookSettings = WebhookSettings()
     notify: NotifySettings = NotifySettings()
     uploads: UploadSettings = UploadSettings()
+    secrets: SecretSettings = SecretSettings()
     store: StoreSettings = StoreSettings()
     traces: TraceSettings = TraceSettings()
     hosts: dict[Token, AnyHostConfig] = field(default_factory=dict)

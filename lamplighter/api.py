@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from lamplighter.errors import LamplighterError, Unreachable, error_from_problem
 from schemas.asset import DIGEST_SCHEME
@@ -154,6 +154,30 @@ def add_webhook(url: str, endpoints: Sequence[str], states: Sequence[str]) -> Ap
     """Add a webhook for the final states of all jobs of the key's owner."""
     body = {"url": url, "endpoints": list(endpoints), "states": list(states)}
     return ApiRequest(method="POST", path="/v1/webhooks", read=decode_json, body=body)
+
+
+def list_secrets(*, owner: str | None, installation: bool) -> ApiRequest[Any]:
+    """List secrets without their values: of `owner` (None: the key's), or of the installation."""
+    return _secret_request("GET", "", owner, installation)
+
+
+def set_secret(name: str, value: str, *, owner: str | None, installation: bool) -> ApiRequest[Any]:
+    """Set a secret, in place of its earlier value."""
+    return _secret_request("PUT", name, owner, installation, {"value": value})
+
+
+def delete_secret(name: str, *, owner: str | None, installation: bool) -> ApiRequest[None]:
+    """Delete a secret."""
+    return structs.replace(_secret_request("DELETE", name, owner, installation), read=ignore_body)
+
+
+def _secret_request(
+    method: str, name: str, owner: str | None, installation: bool, body: dict[str, Any] | None = None
+) -> ApiRequest[Any]:
+    query = {"owner": owner, "installation": "true" if installation else None}
+    params = tuple((key, value) for key, value in query.items() if value is not None)
+    path = f"/v1/secrets/{quote_segment(name)}" if name else "/v1/secrets"
+    return ApiRequest(method=method, path=path, read=decode_json, params=params, body=body)
 
 
 def webhook_path(webhook_id: str, *more: str) -> str:

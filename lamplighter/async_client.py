@@ -273,6 +273,37 @@ class AsyncClient(AsyncEdgeTransport):
         """
         await self.call(api.delete_path(api.webhook_path(webhook_id)))
 
+    async def secrets(self, *, owner: str | None = None, installation: bool = False) -> list[dict[str, Any]]:
+        """Do what `Client.secrets` does.
+
+        >>> await client.secrets()
+        []
+        """
+        answer: dict[str, Any] = await self.call(api.list_secrets(owner=owner, installation=installation))
+        found: list[dict[str, Any]] = answer["secrets"]
+        return found
+
+    async def set_secret(
+        self, name: str, value: str, *, owner: str | None = None, installation: bool = False
+    ) -> dict[str, Any]:
+        """Do what `Client.set_secret` does.
+
+        >>> await client.set_secret("HF_TOKEN", "hf_of_an_example")["name"]
+        'HF_TOKEN'
+        >>> await client.delete_secret("HF_TOKEN")
+        """
+        facts: dict[str, Any] = await self.call(api.set_secret(name, value, owner=owner, installation=installation))
+        return facts
+
+    async def delete_secret(self, name: str, *, owner: str | None = None, installation: bool = False) -> None:
+        """Do what `Client.delete_secret` does.
+
+        >>> await client.set_secret("HF_TOKEN", "hf_of_an_example")["owner"]
+        'admin'
+        >>> await client.delete_secret("HF_TOKEN")
+        """
+        await self.call(api.delete_secret(name, owner=owner, installation=installation))
+
     async def test_webhook(self, webhook_id: str) -> dict[str, Any]:
         """Do what `Client.test_webhook` does.
 

@@ -297,6 +297,37 @@ class Client(EdgeTransport):
         """
         self.call(api.delete_path(api.webhook_path(webhook_id)))
 
+    def secrets(self, *, owner: str | None = None, installation: bool = False) -> list[dict[str, Any]]:
+        """Return the secrets of the key's owner, of `owner` (needs admin) or of the installation, without values.
+
+        >>> client.secrets()
+        []
+        """
+        answer: dict[str, Any] = self.call(api.list_secrets(owner=owner, installation=installation))
+        found: list[dict[str, Any]] = answer["secrets"]
+        return found
+
+    def set_secret(
+        self, name: str, value: str, *, owner: str | None = None, installation: bool = False
+    ) -> dict[str, Any]:
+        """Set a secret for the programs of jobs, as `secrets` names its holder. No call returns the value.
+
+        >>> client.set_secret("HF_TOKEN", "hf_of_an_example")["name"]
+        'HF_TOKEN'
+        >>> client.delete_secret("HF_TOKEN")
+        """
+        facts: dict[str, Any] = self.call(api.set_secret(name, value, owner=owner, installation=installation))
+        return facts
+
+    def delete_secret(self, name: str, *, owner: str | None = None, installation: bool = False) -> None:
+        """Delete a secret. A waiting job that needs it fails when it starts.
+
+        >>> client.set_secret("HF_TOKEN", "hf_of_an_example")["owner"]
+        'admin'
+        >>> client.delete_secret("HF_TOKEN")
+        """
+        self.call(api.delete_secret(name, owner=owner, installation=installation))
+
     def test_webhook(self, webhook_id: str) -> dict[str, Any]:
         """Let the edge send one test message, and return the receiver's answer.
 

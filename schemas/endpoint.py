@@ -16,7 +16,7 @@ from msgspec import Meta, Struct, field, structs
 from schemas.ids import Token
 from schemas.image_reference import ImageReferenceInvalid, parse_image_reference
 from schemas.job import NESTING_LIMIT, is_too_deep
-from schemas.job_environment import VariableName, VariableValue
+from schemas.job_environment import ENDPOINT_SECRETS_LIMIT, SecretName, VariableName, VariableValue
 from schemas.mounts import Cache, Volume, find_mount_problems
 from schemas.requirements import CardRequirement, ComputeCapability, GpuModel, LabelName, LabelValue
 from schemas.settings_faults import SettingFault, did_you_mean, find_faults, join_name
@@ -98,6 +98,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     compute_capability: ComputeCapability | None = None
     labels: dict[LabelName, LabelValue] = field(default_factory=dict)
     env: dict[VariableName, VariableValue] = field(default_factory=dict)
+    secrets: Annotated[tuple[SecretName, ...], Meta(max_length=ENDPOINT_SECRETS_LIMIT)] = ()
 
     @property
     def effective_pool(self) -> str:
@@ -106,13 +107,18 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
     @property
     def offered(self) -> "Endpoint":
-        """The endpoint as its host offers it: without the URLs of weights, which may hold a token."""
-        return structs.replace(self, volumes=(), caches=())
+        """The endpoint as its host offers it: without URLs of weights and variables, which may hold a token."""
+        return structs.replace(self, volumes=(), caches=(), env={})
 
     @property
     def cards(self) -> CardRequirement:
         """The cards that its jobs run on."""
         return CardRequirement(self.gpu, self.compute_capability)
+
+    @property
+    def uses_owner_secrets(self) -> bool:
+        """Whether a job may get secrets of its owner: not where one container runs jobs of several owners."""
+        return self.reuse is None or self.reuse.scope == "owner"
 
 
 class EndpointInvalid(ValueError):

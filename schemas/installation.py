@@ -44,6 +44,8 @@ class AuditAction(StrEnum):
     WEBHOOK_SECRET_ROTATED = "webhook_secret_rotated"  # noqa: S105 - the name of an action
     WEBHOOK_ADDED = "webhook_added"
     WEBHOOK_DELETED = "webhook_deleted"
+    SECRET_SET = "secret_set"  # noqa: S105 - the name of an action
+    SECRET_DELETED = "secret_deleted"  # noqa: S105 - the name of an action
     NOTIFICATIONS_TESTED = "notifications_tested"
     SETTINGS_CHANGED = "settings_changed"
 
@@ -51,9 +53,10 @@ class AuditAction(StrEnum):
 class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A row of AUDIT: one action, of `AuditAction` or of a newer edge.
 
-    `subject`: the id of the key, host, owner, job or asset, or the endpoint. `by`: the id of the key that asked for it,
-    or BY_UP or BY_EDGE for what `lamplighter up` or an edge did at its start. `client`: the address of the request, or
-    empty. `owner`: that of the subject. `scopes`: of a key that was created. `details`: by name, without secrets.
+    `subject`: the id of the key, host, owner, job or asset, or the name of the endpoint or secret. `by`: the id of the
+    key that asked for it, or BY_UP or BY_EDGE for what `lamplighter up` or an edge did at its start. `client`: the
+    address of the request, or empty. `owner`: that of the subject. `scopes`: of a key that was created. `details`: by
+    name, without secrets.
     """
 
     at: Moment

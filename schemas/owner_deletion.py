@@ -32,6 +32,7 @@ class DeletionCounts(Struct, frozen=True, kw_only=True):
     deliveries: int = 0
     feed: int = 0
     usage_rows: int = 0
+    secrets: int = 0
 
     def __add__(self, other: "DeletionCounts") -> "DeletionCounts":
         """Return the sum of both counts."""

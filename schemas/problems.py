@@ -33,6 +33,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "media_type_unknown": ProblemType(415, "The body is of another media type than this takes"),
     "input_invalid": ProblemType(422, "The input does not fit the endpoint"),
     "asset_missing": ProblemType(422, "An asset has not been uploaded"),
+    "secret_missing": ProblemType(422, "A secret that the endpoint needs is not set"),
     "digest_mismatch": ProblemType(422, "The bytes do not have the digest named"),
     "idempotency_mismatch": ProblemType(422, "The idempotency key was used for another request"),
     "url_refused": ProblemType(422, "The URL may not be fetched"),

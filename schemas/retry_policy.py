@@ -37,6 +37,7 @@ FREE_RELEASE_LIMIT = 10  # free releases of a job in all, then host_fault_repeat
 DRAINED_CODE = "drained"
 HOST_LOST_CODE = "host_lost"
 MODULE_MISSING_CODE = "module_missing"
+SECRET_MISSING_CODE = "secret_missing"  # noqa: S105 - the name of a failure
 RETRY_BACKOFF = Backoff(first_s=2.0, limit_s=300.0)
 JITTERED_BACKOFF_LIMIT = timedelta(seconds=2 * RETRY_BACKOFF.limit_s)
 
@@ -50,6 +51,7 @@ FAILURES: Mapping[str, FailureClass] = {
     "input_too_large": FailureClass(Blame.CLIENT, RetryRule.NEVER),
     "input_fetch_failed": FailureClass(Blame.CLIENT, RetryRule.NEVER),
     "asset_gone": FailureClass(Blame.CLIENT, RetryRule.NEVER),
+    SECRET_MISSING_CODE: FailureClass(Blame.CLIENT, RetryRule.NEVER),
     "disk_exceeded": FailureClass(Blame.CLIENT, RetryRule.NEVER),
     "internal": FailureClass(Blame.IMAGE, RetryRule.CHARGED),
     "output_missing": FailureClass(Blame.IMAGE, RetryRule.CHARGED),
@@ -75,8 +77,8 @@ FAILURES: Mapping[str, FailureClass] = {
 
 
 # Failures that end the job at once, although a `retry` by its owner may succeed: the machines may be well again, or the
-# owner has uploaded the missing file.
-_RETRYABLE_BY_OWNER = RELEASES_EXHAUSTED_CODES | {"asset_gone", "input_fetch_failed"}
+# owner has uploaded the missing file or set the secret.
+_RETRYABLE_BY_OWNER = RELEASES_EXHAUSTED_CODES | {"asset_gone", "input_fetch_failed", SECRET_MISSING_CODE}
 
 
 def classify_failure(code: str, by_exit_code: FailureClass) -> FailureClass:

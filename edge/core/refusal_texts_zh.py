@@ -225,6 +225,38 @@ _JOBS: Mapping[str, str] = {
     "there is no webhook {webhook}: GET /v1/webhooks lists them": (
         "没有 Webhook {webhook}：全部 Webhook 见 GET /v1/webhooks"
     ),
+    "an owner has at most {limit} secrets: delete one, then try again": (
+        "每个用户最多 {limit} 条机密信息：请先删除一条再重试"
+    ),
+    "there is no secret {name}: GET /v1/secrets lists the names": "没有机密信息 {name}：全部名称见 GET /v1/secrets",
+    "the name of a secret must have 1 to 64 characters of A-Z a-z 0-9 _, the first one no digit": (
+        "机密信息的名称须为 1 至 64 个字符（A-Z a-z 0-9 _），且不能以数字开头"
+    ),
+    "must be a text of {least} to {most} bytes without NUL": "须为 {least} 至 {most} 字节、不含 NUL 的文本",
+    "secrets of the installation need the scope admin: use a key that has it": (
+        "整个系统共用的机密信息需要 admin 权限：请使用具有该权限的密钥"
+    ),
+    "{endpoint} needs secrets that are not set ({names}): lamplighter secrets set NAME": (
+        "{endpoint} 所需的机密信息尚未设置（{names}）：请运行 lamplighter secrets set NAME"
+    ),
+    "{endpoint} runs jobs of several owners in one container and needs secrets of the installation that are not set "
+    "({names}): lamplighter secrets set NAME --installation": (
+        "{endpoint} 在同一容器中运行多个用户的任务，所需的系统机密信息尚未设置（{names}）："
+        "请运行 lamplighter secrets set NAME --installation"
+    ),
+    "the secret {name} cannot be read: {why}": "无法读取机密信息 {name}：{why}",
+    "this edge cannot store secrets: {why}": "该 edge 无法保存机密信息：{why}",
+    "{count} secrets cannot be read by this edge: {why}": "该 edge 无法读取 {count} 条机密信息：{why}",
+    "the key {key} sealed them, and the key file of this edge ([secrets] key_file) does not have it: copy that file "
+    "from an edge that can read them, or delete them and set them again": (
+        "加密所用的密钥 {key} 不在该 edge 的密钥文件（[secrets] key_file）中：请从能够读取的 edge 复制该文件，"
+        "或删除后重新设置"
+    ),
+    "the stored bytes are damaged: set the secret again": "保存的数据已损坏：请重新设置",
+    "this host does not run the job: a runner's key may read only secrets of such": (
+        "该服务器没有运行此任务：runner 的密钥只能读取其任务的机密信息"
+    ),
+    "the edge does not know yet what {host} offers: try again": "edge 尚不清楚 {host} 提供哪些任务类型：请重试",
     "is not a final state: use {states}": "不是结束状态：请使用 {states}",
     "{endpoint} has no job {job}": "{endpoint} 没有任务 {job}",
 }

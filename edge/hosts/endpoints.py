@@ -134,6 +134,11 @@ class EndpointRegistry:
         offer = self._capabilities.get(host)
         return tuple(sorted(endpoint.name for endpoint in offer.endpoints)) if offer else ()
 
+    def find_offered(self, host: str, name: str) -> Endpoint | None:
+        """Return the endpoint as this host offers it; None if its latest offer does not have it."""
+        offer = self._capabilities.get(host)
+        return next((endpoint for endpoint in offer.endpoints if endpoint.name == name), None) if offer else None
+
     def programs(self, endpoint: str) -> dict[str, JobProgram]:
         """Return what a job of `endpoint` runs on each host that told, by host."""
         return {

@@ -160,6 +160,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "deliveries": _N("Webhook deliveries", 2),
         "feed": _N("Messages for followers", 40),
         "usage_rows": _N("Rows of usage", 3),
+        "secrets": _N("Secrets for the programs of jobs", 1),
     },
     "DeliveryAttempt": {
         "took_s": _N("The seconds until the answer", 0.2),
@@ -377,6 +378,15 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "used_at": _N("When it was last used, some minutes late; null: never", _AT),
         "key": _N("The key; only in the answer that creates or rotates it", "lamp_k1_…"),
     },
+    "SecretRequest": {"value": _N("The value: a text of 8 bytes to 32 KiB", "hf_…")},
+    "StoredSecret": {
+        "name": _N("The name, which is that of the file in the container", "HF_TOKEN"),
+        "owner": _N("Whose secret it is; null: the installation's", "ann"),
+        "set_at": _N("When the value was set", _AT),
+        "set_by": _N("The id of the key that set it", "k1"),
+    },
+    "SecretList": {"secrets": _N("The secrets by name, without their values")},
+    "JobSecrets": {"secrets": _N("The values by name, only for the host that runs the job", {"HF_TOKEN": "hf_…"})},
     "KeyList": {"keys": _N("The keys, without their secrets")},
     "Liveness": {"status": _N("`ok`", "ok")},
     "LogEvent": {
@@ -406,6 +416,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "keys": _N("Its API keys; a deletion revokes them", 2),
         "bytes": _N("The size of its files in bytes", 73400320),
         "deliveries": _N("Its webhook deliveries in the log", 24),
+        "secrets": _N("Its secrets for the programs of jobs", 1),
     },
     "OwnerList": {"owners": _N("The owners, by name")},
     "OwnerSummary": {
@@ -535,6 +546,7 @@ PARAMETERS: Final[dict[tuple[str, str], FieldNote]] = {
     ("query", "subject"): _N("Only what was done to the thing with this id", "k1"),
     ("query", "after"): _N("As Last-Event-ID, for clients that cannot set headers", "9f3c-17-12"),
     ("query", "code"): _N("Only jobs that failed with this code", "no_face"),
+    ("query", "installation"): _N("Of the installation, for jobs of every owner; needs the scope admin", True),
     ("query", "cursor"): _N("`next_cursor` of the page before", "c1"),
     ("query", "endpoint"): _N("Only jobs of this endpoint", "echo"),
     ("query", "from"): _N("Only what is from this time on. The default of a report is 30 days before its end", _AT),

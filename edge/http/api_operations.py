@@ -25,6 +25,7 @@ TAGS: Final = {
     "hosts": "GPU hosts and their power",
     "usage": "Jobs, GPU seconds, energy and cost",
     "keys": "API keys, tokens and the audit log",
+    "secrets": "Secrets for the programs of jobs",
     "notifications": "What operators are told about",
     "session": "The session of a browser",
     "owners": "Owners, what they have, and the deletion of their data",
@@ -41,7 +42,7 @@ _JOB = ("not_found",)
 _STORE = ("store_full", "quota_exceeded", "owner_deleting", "digest_mismatch")
 _SUBMIT = (
     *(*_BODY, *_STORE, "media_type_unknown", "endpoint_unknown", "conflict", "asset_missing", "url_refused"),
-    *("idempotency_mismatch", "rate_limited"),
+    *("idempotency_mismatch", "rate_limited", "secret_missing"),
 )
 _TUS = ("tus_version",)
 _CHUNK = (
@@ -111,6 +112,10 @@ OPERATIONS: Final[dict[tuple[str, str], OperationNote]] = {
     ("/v1/keys", "post"): OperationNote("createKey", "keys", (*_BODY, "owner_deleting")),
     ("/v1/keys/{key_id}", "delete"): OperationNote("revokeKey", "keys", ("not_found",)),
     ("/v1/keys/{key_id}/rotate", "post"): OperationNote("rotateKey", "keys", (*_BODY, "not_found")),
+    ("/v1/secrets", "get"): OperationNote("listSecrets", "secrets"),
+    ("/v1/secrets/{name}", "put"): OperationNote("setSecret", "secrets", (*_BODY, "quota_exceeded", "owner_deleting")),
+    ("/v1/secrets/{name}", "delete"): OperationNote("deleteSecret", "secrets", ("not_found",)),
+    ("/v1/jobs/{job_id}/secrets", "post"): OperationNote("readJobSecrets", "secrets", (*_JOB, "secret_missing")),
     ("/v1/tokens", "post"): OperationNote("createToken", "keys", _BODY),
     ("/v1/audit", "get"): OperationNote("listAudit", "keys"),
     ("/v1/notifications", "get"): OperationNote("listNotifications", "notifications"),

@@ -41,6 +41,7 @@ from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.directory import OwnerDirectory
 from edge.owners.quotas import OwnerQuotas, RequestLimiter, StreamLimiter
+from edge.owners.secrets import SecretStore
 from edge.owners.sessions import SessionIssuer
 from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
@@ -82,6 +83,7 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     host_samples: HostSamples
     wait_reasons: WaitReasons
     api_keys: ApiKeyStore
+    secrets: SecretStore
     tokens: TokenIssuer
     sessions: SessionIssuer
     url_signer: UrlSigner

@@ -14,6 +14,7 @@ from edge.hosts.endpoints import EndpointRegistry
 from edge.jobs.readiness import BrokerReadiness
 from edge.outbound.url_policy import AllowList, UrlRefused, parse_url
 from edge.owners.quotas import OwnerQuotas
+from edge.owners.secrets import SecretStore
 from schemas.endpoint import Endpoint
 from schemas.events import Submitted
 from schemas.ids import JobKey, is_token
@@ -123,6 +124,7 @@ class Admission:
         clock: Clock,
         entropy: Entropy,
         quotas: OwnerQuotas,
+        secrets: SecretStore,
     ) -> None:
         self._readiness = readiness
         self._endpoints = endpoints
@@ -130,6 +132,7 @@ class Admission:
         self._url_allow_list = url_allow_list
         self._clock = clock
         self._entropy = entropy
+        self._secrets = secrets
         self.quotas = quotas
 
     async def validate(self, body: dict[str, Any]) -> None:
@@ -171,6 +174,7 @@ class Admission:
         missing = await self._assets.find_missing(key.owner, validated.digests)
         if missing and not submission.await_input:
             raise asset_missing_problem(missing)
+        await self._secrets.check_present(endpoint, key.owner)
         trace = submission.trace_id or (trace_id or "")[:TRACE_ID_LIMIT_CHARS] or self._entropy(16).hex()
         return build_job(
             key, digest, endpoint, submission, validated, missing=missing, trace_id=trace, at=self._clock()

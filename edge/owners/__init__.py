@@ -2,8 +2,8 @@
 
 An owner is the tenant that a key belongs to. Read `api_keys` first: `ApiKeyStore.authenticate` turns the text of a
 credential into an `ApiKey`. `tokens` issues short-lived tokens for clients that cannot send a header. `quotas` limits
-jobs, bytes, submits and open streams. `directory` counts what each owner has. `audit_log` records who created, rotated
-or revoked a credential.
+jobs, bytes, submits and open streams. `directory` counts what each owner has. `secrets` keeps values for the programs
+of jobs, sealed with `secret_keys`. `audit_log` records who created, rotated or revoked a credential.
 
 May import `edge.core`, `edge.store` and `edge.index`. Imported by `edge.hosts`, `edge.assets`, `edge.jobs` and
 all packages above them. Nothing here knows HTTP: `edge.http.auth` reads the headers.

@@ -9,6 +9,7 @@ from bus.interface import Bus
 from edge.core.error_handling import translate_errors
 from edge.index.index import JobIndex
 from edge.owners.api_keys import ApiKeyStore
+from edge.owners.secrets import secret_prefix
 from schemas.auth import Scope
 from schemas.owner_deletion import OwnerDeletion
 from schemas.problems import ProblemError
@@ -38,6 +39,7 @@ class OwnerHoldings(Struct, frozen=True, kw_only=True):
     bytes: int
     keys: int
     deliveries: int
+    secrets: int
 
 
 class OwnerDirectory:
@@ -82,6 +84,7 @@ class OwnerDirectory:
                 bytes=sum(assets),
                 keys=len(await self._keys.list(owner)),
                 deliveries=len(await self._bus.delivery_log.keys(f"{owner}.>")),
+                secrets=len(await self._bus.secrets.keys(f"{secret_prefix(owner)}>")),
             )
 
     def _count_jobs(self) -> tuple[Counter[str], Counter[str]]:

@@ -77,6 +77,7 @@ CLIENT_COMMANDS = {
     "console": ("keys", "console", "Print a link that opens the console in a browser, signed in."),
     "webhooks": ("webhooks", "webhooks", "Call a URL when jobs end: list, add, delete and test webhooks."),
     "keys": ("keys", "keys", "Create, list, rotate and revoke API keys."),
+    "secrets": ("secrets", "secrets", "Set, list and delete secrets for the programs of jobs."),
     "owners": ("owners", "owners", "Delete all data of an owner."),
     "audit": ("audit", "audit", "Show who did what to keys, hosts, owners, jobs and settings."),
     "notify": ("notify", "notify", "Show what operators are told about, and test the targets."),

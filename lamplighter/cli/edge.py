@@ -9,6 +9,7 @@ import uvloop
 from bus.interface import BusError
 from bus.secret_files import PRIVATE_UMASK
 from edge.notify.port import TargetInvalid
+from edge.owners.secret_keys import SecretKeysUnusable
 from edge.power.drivers.installed import DriverUnusable
 from edge.process import EdgeStartError, serve
 from edge.settings import EdgeSettings
@@ -29,6 +30,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     EdgeStartError: USAGE,
     DriverUnusable: USAGE,
     EndpointInvalid: USAGE,
+    SecretKeysUnusable: USAGE,
     StoreError: USAGE,
     TargetInvalid: USAGE,
 }

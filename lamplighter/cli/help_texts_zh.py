@@ -357,8 +357,24 @@ _CLIENT: Mapping[str, str] = {
     "Delete all data of an owner, or show the progress (needs a key with the scope admin).": (
         "删除某个用户的所有数据，或显示进度（需要有 admin 权限的密钥）。"
     ),
-    "Delete all jobs, files, uploads, keys, deliveries and usage of OWNER. Running jobs are cancelled first.": (
-        "删除用户 OWNER 的所有任务、文件、上传、密钥、推送记录和用量。运行中的任务会先被取消。"
+    "Delete all jobs, files, uploads, keys, secrets, deliveries and usage of OWNER. First cancel running jobs.": (
+        "删除用户 OWNER 的所有任务、文件、上传、密钥、机密信息、推送记录和用量。运行中的任务会先被取消。"
+    ),
+    "Set, list and delete secrets for the programs of jobs.": "设置、列出和删除任务程序使用的机密信息。",
+    "Set, list and delete secrets, which programs of jobs read as files.": (
+        "设置、列出和删除机密信息，任务的程序以文件形式读取。"
+    ),
+    "Of this owner [that of the key]. Needs the scope admin.": "属于该用户 [密钥所属用户]。需要 admin 权限。",
+    "Of the installation, for jobs of every owner. Needs the scope admin.": (
+        "属于整个系统，供所有用户的任务使用。需要 admin 权限。"
+    ),
+    "Read the value from FILE.": "从文件 FILE 读取值。",
+    "Set the secret NAME to the text on stdin, without its last newline, in place of an earlier value.": (
+        "将机密信息 NAME 设为标准输入的文本（去掉末尾换行），并替换原有的值。"
+    ),
+    "List the names. Values are never shown.": "列出名称。值永远不会显示。",
+    "Delete the secret NAME. Waiting jobs that need it fail when they start.": (
+        "删除机密信息 NAME。需要它的等待中任务在启动时会失败。"
     ),
     "Do not ask.": "不询问。",
     "Return when the deletion has started. It continues in the background.": "开始删除后即返回，删除在后台继续。",

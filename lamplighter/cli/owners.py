@@ -21,6 +21,7 @@ COUNT_LABELS = {
     "deliveries": ("webhook delivery", "webhook deliveries"),
     "feed": ("message to followers", "messages to followers"),
     "usage_rows": ("row of usage", "rows of usage"),
+    "secrets": ("secret", "secrets"),
 }
 
 
@@ -35,7 +36,7 @@ def owners() -> None:
 @click.option("--no-wait", is_flag=True, help="Return when the deletion has started. It continues in the background.")
 @client_command
 def delete_owner(session: CliContext, owner: str, yes: bool, no_wait: bool) -> None:
-    """Delete all jobs, files, uploads, keys, deliveries and usage of OWNER. Running jobs are cancelled first."""
+    """Delete all jobs, files, uploads, keys, secrets, deliveries and usage of OWNER. First cancel running jobs."""
     if not yes and not (
         sys.stdin.isatty() and click.confirm(say(f"Delete all data of {owner}? This cannot be undone."))
     ):
@@ -88,7 +89,7 @@ def _print_report(session: CliContext, report: dict[str, Any]) -> None:
     session.out.print(f"{report['owner']}: {report['state']}", markup=False, highlight=False)
     for name, words in COUNT_LABELS.items():
         size = f" ({display.format_size(erased['bytes'])})" if name == "assets" else ""
-        count, what = display.format_count(erased[name], *words).split(" ", 1)
+        count, what = display.format_count(erased.get(name, 0), *words).split(" ", 1)
         session.out.print(f"{count:>8} {say(what)}{size}", markup=False, highlight=False)
     if report["hosts_pending"]:
         hosts = ", ".join(report["hosts_pending"])

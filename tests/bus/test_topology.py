@@ -38,6 +38,7 @@ WRITTEN_OUT: dict[str, dict[str, Any]] = {
     "KV_JOINED": {"max_age": 0, "max_msgs_per_subject": 4},
     "KV_ERASURES": {"max_age": 30 * DAY, "max_msgs_per_subject": 1},
     "KV_OWNER_HOOKS": {"max_age": 0, "max_msgs_per_subject": 4},
+    "KV_SECRETS": {"max_age": 0, "max_msgs_per_subject": 4},
     "KV_NOTICES": {"max_age": 30 * DAY, "max_msgs_per_subject": 4},
     "KV_AUDIT": {"max_age": 400 * DAY, "max_msgs_per_subject": 1},
     "KV_ACTIONS": {"max_age": 30 * DAY, "max_msgs_per_subject": 4},

@@ -26,7 +26,7 @@ from tests.support.schema_samples import LATER, NOW, make_job
 
 BY_HAND = """
 client never   bad_job bad_input unreadable_video unreadable_audio no_face multiple_faces input_too_large
-client never   input_fetch_failed asset_gone disk_exceeded
+client never   input_fetch_failed asset_gone secret_missing disk_exceeded
 image  counted internal output_missing output_invalid model_load_failed stalled
 image  never   output_too_large execution_timeout module_missing
 image  once    out_of_memory

@@ -37,6 +37,8 @@ from edge.outbound.ssrf_guard import guarded_client
 from edge.outbound.url_policy import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride, OwnerQuotas
+from edge.owners.secret_keys import read_or_make_keys
+from edge.owners.secrets import SecretStore
 from edge.store.upload_state import UploadStateStore
 from edge.webhooks import dispatcher as webhooks
 from edge.webhooks.secrets import WebhookSettings
@@ -177,6 +179,8 @@ class EdgeServicesRig:
             clock=time,
         )
         entropy = FixedEntropy()
+        self.secret_keys = read_or_make_keys(folder / "secrets.key")
+        self.secrets = SecretStore(bus.secrets, self.secret_keys, time)
         admission = Admission(
             readiness=self.readiness,
             endpoints=self.endpoints,
@@ -185,6 +189,7 @@ class EdgeServicesRig:
             clock=time,
             entropy=entropy,
             quotas=self.quotas,
+            secrets=self.secrets,
         )
         self.jobs = JobService(
             bus=bus,
@@ -243,6 +248,7 @@ class EdgeServicesRig:
             assets=self.assets,
             uploads=self.uploads,
             keys=keys,
+            secrets=self.secrets,
             index=self.index,
             quotas=self.quotas,
         )
@@ -300,7 +306,8 @@ class EdgeServicesRig:
         self, slots: int = 1, host: str = "gpu-1", at: datetime | None = None, **fields: Any
     ) -> None:
         offered = HostCapabilities(
-            host=host, incarnation="i1", at=at or self.time(), endpoints=(ECHO_ENDPOINT,), slots=slots, **fields
+            **{"host": host, "incarnation": "i1", "at": at or self.time(), "endpoints": (ECHO_ENDPOINT,), **fields},
+            slots=slots,
         )
         await self.bus.capabilities.put(host, offered)
         await self.endpoints.refresh()

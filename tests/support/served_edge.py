@@ -156,6 +156,7 @@ def make_services(
         hosts=made.hosts,
         host_samples=HostSamples(made.hosts, made.folder / "host-samples.json", made.time),
         api_keys=keys,
+        secrets=made.secrets,
         tokens=TokenIssuer(SECRET, keys.get, made.time),
         sessions=SessionIssuer(SECRET, keys.get, made.time, FixedEntropy(), made.bus.installation_constants),
         url_signer=made.signer,

@@ -49,7 +49,7 @@ async def readyz(services: ServicesDep) -> Response[ReadinessView]:
     reasons = await _readiness_problems(services)
     if reasons:
         return Response(ReadinessView("refusing", reasons), status_code=503)
-    degraded = services.readiness.degraded
+    degraded = (*services.readiness.degraded, *services.secrets.faults)
     return Response(ReadinessView("ok", degraded=degraded, ailing=degraded), status_code=200)
 
 

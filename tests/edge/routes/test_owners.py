@@ -36,10 +36,11 @@ async def test_what_a_deletion_deletes_is_counted_before_it(edge: ServedEdge):
         WebhookDelivery(entry.revision, e.JobRecord(world.time(), e.Queued(), entry.record.job)), "https://files.test/h"
     )
     await world.put("ann", b"twelve bytes")
+    await world.secrets.set("ann", "HF_TOKEN", "the secret of ann", "k")
     await world.wait_until_indexed()
     held = (await edge.admin.get("/v1/owners/ann")).json()
     assert held.pop("deliveries") >= 1
-    assert held == {"owner": "ann", "jobs": 1, "unfinished": 1, "assets": 1, "bytes": 12, "keys": 1}
+    assert held == {"owner": "ann", "jobs": 1, "unfinished": 1, "assets": 1, "bytes": 12, "keys": 1, "secrets": 1}
     nobody = (await edge.admin.get("/v1/owners/nobody")).json()
     assert nobody == {
         "owner": "nobody",
@@ -49,6 +50,7 @@ async def test_what_a_deletion_deletes_is_counted_before_it(edge: ServedEdge):
         "bytes": 0,
         "keys": 0,
         "deliveries": 0,
+        "secrets": 0,
     }
     assert (await edge.ann.get("/v1/owners/ann")).status_code == 403
     assert (await edge.admin.get("/v1/owners/a b")).status_code == 422

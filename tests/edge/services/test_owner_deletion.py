@@ -68,6 +68,7 @@ async def peopled(edge: EdgeServicesRig, keys: ApiKeyStore, owner: str) -> Job:
     await edge.bus.usage_log.add(job_usage(done, 7))
     await edge.bus.webhook_outbox.enqueue(WebhookDelivery(7, e.JobRecord(edge.time(), e.Succeeded(Output()), done)))
     await edge.webhooks.secrets.get(owner)
+    await edge.secrets.set(owner, "HF_TOKEN", f"the secret of {owner}", "k")
     await edge.webhooks.owner_webhooks.add(owner, "https://files.test/all")
     upload = await edge.uploads.create(owner, UploadParameters(name="part.mp4", media_type="video/mp4", length=9))
     await edge.uploads.append(owner, upload.id, UploadChunk(offset=0, chunks=piece()))
@@ -87,7 +88,8 @@ async def everything(edge: EdgeServicesRig, owner: str) -> list[object]:
     hooks = [await bus.webhook_configs.get(owner)] if await bus.webhook_configs.get(owner) else []
     wide = [await bus.owner_webhooks.get(owner)] if await bus.owner_webhooks.get(owner) else []
     waiting = list(await bus.job_queue.list_pending(owner))
-    return [*rows, *held, *jobs, *used, *keys, *uploads, *hooks, *wide, *waiting]
+    secrets = list(await bus.secrets.rows(f"owner.{owner}."))
+    return [*rows, *held, *jobs, *used, *keys, *uploads, *hooks, *wide, *waiting, *secrets]
 
 
 async def test_everything_of_the_owner_goes_and_nothing_of_another(edge: EdgeServicesRig) -> None:
@@ -110,7 +112,7 @@ async def test_everything_of_the_owner_goes_and_nothing_of_another(edge: EdgeSer
     assert {await edge.bus.job_store.read(job.key) for job in (waiting, scheduled)} == {None}
     told = report.counts
     assert (told.jobs, told.cancelled, told.assets, told.uploads, told.keys) == (3, 2, 2, 1, 1)
-    assert (told.bytes, told.usage_rows) == (len("the film of ann" + "the result of ann"), 1)
+    assert (told.bytes, told.usage_rows, told.secrets) == (len("the film of ann" + "the result of ann"), 1, 1)
     assert told.feed >= SAID_OF_ANN
     assert told.deliveries >= 1
     assert (report.requested_by, report.hosts_pending, report.finished_at is not None) == ("k", ("gpu-1",), True)

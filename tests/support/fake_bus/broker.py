@@ -22,6 +22,7 @@ from bus.nats.topology import (
     OWNER_HOOKS,
     PAUSES,
     POWER,
+    SECRETS,
     TOMBSTONES,
 )
 from schemas.asset import AssetReference
@@ -30,6 +31,7 @@ from schemas.enrollment import EnrolledHost
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
+from schemas.job_environment import StoredSecret
 from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
 from schemas.pause import Pause
@@ -101,6 +103,7 @@ class FakeBroker:
             webhook_configs=FakeTable(connection, self._buckets[HOOKS.name], HOOKS.name, WebhookConfig),
             owner_webhooks=FakeTable(connection, self._buckets[OWNER_HOOKS.name], OWNER_HOOKS.name, OwnerWebhooks),
             delivery_log=FakeTable(connection, self._buckets[DELIVERED.name], DELIVERED.name, DeliveryLogRow),
+            secrets=FakeTable(connection, self._buckets[SECRETS.name], SECRETS.name, StoredSecret),
             leases=FakeTable(connection, self._buckets[LEASES.name], LEASES.name, Lease),
             webhook_outbox=FakeWebhookOutbox(connection, self._webhooks),
             installation_constants=FakeTable(connection, self._buckets[AGREED.name], AGREED.name, InstallationConstant),
