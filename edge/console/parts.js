@@ -7,7 +7,7 @@ import { h, svg } from "./dom.js";
 import { bytes, duration, fullTime, time } from "./format.js";
 import { has, t } from "./text.js";
 
-const DOTS = { running: "run", cancelling: "run", succeeded: "ok", online: "ok", failed: "bad", fault: "bad", expired: "bad", waking: "wake", starting: "wake", stopping: "wake", draining: "wake", blocked: "wake", queued: "wait", scheduled: "wait", delivery_delivered: "ok", delivery_failed: "bad", delivery_disabled: "bad", delivery_pending: "wait" };
+const DOTS = { running: "run", cancelling: "run", succeeded: "ok", online: "ok", failed: "bad", fault: "bad", expired: "bad", waking: "wake", starting: "wake", stopping: "wake", draining: "wake", blocked: "wake", queued: "wait", paused: "wait", scheduled: "wait", delivery_delivered: "ok", delivery_failed: "bad", delivery_disabled: "bad", delivery_pending: "wait" };
 
 /** A status in words, with a dot: never by its colour alone. */
 export function statusPill(status) {

@@ -36,7 +36,8 @@ class ClientWorld(Struct, frozen=True):
 
     def environ(self) -> dict[str, str]:
         """What the programs of the tests read."""
-        return {"URL": self.url, "KEY": self.key, "PROXY": self.proxy_url, "CONTROL": self.control_url}
+        admin = self.running.installation.keys["admin"]
+        return {"URL": self.url, "KEY": self.key, "ADMIN": admin, "PROXY": self.proxy_url, "CONTROL": self.control_url}
 
 
 def make_control(proxy: TcpProxy) -> ASGIApp:

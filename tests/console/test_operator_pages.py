@@ -6,7 +6,7 @@ from playwright.async_api import Browser, expect
 
 from lamplighter import AsyncClient
 from schemas.enrollment import decode_join_token
-from tests.console.conftest import Console, open_console
+from tests.console.conftest import Console, go, open_console
 from tests.support.host_access import FakeHostAccess
 from tests.support.served_edge import serve_edge
 from tests.support.webhook_receiver import run_receiver, statuses_in_order
@@ -24,6 +24,49 @@ async def test_an_endpoint_shows_how_long_its_runs_take(console: Console):
     async with console.open_page(path="endpoints") as watched:
         panel = watched.page.locator("section", has=watched.page.get_by_role("heading", name="echo", exact=True))
         await expect(panel).to_contain_text("(3 runs)")
+
+
+async def test_an_endpoint_is_paused_and_resumed(console: Console):
+    runner = await console.running.installation.start_runner()
+    try:
+        async with console.open_page("admin", path="endpoints") as watched:
+            page = watched.page
+            panel = page.locator("section", has=page.get_by_role("heading", name="echo", exact=True))
+            await panel.get_by_role("button", name="Pause").click()
+            await page.get_by_role("dialog").get_by_role("button", name="Pause").click()
+            await expect(panel).to_contain_text("Paused by boss at")
+            job = await console.running.admin.submit("echo", text="it waits")
+            await console.go(watched, f"jobs/{job.id}")
+            await expect(page.locator(".big")).to_contain_text("boss paused this kind of job", timeout=30_000)
+            await console.go(watched, "endpoints")
+            await panel.get_by_role("button", name="Resume").click()
+            await expect(panel.locator(".pill")).to_have_count(0)
+            await console.running.admin.wait(job.id)
+        async with console.open_page("ann", path="endpoints") as watched:
+            await expect(watched.page.get_by_role("link", name="New job").last).to_be_visible()
+            assert await watched.page.get_by_role("button", name="Pause").count() == 0
+    finally:
+        await runner.stop()
+
+
+async def test_a_host_is_put_into_maintenance_and_back(browser: Browser, tmp_path: Path):
+    async with serve_edge(tmp_path) as edge:
+        await edge.world.announce_capabilities()
+        await edge.world.send_heartbeat()
+        job = (await edge.admin.post("/v1/jobs", json={"endpoint": "echo", "input": {"text": "hello"}})).json()
+        async with open_console(browser, edge.url, edge.texts["admin"], "hosts") as watched:
+            page = watched.page
+            panel = page.locator("#host-gpu-1")
+            await panel.get_by_role("button", name="Maintenance").click()
+            await page.get_by_role("dialog").get_by_role("button", name="Maintenance").click()
+            await expect(panel).to_contain_text("set by admin")
+            await go(watched, f"jobs/{job['id']}")
+            await expect(page.locator(".big")).to_contain_text("The GPU host is in maintenance", timeout=30_000)
+            await go(watched, "endpoints")
+            await expect(page.locator("main")).to_contain_text("gpu-1 – the host is in maintenance")
+            await go(watched, "hosts")
+            await panel.get_by_role("button", name="End maintenance").click()
+            await expect(panel.locator(".note")).to_have_count(0)
 
 
 async def test_deliveries_of_all_jobs_are_listed_filtered_and_sent_again(console: Console):

@@ -321,6 +321,91 @@ export class Client {
   }
 
   /**
+   * Pause an endpoint: its jobs are accepted and wait. Needs the scope `power`.
+   *
+   * @param {string} name
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").Endpoint>}
+   */
+  pauseEndpoint(name, options) {
+    return this._http.json("POST", pathOf("endpoints", name, "pause"), options);
+  }
+
+  /**
+   * End the pause of an endpoint. Needs the scope `power`.
+   *
+   * @param {string} name
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").Endpoint>}
+   */
+  resumeEndpoint(name, options) {
+    return this._http.json("POST", pathOf("endpoints", name, "resume"), options);
+  }
+
+  /**
+   * Put a host into maintenance: it starts no job, and no rule powers it on or off. Needs the scope `power`.
+   *
+   * @param {string} host
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").Host>}
+   */
+  startMaintenance(host, options) {
+    return this._http.json("POST", pathOf("hosts", host, "maintenance"), options);
+  }
+
+  /**
+   * End the maintenance of a host. Needs the scope `power`.
+   *
+   * @param {string} host
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").Host>}
+   */
+  endMaintenance(host, options) {
+    return this._http.json("DELETE", pathOf("hosts", host, "maintenance"), options);
+  }
+
+  /**
+   * Return the webhooks for all jobs of the owner, oldest first.
+   *
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").OwnerWebhook[]>}
+   */
+  async webhooks(options) {
+    return (await this._http.json("GET", pathOf("webhooks"), options)).webhooks;
+  }
+
+  /**
+   * Add a webhook for the final states of all jobs. The same URL with the same filter returns the one that exists.
+   *
+   * @param {{url: string, endpoints?: string[], states?: string[]}} webhook Without `endpoints` or `states`: all.
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").OwnerWebhook>}
+   */
+  addWebhook(webhook, options) {
+    return this._http.json("POST", pathOf("webhooks"), { ...options, json: webhook, retry: true });
+  }
+
+  /**
+   * @param {string} id
+   * @param {CallOptions} [options]
+   * @returns {Promise<void>}
+   */
+  deleteWebhook(id, options) {
+    return this._http.json("DELETE", pathOf("webhooks", id), options);
+  }
+
+  /**
+   * Send a test message to a webhook, and return how its receiver answered.
+   *
+   * @param {string} id
+   * @param {CallOptions} [options]
+   * @returns {Promise<import("./types.js").WebhookTest>}
+   */
+  testWebhook(id, options) {
+    return this._http.json("POST", pathOf("webhooks", id, "test"), options);
+  }
+
+  /**
    * Return jobs, GPU seconds, energy and cost between two times (RFC 3339). The default is the last 30 days.
    *
    * @param {{from?: string, to?: string, owner?: string}} [range]

@@ -16,6 +16,7 @@ export { Sha256 } from "./sha256.js";
 /** @typedef {import("./types.js").Host} Host */
 /** @typedef {import("./types.js").Job} Job */
 /** @typedef {import("./types.js").JobEvent} JobEvent */
+/** @typedef {import("./types.js").OwnerWebhook} OwnerWebhook */
 /** @typedef {import("./types.js").Problem} Problem */
 /** @typedef {import("./types.js").Usage} Usage */
 /** @typedef {import("./upload.js").UploadProgress} UploadProgress */

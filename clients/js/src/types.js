@@ -92,8 +92,20 @@
  * @property {string} image
  * @property {boolean} warm
  * @property {string[]} hosts
+ * @property {Pause|null} paused
  *
- * @typedef {{id: string, state: string} & Record<string, any>} Host
+ * @typedef {{since: string, by: string}} Pause Since when and by whom something is paused.
+ * @typedef {{id: string, state: string, maintenance: Pause|null} & Record<string, any>} Host
+ *
+ * @typedef {object} OwnerWebhook A webhook for all jobs of an owner.
+ * @property {string} id
+ * @property {string} url
+ * @property {string[]} endpoints Empty: all.
+ * @property {string[]} states
+ * @property {string} created_at
+ * @property {boolean} disabled Its URL answered 410, so nothing is sent to it.
+ *
+ * @typedef {{delivered: boolean, status: number|null, error: string|null, took_s: number}} WebhookTest
  * @typedef {Record<string, any>} Usage
  * @typedef {{accepted: Job[], rejected: {index: number, problem: Problem}[]}} Batch
  *

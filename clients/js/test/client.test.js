@@ -1,6 +1,6 @@
 // The client against a real edge, runner and broker. tests/clients/test_js_node.py starts them and runs this file.
 //
-// URL, KEY: the edge and a key of every client scope. PROXY: the edge behind a proxy. CONTROL: a POST to it breaks every
+// URL, KEY: the edge and a key of every client scope. ADMIN: a key that may do everything. PROXY: the edge behind a proxy. CONTROL: a POST to it breaks every
 // connection of the proxy. FILES: a folder to write files to.
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
@@ -12,7 +12,7 @@ import {
   Client, Conflict, JobFailed, LamplighterError, NotFound, Rejected, Sha256, Unauthorized, Unreachable,
 } from "lamplighter-client";
 
-const { URL: url = "", KEY: key = "", PROXY: proxy = "", CONTROL: control = "", FILES: folder = "" } = process.env;
+const { URL: url = "", KEY: key = "", ADMIN: admin = "", PROXY: proxy = "", CONTROL: control = "", FILES: folder = "" } = process.env;
 const client = new Client({ url, key });
 const behindProxy = new Client({ url: proxy, key });
 
@@ -255,6 +255,32 @@ test("batches, endpoints, hosts, usage, languages, and an id of one's own", asyn
   assert.match(chinese.message, /[\u4e00-\u9fff]/);
   await assert.rejects(client.power("gpu-1", "off"), Rejected);
   assert.throws(() => new Client(), TypeError);
+});
+
+test("endpoints are paused, hosts are put into maintenance, and both end", async () => {
+  const operator = new Client({ url, key: admin });
+  const paused = await operator.pauseEndpoint("echo");
+  assert.equal(paused.paused.by, "boss");
+  assert.deepEqual((await client.endpoint("echo")).paused, paused.paused);
+  const job = await client.submit("echo", {});
+  assert.equal((await client.job(job.id)).reason, "endpoint_paused");
+  assert.equal((await operator.resumeEndpoint("echo")).paused, null);
+  await client.wait(job.id);
+  assert.equal((await operator.startMaintenance("gpu-1")).maintenance.by, "boss");
+  assert.equal((await operator.endMaintenance("gpu-1")).maintenance, null);
+  await assert.rejects(client.pauseEndpoint("echo"), Unauthorized);
+});
+
+test("webhooks for all jobs are added, listed, tested and deleted", async () => {
+  const wanted = { url: "https://hooks.invalid/ended", endpoints: ["echo"], states: ["failed"] };
+  const webhook = await client.addWebhook(wanted);
+  assert.deepEqual([webhook.url, webhook.endpoints, webhook.states], Object.values(wanted));
+  assert.equal((await client.addWebhook(wanted)).id, webhook.id);
+  assert.deepEqual(await client.webhooks(), [webhook]);
+  const tested = await client.testWebhook(webhook.id);
+  assert.deepEqual([tested.delivered, typeof tested.error], [false, "string"], "nobody has this name");
+  await client.deleteWebhook(webhook.id);
+  assert.deepEqual(await client.webhooks(), []);
 });
 
 test("without an edge the error says so", async () => {

@@ -44,6 +44,7 @@ export function hostsPage(main, path) {
     return h("section", { class: "panel", id: `host-${host.id}` },
       h("div", { class: "title" }, h("h2", { class: "big" }, host.id), statusPill(host.state), h("span", { class: "soft" }, host.since && t("since", { time: time(host.since) }), why ? ` · ${why}` : ""), powerButtons(host)),
       hold && h("p", { class: "note" }, t(hold.want === "on" ? "held_on" : "held_off"), hold.until ? ` ${t("until", { time: time(hold.until) })}` : ""),
+      host.maintenance && h("p", { class: "note" }, t("maintenance_by", { by: host.maintenance.by, time: time(host.maintenance.since) })),
       host.engine_away && h("p", { class: "error" }, `${t("engine_away")}: ${host.engine_away}`),
       host.waits?.length > 0 && h("ul", { class: "error" }, host.waits.map((text) => h("li", {}, text))),
       powerBand(host.history ?? [], host.state, host.since, hours),
@@ -62,6 +63,7 @@ export function hostsPage(main, path) {
     if (!can("power") && !can("admin")) return null;
     return h("div", { class: "buttons" },
       can("power") && host.declared && ["on", "off", "auto"].map((want) => h("button", { class: "quiet", disabled: want === "auto" && !host.hold, onclick: () => power(host, want) }, t(`power_${want}`))),
+      can("power") && h("button", { class: "quiet", onclick: () => maintain(host) }, t(host.maintenance ? "end_maintenance" : "maintenance")),
       can("admin") && h("button", { class: "quiet danger", onclick: () => removeHost(host) }, t("remove")));
   }
 
@@ -73,6 +75,10 @@ export function hostsPage(main, path) {
       until = answer.until ? new Date(answer.until).toISOString() : undefined;
     }
     await attempt(() => post(`/v1/hosts/${encodeURIComponent(host.id)}/power`, { want, ...(until ? { until } : {}) }));
+  }
+
+  async function maintain({ id, maintenance }) {
+    if (maintenance || (await askDialog(t("ask_maintenance", { host: id }), [h("p", {}, t("maintenance_hint"))], t("maintenance"), t("back")))) await attempt(() => request(maintenance ? "DELETE" : "POST", `/v1/hosts/${encodeURIComponent(id)}/maintenance`));
   }
 
   async function addHost() {
