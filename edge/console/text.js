@@ -280,6 +280,8 @@ const TEXTS = {
   reason_gpu_unhealthy: ["the GPU is not healthy", "GPU 异常"],
   reason_gpu_busy_owner: ["the GPU is in use by others", "GPU 正被其他程序占用"],
   reason_image_pulling: ["the host downloads the image", "主机正在下载镜像"],
+  reason_volume_filling: ["the host downloads the program's files", "主机正在下载程序所需的文件"],
+  reason_volume_missing: ["the program's files are not on this host", "该主机上没有程序所需的文件"],
   reason_image_missing: ["the image is not on this host", "该主机上没有所需镜像"],
   reason_vram_short: ["too little VRAM is free", "显存不足"],
   reason_disk_short: ["too little disk is free", "磁盘空间不足"],

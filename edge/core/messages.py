@@ -13,7 +13,7 @@ from msgspec import structs
 from edge.core.host_texts_zh import HOST_TEXTS_ZH
 from edge.core.job_texts_zh import JOB_TEXTS_ZH
 from edge.core.refusal_texts_zh import REFUSALS_ZH
-from schemas.host import ImageStatus
+from schemas.host import ImageStatus, VolumeStatus
 from schemas.job import JobFailure
 from schemas.pause import Pause
 from schemas.problems import FieldError, Problem, ProblemError
@@ -95,6 +95,12 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     ),
     WaitReason.IMAGE_PULLING: LocalizedText(
         "The GPU host downloads the program's image: {pulled}", "GPU 服务器正在下载程序镜像：{pulled}"
+    ),
+    WaitReason.VOLUME_MISSING: LocalizedText(
+        "The GPU host could not download the program's files yet", "GPU 服务器尚未能下载程序所需的文件，任务等待中"
+    ),
+    WaitReason.VOLUME_FILLING: LocalizedText(
+        "The GPU host downloads the program's files: {pulled}", "GPU 服务器正在下载程序所需的文件：{pulled}"
     ),
     WaitReason.GPU_UNHEALTHY: LocalizedText("The GPU is not healthy; the job waits", "GPU 状态异常，任务等待中"),
     WaitReason.GPU_BUSY_OWNER: LocalizedText("The GPU is in use by its owner", "GPU 正被机主使用，任务等待中"),
@@ -209,14 +215,15 @@ class WaitInfo(NamedTuple):
     """The values that the text of a waiting job shows.
 
     `wake_s`: the measured median wake time of the host. `host`: the host to start. `ahead`: the number of jobs ahead.
-    `pull`: the image that is being pulled. `pause`: that of the job's endpoint. `unmet`: what each host lacks for it.
+    `pull`: the image or the volume that is being downloaded. `pause`: that of the job's endpoint. `unmet`: what each
+    host lacks for it.
     """
 
     reason: WaitReason
     wake_s: float | None = None
     host: str = ""
     ahead: int | None = None
-    pull: ImageStatus | None = None
+    pull: ImageStatus | VolumeStatus | None = None
     pause: Pause | None = None
     unmet: Mapping[str, str] = MappingProxyType({})
 
@@ -236,8 +243,8 @@ def format_unmet(unmet: Mapping[str, str], language: Language) -> str:
     return "; ".join(CATALOGUE.localize(text, language) for text in lacks)
 
 
-def format_pull(pull: ImageStatus | None) -> str:
-    """Return how much of an image has arrived, as `45 %, 1.2 / 2.7 GB`. The size grows as layers become known."""
+def format_pull(pull: ImageStatus | VolumeStatus | None) -> str:
+    """Return how much of a download has arrived, as `45 %, 1.2 / 2.7 GB`. The size grows as layers become known."""
     if pull is None or pull.done_bytes is None or not pull.total_bytes:
         return f"{pull.percent if pull and pull.percent else 0} %"
     done, total = pull.done_bytes / 1000**3, pull.total_bytes / 1000**3

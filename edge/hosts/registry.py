@@ -164,6 +164,7 @@ class HostRegistry:
             run_as=heartbeat.run_as,
             version=heartbeat.version,
             images=heartbeat.images,
+            volumes=heartbeat.volumes,
             injection=heartbeat.injection,
             gpus=heartbeat.gpus,
             warm=heartbeat.warm,

@@ -39,6 +39,7 @@ from schemas.events import (
 from schemas.ids import JobKey
 from schemas.job import Job, JobFailure, Pointer
 from schemas.lifecycle import IllegalTransition
+from schemas.mounts import VOLUMES_OWNER
 from schemas.problems import ProblemError
 from schemas.retry_policy import FAILURES, HOST_LOST_CODE, make_job_failure, outcome_after_failure
 from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, Priority, Status
@@ -337,16 +338,20 @@ async def drop_orphan_assets(context: ReconcileContext) -> int:
     """Once an hour: drop assets that no job uses and that were not used for the retention time, at least a day.
 
     Most assets are dropped with their last job, by `purge_past_retention`. The assets here were never used by a job,
-    were too young when their job was deleted, or were left by an edge that died in between.
+    were too young when their job was deleted, or were left by an edge that died in between. Those of VOLUMES_OWNER are
+    for no job, and stay.
     """
     if not context.orphan_timer.is_due(context.now()):
         return 0
     age = max(context.policy.retention, UNREFERENCED_RETENTION)
     rows = await context.bus.asset_references.rows()
     old = [key.split(".") for key, row in rows.items() if context.now() - row.value.last_used_at >= age]
-    return sum(
-        [len(await context.assets.drop_unreferenced(owner, [sha256], only_unused=True)) for owner, sha256 in old]
-    )
+    dropped = [
+        len(await context.assets.drop_unreferenced(owner, [sha256], only_unused=True))
+        for owner, sha256 in old
+        if owner != VOLUMES_OWNER
+    ]
+    return sum(dropped)
 
 
 async def sweep_trash(context: ReconcileContext) -> int:

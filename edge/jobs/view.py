@@ -107,7 +107,7 @@ class JobViewBuilder:
         if reason is not None:
             wake_s = self._wait_reasons.usual_wake_s(job.endpoint)
             hosts = self._wait_reasons.offline_host_names(job.endpoint)
-            pull = self._wait_reasons.image_pull(job.endpoint) if reason is WaitReason.IMAGE_PULLING else None
+            pull = self._wait_reasons.download(job.endpoint, reason)
             pause = self._wait_reasons.endpoint_pause(job.endpoint)
             unmet = self._wait_reasons.unmet_requirements(job.endpoint)
             return messages.format_wait(messages.WaitInfo(reason, wake_s, hosts, ahead, pull, pause, unmet), language)

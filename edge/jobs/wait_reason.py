@@ -5,7 +5,7 @@ from typing import Protocol
 from edge.core.clock import Clock
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.registry import HostRegistry, WakeForecast
-from schemas.host import HostHeartbeat, ImageStatus
+from schemas.host import HostHeartbeat, ImageStatus, VolumeStatus
 from schemas.job import Job
 from schemas.pause import Pause
 from schemas.status import WaitReason, most_relevant_reason
@@ -110,6 +110,22 @@ class WaitReasons:
             if endpoint in image.endpoints and image.state == "pulling"
         )
         return max(pulls, key=lambda image: image.percent or 0, default=None)
+
+    def volume_fill(self, endpoint: str) -> VolumeStatus | None:
+        """Return the volume of `endpoint` that a host is filling, the furthest of several; None if no host fills it."""
+        fills = (
+            volume
+            for heartbeat in self._hosts.heartbeats.values()
+            for volume in heartbeat.volumes
+            if endpoint in volume.endpoints and volume.state == "filling"
+        )
+        return max(fills, key=lambda volume: volume.percent or 0, default=None)
+
+    def download(self, endpoint: str, reason: WaitReason) -> ImageStatus | VolumeStatus | None:
+        """Return the download that jobs of `endpoint` wait for with this reason; None if it is none."""
+        if reason is WaitReason.IMAGE_PULLING:
+            return self.image_pull(endpoint)
+        return self.volume_fill(endpoint) if reason is WaitReason.VOLUME_FILLING else None
 
     def offline_host_names(self, endpoint: str) -> str:
         """Return the names of the hosts that offer `endpoint` and are offline, for a message."""

@@ -47,6 +47,7 @@ UNSERVABLE_REASONS = frozenset(
         WaitReason.REQUIREMENT_UNMET,
         WaitReason.GPU_UNHEALTHY,
         WaitReason.IMAGE_MISSING,
+        WaitReason.VOLUME_MISSING,
     }
 )
 

@@ -124,19 +124,23 @@ def format_warm_slots(slots: Mapping[str, Any], translate: Callable[[str], str] 
 
 
 def format_pull(image: Mapping[str, Any]) -> str:
-    """Return how much of an image has arrived. Its size grows as more layers become known."""
+    """Return how much of an image or a volume has arrived. Its size grows as more of it becomes known."""
     size = f", {format_size(image['done_bytes'])} / {format_size(image['total_bytes'])}" if image["total_bytes"] else ""
     return f"{image['percent']} %{size}"
 
 
 def format_images(host: Mapping[str, Any]) -> str:
-    """Return the images of a host: how many are ready, and each other one with its state."""
+    """Return how many images of a host are ready, and each image or volume that is not, with its state."""
     images = host.get("images", ())
     others = [image for image in images if image["state"] != "ready"]
     parts = [say(f"{len(images) - len(others)} ready")] if len(images) > len(others) else []
     for image in others:
         state = format_pull(image) if image["state"] == "pulling" else say(image["state"])
         parts.append(f"{image['image']}: {state}")
+    for volume in host.get("volumes", ()):
+        if volume["state"] != "ready":
+            state = format_pull(volume) if volume["state"] == "filling" else say(volume["state"])
+            parts.append(f"{', '.join(volume['names'])}: {state}")
     return "; ".join(parts) or "-"
 
 

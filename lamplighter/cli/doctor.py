@@ -38,6 +38,7 @@ SERVED_CERTIFICATE = Path("tls") / "served.pem"  # in the data folder of `up`
 ENGINE_AWAY_FIX = "start Docker on that host; its runner continues without a restart"
 TROUBLED_STATES = frozenset({"blocked", "fault"})
 UNSCHEDULABLE_FIXES = {
+    "volume_missing": "see the volumes of that host in this list",
     "image_missing": "build or pull its image on that host, under the name in its endpoint.toml",
     "disk_short": "free some space on that host",
 }
@@ -134,6 +135,7 @@ def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
         yield from _check_engine(host)
         yield from _check_blocked_tasks(host)
         yield from _check_images(host)
+        yield from _check_volumes(host)
         yield from _check_endpoints(host)
         yield from _check_gpu_injection(host)
 
@@ -213,6 +215,17 @@ def _check_images(host: dict[str, Any]) -> Iterable[Finding]:
             yield Finding(name, CheckStatus.WARN, f"{what})" if bracket else what, fix)
         elif image["state"] == "pulling":
             yield Finding(name, CheckStatus.OK, f"{image['image']} is pulled: {display.format_pull(image)}")
+
+
+def _check_volumes(host: dict[str, Any]) -> Iterable[Finding]:
+    """List the volumes that the host has not filled."""
+    for volume in host.get("volumes", ()):
+        name = f"volume {', '.join(volume['names'])} on {host['id']}"
+        if why := volume.get("why"):
+            what, bracket, fix = why.partition("): ")
+            yield Finding(name, CheckStatus.WARN, f"{what})" if bracket else what, fix)
+        elif volume["state"] == "filling":
+            yield Finding(name, CheckStatus.OK, f"is filled: {display.format_pull(volume)}")
 
 
 def _check_endpoints(host: dict[str, Any]) -> Iterable[Finding]:

@@ -335,6 +335,40 @@ _DOCTOR: Mapping[str, str] = {
     "read the engine's log on that host": "请查看该服务器上容器引擎的日志",
     "this host pulls no images ([images] pull = false)": "该服务器不拉取镜像（[images] pull = false）",
     "build or pull {image} there": "请在该服务器上构建或拉取 {image}",
+    "is filled: {progress}": "正在下载：{progress}",
+    "volume {names} on {host}": "{host} 上的卷 {names}",
+    "see the volumes of that host in this list": "请查看本列表中该服务器的卷",
+    "{server} has no {file} of the volume {name} ({why})": "{server} 没有卷 {name} 的文件 {file}（{why}）",
+    "{server} refuses {file} of the volume {name} ({why})": "{server} 拒绝提供卷 {name} 的文件 {file}（{why}）",
+    "{server} sent another file in place of {file} of the volume {name} ({why})": (
+        "{server} 发送的文件与卷 {name} 的 {file} 不符（{why}）"
+    ),
+    "the disk for volumes has no room for {file} of the volume {name} ({why})": (
+        "存放卷的磁盘没有空间存放卷 {name} 的文件 {file}（{why}）"
+    ),
+    "{file} of the volume {name} does not fit into [volumes] max_gb beside what that host needs ({why})": (
+        "卷 {name} 的文件 {file} 加上该服务器的任务类型所需的文件超过了 [volumes] max_gb（{why}）"
+    ),
+    "{server} cannot be reached from that host for {file} of the volume {name} ({why})": (
+        "该服务器无法连接 {server} 以下载卷 {name} 的文件 {file}（{why}）"
+    ),
+    "the connection to {server} broke at {file} of the volume {name} ({why})": (
+        "下载卷 {name} 的文件 {file} 时与 {server} 的连接中断（{why}）"
+    ),
+    "{file} of the volume {name} cannot be had from {server} ({why})": (
+        "无法从 {server} 取得卷 {name} 的文件 {file}（{why}）"
+    ),
+    "correct its `url` in endpoint.toml, or put the file there": "请更正 endpoint.toml 中的 url，或将文件放到该处",
+    "check the login in its `url` in endpoint.toml": "请检查 endpoint.toml 中 url 里的登录信息",
+    "correct its `sha256` in endpoint.toml, or the file there": "请更正 endpoint.toml 中的 sha256，或该处的文件",
+    "free some space on that host, or set [volumes] folder to another disk": (
+        "请清理该服务器的磁盘，或将 [volumes] folder 设为其他磁盘"
+    ),
+    "raise it, or offer fewer endpoints there": "请调大该值，或在该服务器上减少任务类型",
+    "check the address, the network and its certificate": "请检查地址、网络和证书",
+    "nothing, it goes on from there": "无需处理，会从中断处继续",
+    "look at that server, or at the disk of that host": "请检查该下载服务器，或该主机的磁盘",
+    "filling": "下载中",
     "pulling": "拉取中",
     "missing": "缺少",
     "install Docker on that host and set engine = docker, or run only images that you trust": (

@@ -44,7 +44,7 @@ FAILURE_TEXTS: Mapping[FillFailure, tuple[str, str]] = {
         "free some space on that host, or set [volumes] folder to another disk",
     ),
     FillFailure.QUOTA: (
-        "{file} does not fit into [volumes] max_gb beside what the endpoints of that host need",
+        "{file} does not fit into [volumes] max_gb beside what that host needs",
         "raise it, or offer fewer endpoints there",
     ),
     FillFailure.UNREACHABLE: (

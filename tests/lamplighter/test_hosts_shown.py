@@ -6,12 +6,13 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lamplighter.cli import display
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.doctor import CheckStatus, DoctorTarget, Finding, check_hosts
 from lamplighter.cli.hosts import version_warning
-from schemas.host import HostHeartbeat, HostView, WarmPoolStatus
+from schemas.host import HostHeartbeat, HostView, VolumeStatus, WarmPoolStatus
 
 EDGE_VERSION = "0.4.0"
 DIED = WarmPoolStatus("heygem", 0, 1, "the container died while it waited: no weights", 8.0)
@@ -149,6 +150,27 @@ def test_doctor_tells_what_a_runner_waits_for():
 def test_doctor_tells_which_endpoint_cannot_start_and_how_to_mend_it():
     seen = found(unschedulable={"echo": "image_missing"})["echo on gpu-1"]
     assert (seen.verdict, "image_missing" in seen.what, "build or pull" in seen.fix) == (CheckStatus.WARN, True, True)
+
+
+def test_a_volume_that_is_not_there_is_shown_with_what_to_do():
+    broken = VolumeStatus(
+        volume="a" * 64,
+        names=("weights",),
+        endpoints=("lips",),
+        state="missing",
+        why="models.test has no unet.pth of the volume weights (it answered 404): correct its `url` in endpoint.toml",
+    )
+    seen = found(volumes=(broken,))["volume weights on gpu-1"]
+    assert (seen.verdict, seen.what, seen.fix) == (
+        CheckStatus.WARN,
+        "models.test has no unet.pth of the volume weights (it answered 404)",
+        "correct its `url` in endpoint.toml",
+    )
+    filling = replace(broken, state="filling", why=None, done_bytes=10**9, total_bytes=4 * 10**9, percent=25)
+    seen = found(volumes=(filling,))["volume weights on gpu-1"]
+    assert (seen.verdict, seen.what) == (CheckStatus.OK, "is filled: 25 %, 1.0 GB / 4.0 GB")
+    assert display.format_images({"volumes": [msgspec.to_builtins(filling)]}) == "weights: 25 %, 1.0 GB / 4.0 GB"
+    assert display.format_images({"volumes": [msgspec.to_builtins(replace(filling, state="ready"))]}) == "-"
 
 
 def test_the_word_of_an_older_runner_is_still_understood():

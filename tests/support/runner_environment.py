@@ -12,7 +12,9 @@ import anyio
 import msgspec
 import structlog
 
+from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetGone, EdgeUnavailable
+from runner.assets.volume_store import VolumeStore
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint
 from runner.gpu.allocator import GpuAllocator, GpuSettings
@@ -21,7 +23,7 @@ from runner.host.health_file import HealthFile
 from runner.lifecycle import run_lifecycle
 from runner.outage import OutageGate
 from runner.run_clock import boot_clock
-from runner.settings import ImageSettings, RegistrySettings, RunnerIntervals, WarmSettings
+from runner.settings import ImageSettings, RegistrySettings, RunnerIntervals, VolumeSettings, WarmSettings
 from runner.slots import Slots
 from schemas.container_protocol import START_SOCKET
 from schemas.endpoint import Endpoint, Resources, Timeouts
@@ -36,6 +38,7 @@ from tests.support.fake_engine import FakeContainer, FakeEngine, Program
 from tests.support.fake_gpus import FakeGpuMonitor
 from tests.support.fake_images import FakeImageStore
 from tests.support.wait import wait_for
+from tests.support.weights_server import FakeVolumeSource
 
 DEADLINE_S = 10.0
 FAST_PACE = RunnerIntervals(
@@ -165,6 +168,10 @@ class RunnerEnvironment:
         self.endpoint_folders: tuple[Path, ...] = ()
         self.image_settings = ImageSettings(retry_least_s=0.02, retry_most_s=0.1, reserve_mb=0)
         self.registries: dict[str, RegistrySettings] = {}
+        self.volume_settings = VolumeSettings(retry_least_s=0.02, retry_most_s=0.1)
+        self.weights = FakeVolumeSource()
+        self.volumes_folder = folder.with_name(f"{folder.name}.volumes")  # of all runners
+        self.volumes_limit_bytes = 1 << 30
         self.warm = WarmSettings(memory_reserve_mb=0, backoff_s=0.05, backoff_most_s=0.2)
 
     @asynccontextmanager
@@ -194,6 +201,7 @@ class RunnerEnvironment:
                 intervals=self.pace,
                 outage=OutageGate(),
                 log=structlog.get_logger("test"),
+                folders=HostFolders(VolumeStore(self.volumes_folder, jobs, self.volumes_limit_bytes, 0), self.weights),
             )
             async with anyio.create_task_group() as tasks:
                 running = RunnerUnderTest(self, context, bus, engine, self._host_context())
@@ -225,6 +233,7 @@ class RunnerEnvironment:
             drop_assets=forget,
             warm=self.warm,
             images=self.image_settings,
+            volumes=self.volume_settings,
             registries=self.registries,
             endpoint_folders=self.endpoint_folders,
             pulled_images_file=self.folder.with_name(f"{self.folder.name}.images"),

@@ -26,6 +26,7 @@ from edge.http.responses import file_response
 from schemas.asset import DIGEST_SCHEME, AssetReference, InvalidDigest, choose_media_type, is_digest, parse_digest
 from schemas.auth import ApiKey, Scope
 from schemas.installation import AuditAction
+from schemas.mounts import VOLUMES_OWNER
 from schemas.problems import ProblemError
 
 DIGESTS_PER_CHECK_LIMIT = 1000
@@ -108,9 +109,10 @@ async def _check_may_store(services: EdgeServices, key: ApiKey, owner: str) -> N
 async def _check_may_fetch(services: EdgeServices, key: ApiKey, owner: str, digest: str) -> None:
     """Raise ProblemError `forbidden` for a runner's key whose host has no job with this input and cannot get one.
 
-    Queued jobs count as well: a runner prefetches the inputs of the next job while its slots are busy.
+    Queued jobs count as well: a runner prefetches the inputs of the next job while its slots are busy. Every host may
+    read the files of volumes.
     """
-    if not _needs_job(key, Scope.ASSETS_READ, owner):
+    if not _needs_job(key, Scope.ASSETS_READ, owner) or owner == VOLUMES_OWNER:
         return
     offered = None if key.host is None else services.endpoints.offered_by(key.host)
     if not await services.index.may_need(owner, key.host, digest, offered):

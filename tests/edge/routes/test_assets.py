@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from schemas.mounts import VOLUMES_OWNER
 from tests.support.served_edge import ServedEdge
 
 BODY = b"some bytes of a video"
@@ -122,3 +123,13 @@ async def test_a_runner_writes_and_reads_in_a_jobs_owners_name(edge: ServedEdge)
     assert (await edge.runner.get(f"/v1/assets/{SHA}?owner=ann")).content == BODY
     assert (await edge.runner.put(f"/v1/assets/{SHA}?owner=a.b", content=BODY)).status_code == 422
     assert (await edge.bob.put(f"/v1/assets/{SHA}?owner=ann", content=BODY)).status_code == 403
+
+
+async def test_every_runner_reads_the_files_of_volumes_and_nobody_else_does(edge: ServedEdge):
+    await edge.world.put(VOLUMES_OWNER, BODY)
+    path = f"/v1/assets/{SHA}?owner={VOLUMES_OWNER}"
+    assert (await edge.runner.get(path)).content == BODY
+    assert (await edge.runner.head(path)).headers["content-length"] == str(len(BODY))
+    assert (await edge.ann.get(path)).status_code == 403
+    assert (await edge.runner.put(path, content=BODY)).status_code == 403
+    assert (await edge.runner.get(f"/v1/assets/{SHA}?owner=bob")).status_code == 403

@@ -8,7 +8,7 @@ import pytest
 from bus.interface import TableRow
 from edge.hosts.registry import HostNotice, WakeForecast
 from edge.jobs.view import Asker
-from schemas.host import GpuReport, HostCapabilities, HostHeartbeat, RunningExecution, WarmPoolStatus
+from schemas.host import GpuReport, HostCapabilities, HostHeartbeat, RunningExecution, VolumeStatus, WarmPoolStatus
 from schemas.job import Claim
 from schemas.status import WaitReason
 from schemas.texts import Language
@@ -54,6 +54,33 @@ async def test_what_the_host_reports_is_shown(
     await fake.announce_capabilities()
     await fake.send_heartbeat(**fields)
     assert await reason(fake) == expected
+
+
+async def test_the_message_says_how_much_of_a_volume_has_arrived(fake: FakeBusServicesRig) -> None:
+    await fake.announce_capabilities()
+    fills = [
+        VolumeStatus(
+            volume=digit * 64,
+            names=("weights",),
+            endpoints=(endpoint,),
+            state=state,
+            done_bytes=done,
+            total_bytes=4 * 10**9,
+            percent=done * 100 // (4 * 10**9),
+        )
+        for digit, endpoint, state, done in (
+            ("a", "echo", "filling", 10**9),
+            ("b", "other", "filling", 2 * 10**9),
+            ("c", "echo", "missing", 3 * 10**9),
+        )
+    ]
+    await fake.send_heartbeat(unschedulable={"echo": "volume_filling"}, volumes=tuple(fills))
+    job = await fake.submit()
+    view = await fake.job_views.build(await fake.jobs.read(job.key))
+    assert view.reason == WaitReason.VOLUME_FILLING
+    assert view.message == "The GPU host downloads the program's files: 25 %, 1.0 / 4.0 GB"
+    (host,) = fake.hosts.views()
+    assert host.volumes == tuple(fills)
 
 
 async def test_a_paused_endpoint_is_the_reason_until_it_is_resumed(fake: FakeBusServicesRig) -> None:

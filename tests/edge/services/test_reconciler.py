@@ -10,6 +10,7 @@ from edge.jobs.reconciler import STEPS, ReconcileContext, Reconciler
 from edge.store.port import StoreBroken
 from schemas import events as e
 from schemas.job import Job, Output, OutputFile, Pointer
+from schemas.mounts import VOLUMES_OWNER
 from schemas.status import Priority, Status
 from tests.support.edge_services import START, FakeBusServicesRig
 from tests.support.wait import wait_for
@@ -194,6 +195,13 @@ async def test_files_that_nobody_ever_named_go_when_they_are_old(fake: FakeBusSe
     assert await fake.assets.split_present("ann", [never, waits, touched]) == ((waits, touched), (never,))
     fake.time.advance(seconds=61)
     assert await swept(fake) == {"sweep_trash": 1}
+
+
+async def test_the_files_of_volumes_stay(fake: FakeBusServicesRig) -> None:
+    weights = await fake.put(VOLUMES_OWNER, b"weights")
+    fake.time.advance(days=400)
+    assert await swept(fake) == {}
+    assert await fake.assets.split_present(VOLUMES_OWNER, [weights]) == ((weights,), ())
 
 
 @pytest.mark.parametrize(
