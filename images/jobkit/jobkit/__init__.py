@@ -14,6 +14,6 @@ Needs Python 3.8 and nothing else. It implements the container contract (schemas
 
 from jobkit.entry import run
 from jobkit.errors import BadInput, BadJob, GpuUnusable, JobError, Stopped, TryAgain
-from jobkit.job import Job
+from jobkit.job import Job, cache, volume
 
-__all__ = ["BadInput", "BadJob", "GpuUnusable", "Job", "JobError", "Stopped", "TryAgain", "run"]
+__all__ = ["BadInput", "BadJob", "GpuUnusable", "Job", "JobError", "Stopped", "TryAgain", "cache", "run", "volume"]

@@ -82,6 +82,23 @@ class Job:
         self._progress.flush()
 
 
+def volume(name: str) -> Path:
+    """Return the folder of the volume `name` of endpoint.toml. It is read-only and complete."""
+    return _find_folder("VOLUME", name)
+
+
+def cache(name: str) -> Path:
+    """Return the folder of the cache `name` of endpoint.toml. It may be empty at any start."""
+    return _find_folder("CACHE", name)
+
+
+def _find_folder(kind: str, name: str) -> Path:
+    folder = os.environ.get(f"LAMPLIGHTER_{kind}_{name.upper()}")
+    if folder is None:
+        raise LookupError(f"there is no {kind.lower()} {name}: add [[{kind.lower()}s]] of this name to endpoint.toml")
+    return Path(folder)
+
+
 def move_into_place(part: Path, final: Path) -> None:
     """Rename a finished file so that after a crash it is either complete or absent."""
     _fsync(part)

@@ -342,3 +342,21 @@ def test_without_reuse_the_process_ends_with_its_first_job(tmp_path: Path) -> No
         out, _ = process.communicate(timeout=30)
     assert (process.returncode, parse_messages(out)) == (0, [ReadyLine(1)])
     assert read_output_data(root / "1")["loads"] == 1
+
+
+def test_folders_of_the_endpoint_are_found_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    env = {"LAMPLIGHTER_VOLUME_WEIGHTS": "/weights", "LAMPLIGHTER_CACHE_KERNELS": "/kernels"}
+    code = """
+    try:
+        jobkit.cache("weights")
+    except LookupError as error:
+        missing = str(error)
+    is_there = [str(jobkit.volume("weights")), str(jobkit.cache("kernels"))]
+    jobkit.run(lambda job: {"there": is_there, "missing": missing})
+    """
+    with run_program(program(tmp_path, code), make_job(tmp_path, {}), **env) as process:
+        process.communicate(timeout=30)
+    assert read_output_data(tmp_path) == {
+        "there": ["/weights", "/kernels"],
+        "missing": "there is no cache weights: add [[caches]] of this name to endpoint.toml",
+    }
