@@ -23,7 +23,8 @@ def ignore_progress(_: int) -> None:
 class JsonCache:
     """Texts by name in one JSON file. A damaged or missing file counts as empty; the last of two writers wins.
 
-    The cache only saves work. Where it cannot be written (read-only home, full disk), an entry is not kept.
+    The cache only saves work. Where it cannot be written (read-only home, full disk), an entry is not kept. What is not
+    a regular file is left alone: as root, replacing /dev/null would break the machine.
     """
 
     def __init__(self, file: Path, limit: int = ENTRY_LIMIT) -> None:
@@ -54,6 +55,8 @@ class JsonCache:
         newest = dict(islice(known.items(), max(0, len(known) - self._limit), None))
         part = self._file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         with suppress(OSError):
+            if self._file.exists() and not self._file.is_file():
+                return
             self._file.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(msgspec.json.encode(newest))
             part.replace(self._file)

@@ -39,8 +39,9 @@ class Running(NamedTuple):
 
 @pytest.fixture(scope="module")
 async def running(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Running]:
-    async with run_two_edges(tmp_path_factory.mktemp("edges")) as (installation, bus):
-        async with AsyncClient(installation.url, installation.keys["ann"], cache=Path(os.devnull)) as ann:
+    folder = tmp_path_factory.mktemp("edges")
+    async with run_two_edges(folder) as (installation, bus):
+        async with AsyncClient(installation.url, installation.keys["ann"], cache=folder / "ann.json") as ann:
             yield Running(installation, bus, ann)
         print(installation.tail())  # noqa: T201 - shown by pytest when a test failed
 

@@ -1,6 +1,5 @@
 """Two edges behind Caddy on this machine, with three brokers and a bucket; each of them can be killed."""
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -62,7 +61,7 @@ class TwoEdgesInstallation(Installation):
 
     def client_of(self, edge: str, key: str = "ann") -> AsyncClient:
         """Return a client of one edge, past Caddy."""
-        return AsyncClient(self.edge_url(edge), self.keys[key], cache=Path(os.devnull))
+        return AsyncClient(self.edge_url(edge), self.keys[key], cache=self.folder / "digests.json")
 
     async def close(self) -> None:
         """Kill everything: a drain would wait for brokers that may be dead."""

@@ -1,5 +1,6 @@
 """Notes between runs: whole whoever writes at once, and never more than so many."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,3 +20,12 @@ def test_the_oldest_go_first(tmp_path: Path):
     for name in "abcde":
         notes.put(name, name.upper())
     assert [notes.get(name) for name in "abcde"] == [None, None, "C", "D", "E"]
+
+
+def test_a_file_that_is_not_regular_is_not_replaced(tmp_path: Path):
+    """As root, `cache=os.devnull` would replace /dev/null of the whole machine."""
+    device = tmp_path / "null"
+    device.symlink_to(os.devnull)
+    JsonCache(device).put("a", "b")
+    assert device.is_symlink()
+    assert list(tmp_path.iterdir()) == [device]
