@@ -6,11 +6,13 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lamplighter import Client
+from lamplighter import Busy, Client, Unreachable
+from lamplighter.api import Asset
 from schemas.version import VERSION
 from tests.support.compose import (
     FILES,
@@ -28,6 +30,7 @@ from tests.support.wait import wait_for_sync
 
 __all__ = ["docker_url", "echo_image"]
 START_TIMEOUT_S = 120.0
+BROKER_USERS = ("ROUTE", "EDGE", "RUNNER", "READER")
 
 
 def test_the_caddyfile_has_three_lines():
@@ -152,3 +155,48 @@ def test_a_runner_s_container_says_what_it_lacks(
         assert project.docker("wait", container).strip() == "2"
         assert said in project.run("logs", "runner")
     assert project.left() == []
+
+
+@pytest.fixture
+def cluster(docker_url: str, images: dict[str, str], tmp_path: Path) -> Iterator[ComposeProject]:
+    """Bring cluster.yaml up on a free port of loopback."""
+    with reserve_ports(2) as (http, https):
+        environ = images | {
+            "LAMPLIGHTER_SITE": "http://:80",
+            "LAMPLIGHTER_HTTP_PORT": f"127.0.0.1:{http}",
+            "LAMPLIGHTER_HTTPS_PORT": f"127.0.0.1:{https}",
+            "LAMPLIGHTER_NATS_CONF": str(ROOT / "nats.conf"),
+            **{f"LAMPLIGHTER_{user}_PASSWORD": f"p{secrets.token_hex(8)}" for user in BROKER_USERS},
+        }
+    folder = copy_files(tmp_path / "compose", environ)
+    (folder / "http").write_text(str(http))
+    with running_project(ComposeProject(folder, docker_url, f"lt{secrets.token_hex(4)}", "cluster.yaml")) as project:
+        for edge in ("edge-1", "edge-2"):
+            wait_for_sync(partial(project.is_healthy, edge), timeout_s=START_TIMEOUT_S)
+        yield project
+
+
+@pytest.mark.docker
+@pytest.mark.long(45)
+@pytest.mark.timeout(400)
+def test_a_cluster_stores_files_while_an_edge_or_a_broker_is_dead(cluster: ComposeProject, tmp_path: Path):
+    (key,) = re.findall(r"first admin key \(shown once\): (\S+)", cluster.run("logs", "edge-1", "edge-2"))
+    url = f"http://127.0.0.1:{(cluster.folder / 'http').read_text()}"
+    with Client(url, key, cache=tmp_path / "digests.json") as client:
+        for dead in ("edge-1", "n1"):
+            cluster.run("kill", dead)
+            stored = wait_for_sync(partial(stored_file, client, tmp_path / dead), timeout_s=START_TIMEOUT_S)
+            cluster.run("start", dead)
+            wait_for_sync(partial(cluster.is_healthy, dead), timeout_s=START_TIMEOUT_S)
+            assert client._http.get(stored.url).content == dead.encode()
+    cluster.run("down", "-v")
+    assert cluster.left() == []
+
+
+def stored_file(client: Client, file: Path) -> Asset | None:
+    """Upload a file that contains its name; return None if no edge can store it at present."""
+    file.write_text(file.name)
+    try:
+        return client.upload(file)
+    except (Busy, Unreachable):
+        return None
