@@ -17,6 +17,7 @@ BENCHES = (
     "waiting",
     "warm",
     "images",
+    "pull",
     "gateway",
     "power",
     "uploads",
