@@ -24,6 +24,7 @@ BENCHES = (
     "replicas",
     "strangers",
     "hosts",
+    "many_hosts",
     "console",
     "metrics",
     "observing",

@@ -34,6 +34,8 @@ from schemas.status import PRIORITIES
 
 UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host try
 HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host runs the job
+LOST_RACE_DELAY_S = 0.001  # a host waits up to so long for each race that it lost, so that the others are not in its way
+LOST_RACE_LIMIT = 20
 CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is being removed
 
 
@@ -57,6 +59,7 @@ class ClaimLoop:
         self._warm_pool = warm_pool
         self._rotation = 0
         self._woken_lanes: frozenset[Lane] = frozenset()
+        self._lost_races = 0  # wakes in a row whose message another host took
         self._idle_scope = anyio.CancelScope()
         self._claiming = True
 
@@ -105,7 +108,8 @@ class ClaimLoop:
     async def _fetch_next(self) -> QueueMessage | None:
         """Return one message, or None after the idle wait. A broker outage is waited out in the same way.
 
-        The lanes that had a wake are fetched first. Every other lane was empty at the last fetch and had no wake since.
+        After a wake only its lanes are fetched: every other lane was empty at the last fetch and had no wake since. A wake
+        that was lost costs one idle wait, after which all lanes are fetched.
         """
         unschedulable = await self._schedulability.unschedulable_reasons()
         pools = [
@@ -114,18 +118,22 @@ class ClaimLoop:
             if any(endpoint.name not in unschedulable for endpoint in endpoints)
         ]
         woken, self._woken_lanes = self._woken_lanes, frozenset()
+        lanes = [lane for lane in _sort_by_priority(woken) if lane.pool in pools]
         try:
-            delivery = await self._fetch_first(
-                [lane for lane in _sort_by_priority(woken) if lane.pool in pools], WAKE_GRACE_S
-            )
-            if delivery is None:
-                delivery = await self._fetch_first(self._order_lanes(pools))
+            delivery = await (self._fetch_woken(lanes) if lanes else self._fetch_first(self._order_lanes(pools)))
             if delivery is None:
                 self._woken_lanes = await self._wait_for_messages(pools)
         except BusError as error:
             self._context.log_unavailable("claim", error)
             await anyio.sleep(self._context.intervals.idle_s)
             return None
+        return delivery
+
+    async def _fetch_woken(self, lanes: list[Lane]) -> QueueMessage | None:
+        """Fetch after a wake, which every idle host receives at the same moment. The host that won last goes first."""
+        await anyio.sleep(self._context.jitter() * self._lost_races * LOST_RACE_DELAY_S)
+        delivery = await self._fetch_first(lanes, WAKE_GRACE_S)
+        self._lost_races = 0 if delivery is not None else min(self._lost_races + 1, LOST_RACE_LIMIT)
         return delivery
 
     def _order_lanes(self, pools: list[str]) -> list[Lane]:
