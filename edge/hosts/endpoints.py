@@ -121,6 +121,10 @@ class EndpointRegistry:
         """Return the latest offer of each host, sorted by host."""
         return tuple(self._capabilities[host] for host in sorted(self._capabilities))
 
+    def capabilities_of(self, host: str) -> HostCapabilities | None:
+        """Return the latest offer of a host; None if it never made one."""
+        return self._capabilities.get(host)
+
     def offered_slots(self, pool: str) -> int:
         """Return how many slots hosts last offered to `pool`; 0 if no host ever offered it."""
         return sum(

@@ -158,7 +158,12 @@ class PowerController:
         self.request_tick()
 
     async def tick(self) -> list[DuePowerCall]:
-        """Observe all hosts and write their records; return the calls to make. Raises BusError, ProblemError."""
+        """Observe all hosts and write their records; return the calls to make. Raises BusError, ProblemError.
+
+        Without a declared host there is nothing to decide, and an observation reads a row for each host.
+        """
+        if not self._declared:
+            return []
         known = dict(self._rows)
         rows = {host: await self._get_or_create_row(host) for host in self._declared}
         fleet = await self._observe(rows)

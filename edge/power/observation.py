@@ -169,7 +169,7 @@ class FleetObserver:
         return {p.pool for p in waiting if p.key not in known or pauses.of_endpoint(known[p.key].endpoint) is None}
 
     def _servable_pools(self, heartbeat: HostHeartbeat) -> frozenset[str]:
-        offer = next((offer for offer in self._endpoints.host_capabilities() if offer.host == heartbeat.host), None)
+        offer = self._endpoints.capabilities_of(heartbeat.host)
         endpoints = offer.endpoints if offer else ()
         return frozenset(
             e.effective_pool for e in endpoints if heartbeat.unschedulable.get(e.name) not in UNSERVABLE_REASONS
