@@ -30,6 +30,7 @@ SERVER_COMMAND_MODULES = (
     *(
         "server_commands",
         "machine_checks",
+        "journal",
         "log_output",
         "log_rotation",
         "process_setup",

@@ -1,14 +1,14 @@
 """The log of a process: one line for each event on stderr, as JSON or text, without secrets.
 
-If stderr is systemd's journal, each line begins with its priority (sd-daemon(3)), which journald takes as the field
-PRIORITY, so that `journalctl -p warning` works.
+If stderr is systemd's journal, each line is sent as an entry with fields (`journal`), so that `journalctl -p warning`
+and `journalctl LAMPLIGHTER_JOB_ID=…` find it. If journald does not take it, the line goes to stderr and begins with its
+priority (sd-daemon(3)).
 """
 
 import logging
-import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -17,27 +17,11 @@ import msgspec
 import structlog
 
 from lamplighter.cli.display import escape_controls, json_line
+from lamplighter.cli.journal import JOURNAL_SOCKET, indexed_fields, is_stderr_journal, send_entry
 from lamplighter.cli.redaction import Redactor, mask_fields
 
-JOURNAL_VARIABLE = "JOURNAL_STREAM"  # systemd sets it to the device and inode of the journal's socket
 _ERROR, _WARNING, _INFO, _DEBUG = 3, 4, 6, 7  # of syslog(3)
 _PRIORITY_BY_LEVEL = ((logging.ERROR, _ERROR), (logging.WARNING, _WARNING), (logging.INFO, _INFO))
-
-
-def is_journal(fd: int) -> bool:
-    """Return whether the journal of systemd reads what is written to `fd`."""
-    try:
-        found = os.fstat(fd)
-    except OSError:
-        return False
-    return os.environ.get(JOURNAL_VARIABLE) == f"{found.st_dev}:{found.st_ino}"
-
-
-def _stderr_is_journal() -> bool:
-    try:
-        return is_journal(sys.stderr.fileno())
-    except (OSError, ValueError):  # a stderr without a file, as in tests
-        return False
 
 
 def _priority(level: int) -> int:
@@ -48,29 +32,41 @@ def _prefix_lines(text: str, priority: int) -> str:
     return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
 
-class _StderrLogger:
-    """A logger that loses a line instead of raising: the disk of the log may be full."""
+_Write = Callable[[str, int, Mapping[str, str]], None]  # a line, its priority, and the fields that journald indexes
+_NO_FIELDS: Mapping[str, str] = {}
 
-    def __init__(self, *, journal: bool) -> None:
-        self._stream, self._journal = sys.stderr, journal
 
-    def _write(self, message: str, priority: int) -> None:
-        line = _prefix_lines(message, priority) if self._journal else message
-        with suppress(OSError):
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
+def _write_stderr(line: str, _: int = _INFO, __: Mapping[str, str] = _NO_FIELDS) -> None:
+    """Write a line. Loses it instead of raising: the disk of the log may be full."""
+    with suppress(OSError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
-    def debug(self, message: str) -> None:
-        self._write(message, _DEBUG)
 
-    def info(self, message: str) -> None:
-        self._write(message, _INFO)
+def _write_journal(line: str, priority: int, fields: Mapping[str, str]) -> None:
+    try:
+        send_entry(JOURNAL_SOCKET, line, priority, fields)
+    except OSError:
+        _write_stderr(_prefix_lines(line, priority))
 
-    def warning(self, message: str) -> None:
-        self._write(message, _WARNING)
 
-    def error(self, message: str) -> None:
-        self._write(message, _ERROR)
+class _LineLogger:
+    """The logger under structlog: writes lines that are rendered already."""
+
+    def __init__(self, write: _Write) -> None:
+        self._write = write
+
+    def debug(self, message: str, fields: Mapping[str, str] = _NO_FIELDS) -> None:
+        self._write(message, _DEBUG, fields)
+
+    def info(self, message: str, fields: Mapping[str, str] = _NO_FIELDS) -> None:
+        self._write(message, _INFO, fields)
+
+    def warning(self, message: str, fields: Mapping[str, str] = _NO_FIELDS) -> None:
+        self._write(message, _WARNING, fields)
+
+    def error(self, message: str, fields: Mapping[str, str] = _NO_FIELDS) -> None:
+        self._write(message, _ERROR, fields)
 
     msg = log = info
     warn = warning
@@ -83,20 +79,36 @@ class _SafeRenderer:
     def __init__(self, render: Callable[[dict[str, Any]], str], redactor: Redactor) -> None:
         self._render, self._redactor = render, redactor
 
-    def __call__(self, _: Any, __: str, event: dict[str, Any]) -> str:
+    def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> str:
         return self._redactor.redact(self._render(mask_fields(event)))
 
 
-class _SafeFormatter(logging.Formatter):
-    """Formats a line of another library's logger, without secrets."""
+class _JournalRenderer:
+    """The last processor if stderr is the journal: the same line, and the fields that journald indexes."""
 
-    def __init__(self, redactor: Redactor, *, journal: bool) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._redactor, self._journal = redactor, journal
+    def __init__(self, render: _SafeRenderer, redactor: Redactor) -> None:
+        self._render, self._redactor = render, redactor
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = self._redactor.redact(super().format(record))
-        return _prefix_lines(line, _priority(record.levelno)) if self._journal else line
+    def __call__(self, logger: Any, name: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+        fields = {field: self._redactor.redact(text) for field, text in indexed_fields(event).items()}
+        return {"message": self._render(logger, name, event), "fields": fields}
+
+
+class _LibraryHandler(logging.Handler):
+    """Writes the lines of other libraries' loggers, without secrets."""
+
+    def __init__(self, write: _Write, redactor: Redactor) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._write_line, self._redactor = write, redactor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._redactor.redact(self.format(record))
+        except Exception:
+            self.handleError(record)
+        else:
+            self._write_line(line, _priority(record.levelno), _NO_FIELDS)
 
 
 def silence_tls_warning() -> None:
@@ -136,24 +148,20 @@ def configure_logging(level: str, form: str, secrets: Iterable[str] = ()) -> Non
 
     `secrets`: texts that no line may have, besides those that look like a secret.
     """
-    redactor, journal = Redactor(secrets), _stderr_is_journal()
-    rendering: list[Any] = (
-        [structlog.processors.format_exc_info, _SafeRenderer(_render_json, redactor)]
-        if form == "json"
-        else [_SafeRenderer(_make_text_renderer(), redactor)]
-    )
+    redactor, has_journal = Redactor(secrets), is_stderr_journal()
+    write: _Write = _write_journal if has_journal else _write_stderr
+    render = _SafeRenderer(_render_json if form == "json" else _make_text_renderer(), redactor)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *rendering,
+            *([structlog.processors.format_exc_info] if form == "json" else []),
+            _JournalRenderer(render, redactor) if has_journal else render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=lambda *_: _StderrLogger(journal=journal),
+        logger_factory=lambda *_: _LineLogger(write),
     )
     silence_tls_warning()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_SafeFormatter(redactor, journal=journal))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler(write, redactor)])
     sys.excepthook = _print_uncaught(redactor)

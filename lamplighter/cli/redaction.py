@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -68,7 +68,7 @@ class Redactor:
         return text
 
 
-def mask_fields(event: dict[str, Any]) -> dict[str, Any]:
+def mask_fields(event: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a log line, with `***` as the value of each that is named like a secret."""
     return {name: SECRET_MASK if name in SECRET_FIELDS else value for name, value in event.items()}
 

@@ -3,8 +3,6 @@
 import base64
 import json
 import logging
-import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +13,6 @@ import structlog
 from bus.settings import BrokerSettings
 from edge.settings import EdgeSettings
 from edge.webhooks.secrets import WebhookSettings
-from lamplighter.cli import log_output
 from lamplighter.cli.log_output import configure_logging
 from lamplighter.cli.redaction import Redactor, secrets_in
 from schemas.enrollment import JoinToken, encode_join_token
@@ -105,31 +102,3 @@ def test_the_log_has_no_secret_in_fields_values_or_tracebacks(
     if form == "json":
         lines = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
         assert [line["event"] for line in lines] == ["fetch_failed", "refused", "crashed"]
-
-
-def test_lines_for_the_journal_begin_with_their_priority(
-    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal, ours = socket.socketpair()
-    with journal, ours, os.fdopen(os.dup(ours.fileno()), "w") as stream:
-        found = os.fstat(ours.fileno())
-        monkeypatch.setenv(log_output.JOURNAL_VARIABLE, f"{found.st_dev}:{found.st_ino}")
-        monkeypatch.setattr("sys.stderr", stream)
-        configure("debug", "json")
-        log = structlog.get_logger()
-        for level in ("debug", "info", "warning", "error"):
-            getattr(log, level)("said")
-        logging.getLogger("some.library").warning("two\nlines")
-        stream.flush()
-        lines = journal.recv(65536).decode().splitlines()
-    assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>", "<4>", "<4>"]
-    assert json.loads(lines[2][3:])["event"] == "said"
-
-
-def test_a_stderr_that_is_not_the_journal_gets_no_priority(
-    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(log_output.JOURNAL_VARIABLE, "1:1")  # inherited from a service that redirected its stderr
-    configure("info", "json")
-    structlog.get_logger().info("said")
-    assert capfd.readouterr().err.startswith("{")
