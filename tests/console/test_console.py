@@ -202,20 +202,43 @@ async def test_no_page_has_a_serious_fault_for_people_who_use_a_screen_reader(co
     require_node_packages()
     axe = (MODULES_DIR / "axe-core" / "axe.min.js").read_text()
     job = await console.running.ann.submit("echo", text="accessible")
+    waiting = {"endpoint": "echo", "input": {"file": f"sha256:{'0' * 64}"}, "await_input": True}
+    lacking = (await console.running.ann._http.post("/v1/jobs", json=waiting)).json()["id"]
     faults: list[str] = []
     async with console.open_page(None) as signed_out:
         faults += await find_faults(signed_out.page, axe, "sign-in")
     async with console.open_page("ann") as watched:
-        for path in (*PAGES, f"jobs/{job.id}"):
+        for path in (*PAGES, f"jobs/{job.id}", f"jobs/{lacking}"):
             await console.go(watched, path)
             await expect(watched.page.locator("main h1").first).to_be_visible()
             faults += await find_faults(watched.page, axe, path)
+        await console.go(watched, "new?endpoint=dub")
+        await watched.page.get_by_role("button", name="Record a video").click()
+        faults += await find_faults_in_dialog(watched.page, axe, "recorder")
     async with console.open_page("admin", color_scheme="dark") as admin:
         for path in ADMIN_PAGES:
             await console.go(admin, path)
             await expect(admin.page.locator("main table").first).to_be_visible()
             faults += await find_faults(admin.page, axe, path)
+        for path, button in (
+            ("owners", "Delete ann"),
+            ("access", "New key"),
+            ("endpoints", "Pause"),
+        ):
+            await console.go(admin, path)
+            await admin.page.get_by_role("button", name=button).first.click()
+            faults += await find_faults_in_dialog(admin.page, axe, f"{path}: {button}")
     assert faults == []
+
+
+async def find_faults_in_dialog(page: Page, axe: str, name: str) -> list[str]:
+    """Return the faults of the page while its dialog is open, and close the dialog."""
+    dialog = page.get_by_role("dialog")
+    await expect(dialog).to_be_visible()
+    faults = await find_faults(page, axe, name)
+    await dialog.get_by_role("button", name="Back").click()
+    await expect(dialog).to_have_count(0)
+    return faults
 
 
 async def find_faults(page: Page, axe: str, name: str) -> list[str]:
