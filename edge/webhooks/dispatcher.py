@@ -44,28 +44,34 @@ class DispatchLimits(Struct, frozen=True):
     retry_delays_s: tuple[float, ...] = RETRY_DELAYS_S
 
 
+class DeliveryParts(Struct, frozen=True):
+    """The parts that the dispatcher uses for each delivery."""
+
+    secrets: WebhookSecretStore
+    owner_webhooks: OwnerWebhookStore
+    delivery_log: DeliveryLog
+    sender: WebhookSender
+    circuit_breaker: ReceiverCircuitBreaker
+
+
 class WebhookDispatcher:
     """Enqueues and sends deliveries while `run` runs."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the services it works with
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts that it works with
         self,
         bus: Bus,
         index: JobIndex,
-        delivery_log: DeliveryLog,
-        secrets: WebhookSecretStore,
-        owner_webhooks: OwnerWebhookStore,
-        sender: WebhookSender,
-        circuit_breaker: ReceiverCircuitBreaker,
+        parts: DeliveryParts,
         clock: Clock,
         limits: DispatchLimits,
         metrics: EdgeMetrics,
     ) -> None:
         self._bus = bus
-        self._delivery_log = delivery_log
-        self._secrets = secrets
-        self._owner_webhooks = owner_webhooks
-        self._sender = sender
-        self._circuit_breaker = circuit_breaker
+        self._delivery_log = parts.delivery_log
+        self._secrets = parts.secrets
+        self._owner_webhooks = parts.owner_webhooks
+        self._sender = parts.sender
+        self._circuit_breaker = parts.circuit_breaker
         self._clock = clock
         self._limits = limits
         self._metrics = metrics
@@ -280,7 +286,6 @@ def build_webhooks(  # noqa: PLR0913, PLR0917 - the services it works with
     sender = WebhookSender(guarded, viewer, now, monotonic, settings.timeout_s)
     circuit_breaker = ReceiverCircuitBreaker(settings.at_once_each, monotonic, random)
     limits = DispatchLimits(settings.at_once, random, dependencies.retry_delays_s)
-    dispatcher = WebhookDispatcher(
-        bus, index, log, secrets, owner_webhooks, sender, circuit_breaker, now, limits, metrics
-    )
+    parts = DeliveryParts(secrets, owner_webhooks, log, sender, circuit_breaker)
+    dispatcher = WebhookDispatcher(bus, index, parts, now, limits, metrics)
     return WebhookServices(secrets, owner_webhooks, log, dispatcher, sender)
