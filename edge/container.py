@@ -37,7 +37,7 @@ from edge.hosts.registry import HostRegistry
 from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
 from edge.index.index import JobIndex
-from edge.jobs.eta import EtaEstimator
+from edge.jobs.eta import EtaEstimator, RunHistory
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
 from edge.jobs.job_actions import JobActionService
@@ -102,6 +102,7 @@ class _Domain(Struct, frozen=True, kw_only=True):
 
     endpoints: EndpointRegistry
     index: JobIndex
+    run_history: RunHistory
     quotas: OwnerQuotas
     uploads: UploadService
     assets: AssetService
@@ -220,12 +221,22 @@ async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, cli
     assets = AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash)
     hosts = HostRegistry(bus, endpoints, utc_now, index.queue_ranks.count_pending)
     relay_hub = RelayHub(_fresh_id)
-    observer = FleetObserver(bus, index, hosts, endpoints, utc_now)
+    run_history = RunHistory(index, endpoints)
+    observer = FleetObserver(
+        bus=bus,
+        index=index,
+        hosts=hosts,
+        endpoints=endpoints,
+        now=utc_now,
+        usual_run_s=run_history.median_s,
+        running_limit=quotas.running_limit,
+    )
     power = _make_power_controller(settings, observer, bus, clients.operator, relay_hub)
     power.subscribe(hosts.notify)
     return _Domain(
         endpoints=endpoints,
         index=index,
+        run_history=run_history,
         quotas=quotas,
         uploads=UploadService(
             upload_states, assets, utc_now, os.urandom, settings.uploads, settings.max_asset_bytes, quotas
@@ -270,7 +281,7 @@ def _build_jobs(  # noqa: PLR0913, PLR0917 - what the services of jobs are made 
     )
     readiness = BrokerReadiness(bus.health, utc_now, allow_unsynced=settings.allow_unsynced)
     wait_reasons = WaitReasons(domain.hosts, endpoints, domain.power, utc_now)
-    eta = EtaEstimator(index, wait_reasons, endpoints, utc_now)
+    eta = EtaEstimator(index, domain.run_history, wait_reasons, endpoints, utc_now)
     views = JobViewBuilder(
         feed=bus.feed,
         index=index,
@@ -417,6 +428,7 @@ def _make_power_controller(
             fleet=observer,
             declared=settings.hosts,
             drivers=drivers.build_drivers(settings.hosts, driver_dependencies),
+            pools=settings.pools,
             now=utc_now,
             monotonic=time.monotonic,
             new_id=_fresh_id,

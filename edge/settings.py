@@ -24,7 +24,7 @@ from edge.owners.secrets import SecretSettings
 from edge.server.connections import ServerSettings
 from edge.store.factory import StoreSettings
 from edge.webhooks.secrets import WebhookSettings
-from schemas.host_config import AnyHostConfig, PowerPrice
+from schemas.host_config import AnyHostConfig, PoolConfig, PowerPrice
 from schemas.ids import Token
 from schemas.settings_loader import renamed_from
 
@@ -82,7 +82,8 @@ class OwnerSettings(Struct, frozen=True):
 class EdgeSettings(Struct, frozen=True):
     """All settings of one edge process. Names carry the units.
 
-    `hosts`: the hosts whose power the edge controls, from `[hosts.NAME]`. `quotas`: the limits of every owner; an entry
+    `hosts`: the hosts whose power the edge controls, from `[hosts.NAME]`. `pools`: how many of them are on for a pool,
+    from `[pools.NAME]`. `quotas`: the limits of every owner; an entry
     of `owners` overrides single limits.
     """
 
@@ -117,6 +118,7 @@ class EdgeSettings(Struct, frozen=True):
     store: StoreSettings = StoreSettings()
     traces: TraceSettings = TraceSettings()
     hosts: dict[Token, AnyHostConfig] = field(default_factory=dict)
+    pools: dict[Token, PoolConfig] = field(default_factory=dict)
     quotas: OwnerQuota = OwnerQuota()
     owners: dict[Token, OwnerSettings] = field(default_factory=dict)
     trash_s: float = 60.0

@@ -1,4 +1,7 @@
-"""The power settings of a host, as the operator declares them at the edge: `[hosts.gpu-1]` of lamplighter.toml."""
+"""The power settings of hosts and pools, as the operator declares them at the edge.
+
+They are `[hosts.gpu-1]` and `[pools.lipsync]` of lamplighter.toml.
+"""
 
 from datetime import datetime, time, tzinfo
 from typing import Annotated
@@ -235,3 +238,20 @@ class RelayHostConfig(HostConfig, frozen=True, tag="relay"):
 AnyHostConfig = (
     CommandHostConfig | HttpHostConfig | WolHostConfig | LibcloudHostConfig | RelayHostConfig | ModuleHostConfig
 )
+
+
+class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[pools.NAME]` section: how many hosts of a pool are on."""
+
+    min: Annotated[int, Meta(ge=0)] = 0
+    """So many hosts of the pool are kept on, with or without jobs."""
+    max: Annotated[int, Meta(ge=1)] | None = None
+    """At most so many hosts of the pool are woken for its jobs. Unset: as many as offer it."""
+    target_wait_s: Timeout = 600.0
+    """A further host is woken if a waiting job would start later than this."""
+    cool_down_s: Duration = 600.0
+    """A host is drained after its pools have needed fewer hosts for this long."""
+
+    def __post_init__(self) -> None:
+        if self.max is not None and self.min > self.max:
+            raise ValueError(f"`min` is {self.min} and `max` is {self.max}: `max` must not be smaller than `min`")

@@ -258,9 +258,9 @@ class JobIndex:
         """Return the keys of the jobs that `find_jobs` would return, without reading the records."""
         return await self._query_when_ready(sql.find_keys, condition, at_us, limit)
 
-    async def find_pools(self, condition: str, at_us: int, limit: int) -> set[str]:
-        """Return the pools of the jobs that `find_jobs` would return."""
-        return await self._query_when_ready(sql.find_pools, condition, at_us, limit)
+    async def count_by_pool(self, condition: str, at_us: int, limit: int) -> dict[str, int]:
+        """Return the number of the jobs that `find_jobs` would return, by pool."""
+        return await self._query_when_ready(sql.count_by_pool, condition, at_us, limit)
 
     async def oldest_queued(self) -> dict[str, int]:
         """Return when the job of each endpoint that has waited longest was queued, in microseconds since 1970."""

@@ -5,8 +5,8 @@ A job takes eight bytes and a rank is found by bisection: a submit costs the sam
 
 from array import array
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from edge.core.clock import micros
@@ -51,6 +51,14 @@ class QueueRanks:
     def count_pending(self, pools: Iterable[str]) -> int:
         """Return the number of queued jobs of all owners in these pools."""
         return sum(self._totals.get((pool, priority), 0) for pool in pools for priority in PRIORITIES)
+
+    def count_by_pool(self, priorities: Collection[Priority]) -> dict[str, int]:
+        """Return the number of queued jobs of all owners with one of these priorities, by pool."""
+        counts: Counter[str] = Counter()
+        for (pool, priority), total in self._totals.items():
+            if priority in priorities:
+                counts[pool] += total
+        return +counts
 
     def non_empty_keys(self) -> list[QueueKey]:
         """Return the queues that have jobs."""

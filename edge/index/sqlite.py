@@ -286,10 +286,10 @@ def endpoint_figures(db: sqlite3.Connection, ended_since_us: int) -> dict[str, E
     return figures
 
 
-def find_pools(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> set[str]:
-    """Return the pools of the jobs that `find_jobs` would return."""
-    query = f"SELECT DISTINCT pool FROM (SELECT pool FROM jobs WHERE {condition} LIMIT :limit)"  # noqa: S608 - the constants above
-    return {pool for (pool,) in _query_rows(db, "pool", query, {"at": at_us, "limit": limit})}
+def count_by_pool(db: sqlite3.Connection, condition: str, at_us: int, limit: int) -> dict[str, int]:
+    """Return the number of the jobs that `find_jobs` would return, by pool."""
+    query = f"SELECT pool, COUNT(*) AS jobs FROM (SELECT pool FROM jobs WHERE {condition} LIMIT :limit) GROUP BY pool"  # noqa: S608 - the constants above
+    return dict(_query_rows(db, "pool, jobs", query, {"at": at_us, "limit": limit}))
 
 
 def find_jobs_with_asset(

@@ -3,14 +3,14 @@
 The first half is pure: run times of finished runs and what follows from them. If the endpoint names the input field
 that has its duration, runs are compared by seconds per second of input, else by their total time.
 
-`EtaEstimator` collects the runs from the records that pass on their way to the index. So a view needs no query, and a
+`RunHistory` collects the runs from the records that pass on their way to the index. So a view needs no query, and a
 forecast costs the same whether one job waits or a hundred thousand. After a restart, the rebuild of the index delivers
-all records again.
+all records again. `EtaEstimator` makes forecasts of them.
 """
 
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -111,17 +111,62 @@ def estimate_queue_s(ahead: int, running: int, slots: int, usual_s: float) -> fl
     return (ahead + running / 2) / max(1, slots) * usual_s
 
 
-class EtaEstimator:
-    """Predicts start and end of jobs. It follows the index for finished runs and the number of running jobs."""
+class RunHistory:
+    """The last successful runs of each endpoint, at most RUNS_PER_ENDPOINT_LIMIT. It follows the index."""
 
-    def __init__(self, index: JobIndex, wait_reasons: WaitReasons, endpoints: EndpointRegistry, clock: Clock) -> None:
+    def __init__(self, index: JobIndex, endpoints: EndpointRegistry) -> None:
+        self._endpoints = endpoints
+        self._runs: defaultdict[str, deque[FinishedRun]] = defaultdict(lambda: deque(maxlen=RUNS_PER_ENDPOINT_LIMIT))
+        self._medians: dict[str, float | None] = {}
+        self._subscribers: list[Callable[[str], None]] = []
+        index.subscribe_records(self._on_records)
+
+    def subscribe(self, subscriber: Callable[[str], None]) -> None:
+        """Call `subscriber` with the endpoint of each new run."""
+        self._subscribers.append(subscriber)
+
+    def runs(self, endpoint: str) -> Iterable[FinishedRun]:
+        """Return the last runs of the endpoint, the newest last."""
+        return self._runs.get(endpoint, ())
+
+    def median_s(self, endpoint: str) -> float | None:
+        """Return the median run time on all GPU models in seconds; None if fewer than SAMPLE_MINIMUM runs are known."""
+        if endpoint not in self._medians:
+            usual = estimate_run_time(collect_run_times(self.runs(endpoint)))
+            self._medians[endpoint] = None if usual is None else usual.p50
+        return self._medians[endpoint]
+
+    def _on_records(self, changes: Iterable[RecordChange]) -> None:
+        for change in changes:
+            job = None if change.record is None else change.record.job
+            if job is None or job.status is not Status.SUCCEEDED or not job.usage.run_s:
+                continue
+            gpu = job.claim.gpu_uuids[:1] if job.claim else ()
+            run = FinishedRun(job.usage.run_s, _input_seconds(job, self._endpoints.find(job.endpoint)), "".join(gpu))
+            self._runs[job.endpoint].append(run)
+            self._medians.pop(job.endpoint, None)
+            for subscriber in self._subscribers:
+                subscriber(job.endpoint)
+
+
+class EtaEstimator:
+    """Predicts start and end of jobs, from the finished runs. It follows the index for the number of running jobs."""
+
+    def __init__(
+        self,
+        index: JobIndex,
+        history: RunHistory,
+        wait_reasons: WaitReasons,
+        endpoints: EndpointRegistry,
+        clock: Clock,
+    ) -> None:
+        self._history = history
         self._wait_reasons = wait_reasons
         self._endpoints = endpoints
         self._clock = clock
-        self._runs: defaultdict[str, deque[FinishedRun]] = defaultdict(lambda: deque(maxlen=RUNS_PER_ENDPOINT_LIMIT))
         self._run_times: dict[tuple[str, frozenset[str]], tuple[RunTimes, RunTimePercentiles | None]] = {}
         self._running_by_pool: Counter[str] = Counter()
-        index.subscribe_records(self._on_records)
+        history.subscribe(self._on_run)
         index.subscribe_changes(self._on_row_changes)
 
     def usual_run_time(self, endpoint: str) -> RunTimePercentiles | None:
@@ -172,7 +217,7 @@ class EtaEstimator:
         name = (endpoint, models)
         if name not in self._run_times:
             names = self._gpu_names()
-            runs = (run for run in self._runs[endpoint] if _gpu_model(run, names) in (models or {""}))
+            runs = (run for run in self._history.runs(endpoint) if _gpu_model(run, names) in (models or {""}))
             run_times = collect_run_times(runs)
             self._run_times[name] = run_times, estimate_run_time(run_times)
         return self._run_times[name]
@@ -190,15 +235,8 @@ class EtaEstimator:
         """Return the model of every GPU that a host has announced, by UUID."""
         return {gpu.uuid: gpu.name for host in self._endpoints.host_capabilities() for gpu in host.gpus}
 
-    def _on_records(self, changes: Iterable[RecordChange]) -> None:
-        for change in changes:
-            job = None if change.record is None else change.record.job
-            if job is None or job.status is not Status.SUCCEEDED or not job.usage.run_s:
-                continue
-            gpu = job.claim.gpu_uuids[:1] if job.claim else ()
-            run = FinishedRun(job.usage.run_s, _input_seconds(job, self._endpoints.find(job.endpoint)), "".join(gpu))
-            self._runs[job.endpoint].append(run)
-            self._run_times = {name: times for name, times in self._run_times.items() if name[0] != job.endpoint}
+    def _on_run(self, endpoint: str) -> None:
+        self._run_times = {name: times for name, times in self._run_times.items() if name[0] != endpoint}
 
     def _on_row_changes(self, changes: Sequence[RowChange]) -> None:
         for before, after in changes:

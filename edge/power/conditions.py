@@ -27,6 +27,8 @@ from schemas.power import (
 FAILED_CALLS_LIMIT = 3  # consecutive failed calls before FAULT; NO_CAPACITY leads to BLOCKED instead
 DRAIN_SETTLE_S = 2 * HEARTBEAT_INTERVAL_S  # before that, `draining` in a heartbeat may belong to an earlier drain
 QUIET_HOURS_TEXT = "quiet hours"
+JOB_WAITS = "a job waits for it"
+POWER_CYCLE_INTERVAL_S = 3600.0  # between two stops of a host by the rule of its pools
 CALL_ABANDONED_AFTER_S = 30.0  # after the call's own timeout: the edge that made the call has died
 
 
@@ -47,9 +49,12 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     """The knowledge of this edge about a host at the time `at`.
 
     `absence_counts`: this edge has been connected long enough to treat a missing heartbeat as absence, and has read
-    all jobs. `can_report_state`: the power driver can report OFF. `wake_requested`: this is the host to wake for jobs
-    that no online host serves. `has_queued_work`: jobs wait in a pool that it offers. `active_jobs`: jobs recorded as
+    all jobs. `can_report_state`: the power driver can report OFF. `wake_requested`: the pools need this host;
+    `wake_reason`: why. `has_queued_work`: jobs wait in a pool that it offers. `active_jobs`: jobs recorded as
     running or cancelling there. `in_maintenance`: an operator works on it.
+
+    `is_reserved`: the `min` of a pool keeps it on. `is_released`: the other hosts of its pools suffice, and have for
+    `cool_down_s`. `has_pool_rule`: the settings have a rule for one of its pools.
 
     Durations. `wake_requested_s`: since `wake_requested` became true, 0 while it is false. `idle_s`: since the host
     has been online and empty, with no queued work and no use by others that keeps it on; 0 while it is not idle.
@@ -62,9 +67,13 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     can_report_state: bool = True
     reported_power: ReportedPower = ReportedPower.UNKNOWN
     wake_requested: bool = False
+    wake_reason: str = ""
     has_queued_work: bool = False
     active_jobs: int = 0
     in_maintenance: bool = False
+    is_reserved: bool = False
+    is_released: bool = False
+    has_pool_rule: bool = False
     wake_requested_s: float = 0.0
     idle_s: float = 0.0
     in_state_s: float = 0.0
@@ -146,7 +155,9 @@ def is_wake_wanted(case: PowerCase) -> bool:
 
 def is_needed(case: PowerCase) -> bool:
     """Return whether a host that is on should stay on."""
-    return is_override_on(case) or case.facts.has_queued_work or is_used_by_others(case)
+    facts = case.facts
+    has_work = facts.has_queued_work and not facts.is_released
+    return is_override_on(case) or facts.is_reserved or has_work or is_used_by_others(case)
 
 
 def is_heartbeating(case: PowerCase) -> bool:
@@ -237,7 +248,26 @@ def is_idle(case: PowerCase) -> bool:
     """Return whether the host has been idle for `idle_after` and on for `min_on`."""
     facts, rules = case.facts, case.rules
     is_long_enough = facts.idle_s >= rules.idle_after and facts.in_state_s >= rules.min_on
+    if facts.has_pool_rule and was_stopped_lately(case):
+        return False
     return is_long_enough and facts.absence_counts and is_empty(case) and not is_needed(case)
+
+
+def is_superfluous(case: PowerCase) -> bool:
+    """Return whether the other hosts of its pools suffice, and it has been on for `min_on`. It may run jobs."""
+    facts = case.facts
+    is_long_enough = facts.in_state_s >= case.rules.min_on and not was_stopped_lately(case)
+    return facts.is_released and is_long_enough and facts.absence_counts and not is_needed(case)
+
+
+def was_stopped_lately(case: PowerCase) -> bool:
+    """Return whether the host was off within the last POWER_CYCLE_INTERVAL_S, so that no rule may stop it again.
+
+    Stops are that far apart, and therefore power cycles too. A start is never delayed.
+    """
+    intervals = case.record.on_intervals
+    passed_s = (case.facts.at - intervals[-1].until).total_seconds() if intervals else -1.0
+    return 0 <= passed_s < POWER_CYCLE_INTERVAL_S  # a negative time: the clock was set back
 
 
 def is_empty(case: PowerCase) -> bool:
@@ -264,7 +294,9 @@ def wake_cause(case: PowerCase) -> str:
     """Return why the host is on or should be."""
     if is_override_on(case):
         return "the operator wants it on"
-    return "a job waits for it" if case.facts.wake_requested or case.facts.has_queued_work else "it came on by itself"
+    if case.facts.wake_requested and case.facts.wake_reason:
+        return case.facts.wake_reason
+    return JOB_WAITS if case.facts.wake_requested or case.facts.has_queued_work else "it came on by itself"
 
 
 def call_message(case: PowerCase) -> str:

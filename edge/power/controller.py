@@ -17,6 +17,7 @@ from bus.notifier import Notifier
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.registry import HostNotice, WakeForecast
 from edge.power import state_machine, views
+from edge.power.conditions import HostFacts
 from edge.power.driver_calls import (
     WAKE_LEAD_FACTOR,
     DriverPoller,
@@ -25,7 +26,8 @@ from edge.power.driver_calls import (
     PowerDependencies,
     update_record,
 )
-from edge.power.observation import DriverReport, FleetObservation, HostObserver, Stopwatch
+from edge.power.host_facts import DriverReport, HostObserver, PlannedFleet
+from edge.power.observation import FleetObservation
 from schemas.host import HostView
 from schemas.power import PowerOverride, PowerRecord, PowerState
 from schemas.problems import ProblemError
@@ -46,8 +48,8 @@ class PowerController:
         self._table, self._fleet = dependencies.table, dependencies.fleet
         self._declared, self._drivers = dependencies.declared, dependencies.drivers
         self._dependencies = dependencies
-        self._call_executor = PowerCallExecutor(dependencies)
-        self._host_observer = HostObserver(self._declared, Stopwatch(dependencies.monotonic))
+        self._call_executor = PowerCallExecutor(dependencies, self._stop_facts)
+        self._host_observer = HostObserver(self._declared, dependencies.pools, dependencies.monotonic)
         self._poller = DriverPoller(
             self._declared, self._drivers, self._current_record, self.request_tick, dependencies.poll_interval_s
         )
@@ -171,9 +173,14 @@ class PowerController:
         for host, row in rows.items():
             if self._rows.get(host) is known.get(host):  # else an override was written after the row was read
                 self._accept_row(host, row)
-        to_wake = self._host_observer.hosts_to_wake({host: row.value for host, row in rows.items()}, fleet)
-        calls = [await self._decide(host, row, fleet, wake_requested=host in to_wake) for host, row in rows.items()]
+        planned = self._host_observer.plan({host: row.value for host, row in rows.items()}, fleet)
+        calls = [await self._decide(host, row, fleet, planned) for host, row in rows.items()]
         return [due for due in calls if due is not None]
+
+    def _stop_facts(self, host: str, fleet: FleetObservation) -> HostFacts:
+        """Return the facts by which a decided stop is judged once more. All records have been read by then."""
+        planned = self._host_observer.plan_again(self.records(), fleet)
+        return self._host_observer.planned_facts(host, fleet, planned)
 
     async def _get_or_create_row(self, host: str) -> TableRow[PowerRecord]:
         return await update_record(self._table, host, self._dependencies.now, lambda record: record)
@@ -201,10 +208,10 @@ class PowerController:
                 listener(HostNotice(kind, host, record.since, views.wake_median_s(record)))
 
     async def _decide(
-        self, host: str, row: TableRow[PowerRecord], fleet: FleetObservation, *, wake_requested: bool
+        self, host: str, row: TableRow[PowerRecord], fleet: FleetObservation, planned: PlannedFleet
     ) -> DuePowerCall | None:
         report = DriverReport(self._drivers[host].can_report_state, self._poller.last_reported(host, row.value))
-        facts = self._host_observer.observe_host(host, row.value, fleet, wake_requested=wake_requested, report=report)
+        facts = self._host_observer.observe_host(host, row.value, fleet, planned, report)
         if (overdue := self._recover_unconfirmed_call(host, row.value)) is not None:
             return overdue
         call_id = self._dependencies.new_id()

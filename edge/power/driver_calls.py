@@ -5,6 +5,7 @@ host that is off. `PowerCallExecutor` makes each call that this edge has to make
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
 import anyio
@@ -19,8 +20,10 @@ from bus.notifier import Notifier
 from edge.core.clock import Clock
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.power import state_machine
-from edge.power.observation import FleetObserver, current_facts, state_key
-from schemas.host_config import AnyHostConfig
+from edge.power.conditions import HostFacts
+from edge.power.host_facts import state_key
+from edge.power.observation import FleetObservation, FleetObserver
+from schemas.host_config import AnyHostConfig, PoolConfig
 from schemas.power import (
     PowerCall,
     PowerCallOutcome,
@@ -135,7 +138,8 @@ class DriverPoller:
 class PowerDependencies(Struct, frozen=True, kw_only=True):
     """Services, clocks and randomness of the controller. `drivers` has one driver for each host in `declared`.
 
-    `monotonic`: in seconds. `new_id`: a new token. `random`: a number in [0, 1).
+    `pools`: the rules of pools that have one. `monotonic`: in seconds. `new_id`: a new token. `random`: a number in
+    [0, 1).
     """
 
     table: Table[PowerRecord]
@@ -146,6 +150,7 @@ class PowerDependencies(Struct, frozen=True, kw_only=True):
     monotonic: Callable[[], float]
     new_id: Callable[[], str]
     random: Callable[[], float]
+    pools: Mapping[str, PoolConfig] = MappingProxyType({})
     tick_interval_s: float = TICK_INTERVAL_S
     poll_interval_s: float = POLL_INTERVAL_S
 
@@ -166,9 +171,12 @@ async def update_record(
 
 
 class PowerCallExecutor:
-    """Makes each power call once, and records its result."""
+    """Makes each power call once, and records its result. `stop_facts`: the facts by which a stop is judged again."""
 
-    def __init__(self, dependencies: PowerDependencies) -> None:
+    def __init__(
+        self, dependencies: PowerDependencies, stop_facts: Callable[[str, FleetObservation], HostFacts]
+    ) -> None:
+        self._stop_facts = stop_facts
         self._table, self._fleet = dependencies.table, dependencies.fleet
         self._declared, self._drivers = dependencies.declared, dependencies.drivers
         self._random = dependencies.random
@@ -199,7 +207,7 @@ class PowerCallExecutor:
 
     async def _stop_veto(self, host: str, record: PowerRecord) -> str | None:
         fleet = await self._fleet.observe(WAKE_LEAD_FACTOR * DEFAULT_WAKE_S, include_queue=True)
-        return state_machine.stop_veto(record, current_facts(host, fleet), self._declared[host])
+        return state_machine.stop_veto(record, self._stop_facts(host, fleet), self._declared[host])
 
     async def _record_result(self, due: DuePowerCall, result: PowerCallResult) -> bool:
         """Return whether the result is written, or the record no longer waits for it."""

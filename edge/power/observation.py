@@ -1,39 +1,28 @@
-"""Reads what the power rules judge by: heartbeats, waiting jobs by pool, and the jobs that each host runs.
+"""Reads what the power rules judge by: heartbeats, jobs by pool, and the jobs that each host runs.
 
-`FleetObserver` reads everything once per tick. `HostObserver` turns this into the facts of one host, with the time for
-which this edge has watched each of them.
+`FleetObserver` reads everything once per tick. `host_facts` turns this into a plan and into the facts of each host.
 """
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Set
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from bus.interface import Bus
 from edge.core.clock import Clock, micros
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.registry import HostRegistry
 from edge.index import sqlite as sql
-from edge.index.index import JobIndex
-from edge.power import wake_selection
-from edge.power.conditions import (
-    HeartbeatFacts,
-    HostFacts,
-    PowerCase,
-    is_empty,
-    is_used_by_others,
-    power_prohibition,
-)
-from schemas.host import HOST_GONE_TIMEOUT_S, HostHeartbeat
-from schemas.host_config import AnyHostConfig
-from schemas.power import PowerRecord, PowerState, ReportedPower
+from edge.index.index import JobCountKey, JobIndex
+from edge.power.scale_rule import DEFAULT_RUN_S
+from schemas.endpoint import Endpoint
+from schemas.host import HOST_GONE_TIMEOUT_S, HostCapabilities, HostHeartbeat
 from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, WAITING_STATUSES, Priority, Status, WaitReason
 
 _ACTIVE_JOBS_LIMIT = 1_000_000  # running jobs are bounded by the slots, and each must be read
-_SOON_JOBS_LIMIT = 500  # enough to find the pools of jobs that are due soon
+_SOON_JOBS_LIMIT = 500  # enough to see that jobs are due soon, and about how many
 
 # Filters of the index; `:at` is the current time plus the wake time of a host.
 DUE_SOON_FILTER = "status = 'scheduled' AND priority <> 'low' AND (due_us IS NULL OR due_us <= :at)"
@@ -50,37 +39,103 @@ UNSERVABLE_REASONS = frozenset(
         WaitReason.VOLUME_MISSING,
     }
 )
+WAKING_PRIORITIES = frozenset(Priority) - {Priority.LOW}
+
+
+class PoolJobs(Struct, frozen=True):
+    """The jobs of a pool. Waiting jobs of a paused endpoint do not count.
+
+    `wake`: waiting jobs for which hosts are woken: ready or soon so, and not of priority `low`, unless the deadline is
+    near. `waiting`: all that are ready, or will be soon. `running`: those that occupy a slot. `run_s`: their usual run
+    time. `concurrency`: how many may run at once by the quotas of their owners; None: as many as there are.
+    """
+
+    wake: int = 0
+    waiting: int = 0
+    running: int = 0
+    run_s: float = DEFAULT_RUN_S
+    concurrency: int | None = None
+
+
+class HostOffer(Struct, frozen=True):
+    """What a host last offered. `slots`: by pool, as many jobs of it as fit at once. `vram_mb`: of all its GPUs.
+
+    An endpoint whose requirements the host does not meet does not count.
+    """
+
+    slots: Mapping[str, int]
+    vram_mb: int = 0
 
 
 class FleetObservation(Struct, frozen=True, kw_only=True):
     """The knowledge of this edge about all hosts at the time `at`.
 
-    `waiting_pools`: pools with jobs that are ready, or will be soon. `wake_pools`: those for which a host is woken.
-    `offered_pools`: by host, those with an endpoint whose requirements it meets, as last offered. `servable_pools`: by
-    online host, those that it can serve. `active_jobs`: by host, the number of jobs recorded as running or cancelling
-    there. `in_maintenance`: the hosts that are. Jobs of a paused endpoint count for no pool.
+    `pools`: by pool that has jobs. `offers`: by host that was ever seen. `servable_pools`: by online host, those that
+    it can serve. `active_jobs`: by host, the number of jobs recorded as running or cancelling there. `in_maintenance`:
+    the hosts that are.
     """
 
     at: datetime
     absence_counts: bool
     heartbeats: Mapping[str, HostHeartbeat]
-    offered_pools: Mapping[str, frozenset[str]]
+    offers: Mapping[str, HostOffer]
     servable_pools: Mapping[str, frozenset[str]]
-    waiting_pools: frozenset[str]
-    wake_pools: frozenset[str]
+    pools: Mapping[str, PoolJobs]
     active_jobs: Mapping[str, int]
     in_maintenance: frozenset[str] = frozenset()
 
+    @property
+    def waiting_pools(self) -> frozenset[str]:
+        """The pools with jobs that are ready, or will be soon."""
+        return frozenset(pool for pool, jobs in self.pools.items() if jobs.waiting)
+
+
+class _SearchedJobs(NamedTuple):
+    """Jobs that the counts of the index do not show: by pool those due soon, low ones near their deadline, and those
+    whose host is gone; and by host the number of active jobs.
+    """
+
+    soon: Mapping[str, int]
+    low_due: Mapping[str, int]
+    lost: Mapping[str, int]
+    active_jobs: Mapping[str, int]
+
+
+def _no_run_time(_endpoint: str) -> float | None:
+    """Return None: no run time is known."""
+    return None
+
+
+def _no_running_limit(_owner: str) -> int:
+    """Return 0: no owner has a limit."""
+    return 0
+
 
 class FleetObserver:
-    """Reads heartbeats, offers and jobs from the bus and the index."""
+    """Reads heartbeats, offers and jobs from the bus and the index.
 
-    def __init__(self, bus: Bus, index: JobIndex, hosts: HostRegistry, endpoints: EndpointRegistry, now: Clock) -> None:
+    `usual_run_s`: the usual run time of an endpoint, None if it is not known. `running_limit`: how many jobs of an
+    owner may run; 0: any number.
+    """
+
+    def __init__(  # noqa: PLR0913 - four services and three functions that it calls
+        self,
+        *,
+        bus: Bus,
+        index: JobIndex,
+        hosts: HostRegistry,
+        endpoints: EndpointRegistry,
+        now: Clock,
+        usual_run_s: Callable[[str], float | None] = _no_run_time,
+        running_limit: Callable[[str], int] = _no_running_limit,
+    ) -> None:
         self._bus = bus
         self._index = index
         self._hosts = hosts
         self._endpoints = endpoints
         self._now = now
+        self._usual_run_s = usual_run_s
+        self._running_limit = running_limit
 
     def subscribe_job_changes(self, changed: Callable[[], None]) -> None:
         """Call `changed` whenever a job changes."""
@@ -98,58 +153,77 @@ class FleetObserver:
         await self._hosts.pauses.refresh()
         present = {host: row.value for host, row in (await self._bus.heartbeats.rows()).items()}
         pointed = await self._pointer_pools() if include_queue else set()
-        soon, low_due, lost, active_jobs = await self._search_index(lead_s)
-        startable = self._startable_pools()
-        queued = {key.pool for key in self._index.queue_ranks.non_empty_keys()}
-        above_low = {key.pool for key in self._index.queue_ranks.non_empty_keys() if key.priority is not Priority.LOW}
-        wake = (above_low | soon | low_due | lost) & startable
+        searched = await self._search_index(lead_s)
         return FleetObservation(
             at=self._now(),
             absence_counts=self._index.is_caught_up and self._bus.health.uptime_s() >= HOST_GONE_TIMEOUT_S,
             heartbeats=present,
-            offered_pools={
-                offer.host: frozenset(e.effective_pool for e in offer.endpoints if e.name not in offer.unmet)
-                for offer in self._endpoints.host_capabilities()
-            },
+            offers={offer.host: _summarize_offer(offer) for offer in self._endpoints.host_capabilities()},
             servable_pools={host: self._servable_pools(heartbeat) for host, heartbeat in present.items()},
-            waiting_pools=frozenset((queued & startable) | wake | pointed),
-            wake_pools=frozenset(wake),
-            active_jobs=active_jobs,
+            pools=self._count_pools(searched, pointed),
+            active_jobs=searched.active_jobs,
             in_maintenance=self._hosts.pauses.hosts_in_maintenance,
         )
 
-    def _startable_pools(self) -> set[str]:
-        """Return the pools with unfinished jobs of an endpoint that is not paused."""
-        pauses = self._hosts.pauses
-        return {
-            count.pool
-            for count in self._index.count_jobs()
-            if count.status not in FINAL_STATUSES and pauses.of_endpoint(count.endpoint) is None
-        }
+    def _count_pools(self, searched: _SearchedJobs, pointed: Set[str]) -> dict[str, PoolJobs]:
+        counts = {key: count for key, count in self._index.count_jobs().items() if key.status not in FINAL_STATUSES}
+        startable = {key: count for key, count in counts.items() if not self._is_paused(key)}
+        queued = _sum_by_pool(startable, {Status.QUEUED})
+        running = _sum_by_pool(counts, ACTIVE_STATUSES)
+        above_low = self._index.queue_ranks.count_by_pool(WAKING_PRIORITIES)
+        own: defaultdict[str, dict[JobCountKey, int]] = defaultdict(dict)
+        for key, count in startable.items():
+            own[key.pool][key] = count
+        pools = {}
+        for pool in {key.pool for key in counts} | pointed:
+            ready = searched.soon.get(pool, 0) + searched.lost.get(pool, 0)
+            wake = min(above_low.get(pool, 0), queued[pool]) + ready + searched.low_due.get(pool, 0)
+            waiting = max(wake, queued[pool] + ready)
+            pools[pool] = PoolJobs(
+                wake=wake if pool in own else 0,
+                waiting=max(waiting if pool in own else 0, int(pool in pointed)),
+                running=running[pool],
+                run_s=self._pool_run_s(own[pool]),
+                concurrency=self._quota_concurrency(own[pool]),
+            )
+        return pools
 
-    async def _search_index(self, lead_s: float) -> tuple[set[str], set[str], set[str], Counter[str]]:
-        """Search the index, but only for statuses that its counts show.
+    def _is_paused(self, key: JobCountKey) -> bool:
+        return self._hosts.pauses.of_endpoint(key.endpoint) is not None
 
-        Return the pools of jobs due soon, of low jobs near their deadline, of jobs whose host is gone, and the number
-        of active jobs by host.
-        """
-        counts = self._index.count_jobs()
-        statuses = {count.status for count in counts}
-        has_low = any(key.priority is Priority.LOW for key in self._index.queue_ranks.non_empty_keys())
+    def _pool_run_s(self, counts: Mapping[JobCountKey, int]) -> float:
+        """Return the mean of the usual run times of the jobs."""
+        times = [(self._usual_run_s(key.endpoint) or DEFAULT_RUN_S, count) for key, count in counts.items()]
+        total = sum(count for _, count in times)
+        return sum(run_s * count for run_s, count in times) / total if total else DEFAULT_RUN_S
+
+    def _quota_concurrency(self, counts: Mapping[JobCountKey, int]) -> int | None:
+        """Return how many of the jobs may run at once by the quotas of their owners; None if no quota limits them."""
+        by_owner: Counter[str] = Counter()
+        for key, count in counts.items():
+            by_owner[key.owner] += count
+        limits = {owner: self._running_limit(owner) for owner in by_owner}
+        if not any(limits.values()):
+            return None
+        return sum(min(count, limits[owner] or count) for owner, count in by_owner.items())
+
+    async def _search_index(self, lead_s: float) -> _SearchedJobs:
+        """Search the index, but only for statuses that its counts show."""
+        statuses = {count.status for count in self._index.count_jobs()}
+        has_low = bool(self._index.queue_ranks.count_by_pool({Priority.LOW}))
         has_scheduled = Status.SCHEDULED in statuses
         at = micros(self._now() + timedelta(seconds=lead_s))
-        soon = await self._index.find_pools(DUE_SOON_FILTER, at, _SOON_JOBS_LIMIT) if has_scheduled else set()
-        low_due = (
-            await self._index.find_pools(LOW_NEAR_DEADLINE_FILTER, at, _SOON_JOBS_LIMIT)
-            if has_low or has_scheduled
-            else set()
-        )
-        lost, active_jobs = await self._active_jobs() if statuses & ACTIVE_STATUSES else (set(), Counter())
-        return soon, low_due, lost, active_jobs
+        soon, low_due = dict[str, int](), dict[str, int]()
+        if has_scheduled:
+            soon = await self._index.count_by_pool(DUE_SOON_FILTER, at, _SOON_JOBS_LIMIT)
+        if has_low or has_scheduled:
+            low_due = await self._index.count_by_pool(LOW_NEAR_DEADLINE_FILTER, at, _SOON_JOBS_LIMIT)
+        lost, active_jobs = await self._active_jobs() if statuses & ACTIVE_STATUSES else (Counter(), Counter())
+        return _SearchedJobs(soon, low_due, lost, active_jobs)
 
-    async def _active_jobs(self) -> tuple[set[str], Counter[str]]:
-        """Return the pools of jobs whose host is gone, and the number of active jobs by host."""
-        lost: set[str] = set()
+    async def _active_jobs(self) -> tuple[Counter[str], Counter[str]]:
+        """Return the number of jobs whose host is gone by pool, and the number of active jobs by host."""
+        lost: Counter[str] = Counter()
         active_jobs: Counter[str] = Counter()
         for entry in await self._index.find_jobs(sql.ACTIVE, micros(self._now()), _ACTIVE_JOBS_LIMIT):
             job = entry.record.job
@@ -157,7 +231,7 @@ class FleetObserver:
                 continue
             active_jobs[job.claim.host] += 1
             if self._hosts.gone_for(job.claim) is not None:
-                lost.add(job.pool)
+                lost[job.pool] += 1
         return lost, active_jobs
 
     async def _pointer_pools(self) -> set[str]:
@@ -186,117 +260,28 @@ class FleetObserver:
         return {host for host in wakeable if host not in seen or host in offering}
 
 
-def state_key(record: PowerRecord) -> tuple[PowerState, object]:
-    """Return a value that identifies one period in a state."""
-    return record.state, record.since
+def _sum_by_pool(counts: Mapping[JobCountKey, int], statuses: Set[Status]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for key, count in counts.items():
+        if key.status in statuses:
+            total[key.pool] += count
+    return total
 
 
-class DriverReport(NamedTuple):
-    """Whether a host's power driver can report OFF, and its last report."""
-
-    can_report_state: bool
-    reported_power: ReportedPower
-
-
-class Stopwatch:
-    """Measures for how long named values have been unchanged. `monotonic`: in seconds."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._values: dict[Hashable, tuple[object, float]] = {}
-
-    def seconds(self, name: Hashable, value: object) -> float:
-        """Return for how many seconds `name` has had this `value`; 0 if it has just changed."""
-        now = self._monotonic()
-        previous, since = self._values.get(name, (None, now))
-        if name not in self._values or previous != value:
-            self._values[name] = value, now
-            return 0.0
-        return now - since
+def _summarize_offer(offer: HostCapabilities) -> HostOffer:
+    slots: dict[str, int] = {}
+    for endpoint in offer.endpoints:
+        if endpoint.name in offer.unmet:
+            continue
+        pool, fitting = endpoint.effective_pool, _fitting_jobs(offer, endpoint)
+        slots[pool] = min(slots.get(pool, fitting), fitting)
+    return HostOffer(slots, sum(gpu.memory_total_mb or 0 for gpu in offer.gpus))
 
 
-class HostObserver:
-    """Turns observations into the facts of the declared hosts."""
-
-    def __init__(self, declared: Mapping[str, AnyHostConfig], stopwatch: Stopwatch) -> None:
-        self._declared = declared
-        self._stopwatch = stopwatch
-
-    def hosts_to_wake(self, records: Mapping[str, PowerRecord], fleet: FleetObservation) -> frozenset[str]:
-        """Return the hosts to wake for jobs that no online host serves."""
-        candidates = [
-            wake_selection.WakeCandidate(
-                host,
-                rules.wake_priority,
-                fleet.offered_pools.get(host),
-                records[host].state,
-                self._in_state_s(host, records[host]),
-                rules.fallback_after,
-            )
-            for host, rules in self._declared.items()
-            if host not in fleet.in_maintenance
-        ]
-        return wake_selection.select_hosts_to_wake(fleet.wake_pools, self._served_pools(records, fleet), candidates)
-
-    def _served_pools(self, records: Mapping[str, PowerRecord], fleet: FleetObservation) -> set[str]:
-        serving = (host for host, heartbeat in fleet.heartbeats.items() if self._is_serving(heartbeat, records, fleet))
-        return {pool for host in serving for pool in fleet.servable_pools[host]}
-
-    def _is_serving(
-        self, heartbeat: HostHeartbeat, records: Mapping[str, PowerRecord], fleet: FleetObservation
-    ) -> bool:
-        record = records.get(heartbeat.host)
-        if heartbeat.host in fleet.in_maintenance:
-            return False
-        if record is None:
-            return not heartbeat.draining
-        if record.state is PowerState.DRAINING:  # new work ends a drain that no rule demands
-            return power_prohibition(record, fleet.at, self._declared[heartbeat.host]) is None
-        return record.state is PowerState.ONLINE
-
-    def observe_host(
-        self, host: str, record: PowerRecord, fleet: FleetObservation, *, wake_requested: bool, report: DriverReport
-    ) -> HostFacts:
-        """Return the facts of `host`, with durations."""
-        facts = current_facts(host, fleet)
-        case = PowerCase(record, facts, self._declared[host])
-        is_idle = (
-            facts.absence_counts
-            and facts.heartbeat is not None
-            and is_empty(case)
-            and not (facts.has_queued_work or is_used_by_others(case))
-        )
-        idle_s = self._stopwatch.seconds((host, "idle"), is_idle)
-        wake_requested_s = self._stopwatch.seconds((host, "wake_requested"), wake_requested)
-        call = record.call and (record.call.id, record.call.result is None)
-        return replace(
-            facts,
-            can_report_state=report.can_report_state,
-            reported_power=report.reported_power,
-            wake_requested=wake_requested,
-            wake_requested_s=wake_requested_s if wake_requested else 0.0,
-            idle_s=idle_s if is_idle else 0.0,
-            in_state_s=self._in_state_s(host, record),
-            call_s=self._stopwatch.seconds((host, "call"), call),
-        )
-
-    def _in_state_s(self, host: str, record: PowerRecord) -> float:
-        return self._stopwatch.seconds((host, "state"), state_key(record))
-
-
-def current_facts(host: str, fleet: FleetObservation) -> HostFacts:
-    """Return the facts of `host` that need no durations."""
-    heartbeat, pools = fleet.heartbeats.get(host), fleet.offered_pools.get(host)
-    return HostFacts(
-        at=fleet.at,
-        absence_counts=fleet.absence_counts,
-        heartbeat=None if heartbeat is None else _heartbeat_facts(heartbeat),
-        has_queued_work=bool(fleet.waiting_pools if pools is None else fleet.waiting_pools & pools),
-        active_jobs=fleet.active_jobs.get(host, 0),
-        in_maintenance=host in fleet.in_maintenance,
-    )
-
-
-def _heartbeat_facts(heartbeat: HostHeartbeat) -> HeartbeatFacts:
-    unfinished = len(heartbeat.running) + heartbeat.activity.unrecovered
-    return HeartbeatFacts(heartbeat.incarnation, heartbeat.draining, unfinished, heartbeat.activity.foreign_uses)
+def _fitting_jobs(offer: HostCapabilities, endpoint: Endpoint) -> int:
+    """Return how many jobs of the endpoint fit on the host at once: by its slots, and by the VRAM of its GPUs."""
+    needed = endpoint.resources
+    if not (needed.gpus and needed.vram_mb and offer.gpus):
+        return offer.slots
+    parts = sum((gpu.memory_total_mb or needed.vram_mb) // needed.vram_mb for gpu in offer.gpus)
+    return max(1, min(offer.slots, parts // needed.gpus))

@@ -85,6 +85,7 @@ TRANSITIONS: Mapping[S, Sequence[PowerTransition]] = {
         PowerTransition(c.is_lost, S.WAKING, RUNNER_SILENT),
         PowerTransition(all_of(c.is_heartbeating, c.is_prohibited), S.DRAINING, PROHIBITION),
         PowerTransition(all_of(c.is_heartbeating, c.is_idle), S.DRAINING, "nothing to do"),
+        PowerTransition(all_of(c.is_heartbeating, c.is_superfluous), S.DRAINING, "its pools need fewer hosts"),
     ),
     S.DRAINING: (
         PowerTransition(c.is_reported_off, S.OFF, OFF_BY_ITSELF),

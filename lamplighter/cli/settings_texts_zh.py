@@ -65,6 +65,9 @@ _VALUES: Mapping[str, str] = {
     "a table": "表",
     "a path": "路径",
     "text": "文本",
+    "`min` is {min} and `max` is {max}: `max` must not be smaller than `min`": (
+        "min 为 {min}，max 为 {max}：max 不得小于 min"
+    ),
     "`listen` is {value}: it must be address:port, as in 0.0.0.0:8443": (
         "listen 的值是 {value}：必须是 地址:端口，例如 0.0.0.0:8443"
     ),

@@ -20,7 +20,7 @@ from edge.deletion import DeletionServices, OwnerDeletionService
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.registry import HostRegistry, WakeForecast
 from edge.index.index import JobIndex
-from edge.jobs.eta import EtaEstimator
+from edge.jobs.eta import EtaEstimator, RunHistory
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.input_waiter import InputWaiter
 from edge.jobs.job_metrics import JobMetrics
@@ -39,6 +39,7 @@ from edge.owners.api_keys import ApiKeyStore
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride, OwnerQuotas
 from edge.owners.secret_keys import read_or_make_keys
 from edge.owners.secrets import SecretStore
+from edge.power.observation import FleetObserver
 from edge.store.upload_state import UploadStateStore
 from edge.webhooks import dispatcher as webhooks
 from edge.webhooks.secrets import WebhookSettings
@@ -206,7 +207,8 @@ class EdgeServicesRig:
             self.upload_states, self.assets, time, FixedEntropy(), UploadSettings(), limit=1 << 20, quotas=self.quotas
         )
         self.signer = UrlSigner(SECRET, time, UrlSettings())
-        self.eta = EtaEstimator(self.index, self.wait_reasons, self.endpoints, time)
+        self.run_history = RunHistory(self.index, self.endpoints)
+        self.eta = EtaEstimator(self.index, self.run_history, self.wait_reasons, self.endpoints, time)
         self.job_views = JobViewBuilder(
             feed=self.bus.feed,
             index=self.index,
@@ -346,6 +348,19 @@ class FakeBusServicesRig(EdgeServicesRig):
     def __init__(self, folder: Path, broker: FakeBroker, time: ManualClock) -> None:
         super().__init__(folder, broker.connect(), broker.connect(), time)
         self.broker = broker
+
+
+def observe_fleet(made: EdgeServicesRig) -> FleetObserver:
+    """Return the observer of the power control over these services."""
+    return FleetObserver(
+        bus=made.bus,
+        index=made.index,
+        hosts=made.hosts,
+        endpoints=made.endpoints,
+        now=made.time,
+        usual_run_s=made.run_history.median_s,
+        running_limit=made.quotas.running_limit,
+    )
 
 
 @asynccontextmanager

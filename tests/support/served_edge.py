@@ -31,14 +31,13 @@ from edge.owners.tokens import TokenIssuer
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
 from edge.power.drivers import factory as drivers
-from edge.power.observation import FleetObserver
 from edge.power.power_metrics import PowerMetrics
 from edge.power.relay_hub import RelayHub
 from edge.usage.recorder import UsageRecorder
 from edge.usage.report import UsageReports
 from schemas.auth import CLIENT_SCOPES, Scope
 from schemas.host_config import CommandHostConfig, PowerPrice
-from tests.support.edge_services import SECRET, FakeBusServicesRig, FixedEntropy, fake_bus_services
+from tests.support.edge_services import SECRET, FakeBusServicesRig, FixedEntropy, fake_bus_services, observe_fleet
 from tests.support.http_server import open_client, serve_app
 
 
@@ -81,7 +80,7 @@ def declare_dark_host(made: FakeBusServicesRig) -> PowerController:
     return PowerController(
         PowerDependencies(
             table=made.bus.power_records,
-            fleet=FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time),
+            fleet=observe_fleet(made),
             declared=declared,
             drivers=drivers.build_drivers(declared, tools),
             now=made.time,

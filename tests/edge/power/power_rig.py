@@ -10,13 +10,13 @@ from msgspec.structs import replace
 from edge.hosts.registry import HostNotice
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
-from edge.power.observation import FleetObserver
+from schemas.endpoint import Endpoint
 from schemas.host import ActivityCounts, HostCapabilities, HostHeartbeat, RunningExecution
-from schemas.host_config import AnyHostConfig, CommandHostConfig
+from schemas.host_config import AnyHostConfig, CommandHostConfig, PoolConfig
 from schemas.job import Job
 from schemas.power import PowerRecord, PowerState, ReportedPower
 from schemas.power_driver import PowerDriver
-from tests.support.edge_services import ECHO_ENDPOINT, EdgeServicesRig, ManualClock, fake_bus_services
+from tests.support.edge_services import ECHO_ENDPOINT, EdgeServicesRig, ManualClock, fake_bus_services, observe_fleet
 from tests.support.fake_bus.broker import FakeBroker, FakeBus
 from tests.support.fake_power_driver import FakePowerDriver
 
@@ -28,19 +28,24 @@ class PowerRigEdge:
     """One edge with its controller. `notices`: those that it sent."""
 
     def __init__(
-        self, made: EdgeServicesRig, declared: Mapping[str, AnyHostConfig], drivers: Mapping[str, PowerDriver]
+        self,
+        made: EdgeServicesRig,
+        declared: Mapping[str, AnyHostConfig],
+        drivers: Mapping[str, PowerDriver],
+        pools: Mapping[str, PoolConfig] | None = None,
     ) -> None:
         self.world = made
         self.names = (f"call-{id(self):x}-{n}" for n in count())
         dependencies = PowerDependencies(
             table=made.bus.power_records,
-            fleet=FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time),
+            fleet=observe_fleet(made),
             declared=declared,
             drivers=drivers,
             now=made.time,
             monotonic=made.time.seconds,
             new_id=lambda: next(self.names),
             random=lambda: 0.5,
+            pools=pools or {},
             tick_interval_s=0.05,
         )
         self.power = PowerController(dependencies)
@@ -71,6 +76,7 @@ class PowerRigRunner:
         self._life = ""
         self.crashed = False
         self.work: list[Job] = []
+        self.endpoints: tuple[Endpoint, ...] = (ECHO_ENDPOINT,)
         self.busy = ActivityCounts()
         self.unmet: dict[str, str] = {}
 
@@ -84,7 +90,7 @@ class PowerRigRunner:
         at = self._time()
         running = tuple(RunningExecution(job.owner, job.id, job.endpoint, job.round, 1) for job in self.work)
         offer = HostCapabilities(
-            host=self.host, incarnation=self._life, at=at, endpoints=(ECHO_ENDPOINT,), unmet=self.unmet
+            host=self.host, incarnation=self._life, at=at, endpoints=self.endpoints, unmet=self.unmet
         )
         await self._bus.capabilities.put(self.host, offer)
         here = HostHeartbeat(host=self.host, incarnation=self._life, at=at, since=at, draining=ordered, running=running)
@@ -144,7 +150,12 @@ class PowerRig:
 
 @asynccontextmanager
 async def run_power_rig(
-    folder: Path, declared: Mapping[str, AnyHostConfig], *, edges: int = 1, slow: bool = True
+    folder: Path,
+    declared: Mapping[str, AnyHostConfig],
+    *,
+    edges: int = 1,
+    slow: bool = True,
+    pools: Mapping[str, PoolConfig] | None = None,
 ) -> AsyncIterator[PowerRig]:
     """Yield a rig of `edges` edges that have been connected for a while. All hosts are off."""
     time = ManualClock()
@@ -154,6 +165,6 @@ async def run_power_rig(
         worlds = [
             await stack.enter_async_context(fake_bus_services(folder / f"{n}", broker, time)) for n in range(edges)
         ]
-        made = PowerRig([PowerRigEdge(one, declared, drivers) for one in worlds], drivers, broker, time)
+        made = PowerRig([PowerRigEdge(one, declared, drivers, pools) for one in worlds], drivers, broker, time)
         await made.advance(60)
         yield made

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from edge.power import state_machine
 from edge.power.conditions import HeartbeatFacts, HostFacts, power_prohibition
-from edge.power.observation import Stopwatch
+from edge.power.host_facts import Stopwatch
 from schemas.host import HEARTBEAT_TTL_S, HOST_GONE_TIMEOUT_S
 from schemas.host_config import CommandHostConfig
 from schemas.power import (

@@ -126,16 +126,27 @@ async def test_a_budget_in_money_counts_electricity(tmp_path: Path) -> None:
         assert 180 <= (drained.since - on.since).total_seconds() < 190
 
 
-async def test_the_next_host_is_called_at_once_when_the_first_is_at_fault(tmp_path: Path) -> None:
+async def test_the_next_host_is_woken_when_the_first_does_not_boot(tmp_path: Path) -> None:
     async with run_power_rig(
         tmp_path, {"gpu-1": replace(BRISK, boot_timeout=60.0), "gpu-2": replace(BRISK, wake_priority=2)}
     ) as made:
         made.runners["gpu-1"].crashed = True
         await made.edge.world.submit()
-        fault = await made.wait_for_state(S.FAULT)
+        cycled = await made.wait_for_state(S.STOPPING)
         woken = await made.wait_for_state(S.WAKING, "gpu-2", within_s=30)
-        assert (woken.since - fault.since).total_seconds() < 10
-        assert "host_fault gpu-1" in made.edge.notices
+        assert (woken.since - cycled.since).total_seconds() < 10
+        await made.wait_for_state(S.ONLINE, "gpu-2")
+
+
+async def test_hosts_that_do_not_boot_come_to_a_fault_of_which_people_hear(tmp_path: Path) -> None:
+    async with run_power_rig(
+        tmp_path, {"gpu-1": replace(BRISK, boot_timeout=60.0), "gpu-2": replace(BRISK, wake_priority=2)}
+    ) as made:
+        made.runners["gpu-1"].crashed = made.runners["gpu-2"].crashed = True
+        await made.edge.world.submit()
+        for host in ("gpu-1", "gpu-2"):
+            await made.wait_for_state(S.FAULT, host)
+            assert f"host_fault {host}" in made.edge.notices
 
 
 async def test_a_deadline_does_not_hurry_what_may_start_at_once_and_low_is_called_in_time(tmp_path: Path) -> None:

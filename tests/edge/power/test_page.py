@@ -5,12 +5,12 @@ from msgspec.structs import asdict
 
 from edge.settings import EdgeSettings
 from runner.settings import RunnerSettings
-from schemas.host_config import CommandHostConfig
+from schemas.host_config import CommandHostConfig, PoolConfig
 from schemas.settings_loader import load_settings
 from tests.support.doc_pages import DOCS, read_blocks
 
 PAGE = DOCS / "power.md"
-EDGE, RUNNER = read_blocks(PAGE, "toml")
+EDGE, RUNNER, POOL = read_blocks(PAGE, "toml")
 
 
 def test_the_host_of_the_page_is_read_and_shows_the_defaults() -> None:
@@ -22,6 +22,12 @@ def test_the_host_of_the_page_is_read_and_shows_the_defaults() -> None:
     }
     told = {line.split(" =")[0] for line in EDGE.splitlines()[1:]} - {"driver"}
     assert told == set(CommandHostConfig.__struct_encode_fields__) - {"off", "timeout"}
+
+
+def test_the_pool_of_the_page_is_read_and_shows_the_defaults() -> None:
+    assert load_settings(EdgeSettings, POOL, {}).pools == {"lipsync": PoolConfig()}
+    told = {line.removeprefix("# ").split(" =")[0] for line in POOL.splitlines()[1:]}
+    assert told == set(PoolConfig.__struct_encode_fields__)
 
 
 def test_the_runner_of_the_page_is_read() -> None:

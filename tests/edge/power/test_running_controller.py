@@ -17,11 +17,10 @@ from edge.hosts.registry import HostNotice
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
 from edge.power.drivers.command import CommandDriver
-from edge.power.observation import FleetObserver
 from schemas.host import HostHeartbeat
 from schemas.host_config import CommandHostConfig
 from schemas.power import PowerState as S
-from tests.support.edge_services import START, FakeBusServicesRig, ManualClock, fake_bus_services
+from tests.support.edge_services import START, FakeBusServicesRig, ManualClock, fake_bus_services, observe_fleet
 from tests.support.fake_bus.broker import FakeBroker
 from tests.support.wait import wait_for
 
@@ -70,7 +69,7 @@ class LampDriver:
         ids = count()
         dependencies = PowerDependencies(
             table=made.bus.power_records,
-            fleet=FleetObserver(made.bus, made.index, made.hosts, made.endpoints, made.time),
+            fleet=observe_fleet(made),
             declared=declared,
             drivers=drivers,
             now=made.time,

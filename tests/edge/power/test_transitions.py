@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from edge.power import state_machine
 from edge.power.conditions import DRAIN_SETTLE_S, HeartbeatFacts, HostFacts, PowerCase
-from edge.power.observation import Stopwatch
+from edge.power.host_facts import Stopwatch
 from edge.power.transitions import TRANSITIONS
 from schemas.host_config import CommandHostConfig, DailyBudget, PowerPrice, WolHostConfig
 from schemas.power import (
@@ -58,6 +58,11 @@ STOP_FAILED = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "failed_ca
 STOP_THIRD = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "failed_calls": 3}
 HELD_ON = {"override": PowerOverride("on")}
 HELD_OFF = {"override": PowerOverride("off")}
+STOPPED_LATELY, STOPPED_LONG_AGO, STOPPED_IN_THE_FUTURE = (
+    {"on_intervals": (OnInterval(START - timedelta(days=1), START - timedelta(seconds=ago), "a job waits for it"),)}
+    for ago in (3599, 3600, -1)
+)
+RELEASED = {"heartbeat": BUSY, "has_queued_work": True, "is_released": True, **LONG}
 LOST = {"call_s": 90.0}
 RESTED = {"call_s": 15.0}
 MUTE = {"can_report_state": False}
@@ -125,6 +130,25 @@ SPELLED = [
     (S.ONLINE, {}, {**IDLE, "heartbeat": BUSY}, None, None),
     (S.ONLINE, {}, {**IDLE, **DEAF}, None, None),
     (S.ONLINE, {}, {**IDLE, "heartbeat": USED}, None, None),
+    (S.ONLINE, STOPPED_LATELY, IDLE, S.DRAINING, None),
+    (S.ONLINE, STOPPED_LATELY, {**IDLE, "has_pool_rule": True}, None, None),
+    (S.ONLINE, STOPPED_LONG_AGO, {**IDLE, "has_pool_rule": True}, S.DRAINING, None),
+    (S.ONLINE, STOPPED_IN_THE_FUTURE, {**IDLE, "has_pool_rule": True}, S.DRAINING, None),
+    (S.ONLINE, {}, {**IDLE, "is_reserved": True}, None, None),
+    (S.ONLINE, {}, RELEASED, S.DRAINING, None),
+    (S.ONLINE, {}, {**RELEASED, "heartbeat": BEATS}, S.DRAINING, None),
+    (S.ONLINE, {}, {**RELEASED, "is_released": False}, None, None),
+    (S.ONLINE, {}, {**RELEASED, "in_state_s": 599.0}, None, None),
+    (S.ONLINE, {}, {**RELEASED, "is_reserved": True}, None, None),
+    (S.ONLINE, {}, {**RELEASED, "heartbeat": USED}, None, None),
+    (S.ONLINE, {}, {**RELEASED, "in_maintenance": True}, None, None),
+    (S.ONLINE, {}, {**RELEASED, **DEAF}, None, None),
+    (S.ONLINE, HELD_ON, RELEASED, None, None),
+    (S.ONLINE, STOPPED_LATELY, RELEASED, None, None),
+    (S.ONLINE, STOPPED_LONG_AGO, RELEASED, S.DRAINING, None),
+    (S.DRAINING, {}, {"heartbeat": QUIT_BUSY, "has_queued_work": True, "is_released": True}, None, None),
+    (S.DRAINING, {}, {"heartbeat": QUIT_BUSY, "is_reserved": True}, S.ONLINE, None),
+    (S.DRAINING, {}, {**RELEASED, "heartbeat": QUIT}, S.STOPPING, STOP_IT),
     (S.ONLINE, HELD_OFF, {"heartbeat": USED}, S.DRAINING, None),
     (S.ONLINE, HELD_ON, IDLE, None, None),
     (S.DRAINING, {}, OFF, S.OFF, None),

@@ -11,8 +11,8 @@ from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.registry import WakeForecast
 from edge.jobs.eta import (
     RUNS_PER_ENDPOINT_LIMIT,
-    EtaEstimator,
     FinishedRun,
+    RunHistory,
     RunTimePercentiles,
     collect_run_times,
     estimate_queue_s,
@@ -219,11 +219,14 @@ async def test_calendars_end(fake: FakeBusServicesRig) -> None:
 
 
 async def test_what_is_remembered_is_bounded_and_the_newest(fake: FakeBusServicesRig) -> None:
-    estimator = EtaEstimator(fake.index, fake.wait_reasons, fake.endpoints, fake.time)
+    history = RunHistory(fake.index, fake.endpoints)
     job = await fake.submit()
     at = fake.time()
     for number in range(2 * RUNS_PER_ENDPOINT_LIMIT):
         done = replace(job, status=Status.SUCCEEDED, usage=AttemptUsage(run_s=float(number + 1)))
-        estimator._on_records([RecordChange(number, done.key, e.JobRecord(at, e.Queued(), done))])
-    assert [run.run_s for run in estimator._runs["echo"]][:1] == [RUNS_PER_ENDPOINT_LIMIT + 1.0]
-    assert len(estimator._runs["echo"]) == RUNS_PER_ENDPOINT_LIMIT
+        history._on_records([RecordChange(number, done.key, e.JobRecord(at, e.Queued(), done))])
+    runs = [run.run_s for run in history.runs("echo")]
+    assert runs[:1] == [RUNS_PER_ENDPOINT_LIMIT + 1.0]
+    assert len(runs) == RUNS_PER_ENDPOINT_LIMIT
+    assert history.median_s("echo") == sum(runs) / len(runs)
+    assert history.median_s("never-run") is None

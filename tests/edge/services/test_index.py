@@ -190,8 +190,9 @@ async def test_keys_and_pools_are_those_of_the_jobs_that_match(edge: EdgeService
     keys = await edge.index.find_keys(sql.DUE, due, 10)
     assert sorted(keys) == sorted(entry.record.job.key for entry in matching) == sorted(job.key for job in jobs)
     assert len(await edge.index.find_keys(sql.DUE, due, 2)) == 2
-    assert await edge.index.find_pools(sql.DUE, due, 10) == {"echo"}
-    assert await edge.index.find_pools(sql.DUE, 1, 10) == set()
+    assert await edge.index.count_by_pool(sql.DUE, due, 10) == {"echo": 3}
+    assert await edge.index.count_by_pool(sql.DUE, due, 2) == {"echo": 2}
+    assert await edge.index.count_by_pool(sql.DUE, 1, 10) == {}
 
 
 async def test_pages_do_not_shift_when_jobs_arrive(edge: EdgeServicesRig) -> None:

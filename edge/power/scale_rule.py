@@ -1,0 +1,349 @@
+"""Decide how many hosts each pool needs, and which: the hosts to wake, and those that the other hosts make superfluous.
+
+Pure. A pool needs so many hosts that the last of its waiting jobs starts within `target_wait_s`. What its hosts can
+start in that time follows from their slots, the jobs that occupy them, the usual run time, and the time until each host
+is up. So hosts that are waking count, and a burst wakes several hosts in one decision.
+
+A host of several pools gives each pool a share of its capacity: first the pool that the fewest hosts offer.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import Enum, auto
+from typing import NamedTuple
+
+from schemas.host_config import PoolConfig
+
+DEFAULT_RUN_S = 60.0  # the run time of a pool of which too few runs are known
+TARGET_UTILISATION = 0.9  # hosts are kept until the others would be occupied for more than this part of the time
+_MIN_RUN_S = 0.01
+_COVERS_LIMIT = 200  # sets of hosts that are compared after each host
+
+
+DEFAULT_POOL = PoolConfig()
+
+
+class HostPhase(Enum):
+    """What a host can do for waiting jobs.
+
+    SERVING: it takes jobs. RESUMABLE: it drains, and takes jobs again as soon as it is needed. COMING: it is waking, or
+    has been blocked for a short time. DARK: it can be woken. FAILED: it is in fault, has been blocked for longer than
+    `fallback_after`, or did not boot; it is tried further, but counts for nothing.
+    """
+
+    SERVING = auto()
+    RESUMABLE = auto()
+    COMING = auto()
+    DARK = auto()
+    FAILED = auto()
+
+
+class FleetHost(NamedTuple):
+    """A host as the rule judges it.
+
+    `slots`: by pool that it offers; None if the host was never seen, so that it may offer any pool. `ready_s`: seconds
+    until it is up, 0 if it is. `is_fixed`: it stays on whatever the pools need.
+    """
+
+    name: str
+    phase: HostPhase
+    slots: Mapping[str, int] | None
+    occupied: int = 0
+    ready_s: float = 0.0
+    wake_priority: int = 1
+    hourly_cost: float = 0.0
+    vram_mb: int = 0
+    is_fixed: bool = False
+
+    def offers_pool(self, pool: str) -> bool:
+        """Return whether the host may run jobs of the pool."""
+        return self.slots is None or pool in self.slots
+
+    def slots_of(self, pool: str) -> int:
+        """Return how many jobs of the pool may run there at once; 1 if the host was never seen."""
+        return 1 if self.slots is None else self.slots.get(pool, 0)
+
+    @property
+    def wake_order(self) -> tuple[int, bool, float, int, str]:
+        """The order in which hosts are woken if nothing else decides."""
+        return self.wake_priority, self.slots is None, self.hourly_cost, -self.vram_mb, self.name
+
+    def startable_jobs(self, pool: str, run_s: float, within_s: float) -> int:
+        """Return how many jobs of the pool the host can start from now on `within_s`.
+
+        A job that runs is half done on average. A host that is not up yet counts with one job a slot at least: a target
+        that is shorter than a boot must not count as out of reach.
+        """
+        slots = self.slots_of(pool)
+        if self.phase in {HostPhase.SERVING, HostPhase.RESUMABLE}:
+            busy = min(self.occupied, slots)
+            return (slots - busy) * _starts(run_s, within_s) + busy * _starts(run_s, within_s - run_s / 2)
+        return slots * max(1, _starts(run_s, within_s - self.ready_s))
+
+
+def _starts(run_s: float, within_s: float) -> int:
+    """Return how many jobs start one after the other in a free slot, the first at once."""
+    return 0 if within_s < 0 else int(within_s / max(run_s, _MIN_RUN_S)) + 1
+
+
+class PoolDemand(NamedTuple):
+    """The jobs of a pool.
+
+    `wake_jobs`: waiting jobs for which hosts are woken. `waiting_jobs`: all waiting jobs. `load`: the average number of
+    jobs that have been running lately. `concurrency`: how many may run at once by the quotas of their owners.
+    """
+
+    wake_jobs: int = 0
+    waiting_jobs: int = 0
+    run_s: float = DEFAULT_RUN_S
+    load: float = 0.0
+    concurrency: int | None = None
+
+
+class FleetPlan(NamedTuple):
+    """What the pools need.
+
+    `wake`: hosts to wake, each with the reason. `resumed`: draining hosts that are needed. `reserved`: hosts that
+    `min` keeps on. `surplus`: hosts that the others make superfluous, the first to go first.
+    """
+
+    wake: Mapping[str, str]
+    resumed: frozenset[str]
+    reserved: frozenset[str]
+    surplus: tuple[str, ...]
+
+
+def plan_fleet(
+    demands: Mapping[str, PoolDemand], hosts: Collection[FleetHost], rules: Mapping[str, PoolConfig]
+) -> FleetPlan:
+    """Return what the pools in `demands` need, and those with a `min` in `rules`."""
+    planner = _Planner(demands, hosts, rules)
+    pools = set(demands) | {pool for pool, rule in rules.items() if rule.min}
+    for pool in planner.scarcest_first(pools):
+        planner.wake_for(pool)
+    return FleetPlan(
+        planner.wake, frozenset(planner.resumed), frozenset(planner.reserved), tuple(planner.find_surplus())
+    )
+
+
+class _Planner:
+    """One plan while it is made. `shares`: which part of the capacity of each host no pool has taken yet."""
+
+    def __init__(
+        self, demands: Mapping[str, PoolDemand], hosts: Collection[FleetHost], rules: Mapping[str, PoolConfig]
+    ) -> None:
+        self._demands = demands
+        self._hosts = sorted(hosts, key=lambda host: host.wake_order)
+        self._rules = rules
+        self._shares = {host.name: 1.0 for host in hosts}
+        self.wake: dict[str, str] = {}
+        self.resumed: set[str] = set()
+        self.reserved: set[str] = set()
+
+    def scarcest_first(self, pools: Iterable[str]) -> list[str]:
+        """Return the pools, those first that the fewest hosts offer."""
+        return sorted(pools, key=lambda pool: (sum(host.offers_pool(pool) for host in self._hosts), pool))
+
+    def _rule(self, pool: str) -> PoolConfig:
+        return self._rules.get(pool, DEFAULT_POOL)
+
+    def _offering(self, pool: str, *phases: HostPhase) -> list[FleetHost]:
+        return [host for host in self._hosts if host.phase in phases and host.offers_pool(pool)]
+
+    def wake_for(self, pool: str) -> None:
+        """Add the hosts that the pool needs: those that drain, those on their way, then the cheapest dark ones."""
+        demand, rule = self._demands.get(pool, PoolDemand()), self._rule(pool)
+        left, all_left = demand.wake_jobs, demand.waiting_jobs
+        counted = self._offering(pool, HostPhase.SERVING)
+        for host in counted:
+            taken = self._take(host, pool, demand.run_s, rule.target_wait_s, all_left)
+            left, all_left = left - taken, all_left - taken
+        for host in self._offering(pool, HostPhase.RESUMABLE):
+            if all_left > 0 or len(counted) < rule.min:
+                counted.append(host)
+                self.resumed.add(host.name)
+                taken = self._take(host, pool, demand.run_s, rule.target_wait_s, all_left)
+                left, all_left = left - taken, all_left - taken
+        chosen = self._choose_coming(pool, demand, left, counted)
+        left -= sum(self._take(host, pool, demand.run_s, rule.target_wait_s, left) for host in chosen)
+        dark, left = self._choose_dark(pool, demand, left, [*counted, *chosen])
+        chosen += dark
+        self._request(pool, demand, chosen, left)
+        kept_on = sorted(counted, key=_keep_order) + chosen
+        self.reserved.update(host.name for host in kept_on[: rule.min])
+
+    def _take(self, host: FleetHost, pool: str, run_s: float, within_s: float, jobs: int) -> int:
+        """Give up to `jobs` jobs of the pool to the host; return how many it can start in time."""
+        capacity = host.startable_jobs(pool, run_s, within_s)
+        taken = max(0, min(jobs, int(capacity * self._shares[host.name] + 1e-6)))
+        if capacity:
+            self._shares[host.name] -= taken / capacity
+        return taken
+
+    def _choose_coming(self, pool: str, demand: PoolDemand, left: int, counted: Sequence[FleetHost]) -> list[FleetHost]:
+        """Return the hosts on their way that the pool still waits for."""
+        rule = self._rule(pool)
+        chosen: list[FleetHost] = []
+        for host in self._offering(pool, HostPhase.COMING, HostPhase.DARK):
+            is_on_its_way = host.phase is HostPhase.COMING or host.name in self.wake
+            if is_on_its_way and (left > 0 or len(counted) + len(chosen) < rule.min):
+                chosen.append(host)
+                left -= int(
+                    host.startable_jobs(pool, demand.run_s, rule.target_wait_s) * self._shares[host.name] + 1e-6
+                )
+        return chosen
+
+    def _choose_dark(
+        self, pool: str, demand: PoolDemand, left: int, counted: Sequence[FleetHost]
+    ) -> tuple[list[FleetHost], int]:
+        """Return the cheapest dark hosts that start `left` jobs in time, at least `min`, and the jobs that are left."""
+        rule = self._rule(pool)
+        dark = [host for host in self._offering(pool, HostPhase.DARK) if host.name not in self.wake]
+        on_their_way = {host.name for host in self._offering(pool, HostPhase.COMING)} | {one.name for one in counted}
+        room = max(0, len(dark) if rule.max is None else rule.max - len(on_their_way))
+        useful = [host for host in dark if not self._is_done_before(host, pool, demand, counted)]
+        left = min(left, self._startable_by_quota(pool, demand, useful, counted))
+        chosen: list[FleetHost] = []
+        for tier in _tiers(useful):
+            if left <= 0 or room <= 0:
+                break
+            capacities = [host.startable_jobs(pool, demand.run_s, rule.target_wait_s) for host in tier]
+            cover = _cheapest_cover(list(zip(tier, capacities, strict=True)), left, room)
+            chosen, room = chosen + cover, room - len(cover)
+            left -= sum(self._take(host, pool, demand.run_s, rule.target_wait_s, left) for host in cover)
+        missing = max(0, rule.min - len(counted) - len(chosen))
+        return chosen + [host for host in dark if host not in chosen][:missing], left
+
+    def _startable_by_quota(
+        self, pool: str, demand: PoolDemand, dark: Sequence[FleetHost], counted: Sequence[FleetHost]
+    ) -> int:
+        """Return how many jobs the quotas of their owners let start on dark hosts, beside the hosts that count."""
+        if demand.concurrency is None or not dark:
+            return demand.wake_jobs
+        slots = demand.concurrency - sum(host.slots_of(pool) for host in counted)
+        soonest_s = min(host.ready_s for host in dark)
+        return max(0, slots) * max(1, _starts(demand.run_s, self._rule(pool).target_wait_s - soonest_s))
+
+    @staticmethod
+    def _is_done_before(host: FleetHost, pool: str, demand: PoolDemand, counted: Sequence[FleetHost]) -> bool:
+        """Return whether the hosts that are on will have started all jobs before this one is up."""
+        up = (one for one in counted if one.phase in {HostPhase.SERVING, HostPhase.RESUMABLE})
+        return sum(one.startable_jobs(pool, demand.run_s, host.ready_s) for one in up) >= demand.wake_jobs
+
+    def _request(self, pool: str, demand: PoolDemand, chosen: Sequence[FleetHost], left: int) -> None:
+        """Request the chosen hosts, and the failed ones that come before the last of them."""
+        if not chosen and left <= 0:
+            return
+        last = max((host.wake_order for host in chosen), default=None)
+        failed = [
+            host
+            for host in self._offering(pool, HostPhase.FAILED)
+            if left > 0 or last is None or host.wake_order <= last
+        ]
+        why = self._wake_reason(pool, demand, len(chosen))
+        for host in (*chosen, *failed):
+            self.wake.setdefault(host.name, why)
+
+    def _wake_reason(self, pool: str, demand: PoolDemand, hosts: int) -> str:
+        if not demand.wake_jobs:
+            return f"pool {pool} keeps {self._rule(pool).min} hosts on"
+        if hosts <= 1 and not self._offering(pool, HostPhase.SERVING):
+            return "a job waits for it"
+        target_s = self._rule(pool).target_wait_s
+        return f"{demand.wake_jobs} jobs wait in pool {pool}: fewer hosts cannot start them within {target_s:g} s"
+
+    def find_surplus(self) -> list[str]:
+        """Return the serving hosts that no pool needs, the emptiest first.
+
+        For each pool that is served one host remains, even without jobs: `idle_after` decides on it.
+        """
+        serving = [host for host in self._hosts if host.phase is HostPhase.SERVING]
+        offered = {pool for host in serving for pool in host.slots or ()}
+        kept: set[str] = {host.name for host in serving if host.is_fixed}
+        shares = {host.name: 1.0 for host in serving}
+        pools = self.scarcest_first(offered)
+        for pool in pools:
+            self._keep_for(pool, serving, kept, shares)
+        for pool in pools:
+            offering = [host for host in serving if host.offers_pool(pool)]
+            if offering and kept.isdisjoint(host.name for host in offering):
+                kept.add(min(offering, key=_keep_order).name)
+        return [host.name for host in sorted(serving, key=_keep_order, reverse=True) if host.name not in kept]
+
+    def _keep_for(self, pool: str, serving: Sequence[FleetHost], kept: set[str], shares: dict[str, float]) -> None:
+        """Add to `kept` the fullest hosts, until they can start the waiting jobs and bear the usual load."""
+        demand, rule = self._demands.get(pool, PoolDemand()), self._rule(pool)
+        left, load, count = demand.waiting_jobs, demand.load / TARGET_UTILISATION, 0
+        offering = [host for host in serving if host.offers_pool(pool)]
+        for host in sorted(offering, key=lambda one: (one.name not in kept, *_keep_order(one))):
+            if host.name not in kept and left <= 0 and load <= 0 and count >= rule.min:
+                return
+            kept.add(host.name)
+            capacity = host.startable_jobs(pool, demand.run_s, rule.target_wait_s)
+            slots = host.slots_of(pool)
+            part = max(left / capacity if capacity else 1.0, load / slots if slots else 0.0, 0.0)
+            share = shares[host.name]
+            shares[host.name] -= min(part, share)
+            left, load, count = left - int(capacity * share), load - slots * share, count + 1
+
+
+def _keep_order(host: FleetHost) -> tuple[bool, int, tuple[int, bool, float, int, str]]:
+    """Return the order in which hosts are kept on: the fullest first, then those that are woken first."""
+    return not host.is_fixed, -host.occupied, host.wake_order
+
+
+def _tiers(hosts: Iterable[FleetHost]) -> list[list[FleetHost]]:
+    """Return the hosts by `wake_priority`; of equal ones, those that were seen before come first."""
+    tiers: dict[tuple[int, bool], list[FleetHost]] = {}
+    for host in hosts:
+        tiers.setdefault((host.wake_priority, host.slots is None), []).append(host)
+    return [tiers[key] for key in sorted(tiers)]
+
+
+class _Cover(NamedTuple):
+    """A set of hosts, what it costs, and how many jobs it starts."""
+
+    hourly_cost: float
+    size: int
+    vram_mb: int
+    jobs: int
+    hosts: tuple[FleetHost, ...]
+
+    @property
+    def cost(self) -> tuple[float, int, int, int]:
+        """The order of covers: money, number of hosts, then the most VRAM and the most jobs."""
+        return self.hourly_cost, self.size, -self.vram_mb, -self.jobs
+
+    def add(self, host: FleetHost, jobs: int) -> "_Cover":
+        """Return the set with one more host, which starts `jobs` jobs."""
+        return _Cover(
+            round(self.hourly_cost + host.hourly_cost, 9),
+            self.size + 1,
+            self.vram_mb + host.vram_mb,
+            self.jobs + jobs,
+            (*self.hosts, host),
+        )
+
+
+def _cheapest_cover(candidates: Sequence[tuple[FleetHost, int]], jobs: int, limit: int) -> list[FleetHost]:
+    """Return the cheapest of the candidates that start `jobs` jobs together; the `limit` largest if all do not suffice.
+
+    A set that costs more and starts fewer jobs than another is dropped.
+    """
+    covers = [_Cover(0.0, 0, 0, 0, ())]
+    for host, capacity in candidates:
+        larger = [cover.add(host, capacity) for cover in covers if cover.jobs < jobs]
+        covers = _undominated(sorted((*covers, *larger), key=lambda cover: cover.cost), jobs)
+    best = covers[-1]
+    if best.jobs >= jobs and best.size <= limit:
+        return list(best.hosts)
+    largest = sorted(candidates, key=lambda one: (-one[1], one[0].wake_order))[:limit]
+    return sorted((host for host, _ in largest), key=lambda host: host.wake_order)
+
+
+def _undominated(covers: Iterable[_Cover], jobs: int) -> list[_Cover]:
+    """Return the covers of which each starts more jobs than all cheaper ones, up to the first that suffices."""
+    kept: list[_Cover] = []
+    for cover in covers:
+        if not kept or (kept[-1].jobs < jobs and cover.jobs > kept[-1].jobs):
+            kept.append(cover)
+    return [*kept[: _COVERS_LIMIT - 1], kept[-1]] if len(kept) > _COVERS_LIMIT else kept
