@@ -20,6 +20,7 @@ BENCHES = (
     "pull",
     "gateway",
     "power",
+    "fleet",
     "uploads",
     "replicas",
     "strangers",

@@ -30,11 +30,13 @@ HOST = "gpu-1"
 ECHO = (IMAGES / "echo",)
 
 
-def _declare_host(pressed: Path) -> dict[str, str]:
-    """Return the edge's environment that declares a host whose `on` program only writes the time to `pressed`."""
-    argv = {"on": ["/bin/sh", "-c", f"date +%s.%N >> {pressed}"], "off": ["true"], "state": ["false"]}
-    words = {"driver": "command"} | {verb: json.dumps(argv[verb]) for verb in argv}
-    return {f"LAMPLIGHTER_HOSTS__{HOST}__{name}".upper(): value for name, value in words.items()}
+def _declare_hosts(pressed: Path, number: int) -> dict[str, str]:
+    """Return the edge's environment that declares hosts whose `on` program only writes the time to `pressed`."""
+    host = {"driver": "command", "on": ["/bin/sh", "-c", f"date +%s.%N >> {pressed}"], "off": ["true"]}
+    hosts = {HOST: host | {"state": ["false"]}} | {
+        f"other-{other}": host | {"state": ["false"], "wake_priority": 2} for other in range(1, number)
+    }
+    return {"LAMPLIGHTER_HOSTS": json.dumps(hosts)}
 
 
 def _stamps(log: Path) -> list[float]:
@@ -81,14 +83,16 @@ async def _measure_wake(made: BenchInstallation, bus: Bus) -> _WakeTimes:
     return _WakeTimes(done.started_at.timestamp() - heartbeat, line - heartbeat)
 
 
-async def _starts() -> AsyncIterator[Figure]:
+async def measure_starts(bench: str, hosts: int = 1) -> AsyncIterator[Figure]:
+    """Measure the time from a 202 to the start of the `on` program, with so many declared hosts."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "pressed"
         log.touch()
-        async with run_installation(**_declare_host(log)) as made, made.installation.bus() as bus:
+        async with run_installation(**_declare_hosts(log, hosts)) as made, made.installation.bus() as bus:
             taken = [await _measure_power_call(made, bus, log) for _ in range(STARTS)]
-    yield Figure("power", "202 → switch pressed, p50", p50(taken) * 1e3, "ms")
-    yield Figure("power", "202 → switch pressed, p99", p99(taken) * 1e3, "ms", 100)
+    where = "" if hosts == 1 else f", {hosts} declared hosts"
+    yield Figure(bench, f"202 → switch pressed{where}, p50", p50(taken) * 1e3, "ms")
+    yield Figure(bench, f"202 → switch pressed{where}, p99", p99(taken) * 1e3, "ms", 100)
 
 
 async def _boots(engine: str) -> AsyncIterator[Figure]:
@@ -104,7 +108,7 @@ async def _boots(engine: str) -> AsyncIterator[Figure]:
 
 async def rows() -> AsyncIterator[Figure]:
     """Measure the `on` call, then a waking host with each engine of this machine."""
-    async for row in _starts():
+    async for row in measure_starts("power"):
         yield row
     async for row in _boots("process"):
         yield row

@@ -167,7 +167,7 @@ class PowerController:
         if not self._declared:
             return []
         known = dict(self._rows)
-        rows = {host: await self._get_or_create_row(host) for host in self._declared}
+        rows = await self._read_rows()
         fleet = await self._observe(rows)
         self._online_hosts = frozenset(fleet.heartbeats)
         for host, row in rows.items():
@@ -181,6 +181,11 @@ class PowerController:
         """Return the facts by which a decided stop is judged once more. All records have been read by then."""
         planned = self._host_observer.plan_again(self.records(), fleet)
         return self._host_observer.planned_facts(host, fleet, planned)
+
+    async def _read_rows(self) -> dict[str, TableRow[PowerRecord]]:
+        """Return the rows of all declared hosts; create those that do not exist. One host after the other is slow."""
+        stored = await self._table.rows()
+        return {host: stored.get(host) or await self._get_or_create_row(host) for host in self._declared}
 
     async def _get_or_create_row(self, host: str) -> TableRow[PowerRecord]:
         return await update_record(self._table, host, self._dependencies.now, lambda record: record)
