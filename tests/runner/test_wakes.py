@@ -1,0 +1,83 @@
+"""Idle hosts that are woken at once: the one that loses the race stands back, and none fetches more than it must."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from bus.interface import Lane, QueueMessage
+from runner.claiming.loop import LOST_RACE_DELAY_S, LOST_RACE_LIMIT, ClaimLoop
+from schemas.status import Priority, Status
+from tests.support.runner_environment import RunnerEnvironment
+from tests.support.wait import wait_for
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> RunnerEnvironment:
+    return RunnerEnvironment(tmp_path)
+
+
+class ObservedLoops:
+    """What each claim loop did: a list of its fetches for each call of `_fetch_next`, and who won the wakes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: defaultdict[ClaimLoop, list[list[str]]] = defaultdict(list)
+        self.races: defaultdict[ClaimLoop, list[tuple[bool, int]]] = defaultdict(list)
+        fetch_next, fetch_woken, order_lanes = ClaimLoop._fetch_next, ClaimLoop._fetch_woken, ClaimLoop._order_lanes
+
+        async def next_one(loop: ClaimLoop) -> QueueMessage | None:
+            self.calls[loop].append([])
+            return await fetch_next(loop)
+
+        async def woken(loop: ClaimLoop, lanes: list[Lane]) -> QueueMessage | None:
+            self.calls[loop][-1].append("woken")
+            delivery = await fetch_woken(loop, lanes)
+            self.races[loop].append((delivery is not None, loop._lost_races))
+            return delivery
+
+        def ordered(loop: ClaimLoop, pools: list[str]) -> list[Lane]:
+            if self.calls[loop]:  # the prefetch orders lanes too
+                self.calls[loop][-1].append("all")
+            return order_lanes(loop, pools)
+
+        monkeypatch.setattr(ClaimLoop, "_fetch_next", next_one)
+        monkeypatch.setattr(ClaimLoop, "_fetch_woken", woken)
+        monkeypatch.setattr(ClaimLoop, "_order_lanes", ordered)
+
+
+async def test_a_host_that_lost_a_race_counts_it_and_a_win_forgets_it(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = ObservedLoops(monkeypatch)
+    async with world.run_runner("i1"), world.run_runner("i2", host="gpu-2"):
+        number = 0
+
+        async def both_raced() -> bool:
+            nonlocal number
+            number += 1
+            key = await world.submit("well", f"j{number}")
+            assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+            races = [race for races in observed.races.values() for race in races]
+            return {won for won, _ in races} == {True, False}
+
+        await wait_for(both_raced)
+    for races in observed.races.values():
+        lost = 0
+        for won, counted in races:
+            lost = 0 if won else lost + 1
+            assert counted == min(lost, LOST_RACE_LIMIT)
+
+
+async def test_after_a_wake_only_its_lane_is_fetched(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    observed = ObservedLoops(monkeypatch)
+    async with world.run_runner():
+        for priority in (Priority.NORMAL, Priority.LOW):
+            key = await world.submit("well", f"job-{priority.value}", priority=priority)
+            assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+    (calls,) = observed.calls.values()
+    assert ["all"] in calls
+    assert all(set(call) != {"woken", "all"} for call in calls)
+
+
+def test_a_host_stands_back_for_less_time_than_a_wake_is_waited_for():
+    assert LOST_RACE_LIMIT * LOST_RACE_DELAY_S < 0.05
