@@ -80,7 +80,7 @@ async def run_host(host: str, folder: Path, job_s: float, report: Callable[[str]
             log=structlog.get_logger("runner"),
         )
         settings = HostContext(
-            endpoints=load_endpoints([IMAGES / "echo"]),
+            endpoints=dict(load_endpoints([IMAGES / "echo"])),
             gpu_allocator=GpuAllocator(NoGpuMonitor(), GpuSettings(), time.monotonic),
             slots=Slots(1),
             drop_assets=_drop,
