@@ -21,6 +21,7 @@ from bus.open import open_runner
 from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder
 from bus.spans import SpanRecorder, TracesUnavailable, open_spans
 from runner.assets.cache import InputCache
+from runner.assets.cache_store import CacheStore
 from runner.assets.client import AssetClient, EdgeAssetTransfer, asset_client
 from runner.assets.host_folders import HostFolders
 from runner.assets.volume_source import open_volume_source
@@ -35,6 +36,7 @@ from runner.engines.selection import (
     remove_previous_containers,
     select_engine,
 )
+from runner.execution.cache_watch import is_over
 from runner.gpu.allocator import GpuAllocator
 from runner.gpu.monitor import NoGpuMonitor, NvmlMonitor, nvml_spawner
 from runner.gpu.port import GpuMonitor
@@ -116,6 +118,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
             reserve,
         ),
         await stack.enter_async_context(open_volume_source(client)),
+        CacheStore(settings.data / "caches", is_over),
     )
     context = RunnerContext(
         installation=settings.installation,
@@ -146,6 +149,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         warm=settings.warm,
         images=settings.images,
         volumes=settings.volumes,
+        caches=settings.caches,
         registries=settings.registries,
         endpoint_folders=settings.endpoints,
         pulled_images_file=settings.data / "pulled_images.json",

@@ -23,6 +23,7 @@ from runner.metrics import RunnerMetrics
 from runner.outage import SINGLE_JOB_ERRORS, TRANSIENT_ERRORS, EngineCallFailed, OutageGate
 from runner.run_clock import StartTime, Uptime
 from runner.settings import (
+    CacheSettings,
     DeadManSettings,
     ImageSettings,
     RegistrySettings,
@@ -131,11 +132,11 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
                 await anyio.sleep(self.intervals.retry_backoff.delay_s(failures))
                 failures += 1
 
-    async def mount_folders(self, endpoint: LocalEndpoint, container: Path) -> tuple[FolderMount, ...]:
-        """Return the folders for a container of the endpoint whose own folder is `container`. Raises OSError."""
-        if self.folders is None or not endpoint.config.volumes:
+    async def mount_folders(self, endpoint: LocalEndpoint, owner: str, container: Path) -> tuple[FolderMount, ...]:
+        """Return the folders for a container of this endpoint and owner, with its own folder. Raises OSError."""
+        if self.folders is None:
             return ()
-        return await anyio.to_thread.run_sync(self.folders.mount, endpoint.config, container)
+        return await anyio.to_thread.run_sync(self.folders.mount, endpoint.config, owner, container)
 
     async def retry_engine_call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """Retry an engine call that must succeed in the end, whatever error it returns."""
@@ -202,6 +203,7 @@ class HostContext(Struct, frozen=True, kw_only=True):
     warm: WarmSettings = WarmSettings()
     images: ImageSettings = ImageSettings()
     volumes: VolumeSettings = VolumeSettings()
+    caches: CacheSettings = CacheSettings()
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     pulled_images_file: Path | None = None
     endpoint_folders: tuple[Path, ...] = ()

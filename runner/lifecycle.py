@@ -9,6 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from bus.interface import BusError
+from runner.assets.volume_store import GIB
 from runner.claiming.images import HostImages
 from runner.claiming.loop import ClaimLoop
 from runner.claiming.recovery import ContainerRecovery
@@ -17,6 +18,7 @@ from runner.claiming.volumes import HostContents, HostVolumes
 from runner.claiming.warm_pool import WarmPool
 from runner.context import DropAssets, HostContext, RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint
+from runner.execution.cache_watch import sweep_caches
 from runner.execution.execution import Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
 from runner.host.deadman import DeadManTimer
@@ -28,6 +30,7 @@ from runner.host.pauses import PauseWatch
 from runner.host.power_commands import PowerCommands
 
 ENGINE_AWAY_SETTLE_TIMEOUT_S = 2.0
+DAY_S = 86_400.0
 
 
 class RunnerParts(NamedTuple):
@@ -165,12 +168,25 @@ def _on_endpoints_changed(contents: HostContents, warm_pool: WarmPool, state: Ho
 
 
 async def _run_periodic_cleanup(context: RunnerContext, host: HostContext, recovery: ContainerRecovery) -> None:
-    """Clean up periodically what no notification covers: poisoned slots and deleted assets."""
+    """Clean up periodically what no notification covers: caches, poisoned slots and deleted assets."""
     while True:
         await anyio.sleep(context.intervals.sweep_s)
+        await _sweep_caches(context, host)
         with suppress(BusError):
             await recovery.recover_poisoned_slots()
             await _drop_deleted_assets(context, host.drop_assets)
+
+
+async def _sweep_caches(context: RunnerContext, host: HostContext) -> None:
+    if context.folders is None:
+        return
+    oldest_use = context.now().timestamp() - host.caches.keep_days * DAY_S
+    sweep = partial(sweep_caches, context.folders.caches, context.jobs_dir, oldest_use, int(host.caches.max_gb * GIB))
+    try:
+        for swept in await anyio.to_thread.run_sync(sweep, limiter=context.disk_walk_limiter):
+            context.log.info("cache_swept", cache=swept.key, why=swept.why)
+    except OSError as error:
+        context.log.warning("operation_failed", operation="sweep_caches", error=str(error))
 
 
 async def _drop_deleted_assets(context: RunnerContext, drop_assets: DropAssets) -> None:

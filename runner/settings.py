@@ -78,6 +78,15 @@ class VolumeSettings(Struct, frozen=True):
     """The longest delay after failed downloads."""
 
 
+class CacheSettings(Struct, frozen=True):
+    """The caches of endpoints, one for each owner."""
+
+    max_gb: Annotated[float, Meta(gt=0)] = 20.0
+    """All caches together. Beyond it, those that no container has are removed, the oldest use first."""
+    keep_days: Annotated[float, Meta(gt=0)] = 30.0
+    """A cache that was not used for so long is removed, also that of an owner who was deleted."""
+
+
 class RegistrySettings(Struct, frozen=True):
     """A registry of images. Its name is the first part of an image's name, `docker.io` where there is none."""
 
@@ -171,6 +180,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     images: ImageSettings = ImageSettings()
     registries: dict[str, RegistrySettings] = field(default_factory=dict)
     volumes: VolumeSettings = VolumeSettings()
+    caches: CacheSettings = CacheSettings()
     labels: dict[LabelName, LabelValue] = field(default_factory=dict)
     """Labels of this host, as in `disk = "nvme"`. An endpoint with `labels` runs only on hosts that have them."""
     slots: Annotated[int, Meta(ge=1, le=256)] = 1

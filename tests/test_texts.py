@@ -103,6 +103,7 @@ UNSEEN: set[Literals] = {
     ("", " is not an upload key"),
     ("job ", " is not claimed"),
     ("", " is already running"),
+    ("its cache ", " has more than ", " MiB"),  # why a container is not kept, in the runner's log
     ("a warm container cannot go from ", " to ", ""),
     ("", " is missing"),  # the vendor's text of a missing field takes its place
     ("not a regular file",),  # turned into another refusal

@@ -35,6 +35,10 @@ _RUNS: Mapping[str, str] = {
 
 _FILES: Mapping[str, str] = {
     "write less, or raise disk_mb in the image's endpoint.toml": "请减少写入，或在镜像的 endpoint.toml 中调大 disk_mb",
+    "write less, or raise max_mb in the image's endpoint.toml": "请减少写入，或在镜像的 endpoint.toml 中调大 max_mb",
+    "the job filled its cache {name} far beyond max_mb = {limit}: {remedy}": (
+        "任务写入缓存 {name} 的内容远超 max_mb = {limit}：{remedy}"
+    ),
     "the job used {used} MiB of disk and may use {limit}: {remedy}": (
         "任务使用了 {used} MiB 磁盘，上限为 {limit} MiB：{remedy}"
     ),

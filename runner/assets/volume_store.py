@@ -47,13 +47,17 @@ def write_mount_note(container: Path, note: MountNote) -> None:
     atomic_write(container / NOTE_FILE, msgspec.json.encode(note), sync=False)
 
 
+def read_mount_note(container: Path) -> MountNote:
+    """Return what the container in this folder has."""
+    try:
+        return msgspec.json.decode((container / NOTE_FILE).read_bytes(), type=MountNote)
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+        return MountNote()
+
+
 def read_mount_notes(jobs_dir: Path) -> list[MountNote]:
     """Return what the containers have whose folders are in `jobs_dir`."""
-    notes = []
-    for path in jobs_dir.glob(f"*/{NOTE_FILE}"):
-        with suppress(FileNotFoundError, msgspec.DecodeError):
-            notes.append(msgspec.json.decode(path.read_bytes(), type=MountNote))
-    return notes
+    return [read_mount_note(path.parent) for path in jobs_dir.glob(f"*/{NOTE_FILE}")]
 
 
 class _RunnerNote(Struct, frozen=True):

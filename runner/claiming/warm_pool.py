@@ -23,6 +23,7 @@ from runner.claiming.schedulability import Schedulability, free_memory_mb
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint, container_spec
 from runner.engines.port import REUSE_ENV, WARM_ENV, ContainerIdentity, EngineError, OutputCursor
+from runner.execution.cache_watch import find_excess
 from runner.execution.verdict import IMAGE_FAULTS
 from runner.execution.warm_container import (
     STATE_AFTER_READY,
@@ -159,6 +160,9 @@ class WarmPool:
         folders = job_folders(self._context.jobs_dir / warm.folder, warm.number + 1)
         try:
             leak = await find_leak(self._context.engine, warm, folders.root)
+            if leak is None and self._context.folders is not None:
+                caches = self._context.folders.caches
+                leak = await anyio.to_thread.run_sync(find_excess, caches, folders.container)
             if leak is None:
                 await anyio.to_thread.run_sync(folders.job.mkdir)  # a name that the job has taken is a leak too
         except (EngineError, OSError) as error:
@@ -296,7 +300,7 @@ class WarmPool:
         identity = ContainerIdentity(
             installation=self._context.installation, host=self._context.host, warm_dir=warm.folder
         )
-        mounts = await self._context.mount_folders(warm.endpoint, folders.container)
+        mounts = await self._context.mount_folders(warm.endpoint, warm.owner, folders.container)
         spec = container_spec(warm.endpoint, identity, folders.root.resolve(), warm.allocation.uuids, mounts)
         await anyio.to_thread.run_sync(partial(folders.job.mkdir, parents=True, exist_ok=True))
         reuse = {REUSE_ENV: "1"} if warm.number else {}

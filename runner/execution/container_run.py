@@ -27,6 +27,7 @@ from runner.engines.port import (
     StartFailed,
 )
 from runner.execution.attempt_trace import AttemptTrace
+from runner.execution.cache_watch import caches_of, running_limit
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.disk_usage import DiskWatch, disk_limit, measure_disk_use
 from runner.execution.output_pump import OutputPump
@@ -206,7 +207,8 @@ class ContainerRun:
                 return warm_handle
             await anyio.to_thread.run_sync(self._write_cold_start)
             began_at = anyio.current_time()
-            mounts = await self._context.mount_folders(self._assignment.endpoint, self._folders.container)
+            endpoint, owner = self._assignment.endpoint, self._assignment.job.owner
+            mounts = await self._context.mount_folders(endpoint, owner, self._folders.container)
             handle = await self._context.engine.start(self._spec(mounts))
             self._context.metrics.engine_starts.observe(anyio.current_time() - began_at)
             await self._checkpoint.update(**self._start_fields())
@@ -260,7 +262,7 @@ class ContainerRun:
             tasks.start_soon(self._stop_when_requested, handle)
             tasks.start_soon(self._enforce_execution_timeout)
             tasks.start_soon(self._enforce_stall_timeout)
-            tasks.start_soon(self._enforce_disk_limit)
+            tasks.start_soon(self._enforce_disk_limits)
             exit_ = await self._context.retry_while_unavailable("follow", partial(self._follow_to_exit, handle))
             tasks.cancel_scope.cancel()
         return exit_
@@ -316,12 +318,17 @@ class ContainerRun:
                 return await self.request_stop(StopReason.STALL)
             await anyio.sleep(left_s)
 
-    async def _enforce_disk_limit(self) -> None:
-        if self.disk_limit is None:
-            return
-        watch = DiskWatch(self._folders.root, self.disk_limit, self._context.intervals.disk_walk_s)
-        excess = None
-        while excess is None:
+    async def _enforce_disk_limits(self) -> None:
+        """Stop the job when it uses too much: of its own folder, or of a cache."""
+        limits = [(self._folders.root, self.disk_limit)] if self.disk_limit is not None else []
+        if (folders := self._context.folders) is not None:
+            found = await anyio.to_thread.run_sync(caches_of, folders.caches, self._folders.container)
+            limits += [(cache.folder, running_limit(cache)) for cache in found]
+        watches = [DiskWatch(folder, limit, self._context.intervals.disk_walk_s) for folder, limit in limits]
+        excess: str | None = None
+        while watches and excess is None:
             await anyio.sleep(self._context.intervals.disk_s)
-            excess = await anyio.to_thread.run_sync(watch.check, limiter=self._context.disk_walk_limiter)
-        await self.request_stop(StopReason.DISK, excess)
+            for watch in watches:
+                excess = excess or await anyio.to_thread.run_sync(watch.check, limiter=self._context.disk_walk_limiter)
+        if excess is not None:
+            await self.request_stop(StopReason.DISK, excess)

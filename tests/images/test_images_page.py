@@ -74,7 +74,7 @@ def test_its_exit_codes_are_all_there_are_and_retried_as_it_says() -> None:
 
 def test_its_fields_are_all_of_endpoint_toml() -> None:
     table = PAGE[PAGE.index("| field |") :].split("\n\n")[0]
-    named = set(re.findall(r"`\[?([a-z_]+)\]?`", table))
+    named = set(re.findall(r"`\[*([a-z_]+)\]*`", table))
     structs = (Endpoint, Resources, Timeouts, EndpointRetry, Reuse, ProcessCommand)
     assert named == {field for struct in structs for field in struct.__struct_fields__}
 

@@ -12,18 +12,27 @@ import anyio
 import msgspec
 import structlog
 
+from runner.assets.cache_store import CacheStore
 from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetGone, EdgeUnavailable
 from runner.assets.volume_store import VolumeStore
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint
+from runner.execution.cache_watch import is_over
 from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.port import GpuMonitor
 from runner.host.health_file import HealthFile
 from runner.lifecycle import run_lifecycle
 from runner.outage import OutageGate
 from runner.run_clock import boot_clock
-from runner.settings import ImageSettings, RegistrySettings, RunnerIntervals, VolumeSettings, WarmSettings
+from runner.settings import (
+    CacheSettings,
+    ImageSettings,
+    RegistrySettings,
+    RunnerIntervals,
+    VolumeSettings,
+    WarmSettings,
+)
 from runner.slots import Slots
 from schemas.container_protocol import START_SOCKET
 from schemas.endpoint import Endpoint, Resources, Timeouts
@@ -172,6 +181,8 @@ class RunnerEnvironment:
         self.weights = FakeVolumeSource()
         self.volumes_folder = folder.with_name(f"{folder.name}.volumes")  # of all runners
         self.volumes_limit_bytes = 1 << 30
+        self.caches_folder = folder.with_name(f"{folder.name}.caches")
+        self.cache_settings = CacheSettings()
         self.warm = WarmSettings(memory_reserve_mb=0, backoff_s=0.05, backoff_most_s=0.2)
 
     @asynccontextmanager
@@ -201,7 +212,11 @@ class RunnerEnvironment:
                 intervals=self.pace,
                 outage=OutageGate(),
                 log=structlog.get_logger("test"),
-                folders=HostFolders(VolumeStore(self.volumes_folder, jobs, self.volumes_limit_bytes, 0), self.weights),
+                folders=HostFolders(
+                    VolumeStore(self.volumes_folder, jobs, self.volumes_limit_bytes, 0),
+                    self.weights,
+                    CacheStore(self.caches_folder, is_over),
+                ),
             )
             async with anyio.create_task_group() as tasks:
                 running = RunnerUnderTest(self, context, bus, engine, self._host_context())
@@ -234,6 +249,7 @@ class RunnerEnvironment:
             warm=self.warm,
             images=self.image_settings,
             volumes=self.volume_settings,
+            caches=self.cache_settings,
             registries=self.registries,
             endpoint_folders=self.endpoint_folders,
             pulled_images_file=self.folder.with_name(f"{self.folder.name}.images"),
