@@ -70,9 +70,9 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
     folders: HostFolders | None = None
     disk_walk_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(DISK_WALK_LIMIT))
 
-    def claim(self, attempt: int, gpus: Iterable[str] = ()) -> Claim:
-        """Return the claim of this runner process on an attempt, with these GPUs."""
-        return Claim(self.host, self.incarnation, attempt, ",".join(gpus) or None, self.engine.name)
+    def claim(self, attempt: int, gpus: Iterable[str] = (), isolation: str | None = None) -> Claim:
+        """Return the claim of this runner process on an attempt, with these GPUs and this isolation."""
+        return Claim(self.host, self.incarnation, attempt, ",".join(gpus) or None, self.engine.name, isolation)
 
     def moment(self) -> StartTime:
         """Return the current moment on both clocks."""

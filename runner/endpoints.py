@@ -132,6 +132,7 @@ def container_spec(
         job_dir=job_dir,
         limits=ContainerLimits(resources.memory_mb, resources.cpus, shm_mb=resources.shm_mb),
         gpus=gpus,
+        runtime=endpoint.config.runtime,
         mounts=mounts,
         env=endpoint.config.env,
     )

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field, structs
 
 from schemas.ids import Token
 from schemas.image_reference import ImageReferenceInvalid, parse_image_reference
+from schemas.isolation import RuntimeName
 from schemas.job import NESTING_LIMIT, is_too_deep
 from schemas.job_environment import ENDPOINT_SECRETS_LIMIT, SecretName, VariableName, VariableValue
 from schemas.mounts import Cache, Volume, find_mount_problems
@@ -74,7 +75,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
     `input_seconds` names the number field that has the seconds of input, where there is one. `title`, `description` and
     the `title` and `description` of a field are English; the same keys with `_zh` are their Chinese. `gpu`: the models
-    of GPU that it runs on; `compute_capability`: the lowest one; `labels`: those that a host must have.
+    of GPU that it runs on; `compute_capability`: the lowest one; `labels`: those that a host must have. `runtime`: what
+    isolates its containers; None: the engine's default.
     """
 
     name: Token
@@ -99,6 +101,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     labels: dict[LabelName, LabelValue] = field(default_factory=dict)
     env: dict[VariableName, VariableValue] = field(default_factory=dict)
     secrets: Annotated[tuple[SecretName, ...], Meta(max_length=ENDPOINT_SECRETS_LIMIT)] = ()
+    runtime: RuntimeName | None = None
 
     @property
     def effective_pool(self) -> str:

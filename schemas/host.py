@@ -148,7 +148,8 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     while it does; nothing starts there until it answers again. `run_as`: the user of jobs under the process engine.
     `blocked_work`: the tasks that the runner cannot do now, each with its reason (`fetch input: the edge is not
     reachable`). `version`: that of the runner; null before 0.2. `images`: those of its endpoints; empty under the
-    process engine, which has none. `volumes`: those of its endpoints.
+    process engine, which has none. `volumes`: those of its endpoints. `isolation`
+    and `runtimes`: as in HostView.
     """
 
     host: Token
@@ -171,6 +172,8 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     version: str | None = None
     images: tuple[ImageStatus, ...] = ()
     volumes: tuple[VolumeStatus, ...] = ()
+    isolation: str | None = None
+    runtimes: tuple[str, ...] = ()
 
     @property
     def is_busy(self) -> bool:
@@ -211,7 +214,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     endpoints, with what has arrived of each; empty under the process engine, which has none. `volumes`: the same for
     the volumes of its endpoints. `maintenance`: since when and by whom it is in maintenance; null while it is not.
     `labels`: those of its runner's settings. `unmet`: by endpoint, which of its requirements the host does not meet,
-    also while the host is off.
+    also while the host is off. `isolation`: what isolates jobs there whose endpoint asks for no runtime: `process` for
+    nothing; `runtimes`: those that an endpoint can ask for.
     """
 
     id: Token
@@ -240,6 +244,8 @@ class HostView(Struct, frozen=True, kw_only=True):
     maintenance: Pause | None = None
     labels: dict[str, str] = field(default_factory=dict)
     unmet: dict[str, str] = field(default_factory=dict)
+    isolation: str | None = None
+    runtimes: tuple[str, ...] = ()
 
 
 class AssetTombstone(Struct, frozen=True):

@@ -123,7 +123,7 @@ class Claim(Struct, frozen=True):
 
     `incarnation` names one runner process; `attempt` names the container, together with the round of the job.
     `gpu_uuids_joined`: the UUIDs of its GPUs, separated by commas. `engine`: `docker` or `process`; None in records of
-    earlier releases.
+    earlier releases. `isolation`: the runtime of the container, or `process`; None in records of earlier releases.
     """
 
     host: Token
@@ -131,6 +131,7 @@ class Claim(Struct, frozen=True):
     attempt: int
     gpu_uuids_joined: str | None = field(default=None, name="gpu")
     engine: str | None = None
+    isolation: str | None = None
 
     @property
     def gpu_uuids(self) -> tuple[str, ...]:

@@ -58,9 +58,9 @@ class JobView(Struct, frozen=True, kw_only=True):
 
     `queue_position` 0 is next to start, null when it does not wait; `reason` is set while it waits.
 
-    `engine`: what runs the last attempt on its host: `docker`, a container, or `process`, a plain process. `program`:
-    which image and which endpoint.toml that is. `metrics`:
-    the last value of each number that the job reported, once it has ended.
+    `engine`: what runs the last attempt on its host: `docker`, a container, or `process`, a plain process. `isolation`:
+    what isolates it there: `runc`, `runsc`, `kata`, or `process` for nothing. `program`: which image and which
+    endpoint.toml that is. `metrics`: the last value of each number that the job reported, once it has ended.
     """
 
     id: str
@@ -86,6 +86,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     host: str | None = None
     gpu: str | None = None
     engine: str | None = None
+    isolation: str | None = None
     program: JobProgram | None = None
     created_at: Moment
     queued_at: Moment | None = None

@@ -5,6 +5,7 @@
 # containerd of its own, so that it never shares containers with an engine that is there already, and no bridge
 # and no iptables rules: jobs run with `--network none`, builds that need a network say `--network host`.
 # LIVE_RESTORE=off: containers end with the daemon, as they do where live-restore is not set.
+# DAEMON_CONFIG: the text of daemon.json, as in {"runtimes": {"runsc": {"path": "/usr/bin/runsc"}}}.
 set -eu
 
 usage() { echo "usage: engine.sh start|stop|status DIR [SOCKET]" >&2; exit 2; }
@@ -46,7 +47,8 @@ start() {
   [ ${#shim_socket} -le 100 ] || fail "$dir is too long for a unix socket: choose a shorter folder"
   mkdir -p "$dir/run"
   printf 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n' >"$dir/containerd.toml"
-  printf '{}\n' >"$dir/daemon.json" # or the settings of the machine's own engine would be read
+  [ -n "${DAEMON_CONFIG:-}" ] || DAEMON_CONFIG={}
+  printf '%s\n' "$DAEMON_CONFIG" >"$dir/daemon.json" # or the settings of the machine's own engine would be read
   pid_of containerd >/dev/null || launch containerd --config "$dir/containerd.toml" \
     --root "$dir/containerd" --state "$dir/run/containerd" --address "$shim_socket"
   until_true 30 test -S "$shim_socket" || fail "containerd did not start, see $dir/containerd.log"

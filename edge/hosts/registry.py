@@ -162,6 +162,8 @@ class HostRegistry:
             engine=heartbeat.engine or None,
             engine_away=heartbeat.engine_away,
             run_as=heartbeat.run_as,
+            isolation=heartbeat.isolation,
+            runtimes=heartbeat.runtimes,
             version=heartbeat.version,
             images=heartbeat.images,
             volumes=heartbeat.volumes,

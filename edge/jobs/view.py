@@ -90,6 +90,7 @@ class JobViewBuilder:
             host=None if job.claim is None else job.claim.host,
             gpu=None if job.claim is None else job.claim.gpu_uuids_joined,
             engine=None if job.claim is None else job.claim.engine,
+            isolation=None if job.claim is None else job.claim.isolation,
             urls=_job_urls(job.id),
         )
 

@@ -214,7 +214,7 @@ def print_job(console: Console, shown: JobView) -> None:
         "position": "" if shown.queue_position is None else str(shown.queue_position),
         "attempt": say(f"{shown.attempt} of {shown.max_attempts}, round {shown.round}"),
         "host": " ".join(filter(None, (shown.host, shown.gpu))),
-        "engine": shown.engine or "",
+        "engine": ", ".join(dict.fromkeys(filter(None, (shown.engine, shown.isolation)))),
         "image": " ".join(filter(None, (shown.program.image, shown.program.image_digest))) if shown.program else "",
         "created": format_time(shown.created_at),
         "started": format_time(shown.started_at),

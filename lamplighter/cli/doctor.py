@@ -195,7 +195,9 @@ def _check_engine(host: dict[str, Any]) -> Iterable[Finding]:
             name, CheckStatus.WARN, f"jobs run as plain processes of {user}, not in containers", PROCESS_ENGINE_FIX
         )
     elif engine:
-        yield Finding(name, CheckStatus.OK, f"jobs run by {engine}")
+        runtimes = ", ".join(host.get("runtimes", ())) or engine
+        isolation = host.get("isolation") or engine
+        yield Finding(name, CheckStatus.OK, f"jobs run by {engine}, isolated by {isolation}; it has {runtimes}")
 
 
 def _check_blocked_tasks(host: dict[str, Any]) -> Iterable[Finding]:

@@ -402,7 +402,9 @@ _DOCTOR: Mapping[str, str] = {
     ),
     "jobs run as plain processes of {user}, not in containers": "任务以用户 {user} 的普通进程运行，不在容器中",
     "the runner's user": "runner 自身的用户",
-    "jobs run by {engine}": "任务由 {engine} 运行",
+    "jobs run by {engine}, isolated by {isolation}; it has {runtimes}": (
+        "任务由 {engine} 运行，由 {isolation} 隔离；可用的有 {runtimes}"
+    ),
     "runner of {host}": "{host} 的 runner",
     "cannot {what}": "无法执行：{what}",
     "start its runner, or declare [hosts.{host}] so that the edge can power it on": (

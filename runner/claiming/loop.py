@@ -216,7 +216,7 @@ class ClaimLoop:
         taken = self._warm_pool.take(endpoint, job.owner)
         warm = taken or self._warm_pool.start_reserved(endpoint, placed.uuids, job.owner)
         allocation = warm.allocation if warm else self._host.gpu_allocator.allocate(placed.uuids, endpoint.config)
-        claim = self._context.claim(job.attempt + 1, allocation.uuids)
+        claim = self._context.claim(job.attempt + 1, allocation.uuids, self._schedulability.isolation_of(endpoint))
         try:
             await self._warm_pool.evict_for(allocation)
             claimed = await record_event(self._context, entry, Started(claim, endpoint.program))

@@ -167,8 +167,9 @@ class ContainerRecovery:
 
     async def _resume(self, found: FoundContainer, entry: VersionedRecord, delivery: QueueMessage | None) -> None:
         job = entry.record.job
-        gpus = job.claim.gpu_uuids if job.claim else ()
-        adopted = await record_event(self._context, entry, Adopted(self._context.claim(job.attempt, gpus), job.round))
+        gpus, isolation = (job.claim.gpu_uuids, job.claim.isolation) if job.claim else ((), None)
+        claim_of_ours = self._context.claim(job.attempt, gpus, isolation)
+        adopted = await record_event(self._context, entry, Adopted(claim_of_ours, job.round))
         endpoint = self._host.endpoints.get(job.endpoint) or _placeholder_endpoint(job.endpoint)
         allocation = self._host.gpu_allocator.allocate(gpus, endpoint.config)
         warm = None

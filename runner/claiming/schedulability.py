@@ -12,11 +12,12 @@ from bus.notifier import Notifier
 from runner.claiming.requirements import describe_unmet
 from runner.claiming.volumes import HostContents
 from runner.endpoints import LocalEndpoint
-from runner.engines.port import MIB
+from runner.engines.port import MIB, EngineInfo
 from runner.execution.execution import Execution
 from runner.execution.verdict import ClassifiedFailure
 from runner.gpu.allocator import GpuAllocator
 from runner.gpu.placement import Placed, Unplaceable
+from schemas.isolation import PROCESS_ISOLATION
 from schemas.status import WaitReason
 
 
@@ -40,6 +41,7 @@ class HostState:
         self.is_paused = False  # the edge's power control lets this host claim nothing
         self.is_in_maintenance = False  # an operator lets this host claim nothing
         self.paused_endpoints: frozenset[str] = frozenset()  # an operator lets no host claim jobs of these
+        self.engine: EngineInfo | None = None  # the engine as it last answered
         self.engine_away: str | None = None  # why the engine does not answer; None while it does
         self.changed = Notifier()
 
@@ -68,6 +70,12 @@ class HostState:
         self.paused_endpoints, self.is_in_maintenance = endpoints, is_in_maintenance
         self.changed.notify()
         return True
+
+    def set_engine(self, engine: EngineInfo) -> None:
+        """Record what the engine can do. It may have been changed while it was away."""
+        if engine != self.engine:
+            self.engine = engine
+            self.changed.notify()
 
     def set_engine_away(self, reason: str | None) -> bool:
         """Record why the engine does not answer, None if it does; return whether it went away or came back."""
@@ -108,7 +116,12 @@ class Schedulability:
         return {name: text for name, text in unmet.items() if text is not None}
 
     def _describe_unmet(self, endpoint: LocalEndpoint) -> str | None:
-        return describe_unmet(endpoint.config, self._state.labels, self._gpu_allocator.snapshot)
+        return describe_unmet(endpoint.config, self._state.labels, self._gpu_allocator.snapshot, self._state.engine)
+
+    def isolation_of(self, endpoint: LocalEndpoint) -> str:
+        """Return what isolates the containers of this endpoint: a runtime, or `process` for none."""
+        default = self._state.engine.isolation if self._state.engine is not None else PROCESS_ISOLATION
+        return endpoint.config.runtime or default
 
     async def place(self, endpoint: LocalEndpoint, *, warm: bool = False) -> Placed | Unplaceable:
         """Return the GPUs that a container of this endpoint would get now. `warm`: it starts before its job."""

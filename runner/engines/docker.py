@@ -39,6 +39,7 @@ from runner.engines.docker_replies import (
     parse_container,
     parse_engine_info,
     parse_exit,
+    parse_runtimes,
     supports_profile,
     was_started,
 )
@@ -61,6 +62,7 @@ from runner.engines.port import (
 )
 from runner.engines.process_shim import find_descendants, private_bytes
 from schemas.image_reference import ImageReference
+from schemas.isolation import RuntimeName
 
 BLOCK_BYTES = 65_536
 BUFFER_LIMIT_BYTES = 4 * BLOCK_BYTES  # read ahead; then the thread waits, and the daemon keeps the rest on disk
@@ -256,7 +258,8 @@ class DockerEngine:
             with _map_docker_errors():
                 client = self.connect()
                 profile = seccomp_profile() if self._supports_profile(client) else None
-                config = container_config(spec, "{}:{}".format(*self._owner), self._injection, profile)
+                runtime = _find_runtime(client, spec.runtime) if spec.runtime else None
+                config = container_config(spec, "{}:{}".format(*self._owner), self._injection, profile, runtime)
                 handle = str(client.create_container_from_config(config)["Id"])
                 client.start(handle)
         except EngineUnavailable:
@@ -468,6 +471,14 @@ class DockerImages:
             return (await asyncio.to_thread(shutil.disk_usage, folder)).free
         except OSError:
             return None
+
+
+def _find_runtime(client: docker.APIClient, wanted: RuntimeName) -> str:
+    """Return the daemon's name of a runtime. Raises EngineError if it has none: it may have lost it since `probe`."""
+    for runtime in parse_runtimes(client.info()):
+        if runtime.name == wanted:
+            return runtime.engine_name
+    raise EngineError(f"Docker has no runtime {wanted}")
 
 
 def _registry_auth(client: docker.APIClient, registry: str, login: RegistryLogin | None) -> dict[str, str]:

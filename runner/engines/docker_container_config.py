@@ -31,12 +31,16 @@ CACHE_ENV = {
 }
 
 
-def container_config(spec: ContainerSpec, user: str, injection: GpuInjection, profile: str | None) -> dict[str, Any]:
+def container_config(
+    spec: ContainerSpec, user: str, injection: GpuInjection, profile: str | None, runtime: str | None = None
+) -> dict[str, Any]:
     """Return the body of `POST /containers/create` for `spec`, run as `user` ("uid:gid").
 
-    `profile` is the seccomp profile; None if the engine cannot use ours.
+    `profile` is the seccomp profile; None if the engine cannot use ours. `runtime` is the engine's name of the runtime
+    that the spec asks for; None for the engine's default.
     """
-    devices, env = _gpu_config(spec.gpus, injection)
+    # Injection by a runtime would replace the runtime that the endpoint asks for, which is then asked for the devices.
+    devices, env = _gpu_config(spec.gpus, "device_request" if runtime and injection == "runtime" else injection)
     folders = {name: mount.target for mount in spec.mounts for name in mount.variables}
     variables = {**CACHE_ENV, JOB_ENV: JOB_MOUNT, **env, **folders, **spec.env}
     return {
@@ -47,7 +51,13 @@ def container_config(spec: ContainerSpec, user: str, injection: GpuInjection, pr
         **({"Entrypoint": [*spec.entrypoint_override], "Cmd": []} if spec.entrypoint_override else {}),
         "NetworkDisabled": True,
         "StopSignal": "SIGTERM",  # the contract's stop signal, whatever the image declares
-        "HostConfig": {**_hardening(spec, profile), **_limits(spec), **devices, "Mounts": _mounts(spec)},
+        "HostConfig": {
+            **_hardening(spec, profile),
+            **_limits(spec),
+            **devices,
+            **({"Runtime": runtime} if runtime else {}),
+            "Mounts": _mounts(spec),
+        },
     }
 
 

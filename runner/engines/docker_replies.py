@@ -28,8 +28,11 @@ from runner.engines.port import (
 )
 from schemas.container_protocol import OutputStream
 from schemas.image_reference import ImageReference, ImageReferenceInvalid, parse_image_reference
+from schemas.isolation import ENGINE_RUNTIME_NAMES, EngineRuntime, RuntimeName
 
 ZERO_TIME = "0001-01-01"  # the daemon's value for a time that is not set
+
+NVPROXY_FLAGS = frozenset({"nvproxy", "nvproxy=true"})  # of runsc
 
 _NUMBERS = re.compile(r"(\d+)\.(\d+)\.(\d+)", re.ASCII)
 
@@ -117,7 +120,37 @@ def parse_container(row: Mapping[str, Any]) -> FoundContainer:
 def parse_engine_info(info: Mapping[str, Any]) -> EngineInfo:
     """Parse the daemon's info; the notes name the limits that it does not enforce."""
     notes = *(note for name, note in FEATURE_NOTES.items() if not info.get(name)), *_seccomp_notes(info)
-    return EngineInfo("docker", info["ServerVersion"], isolated=True, notes=notes)
+    return EngineInfo(
+        "docker",
+        info["ServerVersion"],
+        isolated=True,
+        notes=notes,
+        runtimes=parse_runtimes(info),
+        isolation=_default_isolation(info),
+    )
+
+
+def parse_runtimes(info: Mapping[str, Any]) -> tuple[EngineRuntime, ...]:
+    """Return the runtimes that endpoints can ask for, each under the first of its names that the daemon has."""
+    registered: Mapping[str, Any] = info.get("Runtimes") or {}
+    return tuple(
+        EngineRuntime(name, found, _can_use_gpus(name, registered[found]))
+        for name, names in ENGINE_RUNTIME_NAMES.items()
+        if (found := next((one for one in names if one in registered), None)) is not None
+    )
+
+
+def _can_use_gpus(name: RuntimeName, registered: Mapping[str, Any]) -> bool:
+    """Return whether the runtime can give containers GPUs: gVisor must be registered with its driver proxy."""
+    arguments = registered.get("runtimeArgs") or ()
+    return name == "runc" or (name == "runsc" and any(one.lstrip("-") in NVPROXY_FLAGS for one in arguments))
+
+
+def _default_isolation(info: Mapping[str, Any]) -> str:
+    """Return what isolates a container by default. NVIDIA's runtime is runc with a hook."""
+    default = info.get("DefaultRuntime") or "runc"
+    known = {found: name for name, names in ENGINE_RUNTIME_NAMES.items() for found in names}
+    return "runc" if default == "nvidia" else known.get(default, default)
 
 
 def manifest_digest(repo_digests: Iterable[str], reference: ImageReference) -> str | None:

@@ -26,6 +26,7 @@ from msgspec import Struct, field
 
 from runner.engines.image_port import ImageStore
 from schemas.container_protocol import LINE_LIMIT_BYTES, OutputStream
+from schemas.isolation import PROCESS_ISOLATION, EngineRuntime, RuntimeName
 
 EngineName = Literal["docker", "process"]
 GpuInjection = Literal["cdi", "device_request", "runtime"]
@@ -96,6 +97,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     job_dir: Path
     limits: ContainerLimits
     gpus: tuple[str, ...] = ()  # UUIDs, never indices: a reboot changes those
+    runtime: RuntimeName | None = None  # None: the engine's default
     mounts: tuple[FolderMount, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -144,12 +146,18 @@ class FoundContainer(Struct, frozen=True):
 
 
 class EngineInfo(Struct, frozen=True):
-    """Name and version of the engine that answered. `notes` tell the user which limits it does not enforce."""
+    """Name and version of the engine that answered. `notes` tell the user which limits it does not enforce.
+
+    `runtimes`: those that an endpoint can ask for; none where jobs are plain processes. `isolation`: what isolates a
+    container whose endpoint asks for no runtime.
+    """
 
     name: str
     version: str
     isolated: bool
     notes: tuple[str, ...] = ()
+    runtimes: tuple[EngineRuntime, ...] = ()
+    isolation: str = PROCESS_ISOLATION
 
 
 class EngineError(Exception):

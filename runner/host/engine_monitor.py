@@ -65,7 +65,9 @@ class EngineMonitor:
         """Return why the engine does not answer, or None."""
         try:
             with anyio.fail_after(timeout_s):
-                self._notes = (await self._context.engine.probe()).notes
+                engine = await self._context.engine.probe()
+            self._notes = engine.notes
+            self._state.set_engine(engine)
         except (EngineError, TimeoutError) as error:
             return str(error) or f"silent for {timeout_s:.0f} s"
         return None

@@ -109,6 +109,7 @@ class HeartbeatPublisher:
 
     async def _build_heartbeat(self) -> HostHeartbeat:
         unschedulable = await self._schedulability.unschedulable_reasons(measure_disk=True)
+        engine = self._state.engine
         return HostHeartbeat(
             host=self._context.host,
             incarnation=self._context.incarnation,
@@ -129,6 +130,8 @@ class HeartbeatPublisher:
                 reason[:REASON_LIMIT_CHARS] for reason in self._context.outage.reasons[:BLOCKED_WORK_LIMIT]
             ),
             version=VERSION,
+            isolation=engine.isolation if engine else None,
+            runtimes=tuple(runtime.name for runtime in engine.runtimes) if engine else (),
             images=self._contents.images.reports(),
             volumes=self._contents.volumes.reports(),
             unschedulable={name: str(reason) for name, reason in unschedulable.items()},

@@ -35,7 +35,8 @@ async def test_why_it_waits_is_the_truth_from_no_host_to_next_in_line(running: R
     job = await running.ann.submit("echo", text="patience", seconds=2)
     assert (job.reason, job.queue_position, job.eta) == ("no_host", 0, None)
     runner = await running.installation.start_runner()
-    assert (await running.ann.wait(job.id)).engine == "process"
+    ended = await running.ann.wait(job.id)
+    assert (ended.engine, ended.isolation) == ("process", "process")
     await runner.stop()
     off = await reason(running.ann, (await running.ann.submit("echo", text="off")).id, "host_off_unswitched")
     assert off.message == "Nobody can switch gpu-1 on from here: start its runner"

@@ -27,9 +27,9 @@ def why_no_engine() -> str | None:
 class OwnDockerEngine:
     """One engine in `folder`. Its containerd, and with it the containers, outlive a kill of the daemon."""
 
-    def __init__(self, folder: Path, *, live_restore: bool) -> None:
+    def __init__(self, folder: Path, *, live_restore: bool, config: str = "") -> None:
         self._folder = folder
-        self._environ = os.environ | {"LIVE_RESTORE": "on" if live_restore else "off"}
+        self._environ = os.environ | {"LIVE_RESTORE": "on" if live_restore else "off", "DAEMON_CONFIG": config}
         self.url = f"unix://{folder}/docker.sock"
 
     def call(self, verb: str) -> None:
@@ -65,10 +65,15 @@ class OwnDockerEngine:
 
 
 @contextmanager
-def run_docker_engine(*, live_restore: bool, images: Iterable[str] = CHAOS_IMAGES) -> Iterator[OwnDockerEngine]:
-    """Run an engine with the images, and remove it afterwards. Its path must be short: it holds a socket."""
+def run_docker_engine(
+    *, live_restore: bool, images: Iterable[str] = CHAOS_IMAGES, config: str = ""
+) -> Iterator[OwnDockerEngine]:
+    """Run an engine with the images, and remove it afterwards. `config`: the text of its daemon.json.
+
+    Its path must be short: it holds a socket.
+    """
     folder = Path(mkdtemp(prefix="chaos-"))
-    engine = OwnDockerEngine(folder, live_restore=live_restore)
+    engine = OwnDockerEngine(folder, live_restore=live_restore, config=config)
     try:
         engine.call("start")
         for image in images:

@@ -8,6 +8,7 @@ import pytest
 from runner.engines.docker_container_config import container_config, identity_from_labels, label_filters, to_labels
 from runner.engines.docker_replies import classify_start_failure, parse_engine_info, parse_exit, was_started
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, GpuInjection
+from schemas.isolation import EngineRuntime
 
 IDENTITY = ContainerIdentity(installation="i", host="h", owner="ann", job="j", round=2, attempt=3)
 
@@ -153,3 +154,27 @@ def test_what_an_engine_lacks_is_reported() -> None:
 def test_a_probe_runs_its_own_program() -> None:
     config = container_config(spec(entrypoint_override=("nvidia-smi", "-L")), "1:1", "cdi", "{}")
     assert (config["Entrypoint"], config["Cmd"]) == (["nvidia-smi", "-L"], [])
+
+
+def test_runtimes_are_read_under_each_name_that_engines_use() -> None:
+    registered = {
+        "io.containerd.runc.v2": {"path": "runc"},
+        "runsc": {"path": "/usr/bin/runsc", "runtimeArgs": ["--nvproxy"]},
+        "kata-runtime": {"path": "/usr/bin/kata-runtime"},
+        "nvidia": {"path": "nvidia-container-runtime"},
+    }
+    info = {"ServerVersion": "28.2.2", "Runtimes": registered, "DefaultRuntime": "nvidia"}
+    found = parse_engine_info(info)
+    assert found.runtimes == (
+        EngineRuntime("runc", "io.containerd.runc.v2"),
+        EngineRuntime("runsc", "runsc"),
+        EngineRuntime("kata", "kata-runtime", has_gpu_support=False),
+    )
+    assert found.isolation == "runc"
+    assert parse_engine_info({**info, "DefaultRuntime": "io.containerd.runsc.v1"}).isolation == "runsc"
+
+
+def test_a_runtime_is_never_replaced_by_the_one_that_injects_gpus() -> None:
+    host = container_config(spec(gpus=("GPU-a",), runtime="runsc"), "1:1", "runtime", "{}", "runsc")["HostConfig"]
+    assert host["Runtime"] == "runsc"
+    assert host["DeviceRequests"][0]["DeviceIDs"] == ["GPU-a"]
