@@ -252,11 +252,15 @@ class PowerScenario(Struct, frozen=True):
 
 @asynccontextmanager
 async def run_switched_installation(
-    folder: Path, net: HostNetwork, hosts: Sequence[tuple[str, dict[str, Any]]]
+    folder: Path, net: HostNetwork, hosts: Sequence[tuple[str, dict[str, Any]]], pools: str = ""
 ) -> AsyncIterator[PowerScenario]:
-    """Run an installation with hosts by name and rules; all have joined, none was ever on."""
+    """Run an installation with hosts by name and rules; all have joined, none was ever on.
+
+    `pools`: the `[pools.…]` sections of its settings.
+    """
     made = {name: SwitchedHost(name, folder / name) for name, _ in hosts}
-    (folder / "lamplighter.toml").write_text("".join(made[name].declaration(**rules) for name, rules in hosts))
+    declared = "".join(made[name].declaration(**rules) for name, rules in hosts)
+    (folder / "lamplighter.toml").write_text(declared + pools)
     installation = SwitchedInstallation(folder, net, tuple(made.values()))
     async with run_installation(installation, OFFERED) as running:
         await installation.enroll_hosts(running.admin)
