@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from schemas.asset import AssetReference
 from schemas.auth import ApiKey
-from schemas.enrollment import EnrolledHost
+from schemas.enrollment import EnrolledHost, HostToken
 from schemas.events import JobRecord
 from schemas.feed import FeedMessage, ProgressMessage
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
@@ -525,6 +525,7 @@ class Bus(Struct, frozen=True, kw_only=True):
     leases: Table[Lease]
     webhook_outbox: WebhookOutbox
     enrolled_hosts: Table[EnrolledHost]
+    host_tokens: Table[HostToken]
     owner_deletions: Table[OwnerDeletion]
     job_actions: Table[JobAction]
     audit_log: AuditStream

@@ -30,6 +30,7 @@ from bus.nats.topology import (
     DELIVERED,
     ERASURES,
     HOOKS,
+    HOST_TOKENS,
     HOSTS,
     JOINED,
     KEYS,
@@ -51,7 +52,7 @@ from bus.settings import BrokerSettings
 from bus.uptime_clock import UptimeClock
 from schemas.asset import AssetReference
 from schemas.auth import ApiKey
-from schemas.enrollment import EnrolledHost
+from schemas.enrollment import EnrolledHost, HostToken
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
@@ -100,6 +101,7 @@ class _NatsAdapters(NamedTuple):
             webhook_outbox=NatsWebhookOutbox(jetstream),
             installation_constants=NatsTable(jetstream, AGREED, InstallationConstant, as_edge=as_edge),
             enrolled_hosts=NatsTable(jetstream, JOINED, EnrolledHost, as_edge=as_edge),
+            host_tokens=NatsTable(jetstream, HOST_TOKENS, HostToken, as_edge=as_edge),
             owner_deletions=NatsTable(jetstream, ERASURES, OwnerDeletion, as_edge=as_edge),
             job_actions=NatsTable(jetstream, ACTIONS, JobAction, as_edge=as_edge),
             audit_log=NatsAuditStream(jetstream),

@@ -64,6 +64,9 @@ RETRY_LATER = LocalizedText(
 REPORT = LocalizedText("Tell the operator; the edge's log says why", "请联系管理员查看服务日志")
 OTHER_FILE = LocalizedText("Submit with another file", "请更换文件后重新提交")
 OTHER_INPUT = LocalizedText("Submit with another input", "请修改输入后重新提交")
+NEW_JOIN_TOKEN = LocalizedText(
+    "Ask for a new token (`lamplighter hosts token`)", "请管理员创建新令牌（lamplighter hosts token）"
+)
 IMAGE_LOG = LocalizedText("Read the job's log; fix the image, then `retry`", "请查看任务日志并修复程序镜像后重试")
 OPERATOR = LocalizedText(
     "The operator checks the host (`lamplighter doctor`); then `retry`", "请管理员检查服务器后重试"
@@ -137,6 +140,9 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
     "checksum_mismatch": LocalizedText("Send the piece again", "请重新发送该片段"),
     "internal": REPORT,
     "unavailable": RETRY_LATER,
+    "join_token_expired": NEW_JOIN_TOKEN,
+    "join_token_revoked": NEW_JOIN_TOKEN,
+    "join_token_used_up": NEW_JOIN_TOKEN,
     "not_set_up": LocalizedText(
         "The operator must change the setting that `detail` names", "请联系管理员修改详情中所述的设置"
     ),

@@ -42,6 +42,7 @@ from edge.http.routes import (
     endpoints,
     events,
     health,
+    host_tokens,
     hosts,
     job_actions,
     jobs,
@@ -59,7 +60,7 @@ from schemas.texts import Language
 
 MODULES = (
     *(jobs, job_actions, events, assets, uploads, webhooks, endpoints, hosts, keys, sessions, owners, health),
-    *(notifications, secrets),
+    *(notifications, secrets, host_tokens),
     *(reference, gateway_route),
 )
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)

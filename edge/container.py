@@ -33,6 +33,7 @@ from edge.deletion import DeletionServices, OwnerDeletionService
 from edge.facades.heygem.facade import HeygemFacade, make_heygem_facade
 from edge.hosts.endpoints import EndpointRegistry, load_endpoints
 from edge.hosts.enrollment import AdvertisedAddresses, HostEnrollment
+from edge.hosts.host_tokens import HostTokens, SilentHostRemover
 from edge.hosts.registry import HostRegistry
 from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
@@ -90,10 +91,11 @@ class HttpClients(NamedTuple):
 
 
 class AssembledEdge(NamedTuple):
-    """The services of one edge, the reconciler, and the state of the HeyGem facade if it is enabled."""
+    """The services of one edge, what cleans up behind jobs and hosts, and the HeyGem facade if it is enabled."""
 
     services: EdgeServices
     reconciler: Reconciler
+    silent_hosts: SilentHostRemover
     heygem: HeygemFacade | None
 
 
@@ -147,6 +149,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
     url_signer = UrlSigner(signing_secret, utc_now, settings.urls)
     jobs = _build_jobs(settings, bus, clients, domain, url_signer, spans)
     index, power, server = domain.index, domain.power, settings.server
+    enrollment = HostEnrollment(bus, domain.api_keys, _make_host_accounts(settings), addresses, utc_now)
     services = EdgeServices(
         bus=bus,
         store=store,
@@ -181,7 +184,8 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
         tokens=TokenIssuer(signing_secret, domain.api_keys.get, utc_now),
         sessions=SessionIssuer(signing_secret, domain.api_keys.get, utc_now, os.urandom, bus.installation_constants),
         url_signer=url_signer,
-        enrollment=HostEnrollment(bus, domain.api_keys, _make_host_accounts(settings), addresses, utc_now),
+        enrollment=enrollment,
+        host_tokens=HostTokens(bus, enrollment, settings.hosts, utc_now, os.urandom),
         owners=OwnerDirectory(bus, index, domain.api_keys),
         owner_deletions=_make_owner_deletions(settings, bus, domain, jobs.service),
         quotas=domain.quotas,
@@ -207,7 +211,7 @@ async def assemble_services(  # noqa: PLR0913, PLR0917 - what a process opens an
     await services.usage_recorder.load_position()
     reconciler = Reconciler(_make_reconcile_context(settings, services), period_s=settings.reconcile_every_s)
     heygem = make_heygem_facade(settings.heygem, settings.data, bus.job_store, store, index)
-    return AssembledEdge(services, reconciler, heygem)
+    return AssembledEdge(services, reconciler, _make_silent_host_remover(settings, services), heygem)
 
 
 async def _build_domain(settings: EdgeSettings, bus: Bus, store: AssetStore, clients: HttpClients) -> _Domain:
@@ -415,6 +419,17 @@ def _make_host_accounts(settings: EdgeSettings) -> HostAccounts | None:
     return HostAccounts(settings.broker, enrollment.nats_conf_dir, enrollment.reload_command)
 
 
+def _make_silent_host_remover(settings: EdgeSettings, services: EdgeServices) -> SilentHostRemover:
+    return SilentHostRemover(
+        services.bus,
+        services.host_tokens,
+        services.index,
+        services.audit,
+        utc_now,
+        timedelta(seconds=settings.enrollment.remove_after_s),
+    )
+
+
 def _make_power_controller(
     settings: EdgeSettings, observer: FleetObserver, bus: Bus, client: httpx2.AsyncClient, relay_hub: RelayHub
 ) -> PowerController:
@@ -482,6 +497,7 @@ def start_tasks(tasks: TaskGroup, edge: AssembledEdge) -> None:
         services.notifications.run,
         services.host_samples.run,
         edge.reconciler.run,
+        edge.silent_hosts.run,
     ]
     if edge.heygem is not None:
         runs.append(edge.heygem.result_exporter.run)

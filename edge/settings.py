@@ -71,6 +71,10 @@ class EnrollmentSettings(Struct, frozen=True):
     """The folder of nats.conf, where the edge writes `hosts.conf`. Unset: hosts cannot be added."""
     reload_command: Annotated[tuple[str, ...], renamed_from("reload")] = ()
     """The program, with its arguments, that makes the broker read nats.conf again."""
+    remove_after_s: Annotated[float, Meta(ge=60)] = 600.0
+    """How long a host that joined with a token of `hosts token` may be silent before it is removed. It is not removed
+    while it holds a job, and not if its token keeps hosts.
+    """
 
 
 class OwnerSettings(Struct, frozen=True):

@@ -211,6 +211,12 @@ def add_host(host: str) -> ApiRequest[Any]:
     return ApiRequest(method="POST", path="/v1/hosts", read=decode_json, body={"id": host})
 
 
+def create_host_token(uses: int, ttl_s: float, **terms: Any) -> ApiRequest[Any]:
+    """Create a join token that many hosts share. `terms`: prefix, pool and keep; those that are None are left out."""
+    body = {"uses": uses, "ttl_s": ttl_s, **{name: value for name, value in terms.items() if value is not None}}
+    return ApiRequest(method="POST", path="/v1/host-tokens", read=decode_json, body=body)
+
+
 def add_relay(relay: str) -> ApiRequest[Any]:
     """Create the join token of a relay."""
     return ApiRequest(method="POST", path="/v1/relays", read=decode_json, body={"id": relay})

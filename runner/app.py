@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -24,6 +25,7 @@ from runner.assets.cache import InputCache
 from runner.assets.cache_store import CacheStore
 from runner.assets.client import AssetClient, EdgeAssetTransfer, asset_client
 from runner.assets.host_folders import HostFolders
+from runner.assets.port import AssetError
 from runner.assets.volume_source import open_volume_source
 from runner.assets.volume_store import GIB, VolumeStore
 from runner.context import HostContext, RunnerContext
@@ -40,7 +42,14 @@ from runner.execution.cache_watch import is_over
 from runner.gpu.allocator import GpuAllocator
 from runner.gpu.monitor import NoGpuMonitor, NvmlMonitor, nvml_spawner
 from runner.gpu.port import GpuMonitor
-from runner.host.enrollment import HostRemoved, apply_enrollment, is_enrolled, wait_until_removed
+from runner.host.enrollment import (
+    HostRemoved,
+    apply_enrollment,
+    forget_enrollment,
+    is_enrolled,
+    leaves_at_end,
+    wait_until_removed,
+)
 from runner.host.health_file import HealthFile
 from runner.lifecycle import run_lifecycle
 from runner.login_sessions import find_logged_in_users
@@ -60,6 +69,14 @@ def _do_nothing() -> None:
     """Do nothing: the default of a callback."""
 
 
+class RunnerCallbacks(NamedTuple):
+    """The callbacks of `serve`."""
+
+    say: Callable[[str], None]
+    ready: Callable[[], None]
+    stopping: Callable[[], None]
+
+
 async def serve(
     settings: RunnerSettings,
     *,
@@ -67,30 +84,48 @@ async def serve(
     ready: Callable[[], None] = _do_nothing,
     stopping: Callable[[], None] = _do_nothing,
 ) -> None:
-    """Run jobs until SIGTERM or SIGINT, then drain.
+    """Run jobs until SIGTERM or SIGINT, or until there was nothing to do for `until_idle_s`; then drain.
 
-    `ready` is called when the runner begins to claim, `stopping` when a signal or the removal of the host ends it.
+    `ready` is called when the runner begins to claim, `stopping` when it begins to drain.
 
-    `say` receives one line for people about the engine. If the data folder holds an enrollment (`--join`), it replaces
-    the addresses of broker and edge. A broker, an edge or a Docker engine that is away is waited for.
+    `say` receives lines for people: about the engine, and why the runner ends. If the data folder holds an enrollment
+    (`--join`), it replaces the addresses of broker and edge. A broker, an edge or a Docker engine that is away is
+    waited for.
 
     Raises RunnerStartError, EnrollmentUnreadable, EndpointInvalid, HostRemoved, BrokerDenied.
     """
     settings, enrolled = apply_enrollment(settings), is_enrolled(settings)
     incarnation = secrets.token_hex(8)
-    endpoints = load_endpoints(settings.endpoints)
+    endpoints = load_endpoints(settings.endpoints, settings.pool)
     with _lock_data_dir(settings.data):
-        async with AsyncExitStack() as stack:
-            edge = await stack.enter_async_context(_open_asset_client(settings))
-            selected = await _select_engine(settings, endpoints, say)
-            try:
-                context, host = await _build_contexts(settings, endpoints, incarnation, edge, selected, stack)
-            except BrokerDenied as error:
-                raise (HostRemoved(settings.host) if enrolled else error) from error
-            context.log.info(
-                "runner_started", engine=context.engine.name, endpoints=sorted(endpoints), slots=settings.slots
-            )
-            await _run_until_stopped(context, host, ready, stopping, edge if enrolled else None)
+        async with _open_asset_client(settings) as edge:
+            async with AsyncExitStack() as stack:
+                selected = await _select_engine(settings, endpoints, say)
+                try:
+                    context, host = await _build_contexts(settings, endpoints, incarnation, edge, selected, stack)
+                except BrokerDenied as error:
+                    raise (HostRemoved(settings.host) if enrolled else error) from error
+                context.log.info(
+                    "runner_started", engine=context.engine.name, endpoints=sorted(endpoints), slots=settings.slots
+                )
+                is_empty = await _run_until_stopped(
+                    context, host, RunnerCallbacks(say, ready, stopping), edge if enrolled else None
+                )
+            if is_empty and leaves_at_end(settings):
+                await _leave(settings, edge)
+
+
+async def _leave(settings: RunnerSettings, edge: AssetClient) -> None:
+    """Tell the edge that this host has ended, so that it removes the host. If it is away, it does so later by itself.
+
+    Nothing of a job is left here, so nothing needs the host's key any more.
+    """
+    try:
+        await edge.leave(settings.host)
+    except AssetError as error:
+        structlog.get_logger("runner").warning("leave_failed", host=settings.host, error=str(error))
+        return
+    await anyio.to_thread.run_sync(forget_enrollment, settings)
 
 
 async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opened before
@@ -152,6 +187,8 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         caches=settings.caches,
         registries=settings.registries,
         endpoint_folders=settings.endpoints,
+        pool=settings.pool,
+        until_idle_s=settings.until_idle_s,
         pulled_images_file=settings.data / "pulled_images.json",
         grace_s=settings.grace_s,
         poweroff=settings.poweroff,
@@ -180,13 +217,12 @@ def _listen_for_scrapes(settings: RunnerSettings, metrics: RunnerMetrics, stack:
 async def _run_until_stopped(
     context: RunnerContext,
     host: HostContext,
-    ready: Callable[[], None],
-    stopping: Callable[[], None],
+    callbacks: RunnerCallbacks,
     edge: AssetClient | None,
-) -> None:
-    """Run until a signal arrives, or until the edge of an enrolled host does not know it any more.
+) -> bool:
+    """Run until a signal arrives, there is nothing to do, or the edge of an enrolled host does not know it any more.
 
-    Raises HostRemoved in the second case.
+    Return whether nothing of a job is left on this host. Raises HostRemoved in the last case.
     """
     stop = anyio.Event()
     removed = False
@@ -195,23 +231,29 @@ async def _run_until_stopped(
         async def stop_on_signal() -> None:
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async for _ in signals:
-                    stopping()
+                    callbacks.stopping()
                     stop.set()
 
         async def stop_on_removal(edge: AssetClient) -> None:
             nonlocal removed
             await wait_until_removed(context.bus.health, edge)
             removed = True
-            stopping()
+            callbacks.stopping()
+            stop.set()
+
+        def stop_when_idle() -> None:
+            callbacks.say(f"idle for {host.until_idle_s:g} s: the runner ends")
+            callbacks.stopping()
             stop.set()
 
         tasks.start_soon(stop_on_signal)
         if edge is not None:
             tasks.start_soon(stop_on_removal, edge)
-        await run_lifecycle(context, host, stop, ready)
+        is_empty = await run_lifecycle(context, host, stop, callbacks.ready, stop_when_idle)
         tasks.cancel_scope.cancel()
     if removed:
         raise HostRemoved(context.host)
+    return is_empty
 
 
 @asynccontextmanager

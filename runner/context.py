@@ -186,14 +186,16 @@ async def report_nothing() -> None:
 class HostContext(Struct, frozen=True, kw_only=True):
     """Resources and settings of this host: endpoints, GPUs, slots, and how it behaves.
 
-    `endpoints` changes while the runner runs: the parts that read it see each change at once. `pulled_images_file`
-    records the images that this host pulled itself; None keeps no record. `endpoint_folders` are read again and again.
+    `endpoints` changes while the runner runs: the parts that read it see each change at once. `pool`: the only pool of
+    which endpoints are offered. `endpoint_folders` are read again and again. `pulled_images_file` records the images
+    that this host pulled itself; None keeps no record.
 
     `drop_assets` removes deleted assets from the input cache. `poweroff` is the program that powers this machine off.
     `run_as` is the user that jobs run as, None if they run in containers. `labels` are what endpoints can require.
     `report_health` is called after each heartbeat.
 
-    Seconds: `grace_s` for jobs to end during a drain, `settle_s` for the records of those that were stopped then.
+    Seconds: `grace_s` for jobs to end during a drain, `settle_s` for the records of those that were stopped then,
+    `until_idle_s` without work after which the runner ends.
     """
 
     endpoints: MutableMapping[str, LocalEndpoint]
@@ -207,6 +209,8 @@ class HostContext(Struct, frozen=True, kw_only=True):
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     pulled_images_file: Path | None = None
     endpoint_folders: tuple[Path, ...] = ()
+    pool: str | None = None
+    until_idle_s: float | None = None
     grace_s: float = 10.0
     settle_s: float = 20.0
     poweroff: tuple[str, ...] = ()

@@ -41,8 +41,8 @@ class LocalEndpoint(Struct, frozen=True):
         return JobProgram(self.config.image, self.image.digest, self.digest)
 
 
-def load_endpoints(folders: Iterable[Path]) -> Mapping[str, LocalEndpoint]:
-    """Return the endpoints by name.
+def load_endpoints(folders: Iterable[Path], pool: str | None = None) -> Mapping[str, LocalEndpoint]:
+    """Return the endpoints by name; only those of `pool`, if it is named.
 
     Raises EndpointInvalid, which names the file. It is also raised if two folders define one name, if a folder defines
     none, or if all together are more than one host may offer.
@@ -61,6 +61,10 @@ def load_endpoints(folders: Iterable[Path]) -> Mapping[str, LocalEndpoint]:
                 other = endpoints[endpoint.config.name].folder
                 raise EndpointInvalid(f"{path}: endpoint {endpoint.config.name} is also defined in {other}: rename one")
             endpoints[endpoint.config.name] = endpoint
+    if pool is not None:
+        endpoints = {name: one for name, one in endpoints.items() if one.config.effective_pool == pool}
+        if not endpoints:
+            raise EndpointInvalid(f"no endpoint of this host is in the pool {pool}: correct `pool` or `endpoints`")
     _check_limits(endpoints)
     return endpoints
 

@@ -26,6 +26,7 @@ from runner.host.endpoint_watch import EndpointWatch
 from runner.host.engine_monitor import EngineMonitor
 from runner.host.gpu_probe import GpuProber, detect_injection
 from runner.host.heartbeat import HeartbeatPublisher, HostActivity
+from runner.host.idle_timer import IdleTimer
 from runner.host.pauses import PauseWatch
 from runner.host.power_commands import PowerCommands
 
@@ -50,12 +51,21 @@ class RunnerParts(NamedTuple):
     pause_watch: PauseWatch
     dead_man: DeadManTimer
     gpu_prober: GpuProber
+    idle_timer: IdleTimer
 
 
 async def run_lifecycle(
-    context: RunnerContext, host: HostContext, stop: anyio.Event, ready: Callable[[], None]
-) -> None:
-    """Recover, then claim and run jobs until `stop`, then drain. `ready` is called when the runner begins to claim."""
+    context: RunnerContext,
+    host: HostContext,
+    stop: anyio.Event,
+    ready: Callable[[], None],
+    on_idle: Callable[[], None] = lambda: None,
+) -> bool:
+    """Recover, then claim and run jobs until `stop`, then drain. Return whether nothing of a job is left here.
+
+    `ready` is called when the runner begins to claim. `on_idle`: when it has had nothing to do for `until_idle_s`, and
+    claims nothing any more.
+    """
     async with anyio.create_task_group() as background, anyio.create_task_group() as jobs:
         parts = _build_parts(context, host, jobs)
         background.start_soon(host.gpu_allocator.run)
@@ -66,6 +76,7 @@ async def run_lifecycle(
         background.start_soon(parts.pause_watch.run)
         background.start_soon(parts.dead_man.run, host.poweroff)
         background.start_soon(_follow_nudges, context, parts.executions)
+        background.start_soon(parts.idle_timer.run, on_idle)
         await parts.power_commands.apply()
         await parts.pause_watch.apply()
         jobs.start_soon(_recover_and_claim, context, host, parts, background, ready)
@@ -75,9 +86,11 @@ async def run_lifecycle(
         jobs.cancel_scope.cancel()
         background.cancel_scope.cancel()
     context.log.info("runner_stopped", left_running=left_running)
-    if not left_running and parts.state.is_recovered:
+    is_empty = not left_running and parts.state.is_recovered
+    if is_empty:
         with suppress(BusError), anyio.move_on_after(context.intervals.retry_most_s):
             await parts.heartbeat.delete_heartbeat()
+    return is_empty
 
 
 def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> RunnerParts:
@@ -96,6 +109,7 @@ def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> 
     recovery = ContainerRecovery(context, host, executions)
     activity = HostActivity(host.slots, host.gpu_allocator, host.find_logged_in_users, executions, state)
     engine_monitor = EngineMonitor(context, state, partial(detect_injection, context, host))
+    claim_loop = ClaimLoop(context, host, schedulability, warm_pool, executions, recovery)
     return RunnerParts(
         state=state,
         contents=contents,
@@ -103,7 +117,7 @@ def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> 
         warm_pool=warm_pool,
         executions=executions,
         recovery=recovery,
-        claim_loop=ClaimLoop(context, host, schedulability, warm_pool, executions, recovery),
+        claim_loop=claim_loop,
         activity=activity,
         engine_monitor=engine_monitor,
         heartbeat=HeartbeatPublisher(
@@ -113,6 +127,7 @@ def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> 
         pause_watch=PauseWatch(context, host, state),
         dead_man=DeadManTimer(context, host.dead_man, activity, host.is_edge_alive),
         gpu_prober=GpuProber(context, host),
+        idle_timer=IdleTimer(host.until_idle_s, activity, claim_loop, contents),
     )
 
 

@@ -170,6 +170,10 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     """File that is touched after each heartbeat, for `lamplighter health`."""
     endpoints: tuple[Path, ...] = (Path("images"),)
     """Folders that contain an `endpoint.toml`, or several such folders. This host offers their endpoints."""
+    pool: Token | None = None
+    """Offer only the endpoints of this pool. Unset: all of them."""
+    until_idle_s: Annotated[float, Meta(gt=0)] | None = None
+    """The runner ends, with exit code 0, after it has had nothing to do for this time. Unset: never."""
     broker: BrokerSettings = BrokerSettings(user="runner")
     edge: EdgeConnectionSettings = EdgeConnectionSettings()
     engine: EngineName | Literal["auto"] = "auto"

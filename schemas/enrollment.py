@@ -1,12 +1,13 @@
-"""Enrollment of a second machine: the token that `hosts add` prints, and the row that the edge stores."""
+"""Enrollment of other machines: the tokens of `hosts add` and `hosts token`, and the rows that the edge stores."""
 
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from datetime import datetime
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from schemas.asset import Digest
 from schemas.ids import Token
@@ -21,7 +22,9 @@ class JoinToken(Struct, frozen=True, kw_only=True):
     """Everything that a runner needs to join. The owner of the token acts as that host.
 
     `edge` and `broker` are URLs as the host sees them. `edge_pin`, `broker_pin`: the sha256 of the only certificate to
-    trust there; None: the certificates that the machine trusts.
+    trust there; None: the certificates that the machine trusts. `pool`: the host offers only endpoints of this pool.
+    `host_token`: the id of the shared token for which the edge gave this one. `leaves_at_end`: the runner tells the
+    edge when it ends, and the edge removes the host.
     """
 
     v: Literal[1] = 1
@@ -33,13 +36,73 @@ class JoinToken(Struct, frozen=True, kw_only=True):
     key: str
     edge_pin: Digest | None = None
     broker_pin: Digest | None = None
+    pool: Token | None = None
+    host_token: Token | None = None
+    leaves_at_end: bool = False
+
+
+class SharedJoinToken(Struct, frozen=True, kw_only=True):
+    """A token with which many hosts join: each gives it to the edge and gets a `JoinToken` of its own for it.
+
+    `edge_pin`: the sha256 of the edge's public key, see JoinToken. `prefix`: that of the ids of its hosts.
+    """
+
+    v: Literal[2] = 2
+    id: Token
+    secret: str
+    edge: str
+    prefix: Token
+    edge_pin: Digest | None = None
+
+
+class JoinRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The request of a runner to join with a shared token.
+
+    `instance`: a random text that the runner keeps, so that a repeated request gets the same host and takes no other
+    use. `host`: the id that the runner wants; without it the edge chooses one.
+    """
+
+    token: Token
+    secret: Annotated[str, Meta(min_length=16, max_length=128)]
+    instance: Annotated[str, Meta(min_length=16, max_length=128)]
+    host: Token | None = None
+
+
+class HostToken(Struct, frozen=True, kw_only=True):
+    """A row of HOST_TOKENS, under the id of the token. The secret itself is never stored.
+
+    `uses`: how many hosts may join. `used`: how many have. `keeps_hosts`: its hosts stay enrolled when they end. `by`:
+    the id of the key that asked for it.
+    """
+
+    id: Token
+    secret_sha256: str
+    uses: int
+    created_at: Moment
+    expires_at: Moment
+    prefix: Token
+    by: str
+    pool: Token | None = None
+    keeps_hosts: bool = False
+    used: int = 0
+    revoked_at: Moment | None = None
+
+    def refusal(self, now: datetime) -> str | None:
+        """Return the code of the problem for which no further host may join at `now`; None if one may."""
+        if self.revoked_at is not None:
+            return "join_token_revoked"
+        if now >= self.expires_at:
+            return "join_token_expired"
+        return "join_token_used_up" if self.used >= self.uses else None
 
 
 class EnrolledHost(Struct, frozen=True, kw_only=True):
     """A row of JOINED, under the id of the host: the hashed password of its broker user, and the id of its API key.
 
     Earlier releases stored the password itself; an edge replaces it by the hash when it starts. `is_being_removed`:
-    the host is being removed, and the broker may still have its account.
+    the host is being removed, and the broker may still have its account. `host_token`: the id of the shared token with
+    which the host joined. `instance_sha256`: of the runner that did. `leaves_at_end`: the edge removes the host when
+    its runner ends.
     """
 
     host: Token
@@ -47,6 +110,9 @@ class EnrolledHost(Struct, frozen=True, kw_only=True):
     key_id: Token
     at: Moment
     is_being_removed: bool = field(default=False, name="leaving")
+    host_token: Token | None = None
+    instance_sha256: str | None = None
+    leaves_at_end: bool = False
 
 
 class RelayToken(Struct, frozen=True, kw_only=True):
@@ -59,11 +125,15 @@ class RelayToken(Struct, frozen=True, kw_only=True):
     edge_pin: Digest | None = None
 
 
-T = TypeVar("T", JoinToken, RelayToken)
-_COMMANDS: Mapping[type, str] = {JoinToken: "lamplighter hosts add", RelayToken: "lamplighter hosts add --relay"}
+T = TypeVar("T", JoinToken, RelayToken, SharedJoinToken)
+_COMMANDS: Mapping[type, str] = {
+    JoinToken: "lamplighter hosts add",
+    RelayToken: "lamplighter hosts add --relay",
+    SharedJoinToken: "lamplighter hosts token",
+}
 
 
-def encode_join_token(token: JoinToken | RelayToken) -> str:
+def encode_join_token(token: JoinToken | RelayToken | SharedJoinToken) -> str:
     """Return the token: base64url of JSON, without padding."""
     return base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=").decode()
 
@@ -71,6 +141,14 @@ def encode_join_token(token: JoinToken | RelayToken) -> str:
 def decode_join_token(token: str) -> JoinToken:
     """Return the content of a host's token. Raises JoinTokenInvalid."""
     return _decode(token, JoinToken)
+
+
+def decode_any_join_token(token: str) -> JoinToken | SharedJoinToken:
+    """Return the content of a host's own token, or of one that many hosts share. Raises JoinTokenInvalid."""
+    try:
+        return _decode(token, SharedJoinToken)
+    except JoinTokenInvalid:
+        return decode_join_token(token)
 
 
 def decode_relay_token(token: str) -> RelayToken:

@@ -30,6 +30,10 @@ class AuditAction(StrEnum):
     KEY_REVOKED = "key_revoked"
     HOST_ADDED = "host_added"
     HOST_REMOVED = "host_removed"
+    HOST_TOKEN_CREATED = "host_token_created"  # noqa: S105 - the name of an action
+    HOST_TOKEN_REVOKED = "host_token_revoked"  # noqa: S105 - the name of an action
+    HOST_JOINED = "host_joined"  # with a token that many hosts share
+    HOST_LEFT = "host_left"  # such a host ended
     HOST_POWER_SET = "host_power_set"
     HOST_MAINTENANCE_STARTED = "host_maintenance_started"
     HOST_MAINTENANCE_ENDED = "host_maintenance_ended"

@@ -200,6 +200,9 @@ PROBLEM_TITLES_ZH: Mapping[str, str] = {
     "checksum_mismatch": "该片段与校验值不符",
     "internal": "服务器内部错误",
     "unavailable": "服务暂时不可用，请稍后再试",
+    "join_token_expired": "接入令牌已过期",
+    "join_token_revoked": "接入令牌已被吊销",
+    "join_token_used_up": "接入令牌的使用次数已用完",
     "not_set_up": "服务器的设置不支持此操作",
     "store_full": "服务器存储空间已满",
 }

@@ -429,6 +429,31 @@ _SERVICE: Mapping[str, str] = {
     "{host} is not enrolled: `lamplighter hosts list` shows the hosts": (
         "{host} 未接入：可用 lamplighter hosts list 查看服务器"
     ),
+    "the join token {id} was revoked: {remedy}": "接入令牌 {id} 已被吊销：{remedy}",
+    "the join token {id} expired at {time} UTC: {remedy}": "接入令牌 {id} 已于 {time} UTC 过期：{remedy}",
+    "{count} hosts have joined with the join token {id}, its limit: {remedy}": (
+        "已有 {count} 台服务器用接入令牌 {id} 接入，达到上限：{remedy}"
+    ),
+    "make a new one with `lamplighter hosts token`": "请用 lamplighter hosts token 创建新令牌",
+    "there is no join token {id}: `lamplighter hosts token list`": (
+        "没有接入令牌 {id}：可用 lamplighter hosts token list 查看"
+    ),
+    "the join token is not known here: copy the whole line again": "此处没有该接入令牌：请重新复制整行",
+    "{host} is enrolled already, and not with this token: choose another id, or remove that host": (
+        "{host} 已接入，且不是用该令牌：请换一个编号，或移除该服务器"
+    ),
+    "another runner is online as {host}: stop it, or wait until its heartbeat has expired": (
+        "另一个 runner 正以 {host} 在线：请停止它，或等待其心跳过期"
+    ),
+    "{host} stays enrolled: `lamplighter hosts remove {name}` removes it": (
+        "{host} 保持接入：可用 lamplighter hosts remove {name} 移除"
+    ),
+    "a host that joins with this token cannot be called {host}: its id must begin with {prefix}-": (
+        "用该令牌接入的服务器不能叫 {host}：编号必须以 {prefix}- 开头"
+    ),
+    "only the host itself may leave, with its own key: an admin removes it": (
+        "只有服务器自己可以用自己的密钥退出：请由管理员移除"
+    ),
     "the console is switched off here: set console.enabled to true": (
         "此处未启用控制台：请将 console.enabled 设为 true"
     ),

@@ -1,7 +1,7 @@
 """Host enrollment: give a new host a key and a broker account, and revoke both when it is removed."""
 
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 from anyio import Lock
@@ -9,13 +9,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bus.compare_and_set import update_row
-from bus.interface import Bus, BusError, RevisionConflict, RowUnreadable
+from bus.interface import Bus, BusError, RevisionConflict, RowUnreadable, TableRow
 from bus.nats.users import runner_user_name
 from bus.server.host_accounts import BrokerReloadFailed, hash_password, is_password_hash, new_password
 from edge.core.clock import Clock
 from edge.owners.api_keys import ApiKeyStore
 from schemas.auth import ApiKey, Scope
-from schemas.enrollment import EnrolledHost, JoinToken, RelayToken
+from schemas.enrollment import EnrolledHost, HostToken, JoinToken, RelayToken, SharedJoinToken
 from schemas.pause import maintenance_key
 from schemas.power import PowerRecord
 from schemas.problems import ProblemError
@@ -45,6 +45,13 @@ class AdvertisedAddresses(Struct, frozen=True, kw_only=True):
     edge_key_pin: str | None = None
 
 
+class SharedJoin(NamedTuple):
+    """A host joins with a shared token. `instance_sha256`: of its runner, see JoinRequest."""
+
+    token: HostToken
+    instance_sha256: str
+
+
 class HostEnrollment:
     """The enrolled hosts, in the bucket JOINED. Without `broker_accounts` and `addresses` no host can enroll."""
 
@@ -62,6 +69,7 @@ class HostEnrollment:
         self._addresses = addresses
         self._clock = clock
         self._sync_lock = Lock()
+        self._syncs_requested = self._synced = 0
 
     def update_addresses(self, addresses: AdvertisedAddresses | None) -> None:
         """Use these addresses and pins in tokens from now on: a certificate was renewed."""
@@ -98,22 +106,46 @@ class HostEnrollment:
 
         Raises ProblemError `conflict`, `not_set_up`, `unavailable`; BusError.
         """
-        broker_accounts, addresses = self._require_enabled()
+        self._require_enabled()
         if await self._bus.enrolled_hosts.keys(host):
             raise ProblemError("conflict", f"{host} is enrolled already: run `lamplighter hosts remove {host}` first")
+        return await self.enroll(host)
+
+    async def enroll(
+        self, host: str, join: SharedJoin | None = None, replaced: TableRow[EnrolledHost] | None = None
+    ) -> JoinToken:
+        """Give `host` a key and a broker account of its own, and return its token.
+
+        `replaced`: its row, whose key and account stop working. Raises as `add` does.
+        """
+        broker_accounts, addresses = self._require_enabled()
         issued = await self._keys.create(host, (Scope.RUNNER,), name=f"host {host}", host=host)
         password = new_password()
-        enrolled = EnrolledHost(host=host, password=hash_password(password), key_id=issued.key.id, at=self._clock())
+        enrolled = EnrolledHost(
+            host=host,
+            password=hash_password(password),
+            key_id=issued.key.id,
+            at=self._clock(),
+            host_token=join and join.token.id,
+            instance_sha256=join and join.instance_sha256,
+            leaves_at_end=join is not None and not join.token.keeps_hosts,
+        )
         try:
-            await self._bus.enrolled_hosts.create(host, enrolled)
+            if replaced is None:
+                await self._bus.enrolled_hosts.create(host, enrolled)
+            else:
+                await self._bus.enrolled_hosts.update(host, enrolled, replaced.revision)
         except RevisionConflict as error:
             await self._keys.revoke(issued.key.id)
             raise ProblemError("conflict", f"{host} is being enrolled at this moment: try again") from error
+        if replaced is not None:
+            await self._revoke_key(replaced.value)
         try:
             await self._sync_broker_accounts(broker_accounts)
         except (BusError, ProblemError):
             await self._revoke_key(enrolled)
-            await self._bus.enrolled_hosts.delete(host)
+            if replaced is None:  # otherwise the next attempt of the same runner replaces the row again
+                await self._bus.enrolled_hosts.delete(host)
             raise
         return JoinToken(
             host=host,
@@ -124,6 +156,16 @@ class HostEnrollment:
             key=issued.text,
             edge_pin=addresses.edge_pin,
             broker_pin=addresses.broker_pin,
+            pool=join and join.token.pool,
+            host_token=enrolled.host_token,
+            leaves_at_end=enrolled.leaves_at_end,
+        )
+
+    def make_shared_token(self, token: HostToken, secret: str) -> SharedJoinToken:
+        """Return the text part of `token`, with the address of this edge. Raises ProblemError `not_set_up`."""
+        _, addresses = self._require_enabled()
+        return SharedJoinToken(
+            id=token.id, secret=secret, edge=addresses.edge, prefix=token.prefix, edge_pin=addresses.edge_key_pin
         )
 
     async def add_relay(self, relay: str) -> tuple[ApiKey, RelayToken]:
@@ -140,11 +182,11 @@ class HostEnrollment:
         )
         return issued.key, token
 
-    async def remove(self, host: str) -> None:
+    async def remove(self, host: str, *, comes_back: bool = False) -> None:
         """Remove `host` and everything that it has as a host. Raises ProblemError `not_found`; BusError.
 
         These are its key, its broker account with all connections, its heartbeat, its offer, its power override, and
-        its maintenance.
+        its maintenance. `comes_back`: the edge powers it on again, so the last three stay.
         """
         broker_accounts, _ = self._require_enabled()
         try:
@@ -159,9 +201,10 @@ class HostEnrollment:
             raise ProblemError("not_found", f"{host} is not enrolled: `lamplighter hosts list` shows the hosts")
         await self._sync_broker_accounts(broker_accounts)
         await self._bus.heartbeats.delete(host)
-        await self._bus.capabilities.delete(host)
-        await self._clear_power_override(host)
-        await self._bus.pauses.delete(maintenance_key(host))
+        if not comes_back:
+            await self._bus.capabilities.delete(host)
+            await self._clear_power_override(host)
+            await self._bus.pauses.delete(maintenance_key(host))
         await self._bus.enrolled_hosts.delete(host)
 
     async def _clear_power_override(self, host: str) -> None:
@@ -186,15 +229,24 @@ class HostEnrollment:
         }
 
     async def _sync_broker_accounts(self, broker_accounts: BrokerAccounts) -> None:
-        """Make the broker accounts match JOINED; repeat if another edge changed a row in the meantime."""
+        """Make the broker accounts match JOINED; repeat if another edge changed a row in the meantime.
+
+        A call that waited while another one began after it has nothing left to do: many hosts that join at the same
+        time share a reload.
+        """
+        self._syncs_requested += 1
+        own = self._syncs_requested
         async with self._sync_lock:
-            written = None
+            if self._synced >= own:
+                return
+            covered, written = self._syncs_requested, None
             while written != (hashes := await self._password_hashes()):
                 try:
                     await broker_accounts.replace_all(hashes)
                 except BrokerReloadFailed as error:
                     raise ProblemError("unavailable", str(error)) from error
                 written = hashes
+            self._synced = covered
 
 
 def _with_password_hash(host: EnrolledHost | None) -> EnrolledHost | None:

@@ -19,6 +19,7 @@ from edge.http.api_operations import TAGS, codes_of, find_operation
 from edge.http.auth import NO_AUTH
 from edge.http.openapi import FILE_PATHS, METHODS, SECOND_STATUSES, body_kinds, complete_document, component_name
 from edge.jobs.event_stream import LogEvent, NoticeEvent, ProgressEvent
+from schemas.asset import DIGEST_PATTERN
 from schemas.ids import TOKEN_PATTERN
 from schemas.job_view import JobView
 from schemas.problems import PROBLEM_TYPES, Problem
@@ -34,7 +35,7 @@ _REF = "#/components/schemas/{name}"
 TEXT_PATHS = ("/v1/jobs/{job_id}/logs", "/metrics")
 STREAM_PATHS = ("/v1/events", "/v1/jobs/{job_id}/events")
 # RE2 and Go have no look-ahead. In the dialect of JSON Schema `$` is the end of the text.
-_RE2_PATTERNS = {TOKEN_PATTERN: "^[A-Za-z0-9_-]{1,64}$"}
+_RE2_PATTERNS = {TOKEN_PATTERN: "^[A-Za-z0-9_-]{1,64}$", DIGEST_PATTERN: "^[0-9a-f]{64}$"}
 # The messages of an event stream. A WebSocket sends each as one JSON object, server-sent events as three fields.
 _MESSAGES: Mapping[str, tuple[str, type]] = {
     "StateEvent": ("state", JobView),

@@ -106,6 +106,18 @@ OPERATIONS: Final[dict[tuple[str, str], OperationNote]] = {
     ("/v1/hosts/{host}/power", "post"): OperationNote("setHostPower", "hosts", (*_BODY, "not_found", "conflict")),
     ("/v1/hosts/{host}/maintenance", "post"): OperationNote("startMaintenance", "hosts", ("not_found",)),
     ("/v1/hosts/{host}/maintenance", "delete"): OperationNote("endMaintenance", "hosts", ("not_found",)),
+    ("/v1/hosts/{host}/leave", "post"): OperationNote("leaveHost", "hosts", ("conflict", "not_set_up")),
+    ("/v1/host-tokens", "get"): OperationNote("listHostTokens", "hosts"),
+    ("/v1/host-tokens", "post"): OperationNote("createHostToken", "hosts", (*_BODY, "not_set_up")),
+    ("/v1/host-tokens/{token_id}", "delete"): OperationNote("revokeHostToken", "hosts", ("not_found",)),
+    ("/v1/host-tokens/join", "post"): OperationNote(
+        "joinHost",
+        "hosts",
+        (
+            *(*_BODY, "not_found", "conflict", "not_set_up"),
+            *("join_token_expired", "join_token_revoked", "join_token_used_up"),
+        ),
+    ),
     ("/v1/relays", "post"): OperationNote("addRelay", "hosts", (*_BODY, "owner_deleting", "not_set_up")),
     ("/v1/usage", "get"): OperationNote("getUsage", "usage"),
     ("/v1/keys", "get"): OperationNote("listKeys", "keys"),

@@ -23,6 +23,7 @@ from edge.core.trusted_proxies import TrustedProxies
 from edge.deletion import OwnerDeletionService
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.enrollment import HostEnrollment
+from edge.hosts.host_tokens import HostTokens
 from edge.hosts.registry import HostRegistry
 from edge.hosts.samples import HostSamples
 from edge.index.index import JobIndex
@@ -88,6 +89,7 @@ class EdgeServices(Struct, frozen=True, kw_only=True):
     sessions: SessionIssuer
     url_signer: UrlSigner
     enrollment: HostEnrollment
+    host_tokens: HostTokens
     owners: OwnerDirectory
     owner_deletions: OwnerDeletionService
     quotas: OwnerQuotas

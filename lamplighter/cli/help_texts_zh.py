@@ -315,6 +315,23 @@ _CLIENT: Mapping[str, str] = {
     "Create a join token for host ID and print the command to run there. The token is a secret of that host.": (
         "为服务器 ID 创建接入令牌，并输出要在那里运行的命令。令牌是该服务器的机密。"
     ),
+    "Create, list and revoke join tokens that many hosts share. Each host gets credentials of its own.": (
+        "创建、列出和吊销多台服务器共用的接入令牌。每台服务器都有自己的凭据。"
+    ),
+    "Create a join token for many hosts and print the command to run on each. The token is a secret.": (
+        "为多台服务器创建一个接入令牌，并输出要在每台上运行的命令。令牌是机密。"
+    ),
+    "How many hosts may join with it.": "可用它接入的服务器数量。",
+    "For how long, as 90s, 30m, 12h, 7d.": "有效时长，如 90s、30m、12h、7d。",
+    "The ids of its hosts begin with NAME and a hyphen [host].": "其服务器的编号以 NAME 加连字符开头 [host]。",
+    "Its hosts offer only endpoints of this pool.": "其服务器只提供该池的任务类型。",
+    "Its hosts stay enrolled when they end.": "其服务器结束后仍保持接入。",
+    "Print only the token, for a file that `--join @FILE` reads.": "只输出令牌，供 --join @FILE 读取的文件使用。",
+    "List the join tokens that hosts share, without their secrets.": "列出多台服务器共用的接入令牌，不含机密。",
+    "Let no further host join with token ID. The hosts that have joined stay.": (
+        "不再允许用令牌 ID 接入服务器。已接入的服务器不受影响。"
+    ),
+    "End, with exit code 0, after there was nothing to do for this time.": "空闲达到该时长后结束，退出码为 0。",
     "Remove an enrolled host. Its key and its connection to the broker end immediately.": (
         "移除已接入的服务器。其密钥和与 broker 的连接立即失效。"
     ),

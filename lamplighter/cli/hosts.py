@@ -122,6 +122,82 @@ def maintenance(session: CliContext, host: str, *, end: bool) -> None:
     session.show(found, lambda: session.out.print(say(line), highlight=False))
 
 
+_SECONDS_BY_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class Duration(click.ParamType[float]):
+    """A duration such as `90s`, `30m`, `12h` or `7d`, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        number, unit = str(value)[:-1], str(value)[-1:]
+        if unit in _SECONDS_BY_UNIT and number.isascii() and number.isdecimal() and int(number) > 0:
+            return float(int(number) * _SECONDS_BY_UNIT[unit])
+        return self.fail(f"{value} is not a duration: write it as 90s, 30m, 12h or 7d", param, ctx)
+
+
+@hosts.group("token", invoke_without_command=True)
+@click.pass_context
+def host_token(context: click.Context, /, **given: Any) -> None:
+    """Create, list and revoke join tokens that many hosts share. Each host gets credentials of its own."""
+    run_default_command(context, create_token, given)
+
+
+@host_token.command("create")
+@click.option(
+    "--uses", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="How many hosts may join with it."
+)
+@click.option(
+    "--ttl",
+    type=Duration(),
+    default="7d",
+    show_default=True,
+    metavar="TIME",
+    help="For how long, as 90s, 30m, 12h, 7d.",
+)
+@click.option("--prefix", metavar="NAME", help="The ids of its hosts begin with NAME and a hyphen [host].")
+@click.option("--pool", metavar="POOL", help="Its hosts offer only endpoints of this pool.")
+@click.option("--keep", is_flag=True, help="Its hosts stay enrolled when they end.")
+@click.option("--token-only", is_flag=True, help="Print only the token, for a file that `--join @FILE` reads.")
+@client_command
+def create_token(session: CliContext, uses: int, ttl: float, *, token_only: bool, **terms: Any) -> None:
+    """Create a join token for many hosts and print the command to run on each. The token is a secret."""
+    made = session.client.call(api.create_host_token(uses, ttl, **terms))
+    line = made["token" if token_only else "command"]
+    session.show(made, lambda: session.out.print(line, markup=False, highlight=False, soft_wrap=True))
+
+
+host_token.params.extend(create_token.params)  # `hosts token --uses 2` is `hosts token create --uses 2`
+
+
+@host_token.command("list")
+@client_command
+def list_tokens(session: CliContext) -> None:
+    """List the join tokens that hosts share, without their secrets."""
+    found = session.client.call(api.get_json("/v1/host-tokens"))["tokens"]
+    columns = ("TOKEN", "STATE", "USED", "HOSTS", "PREFIX", "POOL", "EXPIRES")
+    session.show(found, lambda: display.print_table(session.out, columns, map(_token_row, found), "no join tokens"))
+
+
+def _token_row(token: dict[str, Any]) -> tuple[str, ...]:
+    used = f"{token['used']}/{token['uses']}"
+    expires = display.format_time_text(token["expires_at"])
+    return token["id"], token["state"], used, str(token["hosts"]), token["prefix"], token["pool"] or "-", expires
+
+
+@host_token.command("revoke")
+@click.argument("token_id", metavar="ID")
+@client_command
+def revoke_token(session: CliContext, token_id: str) -> None:
+    """Let no further host join with token ID. The hosts that have joined stay."""
+    session.client.call(api.delete_path(f"/v1/host-tokens/{api.quote_segment(token_id)}"))
+    session.show(
+        {"revoked": token_id}, lambda: session.out.print(say(f"join token {token_id} revoked"), highlight=False)
+    )
+
+
 OVERRIDE_TEXTS = {"on": "override: on", "off": "override: off", "auto": "automatic"}
 
 

@@ -49,8 +49,10 @@ from lamplighter.cli.service_places import (
 from lamplighter.cli.service_settings import render_settings
 from lamplighter.cli.service_units import Role, ServicePlan, render_units, unit_to_enable
 from lamplighter.cli.up import IMAGES
+from runner.assets.port import EdgeUnavailable
 from runner.engines.selection import find_docker
 from runner.host.enrollment import EnrollmentUnreadable, join
+from runner.host.shared_join import JoinRefused
 from runner.settings import RunnerSettings
 from schemas.enrollment import JoinTokenInvalid
 from schemas.settings_loader import SettingsInvalid
@@ -66,6 +68,8 @@ EXIT_CODES: dict[type[Exception], int] = {
     EnrollmentUnreadable: USAGE,
     SettingsInvalid: USAGE,
     CertificateMismatch: REFUSED,
+    JoinRefused: REFUSED,
+    EdgeUnavailable: UNREACHABLE,
     BusError: UNREACHABLE,
     OSError: FAILED,
 }

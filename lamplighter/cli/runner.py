@@ -24,7 +24,9 @@ from lamplighter.cli.process_setup import (
 from lamplighter.cli.service_notify import ServiceNotifier
 from lamplighter.cli.settings_file import config_option
 from runner.app import RunnerStartError, serve
+from runner.assets.port import EdgeUnavailable
 from runner.host.enrollment import EnrollmentUnreadable, HostRemoved, JoinNotCompleted, join
+from runner.host.shared_join import JoinRefused
 from runner.settings import RunnerSettings
 from schemas.endpoint import EndpointInvalid
 from schemas.enrollment import JoinTokenInvalid
@@ -37,6 +39,8 @@ EXIT_CODES: dict[type[Exception], int] = {
     JoinNotCompleted: USAGE,
     JoinTokenInvalid: USAGE,
     CertificateMismatch: REFUSED,
+    JoinRefused: REFUSED,
+    EdgeUnavailable: UNREACHABLE,
     HostRemoved: REFUSED,
 }
 
@@ -54,14 +58,29 @@ STOP_MARGIN_S = 60.0  # after the grace time a drain still stops jobs, removes w
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of an image (its endpoint.toml), or of several [images]. May be repeated.",
 )
-def runner(
-    config: Path, log_level: str | None, log_format: str | None, token: str | None, endpoints: tuple[Path, ...]
+@click.option(
+    "--until-idle",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End, with exit code 0, after there was nothing to do for this time.",
+)
+def runner(  # noqa: PLR0913, PLR0917 - click calls it with every option
+    config: Path,
+    log_level: str | None,
+    log_format: str | None,
+    token: str | None,
+    endpoints: tuple[Path, ...],
+    until_idle: float | None,
 ) -> None:
     """Run jobs on this host."""
     os.umask(PRIVATE_UMASK)
     notifier = ServiceNotifier.from_environment(os.environ)
     folders = msgspec.json.encode([str(folder) for folder in endpoints]).decode() if endpoints else None
-    settings = read_settings(RunnerSettings, config, log_level, log_format, {"LAMPLIGHTER_ENDPOINTS": folders})
+    overrides = {
+        "LAMPLIGHTER_ENDPOINTS": folders,
+        "LAMPLIGHTER_UNTIL_IDLE_S": None if until_idle is None else str(until_idle),
+    }
+    settings = read_settings(RunnerSettings, config, log_level, log_format, overrides)
     raise_open_file_limit()
     with exit_on_error(EXIT_CODES):
         if token is not None:

@@ -129,6 +129,7 @@ _STARTS: Mapping[str, str] = {
     "the key is encrypted with a password": "密钥有密码保护",
     "{setting} {file} is not a certificate as PEM: {remedy}": "{setting} {file} 不是 PEM 格式的证书：{remedy}",
     "{message}: join again with a new token, or correct edge.pin": "{message}：请用新的令牌重新接入，或更正 edge.pin",
+    "idle for {seconds} s: the runner ends": "已空闲 {seconds} 秒：runner 结束运行",
     "{what}; until now it was {previous}, and jobs that still run there start again": (
         "{what}；此前为 {previous}，仍在那里运行的任务会重新开始"
     ),

@@ -79,6 +79,13 @@ class AssetClient:
         with _map_http_errors():
             return (await self._client.post("/v1/assets/check", json={"digests": []})).status_code != 401
 
+    async def leave(self, host: str) -> None:
+        """Have the edge remove `host`, to which our key belongs. Raises AssetError."""
+        with _map_http_errors():
+            answer = await self._client.post(f"/v1/hosts/{host}/leave")
+            if answer.status_code != 401:  # 401: it is removed already
+                await _raise_for_status(answer)
+
     async def download(self, owner: str, sha256: Digest, into: Path) -> None:
         """Download the asset to `into`; bytes that are there already are not requested again.
 

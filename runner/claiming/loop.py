@@ -62,13 +62,17 @@ class ClaimLoop:
         self._lost_races = 0  # wakes in a row whose message another host took
         self._idle_scope = anyio.CancelScope()
         self._claiming = True
+        self.jobs_started = 0  # since the start of this process
+        self.is_handling = False  # a message is being answered, or its job is being claimed
 
     async def run(self) -> None:
         """Claim until `stop`. While the edge, the broker or the engine is away, nothing new is claimed."""
         while self._claiming:
             delivery = await self._wait_for_message()
             if delivery is not None:
+                self.is_handling = True
                 await self._context.retry_while_unavailable("claim", partial(self._handle, delivery))
+                self.is_handling = False
 
     async def _wait_for_message(self) -> QueueMessage | None:
         """Return the next message, once there is a slot for its job; None after the idle wait, or after `stop`."""
@@ -225,6 +229,7 @@ class ClaimLoop:
             await self._warm_pool.give_back(warm) if warm else allocation.release()
             raise
         self._executions.launch(JobAssignment(claimed, endpoint, allocation, warm_container=warm), permit, delivery)
+        self.jobs_started += 1
         if taken is not None:
             self._context.metrics.warm_hits.inc(job.endpoint)
         elif self._warm_pool.serves(endpoint):

@@ -300,6 +300,13 @@ class HostContents(Struct, frozen=True):
         """Return why this endpoint cannot start for want of its image or a volume; None if it can."""
         return self.images.why_unplaceable(endpoint) or self.volumes.why_unplaceable(endpoint)
 
+    @property
+    def is_fetching(self) -> bool:
+        """Whether an image is being pulled or a volume is being filled now."""
+        return any(one.state == "pulling" for one in self.images.reports()) or any(
+            one.state == "filling" for one in self.volumes.reports()
+        )
+
     def notify(self) -> None:
         """Look at once: the endpoints have changed."""
         self.images.notify()

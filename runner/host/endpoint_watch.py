@@ -41,7 +41,7 @@ class EndpointWatch:
     async def _look(self) -> str | None:
         """Read the folders and apply what changed; return what is not valid, or None."""
         try:
-            found = await anyio.to_thread.run_sync(load_endpoints, self._host.endpoint_folders)
+            found = await anyio.to_thread.run_sync(load_endpoints, self._host.endpoint_folders, self._host.pool)
         except (EndpointInvalid, OSError) as error:
             return str(error)
         wanted = {name: self._with_image(endpoint) for name, endpoint in found.items()}

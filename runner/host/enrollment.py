@@ -4,6 +4,7 @@ The certificates of edge and broker are compared with the token's pins. The toke
 start.
 """
 
+import secrets
 from pathlib import Path
 
 import anyio
@@ -15,11 +16,13 @@ from bus.secret_files import TRAVERSE_ONLY_MODE, atomic_write, make_private_fold
 from bus.tls_pinning import fetch_certificate
 from runner.assets.client import AssetClient
 from runner.assets.port import EdgeUnavailable
+from runner.host.shared_join import request_enrollment
 from runner.settings import RunnerSettings
-from schemas.enrollment import JoinToken, decode_join_token
+from schemas.enrollment import JoinRequest, JoinToken, SharedJoinToken, decode_any_join_token
 
 ENROLLMENT_FILE = "joined.json"
 JOIN_FAILED_FILE = "join_failed.txt"
+INSTANCE_FILE = "join_instance.txt"
 EDGE_PIN, BROKER_PIN = "edge.pem", "broker.pem"
 
 
@@ -35,12 +38,17 @@ def join(settings: RunnerSettings, token: str) -> None:
     """Keep the token's content in the data folder with mode 0600, replacing an earlier one. Blocking.
 
     A token that is kept already changes nothing: the service of a container has it at every start, also while the edge
-    is away. Raises JoinTokenInvalid, CertificateMismatch, BrokerUnreachable. Then only the reason is kept, so that a
-    later start without a token does not run as a host of its own.
+    is away. With a shared token, every start asks the edge again, which gives the same runner the same host.
+
+    Raises JoinTokenInvalid, CertificateMismatch, BrokerUnreachable, JoinRefused, EdgeUnavailable. Then only the reason
+    is kept, so that a later start without a token does not run as a host of its own.
     """
     make_private_folder(settings.data, TRAVERSE_ONLY_MODE)
     try:
-        _join(settings, token)
+        invitation = decode_any_join_token(token)
+        if isinstance(invitation, SharedJoinToken):
+            invitation = _join_with_shared_token(settings, invitation)
+        _keep_enrollment(settings, invitation)
     except Exception as error:
         if not is_enrolled(settings):
             atomic_write(settings.data / JOIN_FAILED_FILE, str(error).encode())
@@ -48,10 +56,35 @@ def join(settings: RunnerSettings, token: str) -> None:
     (settings.data / JOIN_FAILED_FILE).unlink(missing_ok=True)
 
 
-def _join(settings: RunnerSettings, token: str) -> None:
-    invitation = decode_join_token(token)
+def _join_with_shared_token(settings: RunnerSettings, shared: SharedJoinToken) -> JoinToken:
+    """Return the token of this host, for which the edge takes the shared one. Raises JoinRefused, EdgeUnavailable.
+
+    While the edge is away, a host that has joined with the same token before goes on with what it kept.
+    """
+    instance_file = settings.data / INSTANCE_FILE
+    if not instance_file.exists():
+        atomic_write(instance_file, secrets.token_urlsafe(24).encode())
+    wanted = settings.host if settings.host != RunnerSettings().host else None
+    request = JoinRequest(token=shared.id, secret=shared.secret, instance=instance_file.read_text(), host=wanted)
+    try:
+        return request_enrollment(shared, request)
+    except EdgeUnavailable:
+        kept = _read_kept(settings)
+        if kept is None or kept.host_token != shared.id:
+            raise
+        return kept
+
+
+def _read_kept(settings: RunnerSettings) -> JoinToken | None:
+    try:
+        return msgspec.json.decode((settings.data / ENROLLMENT_FILE).read_bytes(), type=JoinToken)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _keep_enrollment(settings: RunnerSettings, invitation: JoinToken) -> None:
     kept = settings.data / ENROLLMENT_FILE
-    if kept.exists() and kept.read_bytes() == msgspec.json.encode(invitation):
+    if _read_kept(settings) == invitation:
         return
     certificates = {
         name: fetch_certificate(url, pin)
@@ -64,6 +97,18 @@ def _join(settings: RunnerSettings, token: str) -> None:
     for name, certificate in certificates.items():
         atomic_write(settings.data / name, certificate)
     atomic_write(kept, msgspec.json.encode(invitation))
+
+
+def forget_enrollment(settings: RunnerSettings) -> None:
+    """Delete what `join` kept: the edge has removed this host."""
+    for name in (ENROLLMENT_FILE, EDGE_PIN, BROKER_PIN, INSTANCE_FILE):
+        (settings.data / name).unlink(missing_ok=True)
+
+
+def leaves_at_end(settings: RunnerSettings) -> bool:
+    """Return whether the edge removes this host when its runner ends."""
+    kept = _read_kept(settings)
+    return kept is not None and kept.leaves_at_end
 
 
 def is_enrolled(settings: RunnerSettings) -> bool:
@@ -87,6 +132,7 @@ def apply_enrollment(settings: RunnerSettings) -> RunnerSettings:
     return replace(
         settings,
         host=kept.host,
+        pool=kept.pool or settings.pool,
         broker=replace(
             settings.broker,
             url=kept.broker,

@@ -36,6 +36,7 @@ WRITTEN_OUT: dict[str, dict[str, Any]] = {
     "KV_LEASES": {"max_age": 15 * SECOND, "max_msgs_per_subject": 1},
     "KV_AGREED": {"max_age": 0, "max_msgs_per_subject": 1},
     "KV_JOINED": {"max_age": 0, "max_msgs_per_subject": 4},
+    "KV_HOST_TOKENS": {"max_age": 0, "max_msgs_per_subject": 4},
     "KV_ERASURES": {"max_age": 30 * DAY, "max_msgs_per_subject": 1},
     "KV_OWNER_HOOKS": {"max_age": 0, "max_msgs_per_subject": 4},
     "KV_SECRETS": {"max_age": 0, "max_msgs_per_subject": 4},

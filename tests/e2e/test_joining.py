@@ -153,6 +153,33 @@ def test_a_host_joins_once_and_only_who_joined_is_removed(home: Home) -> None:
         assert code in said.stderr
 
 
+def test_many_join_with_one_token_work_and_leave_nothing_behind(net: HostNetwork, home: Home, tmp_path: Path) -> None:
+    words = ("--uses", "2", "--ttl", "1h", "--prefix", "pilot", "--token-only")
+    said = lamplighter(home.data, "hosts", "token", *words)
+    assert said.returncode == 0, said.stderr
+    file = tmp_path / "token"
+    file.write_text(said.stdout)
+    until_idle = ("--until-idle", "3")
+    with (
+        joined_runner(tmp_path / "one", "--join", f"@{file}", *until_idle, prefix=net.at_host) as one,
+        joined_runner(tmp_path / "two", "--join", f"@{file}", *until_idle, prefix=net.at_host) as two,
+    ):
+        echoed(home, tmp_path, "by a shared token")
+        for process in (one, two):
+            _, ended = process.communicate(timeout=ENDED_S)
+            assert process.returncode == 0, ended
+    for data in ("one", "two"):
+        assert not (tmp_path / data / "joined.json").exists()
+    with joined_runner(tmp_path / "three", "--join", f"@{file}", *until_idle, prefix=net.at_host) as process:
+        assert "2 hosts have joined with the join token" in refused(process)
+    (token,) = json.loads(lamplighter(home.data, "hosts", "token", "list", "--json").stdout)
+    assert (token["state"], token["used"], token["hosts"]) == ("used_up", 2, 0)
+    assert not [host for host in json.loads(lamplighter(home.data, "hosts", "--json").stdout) if "pilot" in host["id"]]
+    assert "HOST_pilot" not in "".join(path.read_text() for path in home.data.rglob("hosts.conf"))
+    revoked = lamplighter(home.data, "hosts", "token", "revoke", token["id"])
+    assert (revoked.returncode, revoked.stdout) == (0, f"join token {token['id']} revoked\n")
+
+
 def test_what_is_no_token_is_said_to_be_none(net: HostNetwork, tmp_path: Path) -> None:
     with joined_runner(tmp_path, "--join", "nonsense", prefix=net.at_host) as process:
         _, said = process.communicate(timeout=ENDED_S)

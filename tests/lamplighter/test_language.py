@@ -42,6 +42,7 @@ UNSEEN: set[Literals] = {
     ("Read-only file system",),  # the kernel's words, which are looked for in a log
     ("lamplighter hosts add",),  # commands
     ("lamplighter hosts add --relay",),
+    ("lamplighter hosts token",),
     ("[bold green]Lamplighter is running.[/]  url ", "\nkey ", ""),
 }
 ENGLISH_WORDS = re.compile(r"[A-Za-z,]+(?: [A-Za-z,]+){3}")

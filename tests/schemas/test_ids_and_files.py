@@ -117,7 +117,8 @@ def test_every_refusal_has_a_status_and_makes_its_document():
         "job_not_final deadline_passed asset_in_use body_too_large input_invalid asset_missing digest_mismatch "
         "idempotency_mismatch url_refused rate_limited quota_exceeded internal unavailable store_full "
         "owner_deleting offset_mismatch tus_version media_type_unknown upload_locked checksum_mismatch "
-        "head_timeout head_too_large too_many_connections not_set_up secret_missing"
+        "head_timeout head_too_large too_many_connections not_set_up secret_missing "
+        "join_token_expired join_token_revoked join_token_used_up"
     )
     assert set(PROBLEM_TYPES) == set(codes.split())
     problem = ProblemError("asset_missing", "upload it first", missing=("sha256:ab",)).problem

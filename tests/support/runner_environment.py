@@ -167,6 +167,7 @@ class RunnerEnvironment:
         self.engine_gone = False  # when a runner starts
         self.leave = True
         self.grace_s = 0.05
+        self.until_idle_s: float | None = None
         self.poweroff: tuple[str, ...] = ()
         self.people: frozenset[str] = frozenset()
         self.labels: dict[str, str] = {}
@@ -259,6 +260,7 @@ class RunnerEnvironment:
             find_logged_in_users=lambda: self.people,
             labels=self.labels,
             report_health=HealthFile(self.health_file).renew,
+            until_idle_s=self.until_idle_s,
         )
 
     async def submit(self, endpoint: str, id_: str = "j1", owner: str = "ada", **changes: Any) -> JobKey:
@@ -377,7 +379,7 @@ class RunnerUnderTest:
         self.gone = anyio.Event()
 
     async def serve(self) -> None:
-        await run_lifecycle(self.context, self.host, self.stop, self.ready.set)
+        await run_lifecycle(self.context, self.host, self.stop, self.ready.set, self.stop.set)
         self.gone.set()
 
     async def drained(self) -> None:

@@ -15,6 +15,7 @@ from edge.console import ConsoleSettings
 from edge.core.trusted_proxies import TrustedProxies
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.hosts.enrollment import AdvertisedAddresses, BrokerAccounts, HostEnrollment
+from edge.hosts.host_tokens import HostTokens
 from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
 from edge.jobs.job_actions import JobActionService
@@ -131,6 +132,7 @@ def make_services(
     notify: NotifySettings = NO_NOTIFICATIONS,
 ) -> EdgeServices:
     power = declare_dark_host(made)
+    enrollment = HostEnrollment(made.bus, keys, accounts, ADDRESSES, made.time)
     prices = {"gpu-9": PRICE}
     return EdgeServices(
         bus=made.bus,
@@ -159,7 +161,8 @@ def make_services(
         tokens=TokenIssuer(SECRET, keys.get, made.time),
         sessions=SessionIssuer(SECRET, keys.get, made.time, FixedEntropy(), made.bus.installation_constants),
         url_signer=made.signer,
-        enrollment=HostEnrollment(made.bus, keys, accounts, ADDRESSES, made.time),
+        enrollment=enrollment,
+        host_tokens=HostTokens(made.bus, enrollment, DECLARED_HOSTS, made.time, FixedEntropy()),
         owners=OwnerDirectory(made.bus, made.index, keys),
         owner_deletions=made.erasures(keys),
         quotas=made.quotas,

@@ -162,6 +162,23 @@ async def remove_host(request: AnyRequest, services: ServicesDep, host: FromPath
         await services.hosts.refresh()
 
 
+@post("/v1/hosts/{host:str}/leave", status_code=204, guards=[require_scope(Scope.RUNNER)])
+async def leave(request: AnyRequest, services: ServicesDep, host: FromPath[str]) -> None:
+    """Remove a host whose runner ends. Only the host itself may say so, with its own key.
+
+    It must have joined with a token of `POST /v1/host-tokens` that does not keep its hosts. A declared host keeps its
+    endpoints, override and maintenance, because the edge powers it on again.
+    """
+    if request.auth.host != host:
+        raise ProblemError("forbidden", "only the host itself may leave, with its own key: an admin removes it")
+    with translate_errors():
+        left = await services.host_tokens.leave(host)
+    if left:
+        await record_audit_event(request, services, AuditAction.HOST_LEFT, host)
+    with suppress(BusError):
+        await services.hosts.refresh()
+
+
 class RelayRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """A relay to admit. `id`: a name for it, 1 to 64 characters, which its key has as owner."""
 
@@ -199,4 +216,5 @@ ROUTES = (
     add_host,
     add_relay,
     remove_host,
+    leave,
 )

@@ -243,7 +243,8 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(edge: ServedEd
         *("/v1/owners", "/v1/owners/{owner_id}", "/v1/owners/{owner_id}/deletion", "/v1/audit"),
         *("/v1/notifications", "/v1/notifications/test"),
         *("/v1/jobs/actions", "/v1/jobs/actions/{action_id}", "/v1/hosts/{host}/samples"),
-        *("/v1/session", "/v1/session/tickets", "/v1/relays"),
+        *("/v1/session", "/v1/session/tickets", "/v1/relays", "/v1/hosts/{host}/leave"),
+        *("/v1/host-tokens", "/v1/host-tokens/join", "/v1/host-tokens/{token_id}"),
         *("/v1/secrets", "/v1/secrets/{name}", "/v1/jobs/{job_id}/secrets"),
         *("/livez", "/readyz", "/metrics"),
     }

@@ -47,6 +47,7 @@ WITHOUT_BODY = {
     "/v1/jobs/{job_id}/secrets",
     "/v1/notifications/test",
     *("/v1/endpoints/{name}/pause", "/v1/endpoints/{name}/resume", "/v1/hosts/{host}/maintenance"),
+    "/v1/hosts/{host}/leave",
 }
 NOT_SET_UP = 501  # no machine may join the edge of these tests
 TUS = {"Tus-Resumable": "1.0.0"}

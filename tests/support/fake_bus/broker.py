@@ -13,6 +13,7 @@ from bus.nats.topology import (
     ERASURES,
     GUEST_BUCKETS,
     HOOKS,
+    HOST_TOKENS,
     HOSTS,
     JOINED,
     KEYS,
@@ -27,7 +28,7 @@ from bus.nats.topology import (
 )
 from schemas.asset import AssetReference
 from schemas.auth import ApiKey
-from schemas.enrollment import EnrolledHost
+from schemas.enrollment import EnrolledHost, HostToken
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import InstallationConstant, Lease
 from schemas.job_action import JobAction
@@ -108,6 +109,7 @@ class FakeBroker:
             webhook_outbox=FakeWebhookOutbox(connection, self._webhooks),
             installation_constants=FakeTable(connection, self._buckets[AGREED.name], AGREED.name, InstallationConstant),
             enrolled_hosts=FakeTable(connection, self._buckets[JOINED.name], JOINED.name, EnrolledHost),
+            host_tokens=FakeTable(connection, self._buckets[HOST_TOKENS.name], HOST_TOKENS.name, HostToken),
             owner_deletions=FakeTable(connection, self._buckets[ERASURES.name], ERASURES.name, OwnerDeletion),
             job_actions=FakeTable(connection, self._buckets[ACTIONS.name], ACTIONS.name, JobAction),
             audit_log=FakeAuditStream(connection, self._buckets[AUDIT.name]),
