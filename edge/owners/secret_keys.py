@@ -8,13 +8,15 @@ import base64
 import binascii
 import hashlib
 import os
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from bus.secret_files import atomic_write
+from bus.secret_files import atomic_write, fsync_folder
 from edge.core.clock import Entropy
 
 KEY_BYTES = 32
@@ -74,7 +76,7 @@ def read_or_make_keys(path: Path, entropy: Entropy = os.urandom) -> SecretKeys:
     """Read the key file; create it with one key if it does not exist. Blocking. Raises SecretKeysUnusable."""
     try:
         if not path.exists():
-            atomic_write(path, f"{_HEADER}{base64.b64encode(entropy(KEY_BYTES)).decode()}\n")
+            _create_once(path, f"{_HEADER}{base64.b64encode(entropy(KEY_BYTES)).decode()}\n")
         text = path.read_text(errors="replace")
     except OSError as error:
         raise SecretKeysUnusable(
@@ -86,6 +88,18 @@ def read_or_make_keys(path: Path, entropy: Entropy = os.urandom) -> SecretKeys:
     if not keys:
         raise SecretKeysUnusable(f"{path} has no key: restore it from a copy, or delete it and set all secrets again")
     return SecretKeys(keys, entropy)
+
+
+def _create_once(path: Path, text: str) -> None:
+    """Create the file unless another edge, with which this one may share the folder, creates it at the same time."""
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    atomic_write(new, text)
+    try:
+        with suppress(FileExistsError):
+            path.hardlink_to(new)
+    finally:
+        new.unlink()
+    fsync_folder(path.parent)
 
 
 def _parse_key(path: Path, line: str) -> bytes:

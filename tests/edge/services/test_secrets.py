@@ -3,6 +3,7 @@
 import base64
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -123,6 +124,13 @@ def test_the_key_file_is_private_and_a_bad_one_is_named(tmp_path: Path) -> None:
             read_or_make_keys(file)
     with pytest.raises(SecretKeysUnusable, match="correct its owner and permissions"):
         read_or_make_keys(tmp_path / "none" / "secrets.key")
+
+
+def test_edges_that_start_at_once_with_one_folder_agree_on_the_key(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: read_or_make_keys(tmp_path / "secrets.key").sealing_id, range(8)))
+    assert set(made) == {read_or_make_keys(tmp_path / "secrets.key").sealing_id}
+    assert [path.name for path in tmp_path.iterdir()] == ["secrets.key"]
 
 
 @pytest.mark.parametrize("value", ["short", "x" * 32_769, "with a \0 inside", "\u706f" * 2])
