@@ -34,7 +34,7 @@ from schemas.status import PRIORITIES
 
 UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host try
 HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host runs the job
-LOST_RACE_DELAY_S = 0.001  # a host waits up to so long for each race that it lost, so that the others are not in its way
+LOST_RACE_DELAY_S = 0.001  # a host stands back for up to so long, for each race in a row that it lost
 LOST_RACE_LIMIT = 20
 CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is being removed
 
@@ -112,8 +112,8 @@ class ClaimLoop:
     async def _fetch_next(self) -> QueueMessage | None:
         """Return one message, or None after the idle wait. A broker outage is waited out in the same way.
 
-        After a wake only its lanes are fetched: every other lane was empty at the last fetch and had no wake since. A wake
-        that was lost costs one idle wait, after which all lanes are fetched.
+        After a wake only its lanes are fetched: every other lane was empty at the last fetch and had no wake since. A
+        wake that was lost costs one idle wait, after which all lanes are fetched.
         """
         unschedulable = await self._schedulability.unschedulable_reasons()
         pools = [
