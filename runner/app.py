@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -301,7 +302,16 @@ def engine_config(settings: RunnerSettings) -> EngineConfig:
         docker_socket=settings.docker_socket,
         job_user=settings.process.user,
         slots=settings.slots,
+        egress_image=settings.egress.image,
+        own_services=_list_own_services(settings),
     )
+
+
+def _list_own_services(settings: RunnerSettings) -> tuple[str, ...]:
+    """Return the hosts of broker and edge, which no job may reach, also where they are public."""
+    urls = [*settings.broker.url.split(","), settings.edge.url]
+    hosts = (urlsplit(url if "://" in url else f"//{url}").hostname for url in urls)
+    return tuple(host for host in hosts if host)
 
 
 async def _select_engine(

@@ -137,6 +137,7 @@ def container_spec(
         limits=ContainerLimits(resources.memory_mb, resources.cpus, shm_mb=resources.shm_mb),
         gpus=gpus,
         runtime=endpoint.config.runtime,
+        egress=endpoint.config.egress,
         mounts=mounts,
         env=endpoint.config.env,
     )

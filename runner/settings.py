@@ -109,6 +109,13 @@ class ProcessSettings(Struct, frozen=True):
     """The user that runs the jobs. Empty: the runner's own. Unset: `nobody` where the runner is root."""
 
 
+class EgressSettings(Struct, frozen=True):
+    """Jobs whose endpoint has `network = "egress"`."""
+
+    image: str | None = None
+    """An image with Python 3 that the engine has, for jobs whose own image has none."""
+
+
 class DeadManSettings(Struct, frozen=True):
     """The dead-man timer: the machine runs `poweroff` after edge or broker were silent for a time.
 
@@ -185,6 +192,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     registries: dict[str, RegistrySettings] = field(default_factory=dict)
     volumes: VolumeSettings = VolumeSettings()
     caches: CacheSettings = CacheSettings()
+    egress: EgressSettings = EgressSettings()
     labels: dict[LabelName, LabelValue] = field(default_factory=dict)
     """Labels of this host, as in `disk = "nvme"`. An endpoint with `labels` runs only on hosts that have them."""
     slots: Annotated[int, Meta(ge=1, le=256)] = 1

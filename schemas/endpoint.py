@@ -15,7 +15,7 @@ from msgspec import Meta, Struct, field, structs
 
 from schemas.ids import Token
 from schemas.image_reference import ImageReferenceInvalid, parse_image_reference
-from schemas.isolation import RuntimeName
+from schemas.isolation import AllowedName, EgressPolicy, NetworkName, RuntimeName
 from schemas.job import NESTING_LIMIT, is_too_deep
 from schemas.job_environment import ENDPOINT_SECRETS_LIMIT, SecretName, VariableName, VariableValue
 from schemas.mounts import Cache, Volume, find_mount_problems
@@ -76,7 +76,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     `input_seconds` names the number field that has the seconds of input, where there is one. `title`, `description` and
     the `title` and `description` of a field are English; the same keys with `_zh` are their Chinese. `gpu`: the models
     of GPU that it runs on; `compute_capability`: the lowest one; `labels`: those that a host must have. `runtime`: what
-    isolates its containers; None: the engine's default.
+    isolates its containers; None: the engine's default. `allow`: the names that they may reach with `network = egress`.
     """
 
     name: Token
@@ -102,6 +102,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     env: dict[VariableName, VariableValue] = field(default_factory=dict)
     secrets: Annotated[tuple[SecretName, ...], Meta(max_length=ENDPOINT_SECRETS_LIMIT)] = ()
     runtime: RuntimeName | None = None
+    network: NetworkName = "none"
+    allow: tuple[AllowedName, ...] = ()
 
     @property
     def effective_pool(self) -> str:
@@ -122,6 +124,11 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     def uses_owner_secrets(self) -> bool:
         """Whether a job may get secrets of its owner: not where one container runs jobs of several owners."""
         return self.reuse is None or self.reuse.scope == "owner"
+
+    @property
+    def egress(self) -> EgressPolicy | None:
+        """The way out of its containers; None: they have no network."""
+        return EgressPolicy(self.allow) if self.network == "egress" else None
 
 
 class EndpointInvalid(ValueError):
@@ -144,8 +151,8 @@ def parse_endpoint(text: str) -> Endpoint:
         raise EndpointInvalid(f"image {error}") from error
     if mount_problems := [*find_mount_problems(endpoint.volumes, endpoint.caches), *_find_cache_problems(endpoint)]:
         raise EndpointInvalid("; ".join(mount_problems))
-    if not endpoint.cards.is_any and not endpoint.resources.gpus:
-        raise EndpointInvalid("gpu and compute_capability need a GPU: set resources.gpus to 1 or more, or remove them")
+    if contradiction := _find_contradiction(endpoint):
+        raise EndpointInvalid(contradiction)
     if is_too_deep(endpoint.input):
         raise EndpointInvalid(f"Nested deeper than {NESTING_LIMIT} levels: flatten it - at `$.input`")
     for place, why in _non_json_values(endpoint.input, "$.input"):
@@ -159,6 +166,17 @@ def _find_cache_problems(endpoint: Endpoint) -> Iterator[str]:
         yield "warm = true starts containers before their owner is known, and [[caches]] belong to one: use [reuse]"
     if endpoint.caches and endpoint.reuse is not None and endpoint.reuse.scope != "owner":
         yield 'reuse.scope is "endpoint", and [[caches]] belong to one owner: set scope = "owner"'
+
+
+def _find_contradiction(endpoint: Endpoint) -> str | None:
+    """Return which keys of the file contradict each other, and what to do."""
+    if not endpoint.cards.is_any and not endpoint.resources.gpus:
+        return "gpu and compute_capability need a GPU: set resources.gpus to 1 or more, or remove them"
+    if endpoint.allow and endpoint.network != "egress":
+        return 'allow needs a network: set network = "egress", or remove allow'
+    if endpoint.network == "egress" and endpoint.runtime not in {None, "runc"}:
+        return f'network = "egress" needs the runtime runc: remove runtime = "{endpoint.runtime}", or the network'
+    return None
 
 
 def _find_faults(table: Mapping[str, Any]) -> Iterator[SettingFault]:

@@ -1,14 +1,23 @@
-"""How the container of a job is isolated from its host: the runtime of an endpoint, and the runtimes of an engine.
+"""How the container of a job is isolated from its host: its runtime, and its network.
 
 `runc` shares the kernel of the host. `runsc` (gVisor) answers system calls itself, in user space. `kata` runs each
 container in a virtual machine of its own.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 RuntimeName = Literal["runc", "runsc", "kata"]
+NetworkName = Literal["none", "egress"]
+AllowedName = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*\.)?([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z][A-Za-z0-9-]*\Z",
+        max_length=253,
+        description='a host name, or all names below one, as in "*.example.com"',
+    ),
+]
 
 # The names under which engines have them, the usual one first.
 ENGINE_RUNTIME_NAMES: dict[RuntimeName, tuple[str, ...]] = {
@@ -25,3 +34,9 @@ class EngineRuntime(Struct, frozen=True):
     name: RuntimeName
     engine_name: str
     has_gpu_support: bool = True
+
+
+class EgressPolicy(Struct, frozen=True):
+    """The way out of a container. `allow`: the names that it may reach; none: every public host."""
+
+    allow: tuple[str, ...] = ()

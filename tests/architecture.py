@@ -43,7 +43,7 @@ EDGE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edge.process"}),
 )
 RUNNER_LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"runner.login_sessions", "runner.metrics", "runner.slots", "runner.tree_removal"}),
+    frozenset({"runner.egress", "runner.login_sessions", "runner.metrics", "runner.slots", "runner.tree_removal"}),
     frozenset({"runner.engines"}),
     frozenset({"runner.assets", "runner.endpoints", "runner.gpu", "runner.run_clock"}),
     frozenset({"runner.outage", "runner.settings"}),

@@ -77,7 +77,7 @@ def test_layers_of_the_edge_are_these():
 
 def test_layers_of_the_runner_are_these():
     assert [sorted(layer) for layer in RUNNER_LAYERS] == [
-        ["runner.login_sessions", "runner.metrics", "runner.slots", "runner.tree_removal"],
+        ["runner.egress", "runner.login_sessions", "runner.metrics", "runner.slots", "runner.tree_removal"],
         ["runner.engines"],
         ["runner.assets", "runner.endpoints", "runner.gpu", "runner.run_clock"],
         ["runner.outage", "runner.settings"],

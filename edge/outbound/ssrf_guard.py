@@ -7,15 +7,8 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import anyio
 import httpx2
 
-from edge.outbound.url_policy import (
-    Address,
-    AllowList,
-    UrlRefused,
-    UrlTarget,
-    check_url,
-    parse_ip_literal,
-    refusal_reason,
-)
+from edge.outbound.url_policy import AllowList, UrlRefused, UrlTarget, check_url
+from schemas.addresses import Address, parse_ip_literal, refusal_reason
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 

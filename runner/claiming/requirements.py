@@ -10,7 +10,7 @@ from runner.engines.port import EngineInfo
 from runner.gpu.placement import NO_GPU_STATES, describe_unmet_cards
 from schemas.endpoint import Endpoint
 from schemas.gpu import GpuMonitorState, GpuSnapshot
-from schemas.isolation import RuntimeName
+from schemas.isolation import PROCESS_ISOLATION, RuntimeName
 from schemas.requirements import describe_unmet_labels
 
 RUNTIME_FIXES: Mapping[RuntimeName, str] = {
@@ -33,6 +33,7 @@ def describe_unmet(
         describe_unmet_labels(endpoint.labels, labels),
         _describe_unmet_cards(endpoint, gpus),
         _describe_unmet_runtime(endpoint, engine) if engine is not None else None,
+        _describe_unmet_network(endpoint, engine) if engine is not None else None,
     )
     return ", ".join(filter(None, lacking)) or None
 
@@ -49,6 +50,17 @@ def _describe_unmet_runtime(endpoint: Endpoint, engine: EngineInfo) -> str | Non
         return f"runtime {wanted} (its engine does not have it: {RUNTIME_FIXES[wanted]})"
     if endpoint.resources.gpus and not endpoint.resources.gpu_optional and not found.has_gpu_support:
         return f"runtime {wanted} with a GPU ({GPU_FIXES[wanted]})"
+    return None
+
+
+def _describe_unmet_network(endpoint: Endpoint, engine: EngineInfo) -> str | None:
+    """Return why the engine cannot give the endpoint a way out, and what to do."""
+    if endpoint.egress is None:
+        return None
+    if not engine.has_egress:
+        return "network egress (its engine gives jobs no proxy: offer the endpoint on a host with Docker)"
+    if endpoint.runtime is None and engine.isolation not in {"runc", PROCESS_ISOLATION}:
+        return f'network egress (its default runtime is {engine.isolation}: set runtime = "runc" in endpoint.toml)'
     return None
 
 

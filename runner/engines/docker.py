@@ -1,8 +1,4 @@
-"""The Docker engine, through docker-py in threads. Only this module imports docker-py.
-
-The module begins with the reader of a response that lasts as long as its container: a thread reads it, and the event
-loop can wake and end that thread.
-"""
+"""The Docker engine, through docker-py in threads. Only this module imports docker-py."""
 
 import asyncio
 import math
@@ -10,13 +6,11 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
-    AbstractContextManager,
     aclosing,
-    asynccontextmanager,
     contextmanager,
     suppress,
 )
@@ -29,7 +23,9 @@ import requests
 import urllib3
 from msgspec import Struct
 
+from runner.egress.proxy import EgressProxy
 from runner.engines.docker_container_config import container_config, label_filters, seccomp_profile
+from runner.engines.docker_egress import EgressNetworks, join_network
 from runner.engines.docker_pull import PullProgressParser, classify_pull_failure
 from runner.engines.docker_replies import (
     LogCursor,
@@ -61,107 +57,9 @@ from runner.engines.port import (
     StartFailed,
 )
 from runner.engines.process_shim import find_descendants, private_bytes
+from runner.engines.response_stream import ReadBytes, open_stream
 from schemas.image_reference import ImageReference
 from schemas.isolation import RuntimeName
-
-BLOCK_BYTES = 65_536
-BUFFER_LIMIT_BYTES = 4 * BLOCK_BYTES  # read ahead; then the thread waits, and the daemon keeps the rest on disk
-
-ReadBytes = Callable[[], Awaitable[bytes]]
-ErrorMapping = Callable[[], AbstractContextManager[None]]
-
-
-@asynccontextmanager
-async def open_stream(
-    pool: ThreadPoolExecutor, open_response: Callable[[], requests.Response], map_errors: ErrorMapping
-) -> AsyncIterator[ReadBytes]:
-    """Yield a function that returns the next bytes of the response, empty at its end.
-
-    `map_errors` translates foreign errors. The block holds one thread of `pool`; leaving it wakes and ends the thread.
-    """
-
-    def open_mapped() -> requests.Response:
-        with map_errors():
-            return open_response()
-
-    response_future = pool.submit(open_mapped)
-    try:
-        response = await asyncio.wrap_future(response_future)
-    except asyncio.CancelledError:
-        response_future.add_done_callback(_close_response)
-        raise
-    pipe = _ThreadPipe(response)
-    pump_future = pool.submit(pipe.pump, map_errors)
-    try:
-        yield pipe.read
-    finally:
-        pipe.close()
-        pump_future.add_done_callback(lambda _: response.close())
-
-
-def _close_response(response_future: "Future[requests.Response]") -> None:
-    if not response_future.cancelled() and response_future.exception() is None:
-        response_future.result().close()
-
-
-class _ThreadPipe:
-    """Pipe from a reading thread to the event loop. It joins many small reads: the daemon sends each line alone."""
-
-    def __init__(self, response: requests.Response) -> None:
-        self._response = response
-        self._loop = asyncio.get_running_loop()
-        self._filled = asyncio.Event()
-        self._changed = threading.Condition()
-        self._data = bytearray()
-        self._ended = False
-        self._failure: EngineUnavailable | None = None
-
-    def pump(self, map_errors: ErrorMapping) -> None:
-        """Read in the thread until the end, a failure, or `close`."""
-        try:
-            with map_errors():
-                while data := self._response.raw.read1(BLOCK_BYTES):
-                    if not self._put(data):
-                        break
-        except EngineUnavailable as error:
-            self._failure = error
-        with self._changed:
-            self._ended = True
-            self._wake()
-
-    def _put(self, data: bytes) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._data) < BUFFER_LIMIT_BYTES or self._ended)
-            if not self._data:
-                self._wake()
-            self._data += data
-            return not self._ended
-
-    def _wake(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._filled.set)
-
-    async def read(self) -> bytes:
-        """Return the bytes received since the last call; empty at the end. Raises the failure that ended the stream."""
-        await self._filled.wait()
-        with self._changed:
-            data = bytes(self._data)
-            self._data.clear()
-            if not self._ended:
-                self._filled.clear()
-            self._changed.notify()
-        if not data and self._failure is not None:
-            raise self._failure
-        return data
-
-    def close(self) -> None:
-        """Stop reading: end the thread wherever it waits."""
-        with self._changed:
-            if not self._ended:
-                with suppress(RuntimeError, OSError):  # the stream ended at this moment
-                    self._response.raw.shutdown()
-            self._ended = True
-            self._changed.notify()
 
 
 class ReconnectWindow:
@@ -197,6 +95,7 @@ class DockerSettings(Struct, frozen=True):
     streams: int = 32
     call_timeout_s: int = 30
     reconnect_s: float = 60.0  # how long to wait for a daemon that restarts
+    egress_image: str | None = None  # with Python 3, for images that have none
 
 
 @contextmanager
@@ -219,8 +118,9 @@ class DockerEngine:
     containers_outlive_runner = True
     injection_modes: tuple[GpuInjection, ...] = ("cdi", "device_request", "runtime")
 
-    def __init__(self, settings: DockerSettings) -> None:
+    def __init__(self, settings: DockerSettings, proxy: EgressProxy | None = None) -> None:
         self._settings = settings
+        self._networks = EgressNetworks(proxy or EgressProxy(), settings.egress_image, self._remove_container)
         self._injection = settings.injection
         self._threads = 2 * settings.streams + 8
         self.pool = ThreadPoolExecutor(self._threads, thread_name_prefix="docker")
@@ -229,11 +129,18 @@ class DockerEngine:
         self._has_profile_support: bool | None = None  # whether the daemon accepts our seccomp profile; None: unknown
         self._owner = (os.getuid(), os.getgid()) if os.getuid() else (NOBODY_UID, NOBODY_UID)
 
+    @property
+    def base_url(self) -> str:
+        """Return the address of the daemon."""
+        return self._settings.base_url
+
     async def __aenter__(self) -> Self:
+        self._networks.loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.pool.shutdown, cancel_futures=True)  # waits until cancelled starts are undone
+        self._networks.close()
         if self._api_client is not None:
             self._api_client.close()
 
@@ -253,20 +160,27 @@ class DockerEngine:
             prepare_mounts(spec.mounts, self._owner, mounted=True)
         except OSError as error:
             raise StartFailed("engine_error", f"the job's folder cannot be prepared: {error}") from error
-        handle = ""
+        handle = network = ""
         try:
             with _map_docker_errors():
                 client = self.connect()
                 profile = seccomp_profile() if self._supports_profile(client) else None
                 runtime = _find_runtime(client, spec.runtime) if spec.runtime else None
                 config = container_config(spec, "{}:{}".format(*self._owner), self._injection, profile, runtime)
+                if spec.egress is not None:
+                    network = self._networks.start(client, spec, self._owner, profile)
+                    config = join_network(config, network)
                 handle = str(client.create_container_from_config(config)["Id"])
+                if network:
+                    self._networks.note_job(handle, network)
                 client.start(handle)
         except EngineUnavailable:
             raise
         except EngineError as error:
             if handle:
                 self._remove(handle)
+            elif network:
+                self._networks.remove(network)
             raise StartFailed(classify_start_failure(str(error)), str(error)) from error
         return handle
 
@@ -340,6 +254,10 @@ class DockerEngine:
         await self.call(lambda: self._remove(handle))
 
     def _remove(self, handle: str) -> None:
+        self._remove_container(handle)
+        self._networks.remove_of(handle)
+
+    def _remove_container(self, handle: str) -> None:
         with _map_docker_errors(), suppress(docker.errors.NotFound):
             try:
                 self.connect().remove_container(handle, v=True, force=True)
@@ -355,6 +273,7 @@ class DockerEngine:
     async def find(self, installation: str, host: str) -> list[FoundContainer]:
         filters = {"label": label_filters(installation, host)}
         rows = await self.call(lambda: self.connect().containers(all=True, filters=filters))
+        await self.call(lambda: self._networks.restore(self.connect(), f"{installation}/{host}", rows))
         return [parse_container(row) for row in rows]
 
     async def usage(self, handle: str) -> ContainerUsage:

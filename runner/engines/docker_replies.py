@@ -127,6 +127,7 @@ def parse_engine_info(info: Mapping[str, Any]) -> EngineInfo:
         notes=notes,
         runtimes=parse_runtimes(info),
         isolation=_default_isolation(info),
+        has_egress=True,
     )
 
 

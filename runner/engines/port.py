@@ -26,7 +26,7 @@ from msgspec import Struct, field
 
 from runner.engines.image_port import ImageStore
 from schemas.container_protocol import LINE_LIMIT_BYTES, OutputStream
-from schemas.isolation import PROCESS_ISOLATION, EngineRuntime, RuntimeName
+from schemas.isolation import PROCESS_ISOLATION, EgressPolicy, EngineRuntime, RuntimeName
 
 EngineName = Literal["docker", "process"]
 GpuInjection = Literal["cdi", "device_request", "runtime"]
@@ -98,6 +98,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     limits: ContainerLimits
     gpus: tuple[str, ...] = ()  # UUIDs, never indices: a reboot changes those
     runtime: RuntimeName | None = None  # None: the engine's default
+    egress: EgressPolicy | None = None  # None: no network
     mounts: tuple[FolderMount, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -149,7 +150,7 @@ class EngineInfo(Struct, frozen=True):
     """Name and version of the engine that answered. `notes` tell the user which limits it does not enforce.
 
     `runtimes`: those that an endpoint can ask for; none where jobs are plain processes. `isolation`: what isolates a
-    container whose endpoint asks for no runtime.
+    container whose endpoint asks for no runtime. `has_egress`: it can give jobs a way out by a proxy.
     """
 
     name: str
@@ -158,6 +159,7 @@ class EngineInfo(Struct, frozen=True):
     notes: tuple[str, ...] = ()
     runtimes: tuple[EngineRuntime, ...] = ()
     isolation: str = PROCESS_ISOLATION
+    has_egress: bool = False
 
 
 class EngineError(Exception):

@@ -9,6 +9,7 @@ the job survives the runner, and the next runner process adopts it.
 import asyncio
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import msgspec
 import structlog
 
 from bus.secret_files import make_private_folder
+from runner.egress.proxy import EgressProxy, ServedListener, proxy_env
 from runner.engines import process_shim
 from runner.engines.folder_watch import POLL_INTERVAL_S, FolderWatch
 from runner.engines.job_user import JobUser, current_user_name
@@ -48,6 +50,7 @@ from runner.engines.port import (
 from runner.engines.process_state import READ_BYTES, STREAMS, ProcessSpec, ProcessStateDir
 from runner.tree_removal import remove_tree
 
+LOOPBACK = "127.0.0.1"
 KILL_TIMEOUT_S = 10.0
 KILL_REPEAT_S = 0.5
 START_LIMIT = 4  # concurrent starts
@@ -76,7 +79,11 @@ class ProcessEngine:
     images = None
     injection_modes: tuple[GpuInjection, ...] = ()
 
-    def __init__(self, state: Path, jobkit: Path, user: JobUser | None = None) -> None:
+    def __init__(
+        self, state: Path, jobkit: Path, user: JobUser | None = None, proxy: EgressProxy | None = None
+    ) -> None:
+        self._proxy = proxy or EgressProxy()
+        self._served: dict[str, ServedListener] = {}
         self._state = state
         self._jobkit = jobkit
         self._user = user
@@ -89,11 +96,25 @@ class ProcessEngine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        for served in self._served.values():
+            served.close()
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)  # waits until cancelled starts are undone
         self._watch.close()
 
     async def start(self, spec: ContainerSpec) -> str:
-        return await start_cancellable(self._pool, lambda: self._start(spec), self._discard)
+        if spec.egress is None:
+            return await start_cancellable(self._pool, lambda: self._start(spec), self._discard)
+        # Nothing keeps a process from going round the proxy. Programs that use it meet the same rules as elsewhere.
+        listener = socket.create_server((LOOPBACK, 0))
+        served = self._proxy.serve(listener, spec.egress.allow)
+        spec = msgspec.structs.replace(spec, env={**proxy_env(listener.getsockname()[1]), **spec.env})
+        try:
+            handle = await start_cancellable(self._pool, lambda: self._start(spec), self._discard)
+        except BaseException:
+            served.close()
+            raise
+        self._served[handle] = served
+        return handle
 
     def _start(self, spec: ContainerSpec) -> str:
         if not spec.command or not Path(spec.folder).is_dir():
@@ -233,6 +254,8 @@ class ProcessEngine:
 
     async def remove(self, handle: str) -> None:
         await self.stop(handle, 0)
+        if (served := self._served.pop(handle, None)) is not None:
+            served.close()
         await asyncio.to_thread(_discard_state_dir, self._state / handle)
 
     async def find(self, installation: str, host: str) -> list[FoundContainer]:
@@ -278,7 +301,11 @@ class ProcessEngine:
         if not await asyncio.to_thread(Path(f"/proc/self/task/{os.getpid()}/children").exists):
             raise EngineUnavailable("the process engine needs Linux with /proc: use Docker here")
         return EngineInfo(
-            self.name, platform.python_version(), isolated=False, notes=(self._describe_isolation(), LIMITS_NOTE)
+            self.name,
+            platform.python_version(),
+            isolated=False,
+            notes=(self._describe_isolation(), LIMITS_NOTE),
+            has_egress=True,
         )
 
     def _describe_isolation(self) -> str:

@@ -17,8 +17,11 @@ import anyio.to_thread
 import msgspec
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bus.secret_files import atomic_write
+from runner.egress.proxy import EgressProxy
+from runner.egress.rules import EgressRules
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.job_user import NoSuchUser, current_user_name, resolve_job_user
 from runner.engines.own_container import find_container_faults
@@ -57,13 +60,18 @@ class EngineChoice(NamedTuple):
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
-    """Settings of the runner that concern its engine. `job_user` runs the jobs of the process engine."""
+    """Settings of the runner that concern its engine. `job_user` runs the jobs of the process engine.
+
+    `egress_image`: an image with Python 3 for jobs with egress. `own_services`: the hosts of broker and edge.
+    """
 
     data: Path
     engine: EngineName | Literal["auto"]
     docker_socket: str | None
     job_user: str | None
     slots: int
+    egress_image: str | None = None
+    own_services: tuple[str, ...] = ()
 
 
 class SelectedEngine(NamedTuple):
@@ -102,9 +110,9 @@ async def select_engine(config: EngineConfig, images: Iterable[Path], now: datet
 
 
 def _select_docker(config: EngineConfig, choice: EngineChoice) -> SelectedEngine:
-    settings, why = docker_settings(config.docker_socket, config.slots), choice.decision.why
-    summary = f"jobs run in Docker containers ({why}; engine at {settings.base_url})"
-    return SelectedEngine(DockerEngine(settings), None, why, summary, choice.previous)
+    engine, why = _docker_engine(config), choice.decision.why
+    summary = f"jobs run in Docker containers ({why}; engine at {engine.base_url})"
+    return SelectedEngine(engine, None, why, summary, choice.previous)
 
 
 async def _select_process(config: EngineConfig, choice: EngineChoice, images: Iterable[Path]) -> SelectedEngine:
@@ -150,17 +158,23 @@ def _build_engine(config: EngineConfig, name: EngineName) -> ContainerEngine:
     """Build the engine of this name. Raises NoSuchUser."""
     match name:
         case "docker":
-            return DockerEngine(docker_settings(config.docker_socket, config.slots))
+            return _docker_engine(config)
         case "process":
             return _process_engine(config)[0]
         case unknown:
             assert_never(unknown)
 
 
+def _docker_engine(config: EngineConfig) -> DockerEngine:
+    settings = replace(docker_settings(config.docker_socket, config.slots), egress_image=config.egress_image)
+    return DockerEngine(settings, EgressProxy(EgressRules(config.own_services)))
+
+
 def _process_engine(config: EngineConfig) -> tuple[ProcessEngine, str]:
     """Return the process engine and the user that its jobs run as. Raises NoSuchUser."""
     user = resolve_job_user(config.job_user)
-    engine = ProcessEngine(config.data.resolve() / "processes", JOBKIT_DIR, user)
+    proxy = EgressProxy(EgressRules(config.own_services))
+    engine = ProcessEngine(config.data.resolve() / "processes", JOBKIT_DIR, user, proxy)
     return engine, user.name if user else current_user_name()
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from edge.outbound.url_policy import AllowList, UrlRefused, parse_ip_literal, parse_url, refusal_reason
+from edge.outbound.url_policy import AllowList, UrlRefused, parse_url
+from schemas.addresses import parse_ip_literal, refusal_reason
 
 NOBODY = AllowList()
 

@@ -183,7 +183,7 @@ async def test_hosts_are_reported_while_on_and_while_off(edge: ServedEdge):
     assert set(host) == {
         *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
         *("busy", "cannot", "unschedulable", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
-        *("version", "declared", "images", "maintenance", "labels", "unmet", "volumes"),
+        *("version", "declared", "images", "volumes", "maintenance", "labels", "unmet", "isolation", "runtimes"),
     }
     assert (await edge.ann.get("/v1/hosts/none")).status_code == 404
 

@@ -1,0 +1,289 @@
+"""A forward proxy (RFC 9110, 7.3.2 and 9.3.6) for one job: CONNECT, and http URLs with one request a connection.
+
+Each request is checked by the rules, also each that follows a redirect, and goes to an address that was checked: a name
+that resolves differently a moment later changes nothing. With an allow list, a tunnel must begin with a TLS ClientHello
+that names the host of the CONNECT request.
+
+The listening socket belongs to the job's network namespace, and a program of the image may hold it too. So a thread
+waits for connections: whatever that program does to the socket, the event loop of the runner never blocks.
+"""
+
+import asyncio
+import os
+import select
+import socket
+import threading
+from collections.abc import Collection
+from contextlib import suppress
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import structlog
+
+from runner.egress.client_hello import ServerNameReader
+from runner.egress.rules import EgressRefused, EgressRules
+
+CONNECTION_LIMIT = 256  # of one job at the same time
+HEAD_LIMIT_BYTES = 64 * 1024
+HELLO_LIMIT_BYTES = 64 * 1024
+HEAD_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
+BLOCK_BYTES = 64 * 1024
+# Headers of one hop (RFC 9110, 7.6.1), and Host, which is written again from the URL.
+DROPPED_HEADERS = frozenset(
+    ["connection", "host", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "upgrade"]
+)
+_log = structlog.get_logger("egress")
+
+
+def proxy_env(port: int) -> dict[str, str]:
+    """Return the variables by which programs find the proxy. Some read the names in capitals, some the others."""
+    url, direct = f"http://127.0.0.1:{port}", "localhost,127.0.0.1,::1"
+    names = {"HTTP_PROXY": url, "HTTPS_PROXY": url, "ALL_PROXY": url, "NO_PROXY": direct}
+    return {**names, **{name.lower(): value for name, value in names.items()}}
+
+
+class ProxyRequest(NamedTuple):
+    """The head of a request. `target`: the path for the server; empty for CONNECT."""
+
+    method: str
+    host: str
+    port: int
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body_bytes: int
+
+
+class RequestInvalid(Exception):
+    """The request cannot be served; the message says why."""
+
+
+def parse_request(head: bytes) -> ProxyRequest:
+    """Parse the head of a request to a proxy. Raises RequestInvalid."""
+    try:
+        first, *lines = head.decode("ascii").removesuffix("\r\n\r\n").split("\r\n")
+        method, target, version = first.split(" ")
+    except ValueError as error:
+        raise RequestInvalid("the request is not HTTP") from error
+    if version not in {"HTTP/1.1", "HTTP/1.0"} or not method.isalpha():
+        raise RequestInvalid("the request is not HTTP/1.1")
+    headers = tuple(_parse_header(line) for line in lines)
+    if method == "CONNECT":
+        host, port = _split_authority(target, 0)
+        return ProxyRequest(method, host, port, "", headers, 0)
+    try:
+        url = urlsplit(target)
+        authority = url.netloc
+    except ValueError as error:
+        raise RequestInvalid("the URL cannot be read") from error
+    if url.scheme != "http" or not authority or "@" in authority:
+        raise RequestInvalid("a proxy takes http:// URLs without a password, and CONNECT for everything else")
+    host, port = _split_authority(authority, 80)
+    path = target[len("http://") + len(authority) :].partition("#")[0]
+    return ProxyRequest(method, host, port, path if path.startswith("/") else f"/{path}", headers, _body_bytes(headers))
+
+
+def _parse_header(line: str) -> tuple[str, str]:
+    name, colon, value = line.partition(":")
+    if not colon or not name or any(character in " \t" for character in name) or "\n" in line or "\r" in line:
+        raise RequestInvalid("a header is not valid")
+    return name.lower(), value.strip()
+
+
+def _body_bytes(headers: Collection[tuple[str, str]]) -> int:
+    lengths = {value for name, value in headers if name == "content-length"}
+    if any(name == "transfer-encoding" for name, _ in headers):
+        raise RequestInvalid("a body of unknown length is not supported: send Content-Length, or use https")
+    if len(lengths) > 1 or any(not (value.isascii() and value.isdecimal()) for value in lengths):
+        raise RequestInvalid("Content-Length is not valid")
+    return int(lengths.pop()) if lengths else 0
+
+
+def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
+    host, colon, port = authority.rpartition(":")
+    if not colon or authority.endswith("]"):
+        host, port = authority, str(default_port or "")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536) or not host:
+        raise RequestInvalid("the host needs a port, as in example.com:443")
+    if ":" in host.strip("[]") and not (host.startswith("[") and host.endswith("]")):
+        raise RequestInvalid("an IPv6 address stands in brackets")
+    return host, int(port)
+
+
+class EgressProxy:
+    """Serves the proxies of all jobs of a runner."""
+
+    def __init__(self, rules: EgressRules | None = None) -> None:
+        self.rules = rules or EgressRules()
+
+    def serve(self, listener: socket.socket, allow: tuple[str, ...]) -> "ServedListener":
+        """Serve connections of `listener` until the result is closed. Call it on the event loop."""
+        return ServedListener(self.rules, listener, allow)
+
+
+class ServedListener:
+    """The proxy of one job."""
+
+    def __init__(self, rules: EgressRules, listener: socket.socket, allow: tuple[str, ...]) -> None:
+        self._rules = rules
+        self._listener = listener
+        self._allow = allow
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        self._wake_read, self._wake_write = os.pipe()
+        self._thread = threading.Thread(target=self._accept, name="egress", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End all connections, and accept none. The socket itself goes on where another process holds it."""
+        if not self._is_closed:
+            self._is_closed = True
+            os.close(self._wake_write)
+        for task in self._connections:
+            task.cancel()
+
+    def _accept(self) -> None:
+        """Accept connections in the thread until `close`."""
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        try:
+            while True:
+                ready = dict(poll.poll())
+                if self._wake_read in ready or ready.get(self._listener.fileno(), 0) & ~select.POLLIN:
+                    return
+                try:
+                    connection, _ = self._listener.accept()
+                except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                    continue
+                except OSError:
+                    return
+                try:
+                    self._loop.call_soon_threadsafe(self._start, connection)
+                except RuntimeError:  # the runner has ended
+                    connection.close()
+                    return
+        finally:
+            self._listener.close()
+            os.close(self._wake_read)
+
+    def _start(self, connection: socket.socket) -> None:
+        if len(self._connections) >= CONNECTION_LIMIT:
+            connection.close()
+            return
+        task = self._loop.create_task(self._serve(connection))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection, limit=HEAD_LIMIT_BYTES)
+        try:
+            await self._handle(reader, writer)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # one of the two sides has gone, or has sent no whole request
+        finally:
+            writer.close()
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(HEAD_TIMEOUT_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+        try:
+            request = parse_request(head)
+            addresses = await self._rules.check(request.host, request.port, self._allow)
+        except RequestInvalid as error:
+            return await _refuse(writer, "400 Bad Request", str(error))
+        except EgressRefused as error:
+            _log.info("egress_refused", error=str(error))
+            return await _refuse(writer, "403 Forbidden", str(error))
+        except OSError as error:
+            return await _refuse(writer, "502 Bad Gateway", f"{request.host} cannot be resolved: {error}")
+        upstream = await _connect([str(address) for address in addresses], request.port)
+        if upstream is None:
+            return await _refuse(writer, "502 Bad Gateway", f"{request.host} port {request.port} does not answer")
+        try:
+            if request.method == "CONNECT":
+                await self._tunnel(request, (reader, writer), upstream)
+            else:
+                await _forward(request, (reader, writer), upstream)
+        finally:
+            upstream[1].close()
+        return None
+
+    async def _tunnel(self, request: ProxyRequest, client: "Stream", upstream: "Stream") -> None:
+        client[1].write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await client[1].drain()
+        if self._allow:
+            hello, name = await _read_hello(client[0])
+            if name is None or name.lower().removesuffix(".") != request.host.lower().removesuffix("."):
+                _log.info("egress_refused", error=f"a tunnel to {request.host} began with the TLS name {name}")
+                return
+            upstream[1].write(hello)
+            await upstream[1].drain()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_copy(client[0], upstream[1]))
+                tasks.create_task(_copy(upstream[0], client[1]))
+        except* OSError:  # one of the two sides has gone
+            pass
+
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _read_hello(reader: asyncio.StreamReader) -> tuple[bytes, str | None]:
+    """Return the first bytes of a tunnel, and the TLS server name in them; None if they are no ClientHello."""
+    found, received = ServerNameReader(), b""
+    async with asyncio.timeout(HEAD_TIMEOUT_S):
+        while not found.is_done and len(received) < HELLO_LIMIT_BYTES:
+            data = await reader.read(BLOCK_BYTES)
+            if not data:
+                break
+            received += data
+            found.feed(data)
+    return received, found.name
+
+
+async def _connect(addresses: list[str], port: int) -> Stream | None:
+    for address in addresses:
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await asyncio.open_connection(address, port)
+    return None
+
+
+async def _forward(request: ProxyRequest, client: Stream, upstream: Stream) -> None:
+    """Send one request and its body, then pass on the response until the server closes the connection."""
+    host = request.host if request.port == 80 else f"{request.host}:{request.port}"
+    listed = "".join(f"{name}: {value}\r\n" for name, value in request.headers if name not in DROPPED_HEADERS)
+    head = f"{request.method} {request.target} HTTP/1.1\r\nHost: {host}\r\n{listed}Connection: close\r\n\r\n"
+    upstream[1].write(head.encode("ascii"))
+
+    async def send_body() -> None:
+        left = request.body_bytes
+        while left and (data := await client[0].read(min(left, BLOCK_BYTES))):
+            upstream[1].write(data)
+            await upstream[1].drain()
+            left -= len(data)
+
+    body = asyncio.create_task(send_body())
+    try:
+        await _copy(upstream[0], client[1])
+    finally:
+        body.cancel()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on everything, then the end. An error on one side ends both."""
+    while data := await reader.read(BLOCK_BYTES):
+        writer.write(data)
+        await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()
+
+
+async def _refuse(writer: asyncio.StreamWriter, status: str, reason: str) -> None:
+    body = f"lamplighter: {reason}\n".encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+    writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+    await writer.drain()
