@@ -9,10 +9,12 @@ waits for connections: whatever that program does to the socket, the event loop 
 """
 
 import asyncio
+import errno
 import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple
@@ -23,7 +25,8 @@ import structlog
 from runner.egress.client_hello import ServerNameReader
 from runner.egress.rules import EgressRefused, EgressRules
 
-CONNECTION_LIMIT = 256  # of one job at the same time
+CONNECTION_LIMIT = 64  # of one job at the same time; each holds two descriptors of the runner
+FULL_PAUSE_S = 0.2  # while the runner has no free descriptor
 HEAD_LIMIT_BYTES = 64 * 1024
 HELLO_LIMIT_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
@@ -157,8 +160,11 @@ class ServedListener:
                     connection, _ = self._listener.accept()
                 except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                     continue
-                except OSError:
-                    return
+                except OSError as error:
+                    if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                        return
+                    time.sleep(FULL_PAUSE_S)
+                    continue
                 try:
                     self._loop.call_soon_threadsafe(self._start, connection)
                 except RuntimeError:  # the runner has ended
