@@ -34,6 +34,7 @@ SINGLE_JOBS = 40  # of each number of hosts, in each round
 CPU_AIM = 0.1
 LATENCY_AIM = 2.0
 WORK_TIMEOUT_S = 3600.0
+STALL_TIMEOUT_S = 60.0
 ONLINE_TIMEOUT_S = 60.0
 
 
@@ -138,6 +139,17 @@ class Work(Struct, frozen=True):
     pauses: list[float]
 
 
+async def _missing(made: BenchInstallation, running: SimulatedHosts, numbers: range) -> str:
+    """Describe the first of the jobs that did not start."""
+    started = {start.job_id for start in running.starts}
+    keys = [_job(number).key for number in numbers]
+    lost = [key for key in keys if key.id not in started]
+    async with made.installation.bus() as bus:
+        histories = [await bus.job_store.history(key) for key in lost[:5]]
+    events = ["; ".join(str(entry.record.event) for entry in history) for history in histories]
+    return f"{len(lost)} jobs, {dict(zip((key.id for key in lost), events, strict=False))}"
+
+
 async def _work_off(made: BenchInstallation, hosts: int, numbers: range) -> Work:
     """Work off jobs that wait already; count from when each host has one. Raises SystemExit if one starts twice."""
     await create_jobs(made, map(_job, numbers))
@@ -147,6 +159,8 @@ async def _work_off(made: BenchInstallation, hosts: int, numbers: range) -> Work
             return len(running.starts) >= hosts
 
         async def done() -> bool:
+            if time.monotonic() - running.starts[-1].at > STALL_TIMEOUT_S:
+                raise SystemExit(f"bench: no job starts any more; missing: {await _missing(made, running, numbers)}")
             return len(running.starts) >= len(numbers)
 
         await wait_for(begun, timeout_s=ONLINE_TIMEOUT_S)

@@ -159,13 +159,14 @@ def test_a_runner_s_container_says_what_it_lacks(
 
 @pytest.fixture
 def cluster(docker_url: str, images: dict[str, str], tmp_path: Path) -> Iterator[ComposeProject]:
-    """Bring cluster.yaml up on a free port of loopback."""
-    with reserve_ports(2) as (http, https):
+    """Bring cluster.yaml up on free ports of loopback."""
+    with reserve_ports(5) as (http, https, *brokers):
         environ = images | {
             "LAMPLIGHTER_SITE": "http://:80",
             "LAMPLIGHTER_HTTP_PORT": f"127.0.0.1:{http}",
             "LAMPLIGHTER_HTTPS_PORT": f"127.0.0.1:{https}",
             "LAMPLIGHTER_NATS_CONF": str(ROOT / "nats.conf"),
+            **{f"LAMPLIGHTER_N{number}_PORT": f"127.0.0.1:{port}" for number, port in enumerate(brokers, 1)},
             **{f"LAMPLIGHTER_{user}_PASSWORD": f"p{secrets.token_hex(8)}" for user in BROKER_USERS},
         }
     folder = copy_files(tmp_path / "compose", environ)
