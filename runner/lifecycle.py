@@ -199,7 +199,7 @@ async def _sweep_caches(context: RunnerContext, host: HostContext) -> None:
     sweep = partial(sweep_caches, context.folders.caches, context.jobs_dir, oldest_use, int(host.caches.max_gb * GIB))
     try:
         for swept in await anyio.to_thread.run_sync(sweep, limiter=context.disk_walk_limiter):
-            context.log.info("cache_swept", cache=swept.key, why=swept.why)
+            context.log.info("cache_swept", cache=swept.key, reason=swept.why)
     except OSError as error:
         context.log.warning("operation_failed", operation="sweep_caches", error=str(error))
 

@@ -117,6 +117,7 @@ _SERVER: Mapping[str, str] = {
         "用什么运行任务 [本机有 Docker 则用 Docker，否则用普通进程]。"
     ),
     "Build the image before, if Docker runs the job [--build].": "用 Docker 运行时先构建镜像 [--build]。",
+    "Use FOLDER as the volume NAME, as it is.": "将 FOLDER 原样作为卷 NAME 使用。",
     "Run the job once more and check that it obeys SIGTERM [--stop].": (
         "再运行一次任务，检查是否响应 SIGTERM [--stop]。"
     ),

@@ -197,6 +197,10 @@ _AUTHORS: Mapping[str, str] = {
     "{image} cannot be built from {folder}: the lines above say why. If it is built elsewhere, give --no-build": (
         "无法从 {folder} 构建 {image}：原因见上面的输出。如在别处构建，请使用 --no-build"
     ),
+    "filling the volume {names}: {percent} %": "正在下载卷 {names}：{percent} %",
+    "--volume {text}: give NAME=FOLDER, the name of a volume in {file} ({names}) and a folder": (
+        "--volume {text}：请给出 NAME=FOLDER，即 {file} 中卷的名称（{names}）和一个文件夹"
+    ),
     "running one job of {name}: {engine}": "正在运行 {name} 的一个任务：{engine}",
     "waiting for a change; stop with Ctrl-C": "等待文件改动；按 Ctrl-C 停止",
     "the job failed as {code}: {message}": "任务失败，代码 {code}：{message}",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +22,24 @@ from lamplighter.cli.language import say
 from lamplighter.cli.log_output import configure_logging
 from lamplighter.cli.process_setup import exit_on_error
 from lamplighter.digest_cache import hash_file
+from runner.assets.cache_store import CacheStore
+from runner.assets.host_folders import HostFolders
+from runner.assets.volume_source import HttpVolumeSource, open_volume_source
+from runner.assets.volume_store import VolumeStore
 from runner.endpoints import ENDPOINT_FILE, LocalEndpoint, load_endpoints
 from runner.engines.selection import EngineConfig, EngineUnusable, select_engine
+from runner.execution.cache_watch import is_over
 from runner.execution.verdict import ClassifiedFailure, Done
 from runner.gpu.monitor import NoGpuMonitor, NvmlMonitor, nvml_spawner
 from runner.gpu.port import GpuMonitor
-from runner.trial.trial import Trial, TrialImpossible, TrialReport, snapshot_folder, try_image
+from runner.trial.trial import Trial, TrialImpossible, TrialReport, fill_volumes, snapshot_folder, try_image
 from schemas.asset import DIGEST_SCHEME
 from schemas.endpoint import EndpointInvalid
 from schemas.feed import FeedMessage, LogMessage, ProgressMessage
 from schemas.problems import ProblemError
 
 WATCH_INTERVAL_S = 0.3
+VOLUMES_LIMIT_BYTES = 1 << 62  # the disk is the limit
 DOCKERFILE = "Dockerfile"
 
 
@@ -61,6 +67,9 @@ EXIT_CODES: dict[type[Exception], int] = {
     help="What runs the job [Docker if this machine has it, else a process].",
 )
 @click.option("--build/--no-build", default=True, help="Build the image before, if Docker runs the job [--build].")
+@click.option(
+    "--volume", "volumes", multiple=True, metavar="NAME=FOLDER", help="Use FOLDER as the volume NAME, as it is."
+)
 @click.option("--stop/--no-stop", default=True, help="Run the job once more and check that it obeys SIGTERM [--stop].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one value on each line.")
 @click.argument("inputs", nargs=-1, type=click.UNPROCESSED, metavar="--FIELD VALUE…")
@@ -98,6 +107,7 @@ def _try_once(folder: Path, inputs: tuple[str, ...], *, watch: bool, **options: 
 
 async def _try(folder: Path, inputs: tuple[str, ...], options: Mapping[str, Any]) -> int:
     endpoint = _load_endpoint(folder)
+    given = _parse_volumes(endpoint, options["volumes"])
     checked, files = await _parse_input(endpoint, inputs)
     as_json: bool = options["as_json"]
     with tempfile.TemporaryDirectory(prefix="lamplighter-try-") as scratch:
@@ -111,10 +121,16 @@ async def _try(folder: Path, inputs: tuple[str, ...], options: Mapping[str, Any]
         if selected.engine.name == "docker" and options["build"] and (endpoint.folder / DOCKERFILE).exists():
             await anyio.to_thread.run_sync(_build_image, endpoint)
         _say_unless(as_json, f"running one job of {endpoint.config.name}: {selected.summary}")
-        trial = Trial(
-            endpoint=endpoint, input=checked.input, files=files, jobs_dir=jobs_dir, checks_stop=options["stop"]
-        )
-        async with selected.engine, _gpu_monitor(endpoint) as gpus:
+        async with selected.engine, _gpu_monitor(endpoint) as gpus, open_volume_source(None) as source:
+            trial = Trial(
+                endpoint=endpoint,
+                input=checked.input,
+                files=files,
+                jobs_dir=jobs_dir,
+                checks_stop=options["stop"],
+                folders=_make_folders(Path(scratch), jobs_dir, source, given),
+            )
+            await fill_volumes(trial, selected.engine, gpus, _volume_printer(as_json=as_json))
             report = await try_image(trial, selected.engine, gpus, _printer(as_json=as_json))
         saved = _save_files(report, options["output"])
     _print_report(endpoint, report, saved, as_json=as_json)
@@ -145,6 +161,39 @@ async def _parse_input(endpoint: LocalEndpoint, inputs: tuple[str, ...]) -> tupl
     if missing:
         raise click.UsageError("a file must be a path on this machine: `try` fetches nothing")
     return checked, files
+
+
+def _parse_volumes(endpoint: LocalEndpoint, texts: tuple[str, ...]) -> dict[str, Path]:
+    """Return the folders that are given for volumes. Raises UsageError."""
+    known = [volume.name for volume in endpoint.config.volumes]
+    given: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals or name not in known or not Path(folder).is_dir():
+            names = ", ".join(known) or "none"
+            raise click.UsageError(
+                f"--volume {text}: give NAME=FOLDER, the name of a volume in {ENDPOINT_FILE} ({names}) and a folder"
+            )
+        given[name] = Path(folder).resolve()
+    return given
+
+
+def _make_folders(scratch: Path, jobs_dir: Path, source: HttpVolumeSource, given: Mapping[str, Path]) -> HostFolders:
+    """Return the volumes, which outlive the trial in the user's cache folder, and caches, which do not."""
+    links = scratch / "given"
+    links.mkdir()
+    for name, folder in given.items():
+        (links / name).symlink_to(folder)  # the engine changes the modes of the folder above, which is ours here
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    store = VolumeStore(user_cache / "lamplighter" / "volumes", jobs_dir, VOLUMES_LIMIT_BYTES, 0)
+    return HostFolders(store, source, CacheStore(scratch / "caches", is_over), {name: links / name for name in given})
+
+
+def _volume_printer(*, as_json: bool) -> Callable[[str, int], None]:
+    def print_fill(names: str, percent: int) -> None:
+        _say_unless(as_json, f"filling the volume {names}: {percent} %")
+
+    return print_fill
 
 
 def _gpu_monitor(endpoint: LocalEndpoint) -> GpuMonitor:

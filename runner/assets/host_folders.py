@@ -1,8 +1,9 @@
 """The folders that containers get besides their jobs, for an endpoint and an owner."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from runner.assets.cache_store import CacheStore, cache_key
 from runner.assets.volume_source import VolumeSource
@@ -13,11 +14,15 @@ from schemas.mounts import Volume, folder_variable
 
 
 class HostFolders(Struct, frozen=True):
-    """The volumes of this host, where their files come from, and the caches."""
+    """The volumes of this host, where their files come from, and the caches.
+
+    `given`: folders to use in place of the volumes of these names, as they are.
+    """
 
     volumes: VolumeStore
     source: VolumeSource
     caches: CacheStore
+    given: Mapping[str, Path] = field(default_factory=dict)
 
     def mount(self, endpoint: Endpoint, owner: str, container: Path) -> tuple[FolderMount, ...]:
         """Return what a container of the endpoint gets, and note it in the container's own folder. Blocking.
@@ -27,7 +32,10 @@ class HostFolders(Struct, frozen=True):
         if not endpoint.volumes and not endpoint.caches:
             return ()
         caches = {cache_key(endpoint, owner, cache): cache for cache in endpoint.caches} if owner else {}
-        volumes = tuple(_mount_volume(volume, self.volumes.tree_path(volume)) for volume in endpoint.volumes)
+        volumes = tuple(
+            _mount_volume(volume, self.given.get(volume.name, self.volumes.tree_path(volume)))
+            for volume in endpoint.volumes
+        )
         with self.caches.lock:
             used = {key for note in read_mount_notes(container.parent) for key in note.caches}
             write_mount_note(container, MountNote(tuple(volume.digest for volume in endpoint.volumes), tuple(caches)))

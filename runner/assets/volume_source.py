@@ -72,9 +72,9 @@ def server_name(file: VolumeFile) -> str:
 
 
 class HttpVolumeSource:
-    """Files by URL over `client`, and the others from the edge."""
+    """Files by URL over `client`, and the others from the edge; `edge` is None in `lamplighter try`."""
 
-    def __init__(self, client: httpx2.AsyncClient, edge: AssetClient) -> None:
+    def __init__(self, client: httpx2.AsyncClient, edge: AssetClient | None) -> None:
         self._client = client
         self._edge = edge
 
@@ -121,6 +121,8 @@ class HttpVolumeSource:
             await _receive(answer, download, expected, on_size)
 
     async def _download_asset(self, file: VolumeFile, into: Path, on_size: OnSize) -> None:
+        if self._edge is None:
+            raise FillFailed(FillFailure.NOT_FOUND, "there is no edge here: give a folder for the volume")
         try:
             await on_size((await self._edge.get_info(VOLUMES_OWNER, file.sha256)).bytes)
             await self._edge.download(VOLUMES_OWNER, file.sha256, into)
@@ -198,7 +200,7 @@ def disk_failure(error: OSError) -> FillFailed:
 
 
 @asynccontextmanager
-async def open_volume_source(edge: AssetClient) -> AsyncIterator[HttpVolumeSource]:
+async def open_volume_source(edge: AssetClient | None) -> AsyncIterator[HttpVolumeSource]:
     """Yield the real source. Proxies of the environment are used, as for the edge."""
     async with httpx2.AsyncClient(
         timeout=HTTP_TIMEOUT,

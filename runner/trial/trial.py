@@ -15,8 +15,11 @@ import anyio
 import anyio.to_thread
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bus.interface import Bus
+from bus.notifier import Notifier
+from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetError, AssetGone
 from runner.claiming.images import HostImages
 from runner.claiming.schedulability import HostState, Schedulability
@@ -48,6 +51,7 @@ OWNER, HOST = "you", "here"
 STOP_AFTER_S = 2.0  # a job that prints nothing is stopped after this time
 LOG_LINES_LIMIT = 100_000  # kept for the rules
 WARM_POLL_INTERVAL_S = 0.05
+FILL_REPORT_INTERVAL_S = 1.0
 
 OnMessage = Callable[[FeedMessage], None]
 
@@ -124,6 +128,34 @@ class Trial(Struct, frozen=True, kw_only=True):
     files: Mapping[str, Path]
     jobs_dir: Path
     checks_stop: bool = True
+    folders: HostFolders | None = None
+
+
+async def fill_volumes(
+    trial: Trial, engine: ContainerEngine, gpus: GpuMonitor, say: Callable[[str, int], None]
+) -> None:
+    """Fill the volumes of the endpoint that are not given. Raises TrialImpossible. `say` gets name and percent."""
+    if trial.folders is None:
+        return
+    config = trial.endpoint.config
+    wanted = tuple(volume for volume in config.volumes if volume.name not in trial.folders.given)
+    if not wanted:
+        return
+    endpoint = replace(trial.endpoint, config=replace(config, volumes=wanted))
+    host = _host_context(replace(trial, endpoint=endpoint), gpus, engine)
+    context = _runner_context(trial, engine, _TrialFeed(lambda _: None))
+    changed = Notifier()
+    volumes = HostVolumes(context, host, changed)
+    async with run_in_background(volumes.run):
+        while not (reports := volumes.reports()) or any(report.state != "ready" for report in reports):
+            for report in reports:
+                if report.why is not None:
+                    raise TrialImpossible(report.why)
+                if report.state == "filling":
+                    say(", ".join(report.names), report.percent or 0)
+            change = changed.next_notification()
+            with anyio.move_on_after(FILL_REPORT_INTERVAL_S):
+                await change.wait()
 
 
 async def try_image(trial: Trial, engine: ContainerEngine, gpus: GpuMonitor, on_message: OnMessage) -> TrialReport:
@@ -324,6 +356,7 @@ def _runner_context(trial: Trial, engine: ContainerEngine, feed: _TrialFeed) -> 
         intervals=RunnerIntervals(),
         outage=OutageGate(),
         log=structlog.get_logger("runner"),
+        folders=trial.folders,
     )
 
 

@@ -1,10 +1,13 @@
 """`lamplighter new` and `lamplighter try`, as an author of an image uses them."""
 
+import hashlib
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,3 +143,97 @@ def test_a_new_folder_passes_in_docker_and_a_write_to_the_root_is_named(image: P
     answer = json.loads(tried.stdout)
     assert (tried.returncode, answer["error"]["code"]) == (1, "internal")
     assert [broken["rule"] for broken in answer["broken_rules"]] == ["read_only_root"]
+
+
+VOLUME_PROGRAM = """
+import jobkit
+
+
+def work(job):
+    job.progress(1.0)
+    (jobkit.cache("kernels") / "kernel").touch()
+    return {"weights": (jobkit.volume("weights") / "model" / "unet.pth").read_text()}
+
+
+jobkit.run(work)
+"""
+
+
+def weights_toml(url: str, sha256: str) -> str:
+    return f"""
+[[volumes]]
+name = "weights"
+path = "/weights"
+[[volumes.files]]
+path = "model/unet.pth"
+url = "{url}"
+sha256 = "{sha256}"
+[[caches]]
+name = "kernels"
+path = "/kernels"
+max_mb = 1
+"""
+
+
+@pytest.fixture
+def lips(image: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an image that needs weights and a cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(image.parent / "user-cache"))
+    (image / "main.py").write_text(VOLUME_PROGRAM)
+    file = image / "endpoint.toml"
+    file.write_text(file.read_text().replace("warm = true", "") + weights_toml("http://127.0.0.1:9/unet", "0" * 64))
+    return image
+
+
+@needs_job_user
+def test_a_folder_of_this_machine_is_the_volume_and_keeps_its_modes(lips: Path) -> None:
+    weights = lips.parent / "mine" / "weights"
+    (weights / "model").mkdir(parents=True)
+    (weights / "model" / "unet.pth").write_text("my weights")
+    modes = [path.stat().st_mode for path in (weights, weights.parent)]
+    words = ("try", "capitals", "--engine", "process", "--no-stop", "--volume", "weights=mine/weights", "--json")
+    tried = lamplighter(lips.parent, *words, "--text", "x")
+    assert tried.returncode == 0, tried.stderr
+    assert json.loads(tried.stdout)["data"] == {"weights": "my weights"}
+    assert [path.stat().st_mode for path in (weights, weights.parent)] == modes
+    assert [path.stat().st_uid for path in (weights, weights.parent)] == [os.geteuid()] * 2
+
+
+def test_weights_that_cannot_be_had_are_told_before_the_job(lips: Path) -> None:
+    tried = lamplighter(lips.parent, "try", "capitals", "--engine", "process", "--text", "x")
+    assert (tried.returncode, tried.stdout) == (2, "")
+    assert "127.0.0.1 cannot be reached from that host for model/unet.pth of the volume weights" in tried.stderr
+    wrong = lamplighter(lips.parent, "try", "capitals", "--volume", "wieghts=.", "--text", "x")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "give NAME=FOLDER, the name of a volume in endpoint.toml (weights) and a folder" in wrong.stderr
+
+
+@needs_job_user
+def test_weights_are_downloaded_once_for_many_tries(lips: Path) -> None:
+    requests: list[str] = []
+
+    class Weights(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+            self.wfile.write(b"weights")
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Weights) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            file, url = lips / "endpoint.toml", f"http://127.0.0.1:{server.server_port}/unet"
+            text = file.read_text().replace("http://127.0.0.1:9/unet", url)
+            file.write_text(text.replace("0" * 64, hashlib.sha256(b"weights").hexdigest()))
+            words = ("try", "capitals", "--engine", "process", "--no-stop", "--json", "--text", "x")
+            answers = [json.loads(lamplighter(lips.parent, *words).stdout)["data"] for _ in range(2)]
+        finally:
+            server.shutdown()
+            thread.join()
+    assert answers == [{"weights": "weights"}] * 2
+    assert requests == ["/unet"]
