@@ -152,6 +152,8 @@ class VolumeStore:
     def contains(self, sha256: Digest) -> bool:
         """Return whether the file is here and complete. A damaged one is removed."""
         path = self._file_path(sha256)
+        if not path.exists():  # and so is not removed: another runner may add it at this moment
+            return False
         if _is_intact(path, sha256):
             return True
         path.unlink(missing_ok=True)
