@@ -6,7 +6,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from schemas.gpu import GpuMonitorState, GpuProcess, GpuRecoveryAction, GpuSample, RemappedRows
+from runner.gpu.placement import Placed, PlacementCapacity, Unplaceable, place
+from schemas.endpoint import Resources
+from schemas.gpu import GpuHealth, GpuMonitorState, GpuProcess, GpuRecoveryAction, GpuSample, RemappedRows
+from schemas.requirements import CardRequirement
+from schemas.status import WaitReason
 from tests.runner.gpu.stub_monitor import run_stub_monitor, wait_for_snapshot
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 
@@ -127,3 +131,25 @@ async def test_processes_are_traced_and_distinguished(tmp_path: Path) -> None:
     assert got[hidden] == GpuProcess(hidden, used_mb=None, seen=False)
     assert not got[both].graphics
     assert got[1].graphics
+
+
+async def test_cards_of_two_models_are_told_apart_by_what_a_driver_says(tmp_path: Path) -> None:
+    cards = StubNvml(
+        tmp_path,
+        count=2,
+        gpu0__name="Tesla T4",
+        gpu0__capability="7.5",
+        gpu1__name="NVIDIA GeForce RTX 4090",
+        gpu1__capability="8.9",
+    )
+    need = Resources(gpus=1, vram_mb=1000)
+    async with run_stub_monitor(cards) as watch:
+        capacity = PlacementCapacity(watch.snapshot(), {uuid: GpuHealth(uuid) for uuid in map(gpu_uuid, range(2))})
+    assert place(capacity, need, cards=CardRequirement(("rtx 4090",))) == Placed((gpu_uuid(1),))
+    assert place(capacity, need, cards=CardRequirement(("T4", "RTX 4090"), "8.0")) == Placed((gpu_uuid(1),))
+    assert place(capacity, need, cards=CardRequirement(("T4",))) == Placed((gpu_uuid(0),))
+    lacking = place(capacity, need, cards=CardRequirement(("T4",), "8.0"))
+    assert lacking == Unplaceable(
+        WaitReason.REQUIREMENT_UNMET,
+        "a GPU (T4, compute capability 8.0 or higher) (it has Tesla T4, 7.5; NVIDIA GeForce RTX 4090, 8.9)",
+    )
