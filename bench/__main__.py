@@ -18,6 +18,7 @@ BENCHES = (
     "warm",
     "images",
     "pull",
+    "volumes",
     "gateway",
     "power",
     "fleet",
