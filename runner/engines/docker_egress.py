@@ -198,7 +198,7 @@ class EgressNetworks:
         async def serve() -> ServedListener:
             return self._proxy.serve(listener, policy.allow)
 
-        served = asyncio.run_coroutine_threadsafe(serve(), self.loop).result()
+        served = asyncio.run_coroutine_threadsafe(serve(), self.loop).result(LISTEN_TIMEOUT_S)  # unless it has ended
         with self._lock:
             self._served[network] = served
 
