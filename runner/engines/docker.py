@@ -397,7 +397,7 @@ def _find_runtime(client: docker.APIClient, wanted: RuntimeName) -> str:
     for runtime in parse_runtimes(client.info()):
         if runtime.name == wanted:
             return runtime.engine_name
-    raise EngineError(f"Docker has no runtime {wanted}")
+    raise EngineError(f"Docker has no runtime {wanted}: install it (docs/hosts.md), or change runtime in endpoint.toml")
 
 
 def _registry_auth(client: docker.APIClient, registry: str, login: RegistryLogin | None) -> dict[str, str]:
