@@ -210,12 +210,12 @@ class HostView(Struct, frozen=True, kw_only=True):
     `busy` null: the host is not up. `unschedulable` says why an endpoint cannot start there now; `cannot` is its old
     name, answered beside it for one release. `engine`: docker or process; `engine_away`: why it does not answer now;
     `run_as`: the user of jobs under the process engine. `waits`: the tasks that its runner cannot do now, each with the
-    reason. `version`: that of its runner. `declared`: the settings have a power driver for it. `images`: those of its
-    endpoints, with what has arrived of each; empty under the process engine, which has none. `volumes`: the same for
-    the volumes of its endpoints. `maintenance`: since when and by whom it is in maintenance; null while it is not.
-    `labels`: those of its runner's settings. `unmet`: by endpoint, which of its requirements the host does not meet,
-    also while the host is off. `isolation`: what isolates jobs there whose endpoint asks for no runtime: `process` for
-    nothing; `runtimes`: those that an endpoint can ask for.
+    reason; of a blocked host, what its power driver said last. `version`: that of its runner. `declared`: the settings
+    have a power driver for it. `images`: those of its endpoints, with what has arrived of each; empty under the process
+    engine, which has none. `volumes`: the same for the volumes of its endpoints. `maintenance`: since when and by whom
+    it is in maintenance; null while it is not. `labels`: those of its runner's settings. `unmet`: by endpoint, which of
+    its requirements the host does not meet, also while the host is off. `isolation`: what isolates jobs there whose
+    endpoint asks for no runtime: `process` for nothing; `runtimes`: those that an endpoint can ask for.
     """
 
     id: Token

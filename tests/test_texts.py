@@ -106,6 +106,10 @@ UNSEEN: set[Literals] = {
     ("its cache ", " has more than ", " MiB"),  # why a container is not kept, in the runner's log
     ("a warm container cannot go from ", " to ", ""),
     ("", " is missing"),  # the vendor's text of a missing field takes its place
+    ("unable to contact slurm controller",),  # Slurm's words, which are looked for
+    ("connection refused",),
+    ("zero bytes were transmitted",),
+    ("timed out",),
     ("not a regular file",),  # turned into another refusal
     ("too many unread messages: reconnect and resume",),  # reasons of closed sockets
     ("the key is no longer valid: connect again with another key",),

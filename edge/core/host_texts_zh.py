@@ -13,6 +13,12 @@ HOST_TEXTS_ZH: Mapping[str, str] = {
         "磁盘写入失败，重启前不再存储任何内容"
     ),
     "it does not sync every write": "没有同步每次写入",
+    "job {id} waits in Slurm's queue: {reason}": "作业 {id} 在 Slurm 队列中等待：{reason}",
+    "{program} cannot be run ({why}): install slurm-client": "无法运行 {program}（{why}）：请安装 slurm-client",
+    "Slurm's controller is away: {why}": "Slurm 控制器没有响应：{why}",
+    "Slurm's controller does not answer {program} within {seconds} s": (
+        "Slurm 控制器在 {seconds} 秒内没有响应 {program}"
+    ),
     "sold out": "已售罄",
     "not enough": "资源不足",
     "no resource": "没有资源",

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from edge.hosts.registry import WakeForecast
 from edge.power.conditions import active_override
 from schemas.host import HostView
-from schemas.power import PowerRecord, PowerState, ReportedPower
+from schemas.power import PowerCallOutcome, PowerRecord, PowerState, ReportedPower
 from schemas.status import WaitReason
 
 NOTICE_KINDS: Mapping[PowerState, str] = {
@@ -65,6 +65,12 @@ def nearest_forecast(forecasts: Iterable[WakeForecast]) -> WakeForecast | None:
     )
 
 
+def _reasons_blocked(record: PowerRecord) -> tuple[str, ...]:
+    """Return what the power driver said last about a host that it has no machine for, such as Slurm's reason."""
+    result = record.call.result if record.call is not None and record.state is PowerState.BLOCKED else None
+    return (result.why,) if result is not None and result.outcome is PowerCallOutcome.NO_CAPACITY else ()
+
+
 def host_view(host: str, seen: HostView | None, record: PowerRecord, at: datetime) -> HostView:
     """Return the host as `/v1/hosts` shows it. `seen`: its view by its heartbeats; None if it was never seen."""
     override = active_override(record, at)
@@ -77,5 +83,6 @@ def host_view(host: str, seen: HostView | None, record: PowerRecord, at: datetim
         wake_median_s=wake_median_s(record),
         hold=None if override is None else to_builtins(override),
         declared=True,
+        waits=view.waits or _reasons_blocked(record),
         history=tuple(to_builtins(change) for change in record.history),
     )

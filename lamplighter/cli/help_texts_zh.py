@@ -20,6 +20,12 @@ _COMMANDS: Mapping[str, str] = {
     "Back up the installation to one file, or verify a backup.": "将整个系统备份到一个文件，或校验备份。",
     "Restore an installation from a backup.": "从备份恢复系统。",
     "Submit a job.": "提交任务。",
+    "A pilot in a Slurm cluster, submitted by this user (deploy/slurm).": (
+        "Slurm 集群中的 pilot 作业，由当前用户提交（deploy/slurm）。"
+    ),
+    "The host; the edge sets it.": "服务器，由 edge 设置。",
+    "The batch script of the pilot.": "pilot 作业的批处理脚本。",
+    "An option for sbatch. May be repeated.": "sbatch 的选项，可重复。",
     "Power a rented GPU box, as a program of [hosts.NAME].": "为租用的 GPU 机器开关机，供 [hosts.NAME] 调用。",
     'Power a rented GPU box on or off, for `[hosts.NAME]` with `driver = "command"`.': (
         '为租用的 GPU 机器开关机，供设有 driver = "command" 的 [hosts.NAME] 调用。'

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from edge.power.rented import AutoDlBox, CompShareBox, ProviderRefused, RentedBox, switch
+from edge.power.slurm import PilotWaits, SlurmPilot, SlurmRefused
 
 FAILED_EXIT = 1
 NO_CAPACITY_EXIT = 75
@@ -51,6 +52,27 @@ def autodl(verb: str, instance: str) -> None:
     """A container instance "Pro" at AutoDL. Reads AUTODL_TOKEN."""
     url = os.environ.get("AUTODL_URL", AutoDlBox.url)
     _run("AutoDL", AutoDlBox(_read_key("AUTODL_TOKEN"), instance, url), verb)
+
+
+@power_driver.command()
+@_verb_argument
+@_place_option("host", "LAMPLIGHTER_HOST", "The host; the edge sets it.")
+@_place_option("script", "SLURM_PILOT", "The batch script of the pilot.")
+@click.option("--option", "options", multiple=True, metavar="OPTION", help="An option for sbatch. May be repeated.")
+def slurm(verb: str, host: str, script: str, options: tuple[str, ...]) -> None:
+    """A pilot in a Slurm cluster, submitted by this user (deploy/slurm)."""
+    pilot = SlurmPilot(host, script, options)
+    try:
+        if verb == "state":
+            click.echo(pilot.state())
+        elif verb == "on":
+            pilot.switch_on()
+        else:
+            pilot.switch_off()
+    except PilotWaits as error:
+        _fail(str(error), verb, NO_CAPACITY_EXIT)
+    except SlurmRefused as error:
+        _fail(f"Slurm: {error}", verb, FAILED_EXIT)
 
 
 def _read_key(variable: str) -> str:

@@ -70,7 +70,7 @@ async def assert_goes_on_and_off(driver: PowerDriver) -> None:
 
 
 def test_there_is_a_recipe_for_each_of_them() -> None:
-    assert [recipe.stem for recipe in RECIPES] == ["autodl", "aws", "compshare", "pc"]
+    assert [recipe.stem for recipe in RECIPES] == ["autodl", "aws", "compshare", "pc", "slurm"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)

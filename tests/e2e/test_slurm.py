@@ -1,0 +1,182 @@
+"""Pilots in a real Slurm cluster: jobs wait, sbatch, the runner joins, runs and ends by itself, whatever goes wrong.
+
+munged, slurmctld and slurmd of Debian run on this machine; the edge switches pilots by the recipe in deploy/power.
+"""
+
+import json
+import os
+import signal
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.test_up import lamplighter, up
+from tests.support.installation import ROOT
+from tests.support.reserved_ports import reserve_ports
+from tests.support.slurm_cluster import SlurmCluster, slurm_cluster
+from tests.support.wait import wait_for_sync
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.long(100)]
+
+DEADLINE_S = 120.0
+PILOT = ROOT / "deploy" / "slurm" / "pilot.sh"
+RECIPE = ROOT / "deploy" / "power" / "slurm.toml"
+
+
+class Site:
+    """A cluster, and an installation whose only hosts are pilots in it."""
+
+    def __init__(self, cluster: SlurmCluster, data: Path) -> None:
+        self.cluster = cluster
+        self.data = data
+
+    def ask(self, *words: str) -> Any:
+        """Return what a command of the client prints as JSON."""
+        done = lamplighter(self.data, *words, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def submit(self, seconds: float = 0.0) -> str:
+        words = ("--seconds", str(seconds), "--steps", "100") if seconds else ()
+        job_id: str = self.ask("submit", "echo", "--text", "pilot", *words)["id"]
+        return job_id
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("job", job_id)
+        return found
+
+    def hosts(self) -> dict[str, dict[str, Any]]:
+        return {host["id"]: host for host in self.ask("hosts")}
+
+    def wait_for_status(self, job_id: str, wanted: str) -> dict[str, Any]:
+        self._until(lambda: self.job(job_id)["status"] == wanted, f"{job_id} is not {wanted}: {self.job(job_id)}")
+        return self.job(job_id)
+
+    def wait_until_empty(self) -> None:
+        """Wait until no pilot is left in Slurm, and no host of the token is enrolled."""
+        self._until(lambda: not self.cluster.jobs(), f"pilots are left: {self.cluster.jobs()}")
+        self._until(lambda: self.ask("hosts", "token", "list")[0]["hosts"] == 0, "hosts are left")
+
+    def pilot_of(self, job_id: str) -> str:
+        """Return the id of the Slurm job in which the job runs."""
+        (pilot,) = self.cluster.job_ids(self.wait_for_status(job_id, "running")["host"])
+        return pilot
+
+    def events(self, job_id: str) -> list[str]:
+        """Return the types of the job's events, in their order, without progress."""
+        done = lamplighter(self.data, "history", job_id, "--json")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        history = rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
+        return [row["event"]["type"] for row in history]
+
+    def _until(self, is_true: Callable[[], bool], otherwise: str) -> None:
+        try:
+            wait_for_sync(is_true, timeout_s=DEADLINE_S)
+        except TimeoutError:
+            pytest.fail(f"{otherwise}\n{self.hosts()}\n{self.cluster.tail()}\n{self.pilot_logs()}", pytrace=False)
+
+    def pilot_logs(self) -> str:
+        return "\n".join(log.read_text()[-3000:] for log in sorted(self.cluster.folder.glob("pilot-*.log")))
+
+
+def declare(cluster: SlurmCluster) -> str:
+    """Return the recipe, with what the pilots of this test need."""
+    (recipe,) = tomllib.loads(RECIPE.read_text())["hosts"].values()
+    env = {
+        "SLURM_PILOT": str(PILOT),
+        "PILOT_TOKEN": str(cluster.folder / "token"),
+        "PILOT_IMAGES": str(ROOT / "images" / "echo"),
+        "PILOT_UNTIL_IDLE_S": "3",
+        "LAMPLIGHTER_WARM__ON": "0",
+        "LAMPLIGHTER_GRACE_S": "1",
+        "SBATCH_OUTPUT": str(cluster.folder / "pilot-%j.log"),
+        "SBATCH_OPEN_MODE": "append",
+    }
+    written = "".join(f'{name} = "{value}"\n' for name, value in env.items())
+    rules = {name: recipe[name] for name in ("driver", "on", "off", "state", "inherit", "min_on", "idle_after")}
+    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in rules.items())
+    return f"[hosts.slurm-1]\n{lines}[hosts.slurm-1.env]\n{written}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("slurm")
+    with slurm_cluster(folder) as cluster, pytest.MonkeyPatch.context() as patch, reserve_ports(2) as ports:
+        for name in ("SLURM_CONF", "PATH"):
+            patch.setenv(name, cluster.environ[name])
+        config = folder / "lamplighter.toml"
+        config.write_text(declare(cluster))
+        places = ("--public", "127.0.0.1", "--listen", "127.0.0.1", "--config", str(config))
+        listen = ("--tls-port", str(ports[0]), "--broker-port", str(ports[1]))
+        echo = ("--endpoints", str(ROOT / "images" / "echo"))
+        with up(folder / "data", "--no-runner", *places, *listen, *echo):
+            made = Site(cluster, folder / "data")
+            terms = ("--uses", "50", "--prefix", "slurm", "--token-only")
+            (folder / "token").write_text(lamplighter(made.data, "hosts", "token", *terms).stdout)
+            (folder / "token").chmod(0o600)
+            yield made
+
+
+def test_jobs_that_wait_start_a_pilot_that_ends_by_itself(site: Site) -> None:
+    jobs = [site.submit() for _ in range(3)]
+    for job in jobs:
+        assert site.wait_for_status(job, "succeeded")["host"].startswith("slurm-")
+    site.wait_until_empty()
+    assert "idle for 3 s: the runner ends" in site.pilot_logs()
+
+
+def test_clients_are_told_why_slurm_lets_a_pilot_wait(site: Site) -> None:
+    hog = site.cluster.call("sbatch", "--parsable", "--gres=gpu:2", "--output=/dev/null", "--wrap", "sleep 600").strip()
+    job = site.submit()
+
+    def is_told() -> bool:
+        return any("Slurm's queue: Resources" in why for host in site.hosts().values() for why in host["waits"])
+
+    wait_for_sync(is_told, timeout_s=DEADLINE_S)
+    wait_for_sync(lambda: site.job(job)["reason"] == "host_blocked", timeout_s=DEADLINE_S)
+    site.cluster.call("scancel", hog)
+    site.wait_for_status(job, "succeeded")
+    site.wait_until_empty()
+
+
+def test_a_preempted_pilot_gives_its_job_back(site: Site) -> None:
+    """The same happens two minutes before the time limit: Slurm sends TERM to the batch script."""
+    job = site.submit(seconds=4)
+    pilot = site.pilot_of(job)
+    site.cluster.call("scancel", "--signal=TERM", "--batch", pilot)
+    done = site.wait_for_status(job, "succeeded")
+    assert [event for event in site.events(job) if event in {"started", "released", "succeeded"}] == [
+        "started",
+        "released",
+        "started",
+        "succeeded",
+    ]
+    assert pilot not in site.cluster.job_ids(done["host"])
+    site.wait_until_empty()
+
+
+def test_a_restart_of_the_controller_disturbs_no_job(site: Site) -> None:
+    job = site.submit(seconds=4)
+    site.pilot_of(job)
+    site.cluster.stop("slurmctld", signal.SIGKILL)
+    site.wait_for_status(job, "succeeded")
+    site.cluster.start_controller()
+    assert site.events(job).count("started") == 1
+    site.wait_until_empty()
+
+
+def test_the_job_of_a_node_that_fails_runs_again_elsewhere(site: Site) -> None:
+    job = site.submit(seconds=4)
+    pilot = site.pilot_of(job)
+    site.cluster.stop("slurmd", signal.SIGKILL)
+    for pid in site.cluster.pids(pilot):
+        os.kill(pid, signal.SIGKILL)
+    site.cluster.call("scontrol", "update", f"NodeName={site.cluster.node}", "State=DOWN", "Reason=test")
+    site.cluster.call("scontrol", "update", f"NodeName={site.cluster.node}", "State=RESUME")
+    site.cluster.start_node()
+    site.wait_for_status(job, "succeeded")
+    assert site.events(job).count("started") == 2
+    site.wait_until_empty()
