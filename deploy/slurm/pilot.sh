@@ -12,17 +12,14 @@ set -euo pipefail
 : "${LAMPLIGHTER_HOST:?set it: the edge does so, by \`lamplighter power-driver slurm\`}"
 token=${PILOT_TOKEN:-$HOME/.config/lamplighter/pilot.token} # of `lamplighter hosts token --token-only`
 images=${PILOT_IMAGES:-$HOME/images}                               # folders with an endpoint.toml each
-scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/lamplighter-$SLURM_JOB_ID
-mkdir -m 711 "$scratch"
+scratch=$(mktemp -d "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/lamplighter-$SLURM_JOB_ID.XXXXXX") # a killed pilot leaves its own
+chmod 711 "$scratch" # jobs may run as another user
 trap 'rm -rf "$scratch"' EXIT
 
 export LAMPLIGHTER_DATA=$scratch LAMPLIGHTER_ENGINE=process
 export LAMPLIGHTER_GRACE_S=${LAMPLIGHTER_GRACE_S:-10} # for a job to end by itself before it is stopped
 # With several jobs in one pilot, each sees the files of the others.
 export LAMPLIGHTER_SLOTS=${LAMPLIGHTER_SLOTS:-1}
-# Slurm numbers the GPUs of the node. Jobs get those of this pilot, also where Slurm does not set this variable.
-export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-${SLURM_JOB_GPUS:-}}
-[ -n "$CUDA_VISIBLE_DEVICES" ] || unset CUDA_VISIBLE_DEVICES
 
 # bash hands TERM on, and waits for the runner to end.
 lamplighter runner --config /dev/null --join "@$token" --endpoints "$images" --until-idle "${PILOT_UNTIL_IDLE_S:-60}" &

@@ -19,7 +19,7 @@ from tests.support.reserved_ports import reserve_ports
 from tests.support.slurm_cluster import SlurmCluster, slurm_cluster
 from tests.support.wait import wait_for_sync
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.long(100)]
+pytestmark = pytest.mark.timeout(300)
 
 DEADLINE_S = 120.0
 PILOT = ROOT / "deploy" / "slurm" / "pilot.sh"
@@ -120,6 +120,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             yield made
 
 
+@pytest.mark.long(15)
 def test_jobs_that_wait_start_a_pilot_that_ends_by_itself(site: Site) -> None:
     jobs = [site.submit() for _ in range(3)]
     for job in jobs:
@@ -128,6 +129,7 @@ def test_jobs_that_wait_start_a_pilot_that_ends_by_itself(site: Site) -> None:
     assert "idle for 3 s: the runner ends" in site.pilot_logs()
 
 
+@pytest.mark.long(25)
 def test_clients_are_told_why_slurm_lets_a_pilot_wait(site: Site) -> None:
     hog = site.cluster.call("sbatch", "--parsable", "--gres=gpu:2", "--output=/dev/null", "--wrap", "sleep 600").strip()
     job = site.submit()
@@ -142,6 +144,7 @@ def test_clients_are_told_why_slurm_lets_a_pilot_wait(site: Site) -> None:
     site.wait_until_empty()
 
 
+@pytest.mark.long(25)
 def test_a_preempted_pilot_gives_its_job_back(site: Site) -> None:
     """The same happens two minutes before the time limit: Slurm sends TERM to the batch script."""
     job = site.submit(seconds=4)
@@ -158,6 +161,7 @@ def test_a_preempted_pilot_gives_its_job_back(site: Site) -> None:
     site.wait_until_empty()
 
 
+@pytest.mark.long(15)
 def test_a_restart_of_the_controller_disturbs_no_job(site: Site) -> None:
     job = site.submit(seconds=4)
     site.pilot_of(job)
@@ -168,6 +172,7 @@ def test_a_restart_of_the_controller_disturbs_no_job(site: Site) -> None:
     site.wait_until_empty()
 
 
+@pytest.mark.long(50)
 def test_the_job_of_a_node_that_fails_runs_again_elsewhere(site: Site) -> None:
     job = site.submit(seconds=4)
     pilot = site.pilot_of(job)
