@@ -11,11 +11,12 @@ from tempfile import TemporaryDirectory
 
 import anyio
 import msgspec
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, expect
 
 from edge.core.clock import utc_now
 from edge.hosts.samples import HostGpuSample, HostSample
 from tests.console.conftest import Console
+from tests.console.upload_gate import MIB, hold_uploads
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 from tests.support.browser import open_browser
 from tests.support.installation import EDGE, HOST, ROOT, RunningInstallation, run_new_installation
@@ -33,6 +34,13 @@ def make_film(path: Path) -> Path:
     codecs = ("-t", "6", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac", "-movflags", "+faststart")
     subprocess.run(["ffmpeg", "-loglevel", "error", "-y", *sources, *codecs, str(path)], check=True)
     return path
+
+
+def enlarge(film: Path, name: str) -> Path:
+    """Return a copy of the film that is sent in several pieces, another file for each name."""
+    large = film.with_name(f"{film.stem}-{name}.mp4")
+    large.write_bytes(film.read_bytes() + name.encode() + bytes(8 * MIB))
+    return large
 
 
 async def use_gpu(gpus: StubNvml) -> None:
@@ -72,6 +80,8 @@ async def make_jobs(running: RunningInstallation, film: Path) -> tuple[str, str]
     """Make jobs in every state; return a finished one with a film, and one that runs."""
     ann = running.ann
     done = await ann.submit("echo", file=str(film), text="a greeting", wait=True)
+    await running.admin.pause_endpoint("echo")
+    await running.admin.resume_endpoint("echo")
     failed = {"endpoint": "echo", "input": {"behave": "exit", "exit": 3}, "policy": {"max_attempts": 1}}
     await ann._http.post("/v1/jobs", json={**failed, "tags": {"project": "winter"}})
     await ann.submit("echo", text="not wanted any more")
@@ -92,19 +102,47 @@ async def take(console: Console, done: str, runs: str) -> None:
         "new": "new?endpoint=echo",
         "job": f"jobs/{done}",
         "running": f"jobs/{runs}",
-        **{name: name for name in ("jobs", "hosts", "endpoints", "usage")},
+        **{name: name for name in ("jobs", "usage")},
     }
+    operator = {name: name for name in ("hosts", "endpoints", "access", "owners")}
     for language, locale in LANGUAGES.items():
-        for owner, chosen in (("ann", pages), ("admin", {"access": "access", "owners": "owners"})):
+        for owner, chosen in (("ann", pages), ("admin", operator)):
             async with console.open_page(owner, viewport=DESK, locale=locale) as watched:
                 for name, path in chosen.items():
+                    if owner == "admin":
+                        await show_jobs_of(watched.page, "ann" if name == "hosts" else "")
                     await console.go(watched, path)
                     await settle(watched.page)
+                    if name == "access":  # the other events show the paths of this machine
+                        await watched.page.locator(".filters input[type=search]").fill("echo")
+                        await watched.page.locator(".filters button").click()
+                        await expect(watched.page.locator(".timeline li")).to_have_count(2)
                     await watched.page.screenshot(path=FOLDER / f"console-{name}-{language}.png")
         async with console.open_page("ann", viewport=PHONE, locale=locale, color_scheme="dark") as watched:
             await console.go(watched, f"jobs/{runs}")
             await settle(watched.page)
             await watched.page.screenshot(path=FOLDER / f"console-phone-{language}.png")
+
+
+async def show_jobs_of(page: Page, owner: str) -> None:
+    """Choose the owner whose jobs an admin sees. Empty: the admin's own."""
+    await page.locator(".owner").fill(owner)
+    await page.locator(".owner").press("Enter")
+
+
+async def take_uploads(console: Console, film: Path) -> None:
+    """Write the picture of a job whose file is under way, for each language."""
+    for language, locale in LANGUAGES.items():
+        large = enlarge(film, language)
+        async with (
+            console.open_page("ann", "new?endpoint=echo", viewport=DESK, locale=locale) as watched,
+            hold_uploads(watched.context),
+        ):
+            await watched.page.set_input_files("input[type=file]", str(large))
+            await watched.page.locator("form .primary:enabled").click()
+            await expect(watched.page.locator("progress")).to_have_attribute("value", str(MIB))
+            await settle(watched.page)
+            await watched.page.screenshot(path=FOLDER / f"console-upload-{language}.png")
 
 
 async def settle(page: Page) -> None:
@@ -147,6 +185,7 @@ async def take_with_load(running: RunningInstallation, browser: Browser, gpus: S
         tasks.start_soon(use_gpu, gpus)
         done, runs = await make_jobs(running, film)
         await take(Console(running, browser), done, runs)
+        await take_uploads(Console(running, browser), film)
         tasks.cancel_scope.cancel()
 
 

@@ -232,7 +232,7 @@ async function replay(delivery, button) {
 
 /** The files that the job waits for: how far their upload is, or a field to choose each again. */
 function missingPanel(view) {
-  const element = h("section", { class: "panel stack", hidden: true }), rows = new Map();
+  const element = h("section", { class: "panel", hidden: true }), rows = new Map();
   return { element, draw() {
     const job = view.job;
     element.hidden = !lacksFiles(job);
