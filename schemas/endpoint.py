@@ -27,10 +27,14 @@ Positive = Annotated[float, Meta(gt=0)]
 
 
 class Resources(Struct, frozen=True):
-    """The resources of one container. MB are MiB. `gpu_optional`: it runs on the CPU of a host without a GPU."""
+    """The resources of one container. MB are MiB. `gpu_optional`: it runs on the CPU of a host without a GPU.
+
+    `share`: the part of each of its GPUs that it takes. Unset: one divided by the host's `containers_per_gpu`.
+    """
 
     vram_mb: Annotated[int, Meta(ge=0)] = 0
     gpus: Annotated[int, Meta(ge=0, le=16)] = 0
+    share: Annotated[float, Meta(gt=0, le=1)] | None = None
     gpu_optional: bool = False
     shm_mb: Annotated[int, Meta(ge=1)] = 64
     memory_mb: Annotated[int, Meta(ge=16)] = 1024
@@ -145,6 +149,8 @@ def parse_endpoint(text: str) -> Endpoint:
     if problems:
         raise EndpointInvalid("; ".join(problems))
     endpoint = msgspec.convert(table, Endpoint)
+    if endpoint.resources.share is not None and not endpoint.resources.gpus:
+        raise EndpointInvalid("resources.share is a part of a GPU: set resources.gpus = 1, or leave share out")
     try:
         parse_image_reference(endpoint.image)
     except ImageReferenceInvalid as error:

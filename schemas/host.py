@@ -19,7 +19,10 @@ HOST_GONE_TIMEOUT_S = 2 * HEARTBEAT_TTL_S  # an observer must have been connecte
 
 
 class GpuReport(Struct, frozen=True):
-    """One GPU as `GET /v1/hosts` shows it. MB are MiB; null where the GPU does not report the value."""
+    """One GPU as `GET /v1/hosts` shows it. MB are MiB; null where the GPU does not report the value.
+
+    `share_free`: the part of it that no job has, from 0 to 1; null from a runner before 0.3, and for a lost GPU.
+    """
 
     uuid: str
     name: str
@@ -31,6 +34,7 @@ class GpuReport(Struct, frozen=True):
     utilization: int | None = None
     power_w: float | None = None
     compute_capability: str | None = None
+    share_free: float | None = None
 
 
 class RunningExecution(Struct, frozen=True):

@@ -31,6 +31,7 @@ class WaitReason(StrEnum):
     GPU_BUSY_OWNER = "gpu_busy_owner"
     VRAM_SHORT = "vram_short"
     DISK_SHORT = "disk_short"
+    GPU_SHARE_SHORT = "gpu_share_short"
     QUOTA = "quota"
     BEHIND = "behind"
 

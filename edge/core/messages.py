@@ -105,6 +105,9 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     WaitReason.GPU_UNHEALTHY: LocalizedText("The GPU is not healthy; the job waits", "GPU 状态异常，任务等待中"),
     WaitReason.GPU_BUSY_OWNER: LocalizedText("The GPU is in use by its owner", "GPU 正被机主使用，任务等待中"),
     WaitReason.VRAM_SHORT: LocalizedText("Waiting for free GPU memory", "等待可用显存"),
+    WaitReason.GPU_SHARE_SHORT: LocalizedText(
+        "Waiting for a larger share of a GPU than is free", "等待显卡腾出所需的份额"
+    ),
     WaitReason.DISK_SHORT: LocalizedText("The GPU host is short of disk space", "GPU 服务器磁盘空间不足，任务等待中"),
     WaitReason.QUOTA: LocalizedText("Waiting for your own earlier jobs", "您之前的任务尚未完成，任务排队中"),
     WaitReason.BEHIND: LocalizedText("Waiting for the jobs ahead of it", "前面还有任务，正在排队"),

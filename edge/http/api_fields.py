@@ -225,6 +225,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "fitness": _N("`fit`, or what is wrong", "fit"),
         "reason": _N("Why it is not fit; null if it is", None),
         "memory_free_mb": _N("Its free memory in MiB; null: not reported", 20_000),
+        "share_free": _N("The part of it that no job has, from 0 to 1; null: not reported", 0.75),
     },
     "HostGpuSample": {"memory_used_mb": _N("Its used memory in MiB; null: not reported", 4_564)},
     "HostSample": {

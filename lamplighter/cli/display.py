@@ -144,6 +144,12 @@ def format_images(host: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "-"
 
 
+def format_free_share(gpu: Mapping[str, Any]) -> str:
+    """Return the free part of a GPU that jobs share; "" if none or all of it is free."""
+    free = gpu.get("share_free")
+    return say(f"{free:.0%} of it free") if free is not None and 0 < free < 1 else ""
+
+
 def format_engine(host: Mapping[str, Any]) -> str:
     """Return the engine of a host, its user, and whether it does not answer."""
     if not host.get("engine"):

@@ -74,8 +74,12 @@ def _describe_state(host: dict[str, Any]) -> str:
     return say(f"{host['state']}, in maintenance") if host.get("maintenance") else str(host["state"])
 
 
+def _format_gpu(gpu: dict[str, Any]) -> str:
+    return f"{gpu['name']} ({', '.join(filter(None, (gpu['fitness'], display.format_free_share(gpu))))})"
+
+
 def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
-    gpus = ", ".join(f"{gpu['name']} ({gpu['fitness']})" for gpu in host["gpus"]) or say("none")
+    gpus = ", ".join(map(_format_gpu, host["gpus"])) or say("none")
     return (
         host["id"],
         _describe_state(host),

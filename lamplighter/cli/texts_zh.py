@@ -402,6 +402,7 @@ _DOCTOR: Mapping[str, str] = {
     "{state}, offers {what}": "{state}，提供 {what}",
     "host {host}": "服务器 {host}",
     "gpu {gpu}": "显卡 {gpu}",
+    "{share} of it free": "剩余 {share}",
     "engine of {host}": "{host} 的引擎",
     "{engine} does not answer, jobs wait: {why}": "{engine} 没有响应，任务等待中：{why}",
     "jobs run as plain processes of the runner's user, not in containers": (

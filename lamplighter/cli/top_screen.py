@@ -135,6 +135,7 @@ def _format_gpu(gpu: dict[str, Any]) -> str:
         None if gpu.get("temperature_c") is None else f"{gpu['temperature_c']}°C",
         None if gpu.get("power_w") is None else f"{gpu['power_w']:.0f}W",
         None if total is None or free is None else f"{(total - free) / 1024:.1f}/{total / 1024:.1f}GB",
+        display.format_free_share(gpu),
     )
     health = "" if gpu["fitness"] == "fit" else f"({gpu['fitness']})"
     return " ".join(filter(None, (gpu["name"], *readings, health)))

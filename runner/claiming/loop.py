@@ -1,6 +1,6 @@
 """The claim loop: fetch what can start here now, highest priority first, and never more than there are free slots."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -17,7 +17,7 @@ from runner.claiming.decision import (
     StepOutcome,
     decide,
 )
-from runner.claiming.prefetch import PEEK_NAK_DELAY_S, prefetch_inputs
+from runner.claiming.prefetch import PEEK_NAK_DELAY_S, peek_job, prefetch_inputs
 from runner.claiming.recovery import ContainerRecovery, host_lost_event
 from runner.claiming.schedulability import Schedulability
 from runner.claiming.warm_pool import WarmPool
@@ -27,15 +27,17 @@ from runner.execution.container_run import JobAssignment
 from runner.execution.execution import ExecutionRegistry, RoundKey
 from runner.execution.fence import record_event
 from runner.gpu.placement import Placed
+from runner.gpu.turns import ShareTurns
 from schemas.events import RecordUnreadable, Started
 from schemas.host import HOST_GONE_TIMEOUT_S
 from schemas.job import Job
-from schemas.status import PRIORITIES
+from schemas.status import PRIORITIES, Priority, WaitReason
 
 UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host try
 HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host runs the job
 LOST_RACE_DELAY_S = 0.001  # a host stands back for up to so long, for each race in a row that it lost
 LOST_RACE_LIMIT = 20
+TURN_PRIORITIES = (Priority.HIGH, Priority.NORMAL)  # `low` waits for as long as others can start
 CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is being removed
 
 
@@ -64,6 +66,7 @@ class ClaimLoop:
         self._claiming = True
         self.jobs_started = 0  # since the start of this process
         self.is_handling = False  # a message is being answered, or its job is being claimed
+        self._turns = ShareTurns(host.gpu_allocator.settings.placement.turn_after_s)
 
     async def run(self) -> None:
         """Claim until `stop`. While the edge, the broker or the engine is away, nothing new is claimed."""
@@ -115,15 +118,15 @@ class ClaimLoop:
         After a wake only its lanes are fetched: every other lane was empty at the last fetch and had no wake since. A
         wake that was lost costs one idle wait, after which all lanes are fetched.
         """
-        unschedulable = await self._schedulability.unschedulable_reasons()
-        pools = [
-            name
-            for name, endpoints in group_by_pool(self._host.endpoints).items()
-            if any(endpoint.name not in unschedulable for endpoint in endpoints)
-        ]
         woken, self._woken_lanes = self._woken_lanes, frozenset()
-        lanes = [lane for lane in _sort_by_priority(woken) if lane.pool in pools]
         try:
+            unschedulable = await self._find_unschedulable()
+            pools = [
+                name
+                for name, endpoints in group_by_pool(self._host.endpoints).items()
+                if any(endpoint.name not in unschedulable for endpoint in endpoints)
+            ]
+            lanes = [lane for lane in _sort_by_priority(woken) if lane.pool in pools]
             delivery = await (self._fetch_woken(lanes) if lanes else self._fetch_first(self._order_lanes(pools)))
             if delivery is None:
                 self._woken_lanes = await self._wait_for_messages(pools)
@@ -139,6 +142,24 @@ class ClaimLoop:
         delivery = await self._fetch_first(lanes, WAKE_GRACE_S)
         self._lost_races = 0 if delivery is not None else min(self._lost_races + 1, LOST_RACE_LIMIT)
         return delivery
+
+    async def _find_unschedulable(self) -> Mapping[str, WaitReason]:
+        """Return the endpoints that cannot start now, after GPUs were kept for the one whose turn it is."""
+        reasons, now = await self._schedulability.unschedulable_reasons(), anyio.current_time()
+        endpoints, allocator = self._host.endpoints, self._host.gpu_allocator
+        larger = [name for name in reasons if name in endpoints and endpoints[name].config.resources.gpus > 1]
+        self._turns.note_refused(reasons, larger, now)
+        name, kept_before = self._turns.name_to_check(now), self._turns.kept_for
+        if name is not None and name in endpoints:
+            lanes = [Lane(endpoints[name].config.effective_pool, priority) for priority in TURN_PRIORITIES]
+            job = await peek_job(self._context, partial(self._fetch_first, lanes))
+            self._turns.note_checked(name, now, has_job=job is not None and job.endpoint == name)
+        kept = endpoints.get(self._turns.kept_for or "")
+        allocator.keep_gpus(kept.config if kept else None)
+        if self._turns.kept_for == kept_before:
+            return reasons
+        self._context.log.info("gpu_turn_changed", endpoint=self._turns.kept_for, was=kept_before)
+        return await self._schedulability.unschedulable_reasons()
 
     def _order_lanes(self, pools: list[str]) -> list[Lane]:
         """Return the lanes: high, normal, low. Within a priority, another pool comes first each time."""
@@ -228,6 +249,7 @@ class ClaimLoop:
             permit.release()
             await self._warm_pool.give_back(warm) if warm else allocation.release()
             raise
+        self._turns.note_started(job.endpoint)
         self._executions.launch(JobAssignment(claimed, endpoint, allocation, warm_container=warm), permit, delivery)
         self.jobs_started += 1
         if taken is not None:

@@ -29,7 +29,7 @@ async def prefetch_inputs(
     Raises BusError. An input that cannot be fetched is skipped: the job will report why.
     """
     pointer = await _peek(fetch)
-    job = await _read_queued_job(context, pointer) if pointer is not None else None
+    job = await _read_queued_job(context, pointer)
     if job is None or job.endpoint not in endpoints:
         return pointer is not None
     for field in asset_fields(endpoints[job.endpoint].config.input, job.input):
@@ -38,6 +38,11 @@ async def prefetch_inputs(
         except (AssetError, InvalidDigest, OSError) as error:
             context.bind_log(job).debug("prefetch_failed", error=str(error))
     return True
+
+
+async def peek_job(context: RunnerContext, fetch: Callable[[], Awaitable[QueueMessage | None]]) -> Job | None:
+    """Return the job of the next message, if it is queued. Nothing of it is claimed. Raises BusError."""
+    return await _read_queued_job(context, await _peek(fetch))
 
 
 async def _peek(fetch: Callable[[], Awaitable[QueueMessage | None]]) -> Pointer | None:
@@ -54,8 +59,10 @@ async def _peek(fetch: Callable[[], Awaitable[QueueMessage | None]]) -> Pointer 
     return None
 
 
-async def _read_queued_job(context: RunnerContext, pointer: Pointer) -> Job | None:
+async def _read_queued_job(context: RunnerContext, pointer: Pointer | None) -> Job | None:
     """Return the job of this round if it is queued."""
+    if pointer is None:
+        return None
     try:
         entry = await context.bus.job_store.read(pointer.key)
     except RecordUnreadable:

@@ -304,7 +304,8 @@ class WarmPool:
         spec = container_spec(warm.endpoint, identity, folders.root.resolve(), warm.allocation.uuids, mounts)
         await anyio.to_thread.run_sync(partial(folders.job.mkdir, parents=True, exist_ok=True))
         reuse = {REUSE_ENV: "1"} if warm.number else {}
-        return await self._context.engine.start(replace(spec, env={**spec.env, WARM_ENV: "1", **reuse}))
+        spec = replace(spec, mps=warm.allocation.mps, env={**spec.env, WARM_ENV: "1", **reuse})
+        return await self._context.engine.start(spec)
 
     async def _follow(self, warm: WarmContainer, handle: str, timeout: anyio.CancelScope) -> ErrorLine | None:
         """Read the output until the exit; return the last error line. Once it is ready, `timeout` limits its age."""

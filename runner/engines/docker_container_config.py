@@ -14,6 +14,7 @@ from runner.engines.port import JOB_ENV, MIB, WARM_ENV, ContainerIdentity, Conta
 
 JOB_MOUNT = "/job"
 CACHE_MOUNT = "/tmp/cache"  # noqa: S108 - inside the container, a tmpfs of its own
+SHARED_MEMORY = "/dev/shm"  # noqa: S108
 LABEL_PREFIX = "lamplighter."
 CPU_PERIOD_US = 100_000
 CAPABILITIES = ("gpu", "compute", "utility", "video")  # video: NVENC and NVDEC, which ffmpeg uses
@@ -42,7 +43,8 @@ def container_config(
     # Injection by a runtime would replace the runtime that the endpoint asks for, which is then asked for the devices.
     devices, env = _gpu_config(spec.gpus, "device_request" if runtime and injection == "runtime" else injection)
     folders = {name: mount.target for mount in spec.mounts for name in mount.variables}
-    variables = {**CACHE_ENV, JOB_ENV: JOB_MOUNT, **env, **folders, **spec.env}
+    mps = spec.mps.env if spec.mps else {}
+    variables = {**CACHE_ENV, JOB_ENV: JOB_MOUNT, **env, **mps, **folders, **spec.env}
     return {
         "Image": spec.image,
         "User": user,
@@ -106,7 +108,9 @@ def _mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
         _bind(str(spec.job_dir / part), f"{JOB_MOUNT}/{part}".rstrip("/"), is_writable=part in writable)
         for part in ("", *JOB_SUBDIRS)
     ]
-    return [*job, *(_bind(str(one.source), one.target, is_writable=one.is_writable) for one in spec.mounts)]
+    # CUDA talks to the MPS server by the sockets in its pipe directory and by shared memory.
+    mps = [_bind(path, path, is_writable=True) for path in ((spec.mps.pipe_dir, SHARED_MEMORY) if spec.mps else ())]
+    return [*job, *mps, *(_bind(str(one.source), one.target, is_writable=one.is_writable) for one in spec.mounts)]
 
 
 def _bind(source: str, target: str, *, is_writable: bool) -> dict[str, Any]:

@@ -71,6 +71,21 @@ class ContainerLimits(Struct, frozen=True):
     shm_mb: int = 64
 
 
+class MpsClient(Struct, frozen=True):
+    """What a container gets of MPS: the daemon's pipe directory, and how much of a GPU its kernels may use."""
+
+    pipe_dir: str
+    percentage: int
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Return the variables that CUDA reads."""
+        return {
+            "CUDA_MPS_PIPE_DIRECTORY": self.pipe_dir,
+            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(self.percentage),
+        }
+
+
 class FolderMount(Struct, frozen=True, kw_only=True):
     """A folder of the host that a container gets: a volume, read-only, or a cache, which the engine lets it write to.
 
@@ -99,6 +114,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()  # UUIDs, never indices: a reboot changes those
     runtime: RuntimeName | None = None  # None: the engine's default
     egress: EgressPolicy | None = None  # None: no network
+    mps: MpsClient | None = None
     mounts: tuple[FolderMount, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 

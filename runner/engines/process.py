@@ -187,7 +187,7 @@ class ProcessEngine:
             JOB_ENV: str(spec.job_dir),
         }
         folders = {name: str(mount.source) for mount in spec.mounts for name in mount.variables}
-        return {**base, **folders, **spec.env}
+        return {**base, **(spec.mps.env if spec.mps else {}), **folders, **spec.env}
 
     def _discard(self, handle: str) -> None:
         state = ProcessStateDir(self._state / handle)

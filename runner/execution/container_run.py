@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 from msgspec import Struct
+from msgspec.structs import replace
 
 from runner.assets.port import AssetError
 from runner.context import RunnerContext, run_in_background
@@ -253,8 +254,9 @@ class ContainerRun:
         write_job_file(self._assignment.job, names, self._limits, self.job_dir, self._folders.run, trace)
 
     def _spec(self, mounts: tuple[FolderMount, ...]) -> ContainerSpec:
-        uuids = self._assignment.allocation.uuids
-        return container_spec(self._assignment.endpoint, self._identity, self.job_dir.resolve(), uuids, mounts)
+        endpoint, allocation = self._assignment.endpoint, self._assignment.allocation
+        spec = container_spec(endpoint, self._identity, self.job_dir.resolve(), allocation.uuids, mounts)
+        return replace(spec, mps=allocation.mps)
 
     async def _supervise(self, handle: str) -> ContainerExit | None:
         """Follow the container until its exit, under its limits; None if it is gone without an exit."""

@@ -7,10 +7,11 @@ import anyio
 from msgspec import Struct
 from msgspec.structs import replace
 
-from runner.engines.port import GpuInjection
+from runner.engines.port import GpuInjection, MpsClient
 from runner.gpu import health, metering
 from runner.gpu.health import GpuHealthPolicy, gpu_reports
 from runner.gpu.metering import MeterPrice
+from runner.gpu.mps import MpsSettings, find_control_daemon, mps_client
 from runner.gpu.placement import (
     Placed,
     PlacementCapacity,
@@ -18,11 +19,14 @@ from runner.gpu.placement import (
     Unplaceable,
     VramReservation,
     free_mb,
+    free_share,
     place,
+    share_of,
 )
 from runner.gpu.port import GpuMonitor
 from runner.gpu.process_owner import OwnProcesses
-from schemas.endpoint import Endpoint
+from runner.gpu.turns import choose_kept_gpus
+from schemas.endpoint import Endpoint, Resources
 from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuSample, GpuSnapshot, XidEvent
 from schemas.host import GpuReport
 from schemas.job import AttemptUsage
@@ -59,6 +63,7 @@ class GpuSettings(Struct, frozen=True):
     fitness: GpuHealthPolicy = GpuHealthPolicy()
     placement: PlacementPolicy = PlacementPolicy()
     price: MeterPrice = MeterPrice()
+    mps: MpsSettings = MpsSettings()
     probe: GpuProbeSettings = GpuProbeSettings()
 
 
@@ -66,10 +71,10 @@ class GpuAllocation:
     """The GPUs of one container, from before its start until its removal. `is_idle`: it waits for its job."""
 
     def __init__(
-        self, allocator: "GpuAllocator", uuids: tuple[str, ...], vram_mb: int, *, is_idle: bool = False
+        self, allocator: "GpuAllocator", uuids: tuple[str, ...], resources: Resources, *, is_idle: bool = False
     ) -> None:
         self._allocator = allocator
-        self._vram_mb = vram_mb
+        self._resources = resources
         self._meter: metering.GpuMeter | None = None
         self._pid: int | None = None
         self.uuids = uuids
@@ -117,8 +122,22 @@ class GpuAllocation:
         )
 
     def reservations(self) -> list[VramReservation]:
-        """Return the reserved VRAM, one entry per GPU."""
-        return [VramReservation(uuid, self._vram_mb, self.container, self._pid, self.is_idle) for uuid in self.uuids]
+        """Return the reserved VRAM and share, one entry per GPU. While it waits it holds the share that it names."""
+        vram_mb, share = self._resources.vram_mb, self.share
+        if self.is_idle and self._resources.share is None:
+            share = 0.0
+        return [VramReservation(uuid, vram_mb, self.container, self._pid, self.is_idle, share) for uuid in self.uuids]
+
+    @property
+    def share(self) -> float:
+        """Return the part of each of its GPUs that the container has while it runs a job."""
+        return share_of(self._resources, self._allocator.settings.placement)
+
+    @property
+    def mps(self) -> MpsClient | None:
+        """Return what the container gets of MPS if it starts now; None for a whole GPU, or without MPS."""
+        settings = self._allocator.settings.mps
+        return mps_client(settings, self.share, daemon_pid=find_control_daemon(settings)) if self.uuids else None
 
     def record(self, samples: tuple[GpuSample, ...], now: float, sharers: int) -> None:
         """Add one reading of the GPUs to the meter."""
@@ -136,6 +155,8 @@ class GpuAllocator:
         self._clock = clock
         self._health: dict[str, GpuHealth] = {}
         self._allocations: list[GpuAllocation] = []
+        self._kept_for = ""
+        self._kept: frozenset[str] = frozenset()
         self.settings = settings
         self.pid_of = pid_of
 
@@ -158,15 +179,29 @@ class GpuAllocator:
         `disk_free_mb` is the free disk space in MiB where jobs write; None skips the check. `warm`: the container is to
         be started before its job.
         """
-        capacity = PlacementCapacity(self.snapshot, self._health, self._reservations, disk_free_mb)
+        capacity = self._capacity(endpoint, disk_free_mb)
         return place(capacity, endpoint.resources, self.settings.placement, warm=warm, cards=endpoint.cards)
 
     def can_start(self, allocation: GpuAllocation, endpoint: Endpoint) -> bool:
         """Return whether the warm container on these GPUs could start its job now."""
         snapshot = self.snapshot
         samples = tuple(sample for sample in snapshot.samples if sample.uuid in allocation.uuids)
-        capacity = PlacementCapacity(replace(snapshot, samples=samples), self._health, self._reservations)
+        capacity = replace(self._capacity(endpoint), snapshot=replace(snapshot, samples=samples))
         return isinstance(place(capacity, endpoint.resources, self.settings.placement, cards=endpoint.cards), Placed)
+
+    def keep_gpus(self, endpoint: Endpoint | None) -> None:
+        """Keep the GPUs that are soonest free for this endpoint: no other one starts there. None: keep none."""
+        if endpoint is None:
+            self._kept_for, self._kept = "", frozenset()
+        elif endpoint.name != self._kept_for or not self._kept:
+            self._kept_for = endpoint.name
+            self._kept = choose_kept_gpus(
+                self._capacity(endpoint), endpoint.resources, self.settings.placement, endpoint.cards
+            )
+
+    def _capacity(self, endpoint: Endpoint, disk_free_mb: int | None = None) -> PlacementCapacity:
+        kept = frozenset[str]() if endpoint.name == self._kept_for else self._kept
+        return PlacementCapacity(self.snapshot, self._health, self._reservations, disk_free_mb, kept)
 
     def is_unfit(self, allocation: GpuAllocation) -> bool:
         """Return whether a warm container should give these GPUs up: one erred, or the machine's owner uses it."""
@@ -185,7 +220,7 @@ class GpuAllocator:
 
     def allocate(self, uuids: tuple[str, ...], endpoint: Endpoint | None, *, is_idle: bool = False) -> GpuAllocation:
         """Reserve these GPUs for one container."""
-        allocation = GpuAllocation(self, uuids, endpoint.resources.vram_mb if endpoint else 0, is_idle=is_idle)
+        allocation = GpuAllocation(self, uuids, endpoint.resources if endpoint else Resources(), is_idle=is_idle)
         self._allocations.append(allocation)
         return allocation
 
@@ -232,7 +267,14 @@ class GpuAllocator:
 
     def reports(self) -> tuple[GpuReport, ...]:
         """Return the GPUs as `GET /v1/hosts` shows them."""
-        return gpu_reports(self.snapshot, self._health)
+        reports, jobs = gpu_reports(self.snapshot, self._health), [job for job in self._reservations if not job.is_idle]
+        lost = {gpu.uuid for gpu in self.snapshot.lost}
+        return tuple(
+            replace(report, share_free=round(max(0.0, free_share(job for job in jobs if job.uuid == report.uuid)), 4))
+            if report.uuid not in lost
+            else report
+            for report in reports
+        )
 
     async def _follow_snapshots(self) -> None:
         snapshot = self._monitor.snapshot()
@@ -250,9 +292,11 @@ class GpuAllocator:
     @property
     def _own_processes(self) -> OwnProcesses:
         containers = [allocation.own_processes for allocation in self._allocations]
+        # The MPS server is a child of its control daemon, and works for our jobs.
+        mps = frozenset({pid} if (pid := find_control_daemon(self.settings.mps)) is not None else ())
         return OwnProcesses(
             containers=frozenset().union(*(container.containers for container in containers)),
-            pids=frozenset().union(*(container.pids for container in containers)),
+            pids=mps.union(*(container.pids for container in containers)),
             gpus=frozenset().union(*(container.gpus for container in containers)),
         )
 

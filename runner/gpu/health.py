@@ -5,6 +5,7 @@ Heat and foreign processes pass on their own, with a margin and a quiet time, so
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -265,7 +266,7 @@ def gpu_reports(snapshot: GpuSnapshot, healths: Mapping[str, GpuHealth]) -> tupl
     return tuple(report for _, report in sorted(answering + lost, key=lambda row: row[0]))
 
 
-def _health_fields(health: GpuHealth | None) -> dict[str, str]:
+def _health_fields(health: GpuHealth | None) -> dict[str, Any]:
     if health is None:
         return {"fitness": GpuHealthStatus.UNHEALTHY.value, "reason": "not assessed yet"}
     return {"fitness": health.status.value} | ({"reason": health.why} if health.why else {})

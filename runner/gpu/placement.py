@@ -1,12 +1,17 @@
 """Which GPUs a container gets, or why none. Pure.
 
+Jobs share a GPU if their shares add up to 1 at most and their VRAM fits. An endpoint without `share` takes
+1 / `containers_per_gpu`, so by default the whole GPU. A container that waits for its job computes nothing. It holds its
+share against other waiting containers, never against a job.
+
 An endpoint asks for `gpus` GPUs with `vram_mb` free on each. With `gpu_optional` it runs on the CPU if the host has no
 GPU; a GPU that is only busy or unhealthy is waited for.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from runner.gpu.process_owner import OwnProcesses, is_own
@@ -15,9 +20,11 @@ from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuSample, 
 from schemas.requirements import CardRequirement
 from schemas.status import WAIT_REASON_ORDER, WaitReason
 
+SHARE_TOLERANCE = 1e-6  # ten shares of 0.1 add up to 1, whatever floating-point numbers say
+
 
 class VramReservation(Struct, frozen=True):
-    """VRAM reserved for one container on one GPU, from before its start until its removal.
+    """VRAM and share reserved for one container on one GPU, from before its start until its removal.
 
     `container` or `pid` (process engine) identifies the running container, so that memory in use is not counted twice.
     `is_idle`: the container is warm and is evicted for any job.
@@ -28,15 +35,20 @@ class VramReservation(Struct, frozen=True):
     container: str | None = None
     pid: int | None = None
     is_idle: bool = False
+    share: float = 1.0
 
 
 class PlacementCapacity(Struct, frozen=True):
-    """Free resources of this host. `disk_free_mb` is measured where jobs write; None: not measured."""
+    """Free resources of this host. `disk_free_mb` is measured where jobs write; None: not measured.
+
+    `kept`: UUIDs of GPUs that are kept for a job of another endpoint (`runner.gpu.turns`).
+    """
 
     snapshot: GpuSnapshot
     health_by_uuid: Mapping[str, GpuHealth]
     reservations: tuple[VramReservation, ...] = ()
     disk_free_mb: int | None = None
+    kept: frozenset[str] = frozenset()
 
 
 class PlacementPolicy(Struct, frozen=True):
@@ -46,8 +58,10 @@ class PlacementPolicy(Struct, frozen=True):
     """Memory that stays free on every GPU, for CUDA contexts and the desktop."""
     disk_reserve_mb: int = 2048
     """Space that stays free on the disk."""
-    containers_per_gpu: int = 1
-    """Containers that may share one GPU."""
+    containers_per_gpu: Annotated[int, Meta(ge=1)] = 1
+    """Jobs of endpoints without `share` that may use one GPU at once. Each takes 1 / `containers_per_gpu` of it."""
+    turn_after_s: Annotated[float, Meta(ge=0)] = 60.0
+    """How long smaller jobs may start past a job that needs a larger share of a GPU than is free."""
 
 
 class Placed(Struct, frozen=True):
@@ -84,6 +98,8 @@ def place(
 ) -> Placed | Unplaceable:
     """Choose the GPUs for one container: the least crowded first, then the tightest fit, so that large gaps stay whole.
 
+    An endpoint with `share` gets the GPU with the least free share that is enough: others stay free for whole jobs.
+
     Only GPUs that meet `cards` are used. Without one, work that can do without a GPU does so.
     `warm`: the container is started before its job, takes no job's place, and evicts nothing.
     """
@@ -99,6 +115,7 @@ def place(
     if (unmet := describe_unmet_cards(snapshot, need, cards)) is not None:
         return Placed() if need.gpu_optional else Unplaceable(WaitReason.REQUIREMENT_UNMET, unmet)
     snapshot = _keep_suitable(snapshot, cards)
+    share = share_of(need, policy)
     offers, refusals = [], []
     for sample in snapshot.samples:
         reservations = [reservation for reservation in capacity.reservations if reservation.uuid == sample.uuid]
@@ -107,10 +124,15 @@ def place(
             0 if warm else sum(_used_mb(sample, reservation) for reservation in reservations if reservation.is_idle)
         )
         available_mb = free_mb(sample, reservations if warm else jobs) + reclaimable_mb - policy.reserve_mb
-        is_full = not warm and len(jobs) >= policy.containers_per_gpu
-        refusal = _explain_refusal(capacity.health_by_uuid.get(sample.uuid), sample.index, available_mb, is_full, need)
+        left = free_share(reservations if warm else jobs)
+        # A waiting container without a share of its own may load beside a job, to take its place.
+        missing = 0.0 if warm and need.share is None else share - left
+        refusal = _explain_unfitness(capacity.health_by_uuid.get(sample.uuid), sample.index)
+        refusal = refusal or _explain_share(capacity, sample, left, missing)
+        refusal = refusal or _explain_vram(sample.index, available_mb, need)
         if refusal is None:
-            offers.append((len(reservations), available_mb, sample.index, sample.uuid))
+            crowding = len(reservations) if need.share is None else free_share(jobs)
+            offers.append((crowding, available_mb, sample.index, sample.uuid))
         else:
             refusals.append(refusal)
     if len(offers) >= need.gpus:
@@ -138,11 +160,28 @@ def _keep_suitable(snapshot: GpuSnapshot, cards: CardRequirement) -> GpuSnapshot
     return replace(snapshot, samples=samples, lost=tuple(one for one in snapshot.lost if cards.may_be(one.name)))
 
 
+def share_of(need: Resources, policy: PlacementPolicy) -> float:
+    """Return the part of each of its GPUs that a container takes."""
+    return need.share if need.share is not None else 1 / policy.containers_per_gpu
+
+
+def free_share(reservations: Iterable[VramReservation]) -> float:
+    """Return the part of a GPU that these reservations leave; below 0 if adopted jobs have more than the whole."""
+    left = 1 - sum(reservation.share for reservation in reservations)
+    return 0.0 if abs(left) < SHARE_TOLERANCE else left
+
+
 def free_mb(sample: GpuSample, reservations: Iterable[VramReservation]) -> int:
     """Return the free VRAM of the sample less what is reserved and not used yet. MB; may be negative."""
     return sample.memory_free_mb - sum(
         max(0, reservation.vram_mb - _used_mb(sample, reservation)) for reservation in reservations
     )
+
+
+def is_fit(capacity: PlacementCapacity, sample: GpuSample) -> bool:
+    """Return whether the health of this GPU allows work on it."""
+    health = capacity.health_by_uuid.get(sample.uuid)
+    return health is not None and health.status is GpuHealthStatus.FIT
 
 
 def _used_mb(sample: GpuSample, reservation: VramReservation) -> int:
@@ -154,22 +193,33 @@ def _used_mb(sample: GpuSample, reservation: VramReservation) -> int:
     return sum(process.used_mb or 0 for process in sample.processes if is_own(process, own))
 
 
-def _explain_refusal(
-    health: GpuHealth | None, index: int, available_mb: int, is_full: bool, need: Resources
-) -> Unplaceable | None:
-    """Return why this GPU cannot take the container, worst reason first; None if it can."""
-    gpu = f"GPU {index}"
+def _explain_unfitness(health: GpuHealth | None, index: int) -> Unplaceable | None:
+    """Return why nothing may start on this GPU; None if something may."""
     if health is None:
-        return Unplaceable(WaitReason.GPU_UNHEALTHY, f"{gpu} was not assessed yet")
+        return Unplaceable(WaitReason.GPU_UNHEALTHY, f"GPU {index} was not assessed yet")
     if health.status is not GpuHealthStatus.FIT:
-        return Unplaceable(REASON_BY_STATUS[health.status], f"{gpu}: {health.why}")
-    if is_full:
-        return Unplaceable(WaitReason.BEHIND, f"{gpu} has its limit of containers")
-    if available_mb < need.vram_mb:
-        return Unplaceable(
-            WaitReason.VRAM_SHORT, f"{gpu} has {available_mb} MB available, {need.vram_mb} MB are needed"
-        )
+        return Unplaceable(REASON_BY_STATUS[health.status], f"GPU {index}: {health.why}")
     return None
+
+
+def _explain_share(capacity: PlacementCapacity, sample: GpuSample, left: float, missing: float) -> Unplaceable | None:
+    """Return that too little of this GPU is `left`, by `missing`, or that it is kept for others; None if neither."""
+    if sample.uuid in capacity.kept:
+        return Unplaceable(WaitReason.BEHIND, f"GPU {sample.index} is kept for a job that needs a larger share")
+    if missing <= SHARE_TOLERANCE:
+        return None
+    if left <= 0:
+        return Unplaceable(WaitReason.BEHIND, f"GPU {sample.index} is taken")
+    need = f"{left + missing:.0%} of it are needed"
+    return Unplaceable(WaitReason.GPU_SHARE_SHORT, f"{left:.0%} of GPU {sample.index} are free, {need}")
+
+
+def _explain_vram(index: int, available_mb: int, need: Resources) -> Unplaceable | None:
+    if available_mb >= need.vram_mb:
+        return None
+    return Unplaceable(
+        WaitReason.VRAM_SHORT, f"GPU {index} has {available_mb} MB available, {need.vram_mb} MB are needed"
+    )
 
 
 def _choose_reason(refusals: list[Unplaceable], snapshot: GpuSnapshot, need: Resources) -> Unplaceable:

@@ -20,6 +20,9 @@ from runner.slots import Slots
 from schemas.host import ActivityCounts, HostCapabilities, HostHeartbeat, RunningExecution
 from schemas.version import VERSION
 
+# Readings of a GPU that change all the time, and are no part of the capabilities.
+_CHANGING_READINGS = dict.fromkeys(("memory_free_mb", "temperature_c", "utilization", "power_w", "share_free"))
+
 
 class HostActivity:
     """Activity of this host: executions, uploads, users. Before recovery is complete, unsaved results are unknown."""
@@ -146,10 +149,7 @@ class HeartbeatPublisher:
             endpoints=tuple(endpoint.config.offered for endpoint in self._host.endpoints.values()),
             programs={name: endpoint.program for name, endpoint in self._host.endpoints.items()},
             slots=self._host.slots.count,
-            gpus=tuple(
-                replace(gpu, memory_free_mb=None, temperature_c=None, utilization=None, power_w=None)
-                for gpu in self._host.gpu_allocator.reports()
-            ),
+            gpus=tuple(replace(gpu, **_CHANGING_READINGS) for gpu in self._host.gpu_allocator.reports()),
             labels=dict(self._host.labels),
             unmet=self._schedulability.unmet_requirements(),
         )

@@ -142,7 +142,10 @@ GPU = {"name": "RTX 4090", "utilization": 87, "temperature_c": 61, "power_w": 32
 
 
 def host(name: str) -> dict[str, Any]:
-    gpus = [{**GPU, "memory_free_mb": 4096, "fitness": "fit"}, {"name": "old", "uuid": "GPU-7", "fitness": "unfit"}]
+    gpus = [
+        {**GPU, "memory_free_mb": 4096, "fitness": "fit", "share_free": 0.75},
+        {"name": "old", "uuid": "GPU-7", "fitness": "unfit"},
+    ]
     return {"id": name, "state": "online", "jobs": ["runs"], "gpus": gpus}
 
 
@@ -170,7 +173,7 @@ def test_a_screen_has_load_position_times_and_progress() -> None:
     ]
     lines = drawn(TopScreen([host("gpu-1")], order_jobs(jobs)))
     assert lines[1].split("  ")[0] == "gpu-1"
-    assert "RTX 4090 87% 61°C 320W 20.0/24.0GB; old (unfit)" in lines[1]
+    assert "RTX 4090 87% 61°C 320W 20.0/24.0GB 75% of it free; old (unfit)" in lines[1]
     rows = [line.split() for line in lines[4:8]]
     assert rows == [
         ["runs", "echo", "running", "gpu-1:1", "0:31", "42%", "render"],

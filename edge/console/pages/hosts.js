@@ -118,7 +118,8 @@ function gpuPanel(gpu, samples, hours) {
   const shown = { start, end, gapMs }, used = gpu.memory_total_mb === null || gpu.memory_free_mb === null ? null : gpu.memory_total_mb - gpu.memory_free_mb;
   const megabytes = (count) => bytes(count * 2 ** 20);
   return h("div", { class: "gpu" },
-    h("p", {}, h("b", {}, gpu.name), " ", gpu.fitness !== "fit" && h("span", { class: "error" }, `${gpu.fitness}${gpu.reason ? `: ${gpu.reason}` : ""}`)),
+    h("p", {}, h("b", {}, gpu.name), " ", gpu.fitness !== "fit" && h("span", { class: "error" }, `${gpu.fitness}${gpu.reason ? `: ${gpu.reason}` : ""}`),
+      gpu.share_free > 0 && gpu.share_free < 1 && t("share_free", { part: `${number(100 * gpu.share_free)} %` })),
     h("div", { class: "curves" },
       curve(points((one) => one.utilization), { ...shown, top: 100, label: t("load"), text: gpu.utilization === null ? "–" : `${gpu.utilization} %` }),
       curve(points((one) => one.memory_used_mb), { ...shown, top: gpu.memory_total_mb ?? 1, label: "VRAM", text: used === null ? "–" : `${megabytes(used)} / ${megabytes(gpu.memory_total_mb)}` }),

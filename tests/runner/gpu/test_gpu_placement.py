@@ -138,8 +138,10 @@ def test_memory_that_is_not_reported_is_promised_in_full() -> None:
 def test_one_container_a_gpu_unless_the_owner_says_more() -> None:
     supply = PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0), (VramReservation("GPU-0", 8000),))
     assert reason(place(supply, ONE)) is WaitReason.BEHIND
+    third = VramReservation("GPU-0", 8000, share=1 / 3)
+    supply = PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0), (third,))
     assert place(supply, ONE, SHARED) == Placed(("GPU-0",))
-    crowd = PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0), (VramReservation("GPU-0", 8000),) * 2)
+    crowd = PlacementCapacity(make_snapshot(make_sample(0)), fit_health(0), (third,) * 2)
     assert reason(place(crowd, ONE, SHARED)) is WaitReason.VRAM_SHORT
 
 
@@ -148,7 +150,7 @@ def test_the_least_crowded_gpu_then_the_tightest_fit() -> None:
         make_sample(0, memory_free_mb=24000), make_sample(1, memory_free_mb=9000), make_sample(2, memory_free_mb=16000)
     )
     assert place(PlacementCapacity(cards, fit_health(0, 1, 2)), ONE) == Placed(("GPU-1",))
-    busy = PlacementCapacity(cards, fit_health(0, 1, 2), (VramReservation("GPU-1", 100),))
+    busy = PlacementCapacity(cards, fit_health(0, 1, 2), (VramReservation("GPU-1", 100, share=1 / 3),))
     assert place(busy, ONE, SHARED) == Placed(("GPU-2",))
 
 
@@ -188,7 +190,7 @@ CARDS = st.lists(st.integers(0, 24000), min_size=1, max_size=4)
 )
 def test_what_is_given_is_really_there(free: list[int], vram: int, gpus: int, promised: list[int]) -> None:
     cards = [make_sample(index, memory_free_mb=amount) for index, amount in enumerate(free)]
-    held = tuple(VramReservation(f"GPU-{n % len(cards)}", amount) for n, amount in enumerate(promised))
+    held = tuple(VramReservation(f"GPU-{n % len(cards)}", amount, share=1 / 3) for n, amount in enumerate(promised))
     placed = place(
         PlacementCapacity(make_snapshot(*cards), fit_health(*range(len(cards))), held),
         Resources(gpus=gpus, vram_mb=vram),
