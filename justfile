@@ -61,6 +61,10 @@ console-shots:
 gpu-page:
     @python -m deploy.gpu_page
 
+# Run the steps of docs/kubernetes.md on the cluster of kubectl's current context and keep what they said there
+cluster-page:
+    @python -m deploy.cluster_page
+
 # Play the attacks of the penetration test, and print which were held off
 attack *args:
     @python -m tests.attack {{ args }}

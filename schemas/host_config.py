@@ -4,6 +4,7 @@ They are `[hosts.gpu-1]` and `[pools.lipsync]` of lamplighter.toml.
 """
 
 from datetime import datetime, time, tzinfo
+from pathlib import Path
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
@@ -235,8 +236,36 @@ class RelayHostConfig(HostConfig, frozen=True, tag="relay"):
         return self.wake_only
 
 
+class KubernetesHostConfig(HostConfig, frozen=True, tag="kubernetes"):
+    """A Pod of a Kubernetes cluster in which a runner runs (docs/kubernetes.md)."""
+
+    pod_template: Annotated[str, Meta(min_length=1)] = "lamplighter-pilot"
+    """The PodTemplate in the cluster that the Pod is made from."""
+    namespace: str | None = None
+    """The namespace of the Pod. Unset: that of the edge, which runs in the cluster."""
+    server: HttpUrl | None = None
+    """Address of the API server. Unset: that of the cluster that the edge runs in."""
+    token_file: Path | None = None
+    """File with the token of a service account, read for each call. Unset: that of the edge's own Pod."""
+    ca_file: Path | None = None
+    """File with the certificate authority of the API server. Unset: that of the edge's own Pod, or the system's."""
+    drain_s: Annotated[float, Meta(ge=1), unit_of("seconds")] = 120.0
+    """How long the runner may take to end when the Pod is deleted: its grace period."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.server is not None and (self.token_file is None or self.namespace is None):
+            raise ValueError("`server` also needs `token_file` and `namespace`: add what is missing")
+
+
 AnyHostConfig = (
-    CommandHostConfig | HttpHostConfig | WolHostConfig | LibcloudHostConfig | RelayHostConfig | ModuleHostConfig
+    CommandHostConfig
+    | HttpHostConfig
+    | WolHostConfig
+    | LibcloudHostConfig
+    | RelayHostConfig
+    | ModuleHostConfig
+    | KubernetesHostConfig
 )
 
 

@@ -33,9 +33,13 @@ class PowerState(StrEnum):
 
 
 class ReportedPower(StrEnum):
-    """The power as a driver reports it. UNKNOWN: it was not asked, did not answer, or cannot tell."""
+    """The power as a driver reports it. UNKNOWN: it was not asked, did not answer, or cannot tell.
+
+    PENDING: a cluster has accepted the start and has no capacity for it yet. A stop call withdraws it.
+    """
 
     OFF = "off"
+    PENDING = "pending"
     STARTING = "starting"
     ON = "on"
     STOPPING = "stopping"

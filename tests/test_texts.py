@@ -86,6 +86,7 @@ UNSEEN: set[Literals] = {
     ("spoken by espeak-ng (a synthetic voice, not the given one)",),  # a comment in the file
     ("spoken by F5-TTS (a cloned voice)",),
     ("exit code ", ""),
+    ("exceeded quota",),  # what a Kubernetes API server says
     ("Padding generated images",),  # what MuseTalk prints
     ("Error occurred during processing:",),
     ("integer modulo by zero",),

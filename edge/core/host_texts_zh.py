@@ -81,6 +81,52 @@ HOST_TEXTS_ZH: Mapping[str, str] = {
     "no packet to {address} ({why}): is the edge on the host's network?": (
         "无法向 {address} 发送数据包（{why}）：请确认 edge 与该服务器在同一网络"
     ),
+    "the node of the Pod does not answer": "Pod 所在的节点没有响应",
+    "there is no Pod": "没有 Pod",
+    "the Pod is being deleted": "Pod 正在删除",
+    "the scheduler has not looked at the Pod yet": "调度器还没有处理该 Pod",
+    "no node was found yet": "还没有找到节点",
+    "the Pod starts on its node": "Pod 正在节点上启动",
+    "its runner ended by itself": "其 runner 已自行结束",
+    "its runner ended with exit code {code}": "其 runner 以退出码 {code} 结束",
+    "the edge is not in a cluster: set server, token_file, ca_file and namespace of this host": (
+        "edge 不在集群中：请设置该服务器的 server、token_file、ca_file 和 namespace"
+    ),
+    "{why}: correct token_file, ca_file or namespace of this host": (
+        "{why}：请更正该服务器的 token_file、ca_file 或 namespace"
+    ),
+    "the API server does not say what became of Pod {pod}: is it overloaded?": (
+        "API server 没有返回 Pod {pod} 的状态：请确认其没有过载"
+    ),
+    "{pod} waits for a node: {why}": "{pod} 正在等待节点：{why}",
+    "{pod} is still ending: the call is repeated later": "{pod} 仍在结束：稍后会再次调用",
+    "{pod}: {why}; correct PodTemplate {name}": "{pod}：{why}；请更正 PodTemplate {name}",
+    "{pod}: {why}; see `kubectl describe pod {name}`": "{pod}：{why}；请运行 kubectl describe pod {name} 查看",
+    "the answer about Pod {pod} is not a Pod: {why}; correct `server`": (
+        "关于 Pod {pod} 的返回内容不是 Pod：{why}；请更正 server"
+    ),
+    "Pod {pod} is not a pilot of ours: delete or rename it, or use a namespace": (
+        "Pod {pod} 不是本系统创建的：请删除或改名，或使用单独的 namespace"
+    ),
+    "{name} is not a PodTemplate: apply deploy/kubernetes again": (
+        "{name} 不是 PodTemplate：请重新应用 deploy/kubernetes"
+    ),
+    "the API server {server} does not answer ({why}): is it up?": (
+        "API server {server} 没有响应（{why}）：请确认其已启动"
+    ),
+    "the API server answered {status} to {method} {path} ({why}): {remedy}": (
+        "API server 对 {method} {path} 返回 {status}（{why}）：{remedy}"
+    ),
+    "the token is not valid: correct token_file": "token 无效：请更正 token_file",
+    "the service account may not do this: apply deploy/kubernetes/access.yaml": (
+        "该 service account 没有权限：请应用 deploy/kubernetes/access.yaml"
+    ),
+    "it is not there: apply deploy/kubernetes, and correct `namespace` and `pod_template`": (
+        "不存在：请应用 deploy/kubernetes，并更正 namespace 和 pod_template"
+    ),
+    "the Pod is refused: correct the PodTemplate": "Pod 被拒绝：请更正 PodTemplate",
+    "it has too much to do: the call is repeated later": "请求过多：稍后会再次调用",
+    "see its log": "请查看其日志",
     "it failed without a message: see its log": "出错但没有说明：请查看其日志",
     "the relay: {message}": "relay：{message}",
     'the relay\'s reply is not {{"state": …}}: {why}': 'relay 的返回内容不是 {{"state": …}}：{why}',

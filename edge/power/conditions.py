@@ -185,6 +185,10 @@ def is_reported_on(case: PowerCase) -> bool:
     return case.facts.reported_power in {ReportedPower.STARTING, ReportedPower.ON}
 
 
+def is_reported_pending(case: PowerCase) -> bool:
+    return case.facts.heartbeat is None and case.facts.reported_power is ReportedPower.PENDING
+
+
 def is_new_incarnation(case: PowerCase) -> bool:
     """Return whether the heartbeat is of another runner process than the one that was last online."""
     return case.facts.heartbeat is not None and case.facts.heartbeat.incarnation != case.record.incarnation

@@ -105,7 +105,9 @@ def _enter_off(case: PowerCase, record: PowerRecord) -> PowerRecord:
 
 def _enter_waking(case: PowerCase, record: PowerRecord) -> PowerRecord:
     was_up = case.record.state in {PowerState.ONLINE, PowerState.DRAINING}
-    return _open_on_time(case, replace(record, call=_call_in_flight(case)) if was_up else record)
+    came_on_anyway = case.record.state is PowerState.BLOCKED and not conditions.is_call_done(case)
+    # A call that ended without capacity would lead back to BLOCKED at once.
+    return _open_on_time(case, replace(record, call=_call_in_flight(case)) if was_up or came_on_anyway else record)
 
 
 def _enter_online(case: PowerCase, record: PowerRecord) -> PowerRecord:

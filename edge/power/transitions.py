@@ -76,6 +76,7 @@ TRANSITIONS: Mapping[S, Sequence[PowerTransition]] = {
         PowerTransition(CALL_DONE, S.WAKING, "there is capacity again"),
         PowerTransition(c.is_reported_on, S.WAKING, "its power driver reports that it is on"),
         PowerTransition(all_of(unless(c.is_wake_wanted), c.is_off), S.OFF, NOT_WANTED),
+        PowerTransition(all_of(unless(WAKE_ALLOWED), c.is_reported_pending), S.STOPPING, NOT_WANTED, STOP),
         PowerTransition(all_of(WAKE_ALLOWED, c.has_no_call), S.WAKING, CAUSE, START),
         PowerTransition(all_of(WAKE_ALLOWED, c.is_backoff_over), S.BLOCKED, verb=START),
     ),

@@ -88,6 +88,9 @@ _VALUES: Mapping[str, str] = {
     "`inherit` names {name}: that is a setting of the edge, which programs never get: remove it": (
         "inherit 中有 {name}：这是 edge 的设置，不会传给程序：请删除"
     ),
+    "`server` also needs `token_file` and `namespace`: add what is missing": (
+        "`server` 还需要 `token_file` 和 `namespace`：请补全"
+    ),
     "`secret` must be whsec_ and base64, the format of Standard Webhooks": (
         "secret 必须是 whsec_ 加 base64，即 Standard Webhooks 的格式"
     ),

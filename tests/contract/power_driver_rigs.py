@@ -26,13 +26,23 @@ from edge.outbound.signature import signature_headers
 from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.http import HttpDriver
 from edge.power.drivers.installed import build_installed_driver
+from edge.power.drivers.kubernetes import KubernetesDriver
 from edge.power.drivers.libcloud import LibcloudDriver
 from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
-from schemas.host_config import CommandHostConfig, HttpHostConfig, LibcloudHostConfig, ModuleHostConfig
+from schemas.host_config import (
+    CommandHostConfig,
+    HttpHostConfig,
+    KubernetesHostConfig,
+    LibcloudHostConfig,
+    ModuleHostConfig,
+)
 from schemas.power import ReportedPower
 from schemas.power_driver import PowerDriver, PowerDriverReply
 from tests.support.fake_power_driver import FakePowerDriver
 from tests.support.http_server import serve_app
+from tests.support.kubelet import Kubelet
+from tests.support.kubernetes_api import NAMESPACE, KubernetesApi
+from tests.support.wait import wait_for
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -291,6 +301,55 @@ async def libcloud(_: Path) -> AsyncIterator[DriverRig]:
         yield await anyio.to_thread.run_sync(Ec2DriverRig, cloud, port)
 
 
+class PodRig(DriverRig):
+    """A Pod on one node, whose process sleeps. The node has no room while it is sold out."""
+
+    def __init__(self, api: KubernetesApi, kubelet: Kubelet, server: str, token_file: Path) -> None:
+        self._api, self._kubelet = api, kubelet
+        self._sold_out = 0
+        declared = KubernetesHostConfig(
+            server=server, token_file=token_file, namespace=NAMESPACE, pod_template="pilot", timeout=10.0
+        )
+        rig = self
+
+        class CountedDriver(KubernetesDriver):
+            async def start(self, call_id: str) -> None:
+                try:
+                    await super().start(call_id)
+                finally:
+                    rig.count_start()
+
+        self.driver = CountedDriver("gpu-1", declared, {}, lambda: datetime.now(UTC))
+
+    def count_start(self) -> None:
+        self._sold_out = max(0, self._sold_out - 1)
+        self._kubelet.allow(0 if self._sold_out else 1)
+
+    async def power(self) -> ReportedPower:
+        async def is_settled() -> bool:
+            return not any("deletionTimestamp" in pod["metadata"] for pod in self._api.pods.values())
+
+        await wait_for(is_settled)
+        return ReportedPower.ON if self._api.pods else ReportedPower.OFF
+
+    def sell_out(self, times: int) -> None:
+        self._sold_out = times
+        self._kubelet.allow(0)
+
+    def break_down(self) -> None:
+        self._api.fail_next(*[500] * 20)
+
+
+@asynccontextmanager
+async def kubernetes(folder: Path) -> AsyncIterator[DriverRig]:
+    api = KubernetesApi()
+    container = {"name": "runner", "image": "pilot", "command": ["sleep", "600"]}
+    api.pod_templates["pilot"] = {"template": {"spec": {"containers": [container]}}}
+    (folder / "token").write_text("token-1\n")
+    async with api.serve() as server, Kubelet(api, folder, {"PATH": os.environ["PATH"]}).run() as kubelet:
+        yield PodRig(api, kubelet, server, folder / "token")
+
+
 RIGS: dict[str, RigFactory] = {
     "memory": memory,
     "command": command,
@@ -298,4 +357,5 @@ RIGS: dict[str, RigFactory] = {
     "relay": relay,
     "libcloud": libcloud,
     "module": module,
+    "kubernetes": kubernetes,
 }

@@ -15,7 +15,7 @@ from lamplighter.cli import main
 from runner.host.enrollment import JOIN_FAILED_FILE
 
 WOL = '[hosts.gpu-1]\ndriver = "wol"\nmac = "a4:bb:6d:00:11:22"\n'
-DRIVERS = "command, http, wol, libcloud, relay or module"
+DRIVERS = "command, http, wol, libcloud, relay, module or kubernetes"
 ARGV = 'it must be a list of words, as in ["program", "argument"]'
 
 

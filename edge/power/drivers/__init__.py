@@ -4,9 +4,9 @@ The interface and its errors are in `schemas.power_driver`. `factory` builds the
 driver gets a row in its table `DRIVER_FACTORIES`.
 
 `command` runs programs of the operator, `http` sends signed webhooks, `libcloud` calls a cloud provider, `wol` sends
-Wake-on-LAN packets, and `relay` forwards calls to a relay on the host's network. `installed` loads a class of another
-package. `port` is the format in which webhooks and relays reply. `libcloud` is imported only if it is configured,
-because apache-libcloud is an optional dependency.
+Wake-on-LAN packets, `kubernetes` creates and deletes Pods, and `relay` forwards calls to a relay on the host's network.
+`installed` loads a class of another package. `port` is the format in which webhooks and relays reply. `libcloud` is
+imported only if it is configured, because apache-libcloud is an optional dependency.
 
 Drivers import `edge.core` and `edge.outbound`, and nothing else of `edge.power`.
 """

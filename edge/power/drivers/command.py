@@ -7,8 +7,8 @@ The contract, which the recipes in deploy/power keep:
   settings name; the folder with our own program `lamplighter` is the last one in its PATH;
 - `on` and `off` exit with 0 if the order was accepted or there was nothing to do, and with 75 (EX_TEMPFAIL) if there
   is no capacity. Any other exit is a failure, and the last line of output is its message;
-- `state` writes one word on its last line: off, starting, on, stopping, error or unknown. Without such a word the exit
-  code counts, so that `ping -c1` works: 0 is on, 1 is off, anything else is unknown;
+- `state` writes one word on its last line: off, pending, starting, on, stopping, error or unknown. Without such a word
+  the exit code counts, so that `ping -c1` works: 0 is on, 1 is off, anything else is unknown;
 - a program that exceeds its timeout is killed together with its process group.
 """
 

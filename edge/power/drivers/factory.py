@@ -11,6 +11,7 @@ from msgspec import Struct
 from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.http import HttpDriver
 from edge.power.drivers.installed import DriverUnusable, build_installed_driver
+from edge.power.drivers.kubernetes import KubernetesDriver
 from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
 from edge.power.drivers.wol import WolDriver
 from schemas.host_config import (
@@ -18,6 +19,7 @@ from schemas.host_config import (
     CommandHostConfig,
     HostConfig,
     HttpHostConfig,
+    KubernetesHostConfig,
     LibcloudHostConfig,
     ModuleHostConfig,
     RelayHostConfig,
@@ -67,6 +69,9 @@ DRIVER_FACTORIES: Mapping[type[HostConfig], Callable[[str, Any, DriverDependenci
     WolHostConfig: lambda _host, declared, _dependencies: WolDriver(declared),
     LibcloudHostConfig: _build_libcloud,
     ModuleHostConfig: _build_module,
+    KubernetesHostConfig: lambda host, declared, dependencies: KubernetesDriver(
+        host, declared, dependencies.environ, dependencies.now
+    ),
     RelayHostConfig: lambda host, declared, dependencies: RelayDriver(
         dependencies.relay, declared.name or host, wake_only=declared.wake_only
     ),

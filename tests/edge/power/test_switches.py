@@ -188,7 +188,7 @@ async def test_a_mistake_that_only_the_cloud_knows_is_a_failure_that_names_it(
 
 def test_every_declaration_has_a_builder() -> None:
     tags = {kind.__struct_config__.tag for kind in DRIVER_FACTORIES}
-    assert tags == {"command", "http", "wol", "libcloud", "relay", "module"}
+    assert tags == {"command", "http", "wol", "libcloud", "relay", "module", "kubernetes"}
 
 
 @pytest.mark.parametrize(

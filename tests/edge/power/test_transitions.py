@@ -38,6 +38,7 @@ QUIT_USED = HeartbeatFacts("life-1", draining=True, foreign_uses=frozenset({"pro
 ASKED = {"wake_requested": True, "wake_requested_s": 5.0, "has_queued_work": True}
 OFF = {"reported_power": ReportedPower.OFF}
 ON = {"reported_power": ReportedPower.ON}
+PENDING = {"reported_power": ReportedPower.PENDING}
 LONG = {"in_state_s": 600.0}
 DEAF: dict[str, Any] = {"absence_counts": False}
 
@@ -113,6 +114,10 @@ SPELLED = [
     (S.BLOCKED, NONE_LEFT, ASKED, None, None),
     (S.BLOCKED, NONE_LEFT, {**ASKED, **RESTED}, S.BLOCKED, START_IT),
     (S.BLOCKED, HELD_OFF, ASKED, None, None),
+    (S.BLOCKED, NONE_LEFT, {**ASKED, **PENDING}, None, None),
+    (S.BLOCKED, NONE_LEFT, PENDING, S.STOPPING, STOP_IT),
+    (S.BLOCKED, NONE_LEFT | HELD_OFF, {**ASKED, **PENDING}, S.STOPPING, STOP_IT),
+    (S.BLOCKED, NONE_LEFT, {**PENDING, "heartbeat": BEATS}, S.ONLINE, None),
     (S.BLOCKED, {}, ASKED, S.WAKING, START_IT),
     (S.ONLINE, {}, {"heartbeat": BEATS}, None, None),
     (S.ONLINE, {}, OFF, S.OFF, None),
