@@ -1,7 +1,8 @@
 """A small scheduler and kubelet for `KubernetesApi`: it starts the process of a Pod's first container.
 
-The process gets the variables of the container and nothing else. A deletion sends TERM, and KILL after the grace. The
-rest of a node is left out: images, volumes, probes, GPUs.
+The process gets the variables of the container, and a new folder in LAMPLIGHTER_DATA, as an emptyDir. A deletion sends
+TERM, and KILL after the grace. With a Pod end all processes that name its folder, as those of its control group would.
+The rest of a node is left out: images, other volumes, probes, GPUs.
 """
 
 import os
@@ -13,6 +14,7 @@ from subprocess import DEVNULL, STDOUT
 from typing import Any
 
 import anyio
+import anyio.to_thread
 from anyio.abc import Process, TaskGroup
 
 from tests.support.kubernetes_api import KubernetesApi
@@ -56,6 +58,10 @@ class Kubelet:
         self.api.set_status(name, phase="Failed", reason=reason, message=message)
         self._kill(name)
 
+    def end(self, name: str) -> None:
+        """Let the runner of a Pod end by itself, as after `--until-idle`."""
+        _send(self._processes[self.api.pods[name]["metadata"]["uid"]], signal.SIGTERM)
+
     def lose_node(self, name: str) -> None:
         """Lose the node: its processes die with it, and nobody writes the status of the Pod any more."""
         self.is_lost = True
@@ -94,7 +100,10 @@ class Kubelet:
             waiting = {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{container["image"]}"'}
             self.api.set_status(name, containerStatuses=[{"name": container["name"], "state": {"waiting": waiting}}])
             return
-        environ = {**self._environ, **{one["name"]: self._value_of(one) for one in container.get("env", ())}}
+        volume = self._folder / pod["metadata"]["uid"]
+        volume.mkdir(mode=0o711)
+        given = {one["name"]: self._value_of(one) for one in container.get("env", ())}
+        environ = {**self._environ, **given, "LAMPLIGHTER_DATA": str(volume / "data")}
         argv = [*container.get("command", ()), *container.get("args", ())]
         with (self._folder / f"{name}.log").open("ab") as log:
             process = await anyio.open_process(
@@ -106,6 +115,7 @@ class Kubelet:
             tasks.start_soon(self._end_when_deleted, pod, process)
             code = await process.wait()
             tasks.cancel_scope.cancel()
+        await anyio.to_thread.run_sync(_kill_all, volume)
         self._record_end(name, pod, container["name"], code)
 
     def _record_end(self, name: str, pod: dict[str, Any], container: str, code: int) -> None:
@@ -130,6 +140,14 @@ class Kubelet:
             return str(variable["value"])
         key = variable["valueFrom"]["secretKeyRef"]
         return self.secrets[key["name"]][key["key"]]
+
+
+def _kill_all(volume: Path) -> None:
+    """Kill every process whose arguments or variables name this folder: jobs of the process engine leave the group."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(volume).encode() in (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes():
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def _is_living(pod: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ name for each host, so a repeated call creates nothing twice.
     Pending otherwise                         starting    done
     Running                                   on          done
     being deleted                             stopping    PowerCallFailed: repeated later
+    being deleted, long after its grace       off         removes it without its node, and creates it
     Unknown (its node is lost)                unknown     PowerCallFailed: repeated later
 
 The client is plain HTTP: three verbs on one kind of object need no library (docs/decisions/105). Token and CA are read
@@ -244,6 +245,8 @@ class KubernetesDriver(PowerDriver):
 
     async def state(self) -> ReportedPower:
         pod = await self._fetch_pod()
+        if pod is not None and self._is_lost(pod):
+            return ReportedPower.OFF
         report = describe_pilot(pod)
         if pod is not None and report.power is ReportedPower.OFF:
             self._log_end(pod)

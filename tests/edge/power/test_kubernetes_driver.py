@@ -174,6 +174,7 @@ async def test_a_pod_on_a_lost_node_is_removed_once_its_grace_is_long_over(clust
     await cluster.call(PowerVerb.STOP)
     assert POD in cluster.api.pods
     cluster.ahead = timedelta(seconds=33 + kubernetes.LOST_AFTER_S + 1)
+    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.OFF
     result = await (cluster.start_with(phase="Running") if verb is PowerVerb.START else cluster.call(verb))
     assert result.outcome is PowerCallOutcome.DONE
     assert lost not in [pod["metadata"]["uid"] for pod in cluster.api.pods.values()]
