@@ -30,10 +30,10 @@ class Kubelet:
         self.slots = slots
         self.missing_images: set[str] = set()
         self.secrets: dict[str, dict[str, str]] = {}
-        self.is_lost = False
         self._folder = folder
         self._environ = environ
         self._processes: dict[str, Process] = {}  # by the uid of the Pod
+        self._evicted: dict[str, dict[str, str]] = {}
         self._started: set[str] = set()
 
     @asynccontextmanager
@@ -54,30 +54,19 @@ class Kubelet:
         self.api.notify()
 
     def evict(self, name: str, reason: str = "Evicted", message: str = "The node was low on resource: memory.") -> None:
-        """Evict a Pod: its process is killed, and the Pod stays as Failed."""
-        self.api.set_status(name, phase="Failed", reason=reason, message=message)
-        self._kill(name)
+        """Evict a Pod, as for a preemption or a drain of its node: its process gets TERM, and it stays as Failed."""
+        self._evicted[self.api.pods[name]["metadata"]["uid"]] = {"reason": reason, "message": message}
+        self.end(name)
 
     def end(self, name: str) -> None:
         """Let the runner of a Pod end by itself, as after `--until-idle`."""
         _send(self._processes[self.api.pods[name]["metadata"]["uid"]], signal.SIGTERM)
 
-    def lose_node(self, name: str) -> None:
-        """Lose the node: its processes die with it, and nobody writes the status of the Pod any more."""
-        self.is_lost = True
-        self._kill(name)
-
-    def _kill(self, name: str) -> None:
-        process = self._processes.get(self.api.pods[name]["metadata"]["uid"])
-        if process is not None:
-            _send(process, signal.SIGKILL)
-
     async def _watch(self, tasks: TaskGroup) -> None:
         while True:
             changed = self.api.changed
-            if not self.is_lost:
-                for name, pod in list(self.api.pods.items()):
-                    self._look_at(name, pod, tasks)
+            for name, pod in list(self.api.pods.items()):
+                self._look_at(name, pod, tasks)
             await changed.wait()
 
     def _look_at(self, name: str, pod: dict[str, Any], tasks: TaskGroup) -> None:
@@ -119,14 +108,16 @@ class Kubelet:
         self._record_end(name, pod, container["name"], code)
 
     def _record_end(self, name: str, pod: dict[str, Any], container: str, code: int) -> None:
-        if self.is_lost or self.api.pods.get(name) is not pod:
+        if self.api.pods.get(name) is not pod:
             return
         if "deletionTimestamp" in pod["metadata"]:
             self.api.remove(name)
         elif pod["status"]["phase"] == "Running":
             ended = {"exitCode": code if code >= 0 else 128 - code, "reason": "Error" if code else "Completed"}
             state = [{"name": container, "state": {"terminated": ended}}]
-            self.api.set_status(name, phase="Failed" if code else "Succeeded", containerStatuses=state)
+            evicted = self._evicted.get(pod["metadata"]["uid"], {})
+            phase = "Failed" if code or evicted else "Succeeded"
+            self.api.set_status(name, phase=phase, containerStatuses=state, **evicted)
 
     async def _end_when_deleted(self, pod: dict[str, Any], process: Process) -> None:
         while "deletionTimestamp" not in pod["metadata"]:

@@ -119,9 +119,7 @@ async def test_a_job_waits_for_room_runs_in_a_pod_and_the_pod_is_deleted(cluster
     assert await cluster.count_starts(job) == 1
     record = await cluster.wait_for_state(S.OFF)
     assert cluster.api.pods == {}
-    assert [change.state for change in record.history][-5:] == [S.WAKING, S.ONLINE, S.DRAINING, S.STOPPING, S.OFF] or [
-        change.state for change in record.history
-    ][-5:] == [S.BLOCKED, S.ONLINE, S.DRAINING, S.STOPPING, S.OFF]
+    assert [change.state for change in record.history][-4:] == [S.ONLINE, S.DRAINING, S.STOPPING, S.OFF]
 
 
 async def test_a_pod_for_which_no_job_waits_any_more_is_withdrawn(cluster: Cluster) -> None:
@@ -144,7 +142,8 @@ async def test_a_runner_that_ends_by_itself_leaves_a_host_that_is_off(cluster: C
 
 
 async def test_an_eviction_loses_nothing_and_runs_nothing_twice_at_once(cluster: Cluster) -> None:
-    job = await cluster.submit(seconds=2.0)
+    """The runner drains when it gets TERM: it stops the job and gives it back at no cost."""
+    job = await cluster.submit(seconds=4.0)
     await wait_until_running(cluster.running, job.id)
     cluster.kubelet.evict(POD)
     ended = await cluster.wait_until_succeeded(job)
