@@ -173,7 +173,7 @@ def pilot_manifest(template: Mapping[str, Any], host: str) -> dict[str, Any]:
 
 
 class ClusterAccess(NamedTuple):
-    """Where the API server is, and how this edge reaches it. `namespace`: that of the pilots."""
+    """Address and credentials of the API server. `namespace`: that of the pilots."""
 
     server: str
     namespace: str
@@ -296,7 +296,7 @@ class KubernetesDriver(PowerDriver):
                 raise PowerCallFailed(f"{where}: {report.why}; see `kubectl describe pod {self._name}`")
 
     async def _fetch_pod(self) -> PilotPod | None:
-        """Return the Pod of this host; None if there is none. Raises PowerCallFailed."""
+        """Return the Pod of this host; None if it does not exist. Raises PowerCallFailed."""
         response = await self._request("GET", f"pods/{self._name}")
         if response.status_code == httpx2.codes.NOT_FOUND:
             return None
