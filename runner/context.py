@@ -15,6 +15,7 @@ from bus.interface import BrokerUnreachable, Bus, BusError
 from bus.spans import NO_SPANS, SpanRecorder
 from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetTransfer
+from runner.assets.secret_files import secrets_mount
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable, FolderMount
 from runner.gpu.allocator import GpuAllocator
@@ -134,9 +135,12 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
 
     async def mount_folders(self, endpoint: LocalEndpoint, owner: str, container: Path) -> tuple[FolderMount, ...]:
         """Return the folders for a container of this endpoint and owner, with its own folder. Raises OSError."""
-        if self.folders is None:
-            return ()
-        return await anyio.to_thread.run_sync(self.folders.mount, endpoint.config, owner, container)
+        mounts: tuple[FolderMount, ...] = ()
+        if self.folders is not None:
+            mounts = await anyio.to_thread.run_sync(self.folders.mount, endpoint.config, owner, container)
+        if endpoint.config.secrets:
+            mounts = (*mounts, await anyio.to_thread.run_sync(secrets_mount, container))
+        return mounts
 
     async def retry_engine_call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """Retry an engine call that must succeed in the end, whatever error it returns."""

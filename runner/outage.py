@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from bus.interface import BrokerDenied, BrokerFull, BrokerUnreachable
 from bus.notifier import Notifier
-from runner.assets.port import EdgeUnavailable, NotHeld
+from runner.assets.port import EdgeUnavailable, NotHeld, SecretsUnavailable
 from runner.engines.port import EngineUnavailable
 from schemas.backoff import Backoff
 from schemas.events import RecordUnreadable
@@ -96,4 +96,4 @@ TRANSIENT_ERRORS = (BrokerUnreachable, BrokerFull, BrokerDenied, RecordUnreadabl
 
 
 # Those of them that concern one job only: that job waits, and the others go on.
-SINGLE_JOB_ERRORS = (RecordUnreadable, EngineCallFailed, NotHeld)
+SINGLE_JOB_ERRORS = (RecordUnreadable, EngineCallFailed, NotHeld, SecretsUnavailable)

@@ -133,6 +133,7 @@ UNSEEN: set[Literals] = {
     ("media-src 'self' blob:", ""),
     ("add its address to server.trusted_proxies if it is your reverse proxy",),
     ("fetch input",),  # in logs
+    ("fetch secrets",),
     ("\n… ", " bytes are left out here …\n"),
     ("sha256 in 64 lower-case hex digits",),
     ("preview engine (not HeyGem)",),  # metadata of the video

@@ -190,6 +190,9 @@ _AUTHORS: Mapping[str, str] = {
         "{folder} 中没有 {file}：请用 lamplighter new NAME 创建文件夹"
     ),
     "the input does not fit {file}: {why}": "输入不符合 {file}：{why}",
+    "the endpoint needs secrets, which `try` reads from the environment: set {names}": (
+        "该任务类型需要机密信息，`try` 从环境变量读取：请设置 {names}"
+    ),
     "a file must be a path on this machine: `try` fetches nothing": "文件必须是本机上的路径：try 不会下载任何内容",
     "docker cannot be run ({why}): install it, or give --no-build": (
         "无法运行 docker（{why}）：请安装，或使用 --no-build"

@@ -109,6 +109,7 @@ async def _try(folder: Path, inputs: tuple[str, ...], options: Mapping[str, Any]
     endpoint = _load_endpoint(folder)
     given = _parse_volumes(endpoint, options["volumes"])
     checked, files = await _parse_input(endpoint, inputs)
+    secrets = _read_secrets(endpoint, os.environ)
     as_json: bool = options["as_json"]
     with tempfile.TemporaryDirectory(prefix="lamplighter-try-") as scratch:
         jobs_dir = Path(scratch) / "jobs"
@@ -128,6 +129,7 @@ async def _try(folder: Path, inputs: tuple[str, ...], options: Mapping[str, Any]
                 files=files,
                 jobs_dir=jobs_dir,
                 checks_stop=options["stop"],
+                secrets=secrets,
                 folders=_make_folders(Path(scratch), jobs_dir, source, given),
             )
             await fill_volumes(trial, selected.engine, gpus, _volume_printer(as_json=as_json))
@@ -194,6 +196,15 @@ def _volume_printer(*, as_json: bool) -> Callable[[str, int], None]:
         _say_unless(as_json, f"filling the volume {names}: {percent} %")
 
     return print_fill
+
+
+def _read_secrets(endpoint: LocalEndpoint, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the secrets that the endpoint names, from the variables of the same names. Raises UsageError."""
+    missing = [name for name in endpoint.config.secrets if not environ.get(name)]
+    if missing:
+        names = ", ".join(missing)
+        raise click.UsageError(f"the endpoint needs secrets, which `try` reads from the environment: set {names}")
+    return {name: environ[name] for name in endpoint.config.secrets}
 
 
 def _gpu_monitor(endpoint: LocalEndpoint) -> GpuMonitor:

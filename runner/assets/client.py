@@ -5,21 +5,35 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO
 
 import httpx2
+import msgspec
 from anyio import AsyncFile, to_thread, wrap_file
+from msgspec import Struct
 
 from runner.assets.cache import BLOCK_BYTES, InputCache
-from runner.assets.port import AssetError, AssetGone, AssetInfo, AssetTransfer, EdgeUnavailable, NotHeld, NotPlainFile
+from runner.assets.port import (
+    AssetError,
+    AssetGone,
+    AssetInfo,
+    AssetTransfer,
+    EdgeUnavailable,
+    NotHeld,
+    NotPlainFile,
+    SecretMissing,
+    SecretsUnavailable,
+)
 from runner.assets.resumable_file import ResumableFile, open_resumable
 from schemas.asset import Digest, guess_media_type
 from schemas.certificates import parse_pins, pinned_context
 from schemas.environment import bypass_proxies_for_loopback
 from schemas.job import OutputFile
+from schemas.job_environment import JobSecrets
+from schemas.retry_policy import SECRET_MISSING_CODE
 
 # RFC 6266: filename="a.mp4" or filename*=utf-8''a.mp4, percent-encoded.
 _SUFFIX = re.compile(r"""filename\*?=[^;]*(\.[A-Za-z0-9]{1,8})"?\s*(?:;|\Z)""", re.ASCII)
@@ -125,6 +139,20 @@ class AssetClient:
                 await _raise_for_status(answer)
         return OutputFile(name=name, sha256=sha256, bytes=size, media_type=media_type)
 
+    async def fetch_secrets(self, owner: str, job_id: str) -> Mapping[str, str]:
+        """Return the secrets of a job that this host runs. Raises SecretMissing, EdgeUnavailable."""
+        with _map_http_errors():
+            answer = await self._client.post(f"/v1/jobs/{job_id}/secrets", params={"owner": owner})
+        if answer.is_success:
+            try:
+                return msgspec.json.decode(answer.content, type=JobSecrets).secrets
+            except msgspec.MsgspecError:  # its text may quote the body
+                raise SecretsUnavailable("the edge's answer holds no secrets: is it of another release?") from None
+        problem = _read_problem(answer)
+        if problem.code == SECRET_MISSING_CODE:
+            raise SecretMissing(problem.detail)
+        raise SecretsUnavailable(f"the edge answered {answer.status_code} for the job's secrets: {problem.detail}")
+
     async def _check_size_limit(self, name: str, size: int) -> None:
         """Raise AssetRefused if the edge accepts no file of this size. It publishes its limit for tus uploads."""
         with _map_http_errors():
@@ -177,6 +205,20 @@ async def asset_client(
         mounts=bypass_proxies_for_loopback(url),
     ) as client:
         yield AssetClient(client)
+
+
+class _SecretProblem(Struct):
+    """The part of a problem document that decides whether the job waits."""
+
+    code: str = ""
+    detail: str = ""
+
+
+def _read_problem(answer: httpx2.Response) -> _SecretProblem:
+    try:
+        return msgspec.json.decode(answer.content, type=_SecretProblem)
+    except msgspec.MsgspecError:
+        return _SecretProblem(detail=answer.reason_phrase)
 
 
 def filename_suffix(disposition: str) -> str:
@@ -268,3 +310,6 @@ class EdgeAssetTransfer(AssetTransfer):
 
     async def upload(self, owner: str, path: Path, name: str) -> OutputFile:
         return await self._client.upload(owner, path, name)
+
+    async def fetch_secrets(self, owner: str, job_id: str) -> Mapping[str, str]:
+        return await self._client.fetch_secrets(owner, job_id)

@@ -2,11 +2,14 @@
 
 AssetError
 ├── AssetGone        the asset does not exist, or not any more: the job cannot run
+├── SecretMissing    a secret that the job needs is not set
 ├── NotPlainFile     an output is a link, a device or gone: the job's outputs cannot be taken
 └── EdgeUnavailable  the edge does not answer: retry until it does
+    ├── SecretsUnavailable  the edge does not give the job's secrets now: retry too, but only this job waits
     └── NotHeld      the edge knows no job of this host that needs the file: retry too, but only this job waits
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,12 +25,20 @@ class AssetGone(AssetError):
     """The asset does not exist for this owner, or not any more."""
 
 
+class SecretMissing(AssetError):
+    """A secret that the job needs is not set, or not any more. The message is the edge's."""
+
+
 class NotPlainFile(AssetError):
     """A file to upload cannot be opened as a plain file without following a link."""
 
 
 class EdgeUnavailable(AssetError):
     """The edge cannot be reached, or cannot answer now."""
+
+
+class SecretsUnavailable(EdgeUnavailable):
+    """The edge answers, and cannot give the secrets of this job now: for example, its key file is another one."""
 
 
 class NotHeld(EdgeUnavailable):
@@ -66,5 +77,12 @@ class AssetTransfer(Protocol):
         """Upload the file at `path` as an asset of the owner; it is durable when this returns.
 
         Raises EdgeUnavailable, NotPlainFile, or another AssetError for a file that the edge will never accept.
+        """
+        ...
+
+    async def fetch_secrets(self, owner: str, job_id: str) -> Mapping[str, str]:
+        """Return the secrets of a job that this host runs, by name.
+
+        Raises SecretMissing, EdgeUnavailable.
         """
         ...

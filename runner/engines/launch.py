@@ -88,6 +88,20 @@ def prepare_mounts(mounts: Iterable[FolderMount], owner: tuple[int, int], *, mou
         if mount.is_writable:
             os.chown(mount.source, *owner)
             mount.source.chmod(0o700)
+        if mount.is_private:
+            prepare_private_folder(mount.source, owner)
+
+
+def prepare_private_folder(folder: Path, owner: tuple[int, int]) -> None:
+    """Let only (uid, gid) `owner` read the files in the folder, which stays ours. Blocking."""
+    is_ours = os.geteuid() == owner[0]
+    if not is_ours:
+        os.chown(folder, -1, owner[1])
+    folder.chmod(0o700 if is_ours else 0o750)
+    for path in folder.iterdir():
+        if not is_ours:
+            os.chown(path, *owner)
+        path.chmod(0o400)
 
 
 async def start_cancellable(pool: ThreadPoolExecutor, start: Callable[[], str], undo: Callable[[str], None]) -> str:

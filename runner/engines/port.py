@@ -90,12 +90,14 @@ class FolderMount(Struct, frozen=True, kw_only=True):
     """A folder of the host that a container gets: a volume, read-only, or a cache, which the engine lets it write to.
 
     `target` is its path in a container. `variables` name the environment variables that hold its path for the job.
+    `is_private`: only the job's user may read the files in it, such as secrets.
     """
 
     source: Path
     target: str
     variables: tuple[str, ...]
     is_writable: bool = False
+    is_private: bool = False
 
 
 class ContainerSpec(Struct, frozen=True, kw_only=True):

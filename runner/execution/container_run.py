@@ -13,7 +13,8 @@ import anyio.to_thread
 from msgspec import Struct
 from msgspec.structs import replace
 
-from runner.assets.port import AssetError
+from runner.assets.port import AssetError, SecretsUnavailable
+from runner.assets.secret_files import read_secrets, write_secrets
 from runner.context import RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint, container_spec
 from runner.engines.launch import close_inner_job_dir
@@ -33,6 +34,7 @@ from runner.execution.checkpoint import CheckpointFile
 from runner.execution.disk_usage import DiskWatch, disk_limit, measure_disk_use
 from runner.execution.output_pump import OutputPump
 from runner.execution.outputs import has_output
+from runner.execution.secret_redactor import SecretRedactor
 from runner.execution.staging import FetchProgress, InvalidJobInput, job_timeouts, stage_inputs, write_job_file
 from runner.execution.verdict import ExitFacts, StopReason, Verdict, classify_exit, failure_before_start
 from runner.execution.warm_container import (
@@ -99,6 +101,7 @@ class ContainerRun:
         self._stop_requested = anyio.Event()
         self._has_ended = False
         self._file_names: Mapping[str, str] = {}  # of the inputs, set after staging
+        self._secrets: Mapping[str, str] = {}  # set after staging
         self.job_dir = self._folders.job
         self.stop_reason = checkpoint.current.stop_reason
         self._disk_excess = checkpoint.current.disk_excess
@@ -138,6 +141,8 @@ class ContainerRun:
         try:
             if self.handle is None:
                 await self._prepare()
+            else:
+                self._use_secrets(await anyio.to_thread.run_sync(read_secrets, self._folders.container))
             if self.handle is None and self.stop_reason is None:
                 self.handle = await self._start()
             if self.handle is not None:
@@ -198,8 +203,23 @@ class ContainerRun:
         with self._trace.step("stage"):
             async with run_in_background(progress.run):
                 names = await self._context.retry_while_unavailable("fetch input", stage, progress.set_reason)
+                if endpoint.config.secrets:
+                    fetch = partial(self._fetch_secrets, job, endpoint)
+                    secrets = await self._context.retry_while_unavailable("fetch secrets", fetch, progress.set_reason)
+                    self._use_secrets(secrets)
         await progress.finish()
         return names
+
+    async def _fetch_secrets(self, job: Job, endpoint: LocalEndpoint) -> Mapping[str, str]:
+        """Return the secrets that the endpoint names, and no other that the edge sends."""
+        sent = await self._context.assets.fetch_secrets(job.owner, job.id)
+        if lacking := [name for name in endpoint.config.secrets if name not in sent]:
+            raise SecretsUnavailable(f"the edge does not know yet that {job.endpoint} needs {', '.join(lacking)}")
+        return {name: sent[name] for name in endpoint.config.secrets}
+
+    def _use_secrets(self, secrets: Mapping[str, str]) -> None:
+        self._secrets = secrets
+        self.output_pump.redactor = SecretRedactor(secrets.values())
 
     async def _start(self) -> str:
         """Start the container. Shielded: a start that is cancelled halfway would leave a container without a handle."""
@@ -235,6 +255,8 @@ class ContainerRun:
 
     def _assign_warm(self) -> bool:
         self._write_job_file()
+        if self._secrets:
+            write_secrets(self._folders.container, self._secrets, self._folders.root)
         warm = self._assignment.warm_container
         number, since = (warm.number, warm.since) if warm else (0, None)
         self.output_pump.since = since  # set when it became ready
@@ -248,6 +270,8 @@ class ContainerRun:
             self._folders.container.mkdir(parents=True, exist_ok=True)
             write_claim(self._folders.container, self._identity, warm.number)
         self._write_job_file()
+        if self._secrets:
+            write_secrets(self._folders.container, self._secrets)
 
     def _write_job_file(self) -> None:
         names, trace = self._file_names, self._trace.traceparent

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from bus.interface import BusError, MessageTooLarge, QueueMessage
 from bus.notifier import Notifier
 from runner.assets.port import AssetError
+from runner.assets.secret_files import clear_secrets
 from runner.context import RunnerContext, run_in_background
 from runner.execution.attempt_trace import AttemptTrace
 from runner.execution.checkpoint import CheckpointFile
@@ -207,9 +208,10 @@ class Execution:
         try:
             found = await anyio.to_thread.run_sync(collect_outputs, container_run.job_dir / "out", limit_bytes)
             files = [await self._upload(path, path.name) for path in found.files]
+            data = container_run.output_pump.redactor.redact_value(found.data)
         except (OutputRefused, AssetError) as error:
             return replace(result, verdict=output_failure(error))
-        return replace(result, output=Output(tuple(files), found.data), log_tail=())
+        return replace(result, output=Output(tuple(files), data), log_tail=())
 
     async def _upload_log(self, container_run: ContainerRun) -> str | None:
         """Upload the log. A log that the edge refuses is no reason to lose the result."""
@@ -294,6 +296,7 @@ class Execution:
     async def _keep_or_remove(self, container_run: ContainerRun) -> None:
         """Give the container of an ended job back to its pool. Remove it if the pool does not take it."""
         await self._hide_job_folder()
+        await anyio.to_thread.run_sync(clear_secrets, self._folders.container)
         await self._is_inspected.wait()
         warm = self.assignment.warm_container
         if self._reuse is not None and warm is not None:

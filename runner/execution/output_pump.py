@@ -21,6 +21,7 @@ from runner.context import RunnerContext, run_in_background
 from runner.engines.port import OutputChunk, OutputCursor
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.feed_throttle import FeedThrottle, PublishedOffsets
+from runner.execution.secret_redactor import SecretRedactor
 from schemas.container_protocol import (
     EndLine,
     ErrorLine,
@@ -77,6 +78,7 @@ class OutputPump:
         self.since = since
         self.end_code = state.end_code
         self.watch_from: OutputCursor | None = None
+        self.redactor = SecretRedactor()  # of the job's secrets
         self._ended_streams: set[OutputStream] = set()
         self._last_code = 0
 
@@ -105,7 +107,9 @@ class OutputPump:
         self.watch_from = shift_cursor(self._cursor, self.since, 1) or self.since
         async with aclosing(self._context.engine.output(handle, self.watch_from)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
-                await self._handle_chunk(replace(chunk, cursor=shift_cursor(chunk.cursor, self.since, -1)))
+                cursor = shift_cursor(chunk.cursor, self.since, -1)
+                data = self.redactor.redact(chunk.stream, chunk.data)
+                await self._handle_chunk(replace(chunk, data=data, cursor=cursor))
                 if len(self._ended_streams) == len(self._parsers):
                     self.end_code = self._last_code
                     return
@@ -164,7 +168,8 @@ class OutputPump:
         return chunk.data.endswith(b"\n") and not (may_have_messages and b"{" in chunk.data)
 
     def _handle_message(self, parsed: ParsedLine) -> None:
-        message = parsed.message
+        message = self.redactor.redact_message(parsed.message)
+        parsed = ParsedLine(message, parsed.end)
         if self.is_reused and (mark := read_mark(parsed)) is not None:
             if isinstance(mark, EndLine):
                 self._ended_streams.add("stderr" if isinstance(message, LogLine) else "stdout")

@@ -11,7 +11,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from bus.interface import MessageTooLarge
-from runner.assets.port import AssetError, NotPlainFile
+from runner.assets.port import AssetError, NotPlainFile, SecretMissing
 from runner.engines.port import ContainerExit, StartFailed
 from runner.execution.outputs import OutputRefused
 from runner.execution.staging import InvalidJobInput
@@ -22,6 +22,7 @@ from schemas.retry_policy import (
     FAILURES,
     HOST_LOST_CODE,
     MODULE_MISSING_CODE,
+    SECRET_MISSING_CODE,
     FailureClass,
     classify_failure,
 )
@@ -208,6 +209,8 @@ DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 def failure_before_start(error: Exception) -> ClassifiedFailure:
     """Return the failure for an error that came before the container ran."""
+    if isinstance(error, SecretMissing):
+        return make_failure(SECRET_MISSING_CODE, str(error))
     if isinstance(error, AssetError):
         return make_failure("asset_gone", str(error))
     if isinstance(error, InvalidJobInput):

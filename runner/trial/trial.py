@@ -96,10 +96,11 @@ class _TrialFeed:
 
 
 class _LocalAssets:
-    """Local files by digest, in place of the edge's."""
+    """Local files by digest, and secrets by name, in place of the edge's."""
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
+    def __init__(self, files: Mapping[str, Path], secrets: Mapping[str, str]) -> None:
         self._files = files
+        self._secrets = secrets
 
     def _find(self, sha256: str) -> Path:
         if sha256 not in self._files:
@@ -119,15 +120,19 @@ class _LocalAssets:
     async def upload(self, owner: str, path: Path, name: str) -> OutputFile:
         raise AssetError("a trial uploads nothing")
 
+    async def fetch_secrets(self, owner: str, job_id: str) -> Mapping[str, str]:
+        return self._secrets
+
 
 class Trial(Struct, frozen=True, kw_only=True):
-    """One trial: an endpoint, a valid input, its files by digest, and the folder for the job's folders."""
+    """One trial: an endpoint, a valid input, its files by digest, the folder for the job's folders, its secrets."""
 
     endpoint: LocalEndpoint
     input: dict[str, Any]
     files: Mapping[str, Path]
     jobs_dir: Path
     checks_stop: bool = True
+    secrets: Mapping[str, str] = {}
     folders: HostFolders | None = None
 
 
@@ -349,7 +354,7 @@ def _runner_context(trial: Trial, engine: ContainerEngine, feed: _TrialFeed) -> 
         jobs_dir=trial.jobs_dir,
         bus=Bus(**{**unused, "feed": feed}),
         engine=engine,
-        assets=_LocalAssets(trial.files),
+        assets=_LocalAssets(trial.files, trial.secrets),
         now=lambda: datetime.now(UTC),
         uptime=boot_clock(),
         jitter=random.random,

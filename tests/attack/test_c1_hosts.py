@@ -19,6 +19,7 @@ from bus.nats.topology import STREAMS
 from bus.open import open_edge, open_runner
 from schemas.auth import ApiKey, Scope, hash_secret
 from schemas.host import HostHeartbeat
+from schemas.job_environment import StoredSecret
 from schemas.power import PowerRecord, PowerState
 from schemas.status import Priority
 from tests.bus.test_rights import ONE
@@ -42,6 +43,7 @@ TARGETS = (
     "$KV.ASSETS.ann.aa",
     "$KV.TOMBSTONES.aa",
     "$KV.HOOKS.ann",
+    "$KV.SECRETS.owner.ann.HF_TOKEN",
     "ctl.good",
     "wake.echo-high",
     "job.echo.high.ann.pwn.1",
@@ -209,7 +211,7 @@ async def test_a_host_cannot_speak_for_another(server: BrokerProcess, edge: Bus)
     assert await edge.power_records.keys() == set()
 
 
-@pytest.mark.parametrize("stream", ["KV_KEYS", "KV_AGREED", "KV_JOINED"])
+@pytest.mark.parametrize("stream", ["KV_KEYS", "KV_AGREED", "KV_JOINED", "KV_SECRETS"])
 async def test_a_host_cannot_read_secrets_by_a_consumer_of_its_own_making(
     server: BrokerProcess, edge: Bus, stream: str
 ):
@@ -222,6 +224,33 @@ async def test_a_host_cannot_read_secrets_by_a_consumer_of_its_own_making(
         await operator.api(f"CONSUMER.CREATE.{stream}.control", control)  # the API does one thing after the other
         assert (await operator.api(f"CONSUMER.NAMES.{stream}"))["consumers"] == ["control"]
         assert stolen.pending_msgs == 0
+
+
+SECRET_ROW = "$KV.SECRETS.owner.ann.HF_TOKEN"
+READS = {
+    f"$JS.API.DIRECT.GET.KV_SECRETS.{SECRET_ROW}": b"",
+    "$JS.API.DIRECT.GET.KV_SECRETS": b'{"last_by_subj":"$KV.SECRETS.owner.ann.HF_TOKEN"}',
+    "$JS.API.STREAM.MSG.GET.KV_SECRETS": b'{"last_by_subj":"$KV.SECRETS.owner.ann.HF_TOKEN"}',
+    "$JS.API.STREAM.INFO.KV_SECRETS": b'{"subjects_filter":">"}',
+    "$JS.API.CONSUMER.CREATE.KV_SECRETS": b'{"stream_name":"KV_SECRETS","config":{"ack_policy":"none"}}',
+    "$JS.API.STREAM.SNAPSHOT.KV_SECRETS": b'{"deliver_subject":"_INBOX_runner-evil.stolen"}',
+}
+
+
+async def test_a_host_cannot_read_the_bucket_of_secrets(server: BrokerProcess, edge: Bus):
+    secret = StoredSecret(key_id="k", nonce=b"n", sealed=b"sealed", set_at=NOW, set_by="k1")
+    await edge.secrets.put("owner.ann.HF_TOKEN", secret)
+    async with connect_raw(server, EVIL) as host, connect_raw(server) as operator:
+        stolen = await host.client.subscribe("_INBOX_runner-evil.stolen")
+        for subject, data in READS.items():
+            await host.client.publish(subject, data, reply="_INBOX_runner-evil.stolen")
+        denied = await host.client.subscribe("$KV.SECRETS.>")
+        await host.client.flush()
+        await edge.secrets.put("owner.ann.HF_TOKEN", secret)
+        await planted(host, b"{}", "$KV.SECRETS.owner.ann.OTHER")
+        assert (stolen.pending_msgs, denied.pending_msgs) == (0, 0)
+        assert await edge.secrets.keys() == {"owner.ann.HF_TOKEN"}
+        assert (await operator.api("CONSUMER.NAMES.KV_SECRETS"))["consumers"] in ([], None)
 
 
 async def test_a_host_cannot_delete_a_stream_by_an_empty_answer(server: BrokerProcess, edge: Bus):

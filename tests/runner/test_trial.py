@@ -66,9 +66,11 @@ async def run(folder: Path, program: str, *, warm: bool = False, gpus: int = 0) 
         timeouts=Timeouts(grace_s=0.2),
         resources=Resources(gpus=gpus),
         env={"GREETING": "good morning"},
+        secrets=("HF_TOKEN",),
     )
     engine = ProcessEngine(folder / "processes", JOBKIT_DIR)
-    trial = Trial(endpoint=LocalEndpoint(config, image), input={}, files={}, jobs_dir=jobs)
+    secrets = {"HF_TOKEN": "hf_the-value"}
+    trial = Trial(endpoint=LocalEndpoint(config, image), input={}, files={}, jobs_dir=jobs, secrets=secrets)
     async with engine, NoGpuMonitor() as monitor:
         report = await try_image(trial, engine, monitor, lambda _: None)
         assert await engine.find("try", "here") == []
@@ -84,12 +86,13 @@ async def test_each_rule_that_is_broken_is_named_and_no_other(tmp_path: Path, ru
 @pytest.mark.parametrize("warm", [False, True])
 async def test_a_program_that_keeps_the_contract_breaks_no_rule(tmp_path: Path, warm: bool) -> None:
     program = (
-        "import jobkit, os\ndef work(job):\n    job.progress(1.0)\n"
-        "    return {'tries': job.attempt, 'greeting': os.environ['GREETING']}\njobkit.run(work)"
+        "import jobkit, os\ndef work(job):\n    job.progress(1.0)\n    greeting = os.environ['GREETING']\n"
+        "    return {'tries': job.attempt, 'greeting': greeting, 'length': len(job.secret('HF_TOKEN'))}\n"
+        "jobkit.run(work)"
     )
     report = await run(tmp_path, program, warm=warm)
     assert (report.verdict, report.broken, report.was_warm) == (Done(), (), warm)
-    assert report.output.data == {"tries": 1, "greeting": "good morning"}
+    assert report.output.data == {"tries": 1, "greeting": "good morning", "length": 12}
 
 
 async def test_a_missing_module_is_named_and_is_no_wrong_exit_code(tmp_path: Path) -> None:

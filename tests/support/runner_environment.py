@@ -14,7 +14,7 @@ import structlog
 
 from runner.assets.cache_store import CacheStore
 from runner.assets.host_folders import HostFolders
-from runner.assets.port import AssetGone, EdgeUnavailable
+from runner.assets.port import AssetGone, EdgeUnavailable, SecretMissing
 from runner.assets.volume_store import VolumeStore
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint
@@ -87,6 +87,16 @@ class FakeAssetTransfer:
         self.away = False
         self.broken = False
         self.asked = anyio.Event()
+        self.secrets: dict[str, str] = {}
+        self.secrets_missing = False
+
+    async def fetch_secrets(self, owner: str, job_id: str) -> dict[str, str]:
+        self.asked.set()
+        if self.away:
+            raise EdgeUnavailable("the edge is away: the test said so")
+        if self.secrets_missing:
+            raise SecretMissing("kept needs secrets that are not set (HF_TOKEN): lamplighter secrets set NAME")
+        return self.secrets
 
     def add(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()

@@ -39,6 +39,13 @@ class Job:
         """Return the file of the asset input `name`. Raises KeyError if it was not given: check `name in job.input`."""
         return self._in / str(self.input[name])
 
+    def secret(self, name: str) -> str:
+        """Return the value of a secret that `endpoint.toml` names. Raises KeyError if it does not name this one."""
+        try:
+            return (Path(os.environ["LAMPLIGHTER_SECRETS"]) / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise KeyError(name) from None
+
     @contextlib.contextmanager
     def output(self, name: str) -> Iterator[Path]:
         """Yield a path to write the output `name` to. If the block succeeds, the file becomes an output.

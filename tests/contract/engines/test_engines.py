@@ -3,13 +3,16 @@
 import asyncio
 import itertools
 import json
+import os
 import resource
 import socket
+import stat
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
+from runner.assets.secret_files import SECRETS_DIR, secrets_mount, write_secrets
 from runner.engines.port import (
     MIB,
     ContainerExit,
@@ -332,3 +335,37 @@ async def test_a_job_reads_its_volumes_and_writes_to_its_caches(host: EngineRig)
     }
     assert [path.name for path in cache.iterdir()] == ["x"]
     assert volume.parent.stat().st_mode & 0o007 == cache.parent.stat().st_mode & 0o007 == 0
+
+
+READS_SECRET = """
+import json, os
+folder = os.environ["LAMPLIGHTER_SECRETS"]
+found = {name: open(os.path.join(folder, name)).read() for name in os.listdir(folder)}
+mode = os.stat(os.path.join(folder, "HF_TOKEN")).st_mode & 0o777
+owned = os.stat(os.path.join(folder, "HF_TOKEN")).st_uid == os.geteuid()
+try:
+    open(os.path.join(folder, "MORE"), "w").close()
+    more = "written"
+except OSError:
+    more = "refused"
+print(json.dumps([found, oct(mode), owned, more]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("host", REAL, indirect=True)
+async def test_a_private_folder_is_read_by_the_job_and_nobody_else(host: EngineRig, tmp_path: Path) -> None:
+    container = host.root / "j"
+    write_secrets(container, {"HF_TOKEN": "hf_the-value"})
+    spec = host.spec(
+        image="echo",
+        job_dir=container / "job",
+        mounts=(secrets_mount(container),),
+        entrypoint_override=("python3", "-c", READS_SECRET),
+    )
+    handle = await host.start(spec)
+    printed = stream_text(await host.read(handle)).splitlines()[-1]
+    is_own_user = host.kind == "process"
+    assert json.loads(printed) == [{"HF_TOKEN": "hf_the-value"}, "0o400", True, "written" if is_own_user else "refused"]
+    folder = container / SECRETS_DIR
+    assert stat.S_IMODE(folder.stat().st_mode) & 0o027 == 0
+    assert folder.stat().st_uid == os.geteuid()

@@ -1,7 +1,10 @@
 """`/v1/secrets`: who may set, see and delete what; that no answer has a value; and the host that runs a job."""
 
+import pytest
 from msgspec.structs import replace
 
+from runner.assets.client import asset_client
+from runner.assets.port import SecretMissing, SecretsUnavailable
 from schemas.auth import Scope
 from schemas.endpoint import Endpoint
 from tests.support.served_edge import ServedEdge
@@ -88,6 +91,24 @@ async def test_only_the_host_that_runs_a_job_reads_its_secrets(edge: ServedEdge)
     assert (status, "secret_missing" in text) == (422, True)
     await world.finish_running(running)
     assert (await ask("gpu-1"))[0] == 403, "it has ended"
+
+
+async def test_a_runner_fetches_them_and_tells_missing_from_not_now(edge: ServedEdge):
+    world = edge.world
+    await world.announce_capabilities(endpoints=(TTS,))
+    await edge.ann.put("/v1/secrets/HF_TOKEN", json={"value": VALUE})
+    job = (await world.jobs.submit("ann", {"endpoint": "tts", "input": {}})).entry.record.job
+    key = (await edge.keys.create("host-gpu-1", [Scope.RUNNER], host="gpu-1")).text
+    async with asset_client(edge.url, key) as client:
+        with pytest.raises(SecretsUnavailable, match="answered 403 for the job's secrets: this host does not run"):
+            await client.fetch_secrets("ann", job.id)
+        await world.start(job)
+        assert await client.fetch_secrets("ann", job.id) == {"HF_TOKEN": VALUE}
+        await edge.ann.delete("/v1/secrets/HF_TOKEN")
+        with pytest.raises(SecretMissing, match=r"^tts needs secrets that are not set \(HF_TOKEN\): "):
+            await client.fetch_secrets("ann", job.id)
+        with pytest.raises(SecretsUnavailable, match="answered 404"):
+            await client.fetch_secrets("ann", "no-such-job")
 
 
 async def test_readiness_says_that_the_key_file_is_another_one(edge: ServedEdge):

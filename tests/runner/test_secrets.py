@@ -1,0 +1,231 @@
+"""Secrets on a host, over the fakes: which container has which files, for how long, and what is masked."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from runner.assets.secret_files import SECRETS_DIR, SECRETS_ENV
+from runner.execution.secret_redactor import SecretRedactor
+from schemas.container_protocol import OutputStream
+from schemas.endpoint import Reuse
+from schemas.events import Adopted
+from schemas.status import Status
+from tests.runner.warm_programs import reused_program, warm_endpoint, warm_program
+from tests.support.fake_engine import FakeContainer
+from tests.support.runner_environment import RunnerEnvironment, run_until_stopped, write_outputs
+from tests.support.wait import wait_for
+
+VALUE = "hf_the-value-of-ann"
+MASKED = "*" * len(VALUE)
+
+
+def folder_of(box: FakeContainer) -> Path:
+    """Return the folder of the secrets that the container has."""
+    (mount,) = (mount for mount in box.spec.mounts if SECRETS_ENV in mount.variables)
+    assert (mount.target, mount.is_writable, mount.is_private) == ("/run/secrets", False, True)
+    return mount.source
+
+
+def read_all(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> RunnerEnvironment:
+    made = RunnerEnvironment(tmp_path)
+    made.assets.secrets = {"HF_TOKEN": VALUE, "NOT_ASKED_FOR": "another value"}
+    return made
+
+
+def offer(world: RunnerEnvironment, *, warm: bool = False, reuse: Reuse | None = None) -> None:
+    endpoint = warm_endpoint("kept", world.folder)
+    config = replace(endpoint.config, reuse=reuse, warm=warm, secrets=("HF_TOKEN",))
+    world.kinds = {"kept": replace(endpoint, config=config)}
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_a_container_has_the_secrets_of_its_job_as_private_files(world: RunnerEnvironment, warm: bool) -> None:
+    loaded: dict[str, dict[str, str]] = {}
+    worked: dict[str, dict[str, str]] = {}
+
+    async def loads(box: FakeContainer) -> None:
+        loaded[box.handle] = read_all(folder_of(box))
+
+    async def work(box: FakeContainer) -> int:
+        folder = folder_of(box)
+        worked[box.handle] = read_all(folder)
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "HF_TOKEN")]
+        assert modes[1] & 0o077 == 0, modes
+        assert folder.parent == box.spec.job_dir.parent, "it is outside of /job"
+        (box.spec.job_dir / "out" / "output.json").write_text("{}")
+        return 0
+
+    world.programs = {"kept": warm_program(work, loads if warm else None)}
+    offer(world, warm=warm)
+    async with world.run_runner() as runner:
+        if warm:
+            await world.wait_for_warm("kept")
+        ended = await world.wait_until_ended(await world.submit("kept", "j1"))
+        await runner.drained()
+    assert ended.status is Status.SUCCEEDED, ended.error
+    ((handle, seen),) = worked.items()
+    assert seen == {"HF_TOKEN": VALUE}
+    assert loaded.get(handle) == ({} if warm else None)
+    await world.wait_until_clean()
+    assert not list(world.folder.rglob(SECRETS_DIR))
+
+
+async def test_a_reused_container_has_the_secrets_of_one_job_after_the_other(world: RunnerEnvironment) -> None:
+    seen: list[dict[str, str]] = []
+    folders: list[Path] = []
+
+    async def work(box: FakeContainer, folder: Path) -> int:
+        folders.append(folder_of(box))
+        seen.append(read_all(folders[0]))
+        (folder / "out" / "output.json").write_text("{}")
+        return 0
+
+    world.programs = {"kept": reused_program(work)}
+    offer(world, warm=True, reuse=Reuse())
+    async with world.run_runner() as runner:
+        await world.wait_until_ended(await world.submit("kept", "j1"))
+
+        async def is_empty() -> bool:
+            return not read_all(folders[0])
+
+        await wait_for(is_empty)
+        world.assets.secrets = {"HF_TOKEN": "the next value"}
+        await world.wait_until_ended(await world.submit("kept", "j2"))
+        await runner.drained()
+    assert seen == [{"HF_TOKEN": VALUE}, {"HF_TOKEN": "the next value"}]
+    assert len(set(folders)) == 1
+
+
+async def test_a_job_whose_secret_was_deleted_fails_and_is_not_tried_again(world: RunnerEnvironment) -> None:
+    world.programs = {"kept": warm_program(never)}
+    offer(world)
+    world.assets.secrets_missing = True
+    async with world.run_runner() as runner:
+        ended = await world.wait_until_ended(await world.submit("kept", "j1"))
+        await runner.drained()
+    assert (ended.status, ended.attempt) == (Status.FAILED, 1)
+    assert ended.error is not None
+    assert (ended.error.code, ended.error.retryable) == ("secret_missing", True)
+    assert "lamplighter secrets set NAME" in ended.error.message
+
+
+async def never(box: FakeContainer) -> int:
+    raise AssertionError("it must not start")
+
+
+async def test_a_job_waits_until_the_edge_gives_all_that_its_endpoint_names(world: RunnerEnvironment) -> None:
+    world.programs = {"kept": warm_program(succeed)}
+    offer(world)
+    world.assets.secrets = {}
+    async with world.run_runner() as runner:
+        key = await world.submit("kept", "j1")
+        await world.assets.asked.wait()
+        world.assets.secrets = {"HF_TOKEN": VALUE}
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+        await runner.drained()
+
+
+async def succeed(box: FakeContainer) -> int:
+    (box.spec.job_dir / "out" / "output.json").write_text("{}")
+    return 0
+
+
+async def test_nothing_that_is_kept_of_a_job_has_its_secret(world: RunnerEnvironment) -> None:
+    async def leaks(box: FakeContainer) -> int:
+        box.write(json.dumps({"type": "progress", "fraction": 0.5, "stage": f"with {VALUE}"}).encode() + b"\n")
+        box.write(json.dumps({"type": "metric", "name": VALUE, "value": 1}).encode() + b"\n")
+        box.write(f"the token is {VALUE}!\n".encode())
+        box.write(f"{VALUE}\n".encode(), "stderr")
+        box.write(b'{"type":"error","code":"internal","message":"\\u0068f_the-value-of-ann is refused"}\n')
+        return 65
+
+    world.programs = {"kept": leaks}
+    offer(world)
+    async with world.run_runner() as runner:
+        key = await world.submit("kept", "j1")
+        ended = await world.wait_until_ended(key)
+        told = await world.log_text(key)
+        messages = str(await world.edge.feed.messages(key))
+        await runner.drained()
+    assert ended.error is not None
+    assert ended.error.message == f"{MASKED} is refused"
+    assert ended.error.log_tail == (MASKED,)
+    assert f"the token is {MASKED}!\n" in told
+    kept = [*(data.decode() for data in world.assets.held.values()), messages, told, str(ended)]
+    assert MASKED in messages
+    assert not [text for text in kept if VALUE in text]
+
+
+async def test_the_next_runner_process_masks_too(world: RunnerEnvironment) -> None:
+    world.programs = {"kept": run_until_stopped}
+    offer(world)
+    key = await world.submit("kept", "j1")
+    async with world.run_runner("i1"):
+        await world.wait_until_running(key)
+        box = await world.wait_for_container()
+    async with world.run_runner("i2") as second:
+        await world.wait_for_event(key, Adopted)
+        box.write(f"late {VALUE}\n".encode())
+        write_outputs(box, data={"token": VALUE})
+        box.finish(0)
+        ended = await world.wait_until_ended(key)
+        told = await world.log_text(key)
+        await second.drained()
+    assert ended.status is Status.SUCCEEDED, ended.error
+    assert told == f"late {MASKED}\n"
+    assert ended.output is not None
+    assert ended.output.data == {"token": MASKED}
+
+
+PEM = "-----BEGIN KEY-----\nMIIEvQIBADANBg\nqhkiG9w0BAQEF==\n-----END KEY-----"
+
+
+def redact_in_pieces(redactor: SecretRedactor, pieces: list[str], stream: OutputStream = "stdout") -> str:
+    return b"".join(redactor.redact(stream, piece.encode()) for piece in pieces).decode()
+
+
+@pytest.mark.parametrize(
+    ("values", "printed", "masked"),
+    [
+        ([VALUE], f"a {VALUE} b {VALUE}\n", f"a {MASKED} b {MASKED}\n"),
+        ([PEM], f"{PEM}\n", "*" * len(PEM) + "\n"),
+        ([PEM], "x MIIEvQIBADANBg y\n", "x ************** y\n"),
+        (['quo"ted\\value'], json.dumps('quo"ted\\value') + "\n", '"' + "*" * 15 + '"\n'),
+        (["灯灯灯"], json.dumps("灯灯灯") + " 灯灯灯\n", '"' + "*" * 18 + '" ' + "*" * 9 + "\n"),
+        (["a/b/c/d/e"], '"a\\/b\\/c\\/d\\/e"\n', '"' + "*" * 13 + '"\n'),
+        (["abcdefgh", "fghijklm"], "abcdefghijklm\n", "*" * 13 + "\n"),
+        ([], "nothing to hide\n", "nothing to hide\n"),
+    ],
+)
+def test_a_value_is_masked_in_every_form_and_at_the_same_length(values: list[str], printed: str, masked: str) -> None:
+    assert redact_in_pieces(SecretRedactor(values), [printed]) == masked
+    assert len(masked.encode()) == len(printed.encode())
+
+
+@pytest.mark.parametrize("cut", range(1, len(VALUE)))
+def test_a_value_is_masked_across_the_cut_of_a_long_line(cut: int) -> None:
+    line = f"long {VALUE} line"
+    at = len("long ") + cut
+    masked = redact_in_pieces(SecretRedactor([VALUE]), [line[:at], line[at:], "\n"])
+    assert masked == f"long {MASKED} line\n"
+
+
+def test_the_two_streams_are_masked_apart() -> None:
+    redactor = SecretRedactor([VALUE])
+    assert redact_in_pieces(redactor, ["hf_the-"]) == "*" * 7
+    assert redact_in_pieces(redactor, ["value-of-ann\n"], "stderr") == "value-of-ann\n"
+    assert redact_in_pieces(redactor, ["value-of-ann\n"]) == "*" * 12 + "\n"
+
+
+def test_masked_values_in_a_result() -> None:
+    redactor = SecretRedactor([VALUE])
+    given = {"token": VALUE, "list": [f"x{VALUE}", 1, None], VALUE: {"a": 1.5}}
+    assert redactor.redact_value(given) == {"token": MASKED, "list": [f"x{MASKED}", 1, None], MASKED: {"a": 1.5}}
