@@ -1,0 +1,162 @@
+"""A job that prints its secret, in a whole installation: every byte that is kept anywhere is searched for the value."""
+
+import subprocess
+import sys
+from base64 import b64encode
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+
+from schemas.status import Status
+from tests.support.byte_search import find_marks
+from tests.support.command import run_lamplighter, write_settings
+from tests.support.docker_images import BASE_IMAGE, build_image, run_docker
+from tests.support.installation import HOST, ROOT, RunningInstallation
+from tests.support.job_checks import wait_until_ended
+from tests.support.wait import wait_for
+
+VALUE = "hf_m4rk-of-a-secret-of-ann"
+MASKED = "*" * len(VALUE)
+MARKS = (VALUE, b64encode(VALUE.encode()).decode(), VALUE[::-1])
+ENDPOINT = """
+name = "leaky"
+image = "lamplighter-test-leaky"
+secrets = ["HF_TOKEN"]
+[input]
+type = "object"
+[resources]
+memory_mb = 64
+[env]
+GREETING = "good morning"
+[process]
+command = ["python3", "main.py"]
+"""
+PROGRAM = """
+import json, os, sys, time
+from pathlib import Path
+value = (Path(os.environ["LAMPLIGHTER_SECRETS"]) / "HF_TOKEN").read_text()
+folder = Path(os.environ["LAMPLIGHTER_JOB"])
+job = json.loads((folder / "job.json").read_text())
+print(value, flush=True)
+print("in the middle of " + value + " a line", file=sys.stderr, flush=True)
+print(json.dumps({"type": "metric", "name": value, "value": 1}), flush=True)
+print(json.dumps({"type": "progress", "fraction": 0.5, "stage": "printed " + value}), flush=True)
+if "fail" in job["input"]:
+    print(json.dumps({"type": "error", "code": "bad_input", "message": "refused " + value}), flush=True)
+    sys.exit(65)
+while "hold" in job["input"]:
+    time.sleep(0.05)
+result = {"token": value, "length": len(value), "greeting": os.environ["GREETING"]}
+(folder / "out" / "output.json").write_text(json.dumps(result))
+"""
+DOCKERFILE = f'FROM {BASE_IMAGE}\nCOPY main.py /app/main.py\nWORKDIR /app\nCMD ["python3", "main.py"]\n'
+
+
+@pytest.fixture
+def leaky(tmp_path: Path, engine: str, engine_url: str | None) -> Path:
+    """Return the folder of an endpoint whose program prints its secret."""
+    folder = tmp_path / "images" / "leaky"
+    folder.mkdir(parents=True)
+    for name, text in (("endpoint.toml", ENDPOINT), ("main.py", PROGRAM), ("Dockerfile", DOCKERFILE)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o644)
+    if engine_url is not None:
+        build_image(engine_url, "lamplighter-test-leaky", str(folder))
+    return folder
+
+
+def find_in_processes(mark: str) -> list[str]:
+    """Return the processes of this machine whose command line or environment has `mark`."""
+    found = []
+    for path in (*Path("/proc").glob("[0-9]*/cmdline"), *Path("/proc").glob("[0-9]*/environ")):
+        try:
+            if mark.encode() in path.read_bytes():
+                found.append(str(path))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+async def set_secret(running: RunningInstallation) -> None:
+    """Set the secret of ann with the command line, which gets the value on stdin."""
+    argv = [sys.executable, "-m", "lamplighter", "secrets", "set", "HF_TOKEN", "--url", running.installation.url]
+    run = partial(
+        subprocess.run,
+        [*argv, "--key", running.installation.keys["ann"]],
+        input=f"{VALUE}\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    done = await anyio.to_thread.run_sync(run)
+    assert (done.returncode, done.stdout) == (0, "secret HF_TOKEN is set\n"), done.stderr
+
+
+async def check_while_it_runs(running: RunningInstallation, url: str | None) -> None:
+    """Run a job that holds its secret, look around, and cancel it."""
+    job = await running.ann.submit("leaky", hold=True)
+
+    async def has_printed() -> bool:
+        progress = (await running.ann.job(job.id)).progress
+        return progress is not None and progress.stage == f"printed {MASKED}"
+
+    await wait_for(has_printed, timeout_s=60)
+    (container,) = await running.installation.containers()
+    found = {place.rpartition(":")[0] for place in find_marks(running.installation.folder, MARKS)}
+    file = f"{HOST}/jobs/{container.identity.folder}/secrets/HF_TOKEN"
+    of_engine = set() if url else {f"{HOST}/processes/{container.handle}/{name}" for name in ("stdout", "stderr")}
+    assert found == {file, *of_engine}
+    assert find_in_processes(VALUE) == []
+    if url is not None:
+        inspected = run_docker(url, "inspect", container.handle).stdout
+        assert "/run/secrets" in inspected
+        assert VALUE not in inspected
+    await running.ann.cancel(job.id)
+    assert (await wait_until_ended(running.ann, job.id)).status is Status.CANCELLED
+
+
+async def read_all_of(running: RunningInstallation, job_id: str) -> str:
+    """Return everything that the API tells of a job."""
+    http, paths = running.ann._http, ("", "/history", "/logs", "/deliveries")
+    answers = [(await http.get(f"/v1/jobs/{job_id}{path}")).text for path in paths]
+    return "\n".join([*answers, str([event async for event in running.ann.follow(job_id)])])
+
+
+@pytest.mark.long(30)
+async def test_no_byte_of_a_secret_is_kept_anywhere(
+    running: RunningInstallation, leaky: Path, engine_url: str | None, tmp_path_factory: pytest.TempPathFactory
+):
+    installation = running.installation
+    await set_secret(running)
+    await installation.start_runner(endpoints=(leaky,), LAMPLIGHTER_SLOTS="2")
+
+    async def is_offered() -> bool:
+        return (await running.ann._http.get("/v1/endpoints/leaky")).is_success
+
+    await wait_for(is_offered, timeout_s=60)
+    await check_while_it_runs(running, engine_url)
+    done = await running.ann.submit("leaky", wait=True)
+    assert done.output is not None
+    assert done.output.data == {"token": MASKED, "length": len(VALUE), "greeting": "good morning"}
+    failed = await wait_until_ended(running.ann, (await running.ann.submit("leaky", fail=True)).id)
+    assert failed.error is not None
+    assert failed.error.message == f"refused {MASKED}"
+    told = [await read_all_of(running, job.id) for job in (done, failed)]
+    assert not [text for text in told if VALUE in text]
+    assert all(f"in the middle of {MASKED} a line" in text for text in told)
+    listed = await running.ann._http.get("/v1/secrets")
+    assert [secret["name"] for secret in listed.json()["secrets"]] == ["HF_TOKEN"]
+    assert VALUE not in listed.text
+    elsewhere = tmp_path_factory.mktemp("backup")
+    config = write_settings(elsewhere, installation.broker_settings("edge"))
+    saved = await run_lamplighter("backup", elsewhere / "kept.zip", "--config", config)
+    assert saved.returncode == 0, saved.stderr
+    await installation.clear()
+    key = (installation.folder / "edge" / "secrets.key").read_text().splitlines()[-1]
+    assert find_marks(installation.folder, MARKS) == {}
+    assert find_marks(elsewhere, (*MARKS, key)) == {}
+    assert list(find_marks(installation.folder, [key])) == [f"edge/secrets.key: {key}"]
+    assert not list(installation.folder.rglob("secrets/HF_TOKEN"))
