@@ -352,6 +352,8 @@ const TEXTS = {
   audit_host_maintenance_ended: ["host maintenance ended", "主机结束维护"],
   audit_endpoint_paused: ["endpoint paused", "任务类型已暂停"],
   audit_endpoint_resumed: ["endpoint resumed", "任务类型已恢复"],
+  audit_secret_set: ["secret set", "设置机密信息"],
+  audit_secret_deleted: ["secret deleted", "删除机密信息"],
   audit_action: ["Any action", "全部操作"],
   audit_subject: ["Id of key, host, owner, job or file", "密钥、主机、所有者、任务或文件的编号"],
   audit_job_cancelled: ["job cancelled", "取消任务"],

@@ -16,6 +16,7 @@ from edge.settings import EdgeSettings
 from edge.store.port import StoreError
 from lamplighter.cli.context import UNREACHABLE, USAGE
 from lamplighter.cli.process_setup import (
+    disable_core_dumps,
     exit_on_error,
     format_option,
     level_option,
@@ -45,5 +46,6 @@ def edge(config: Path, log_level: str | None, log_format: str | None) -> None:
     os.umask(PRIVATE_UMASK)
     settings = read_settings(EdgeSettings, config, log_level, log_format)
     raise_open_file_limit()
+    disable_core_dumps()
     with exit_on_error(EXIT_CODES):
         uvloop.run(serve(settings))

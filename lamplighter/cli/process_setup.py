@@ -61,6 +61,11 @@ def raise_open_file_limit() -> None:
         _log.warning("file_limit_raise_failed", soft=soft, hard=hard, error=str(error))
 
 
+def disable_core_dumps() -> None:
+    """Keep a crash from writing the memory of this process, which holds keys and secrets of jobs, to the disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def read_settings(
     kind: type[T], config: Path, log_level: str | None, log_format: str | None, options: Mapping[str, str | None] = {}
 ) -> T:

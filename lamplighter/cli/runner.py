@@ -15,6 +15,7 @@ from lamplighter.cli import language
 from lamplighter.cli.context import REFUSED, UNREACHABLE, USAGE
 from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.process_setup import (
+    disable_core_dumps,
     exit_on_error,
     format_option,
     level_option,
@@ -82,6 +83,7 @@ def runner(  # noqa: PLR0913, PLR0917 - click calls it with every option
     }
     settings = read_settings(RunnerSettings, config, log_level, log_format, overrides)
     raise_open_file_limit()
+    disable_core_dumps()
     with exit_on_error(EXIT_CODES):
         if token is not None:
             join(settings, read_token(token))

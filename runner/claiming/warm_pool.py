@@ -314,7 +314,7 @@ class WarmPool:
         async with aclosing(parsed_lines(self._context.engine, handle, warm.watch_from)) as lines:
             async for line, cursor in lines:
                 if isinstance(line.message, ErrorLine):
-                    error_line = line.message
+                    error_line = warm.redactor.redact_message(line.message)
                 ready = read_mark(line) if warm.number else line.message
                 if not isinstance(ready, ReadyLine) or ready.job != warm.number:
                     continue

@@ -220,6 +220,8 @@ class ContainerRun:
     def _use_secrets(self, secrets: Mapping[str, str]) -> None:
         self._secrets = secrets
         self.output_pump.redactor = SecretRedactor(secrets.values())
+        if self._assignment.warm_container is not None:
+            self._assignment.warm_container.redactor = self.output_pump.redactor
 
     async def _start(self) -> str:
         """Start the container. Shielded: a start that is cancelled halfway would leave a container without a handle."""

@@ -26,6 +26,7 @@ from bus.secret_files import atomic_write
 from runner.endpoints import LocalEndpoint
 from runner.engines.launch import prepare_inner_job_dir
 from runner.engines.port import ContainerEngine, ContainerIdentity, ContainerUsage, OutputCursor
+from runner.execution.secret_redactor import SecretRedactor
 from runner.gpu.allocator import GpuAllocation
 from schemas.container_protocol import LineParser, ParsedLine, start_socket
 
@@ -142,6 +143,7 @@ class WarmContainer:
         self.baseline: ContainerBaseline | None = None
         self.first_usage: ContainerUsage | None = None
         self.watch_scope = anyio.CancelScope()
+        self.redactor = SecretRedactor()  # of the secrets of its last job, which it may print afterwards
         self._changed = Notifier()
 
     def advance(self, state: WarmState) -> None:
