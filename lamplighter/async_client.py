@@ -288,7 +288,8 @@ class AsyncClient(AsyncEdgeTransport):
     ) -> dict[str, Any]:
         """Do what `Client.set_secret` does.
 
-        >>> await client.set_secret("HF_TOKEN", "hf_of_an_example")["name"]
+        >>> facts = await client.set_secret("HF_TOKEN", "hf_of_an_example")
+        >>> facts["name"]
         'HF_TOKEN'
         >>> await client.delete_secret("HF_TOKEN")
         """
@@ -298,8 +299,7 @@ class AsyncClient(AsyncEdgeTransport):
     async def delete_secret(self, name: str, *, owner: str | None = None, installation: bool = False) -> None:
         """Do what `Client.delete_secret` does.
 
-        >>> await client.set_secret("HF_TOKEN", "hf_of_an_example")["owner"]
-        'admin'
+        >>> facts = await client.set_secret("HF_TOKEN", "hf_of_an_example")
         >>> await client.delete_secret("HF_TOKEN")
         """
         await self.call(api.delete_secret(name, owner=owner, installation=installation))

@@ -312,7 +312,8 @@ class Client(EdgeTransport):
     ) -> dict[str, Any]:
         """Set a secret for the programs of jobs, as `secrets` names its holder. No call returns the value.
 
-        >>> client.set_secret("HF_TOKEN", "hf_of_an_example")["name"]
+        >>> facts = client.set_secret("HF_TOKEN", "hf_of_an_example")
+        >>> facts["name"]
         'HF_TOKEN'
         >>> client.delete_secret("HF_TOKEN")
         """
@@ -322,8 +323,7 @@ class Client(EdgeTransport):
     def delete_secret(self, name: str, *, owner: str | None = None, installation: bool = False) -> None:
         """Delete a secret. A waiting job that needs it fails when it starts.
 
-        >>> client.set_secret("HF_TOKEN", "hf_of_an_example")["owner"]
-        'admin'
+        >>> facts = client.set_secret("HF_TOKEN", "hf_of_an_example")
         >>> client.delete_secret("HF_TOKEN")
         """
         self.call(api.delete_secret(name, owner=owner, installation=installation))
