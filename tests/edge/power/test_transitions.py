@@ -468,6 +468,14 @@ def test_an_override_acknowledges_a_fault_and_nothing_else() -> None:
             assert (after.override, after.fault_acknowledged) == (override, state is S.FAULT)
 
 
+def test_a_blocked_host_that_comes_on_without_a_call_does_not_fall_back() -> None:
+    facts = HostFacts(at=START, **ASKED, **ON)
+    came_on = state_machine.advance(record(S.BLOCKED, **NONE_LEFT), facts, RULES, "new")
+    assert came_on is not None
+    assert (came_on.state, came_on.call) == (S.WAKING, None)
+    assert state_machine.advance(came_on, facts, RULES, "newer") is None
+
+
 def test_a_record_without_a_call_takes_no_result() -> None:
     answer = PowerCallResult(PowerCallOutcome.DONE, "")
     assert state_machine.with_result(record(S.OFF), "earlier", answer, jitter=0.5) is None
