@@ -88,7 +88,7 @@ class SimulatedHost(Struct):
 
     @property
     def is_up(self) -> bool:
-        """Whether its runner answers."""
+        """Whether the machine is on, so that its runner answers."""
         return self.power is ReportedPower.ON
 
 

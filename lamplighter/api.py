@@ -212,7 +212,7 @@ def add_host(host: str) -> ApiRequest[Any]:
 
 
 def create_host_token(uses: int, ttl_s: float, **terms: Any) -> ApiRequest[Any]:
-    """Create a join token that many hosts share. `terms`: prefix, pool and keep; those that are None are left out."""
+    """Create a join token that many hosts share. `terms`: prefix, pool and keep; a term of None is left out."""
     body = {"uses": uses, "ttl_s": ttl_s, **{name: value for name, value in terms.items() if value is not None}}
     return ApiRequest(method="POST", path="/v1/host-tokens", read=decode_json, body=body)
 

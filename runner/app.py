@@ -71,7 +71,7 @@ def _do_nothing() -> None:
 
 
 class RunnerCallbacks(NamedTuple):
-    """The callbacks of `serve`."""
+    """Callbacks of `serve` to the process around it, which prints and notifies the service manager."""
 
     say: Callable[[str], None]
     ready: Callable[[], None]

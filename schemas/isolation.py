@@ -1,4 +1,4 @@
-"""How the container of a job is isolated from its host: its runtime, and its network.
+"""Isolation of a job's container from its host: its runtime, and its network.
 
 `runc` shares the kernel of the host. `runsc` (gVisor) answers system calls itself, in user space. `kata` runs each
 container in a virtual machine of its own.

@@ -1,4 +1,4 @@
-"""What an endpoint gives to the program of a job beside its input: environment variables and secrets.
+"""Values for the program of a job beside its input: environment variables and secrets.
 
 `[env]` of endpoint.toml holds plain values. `secrets` names values that an operator or an owner has stored at the edge;
 the program finds each in a file of that name in the folder that LAMPLIGHTER_SECRETS names.

@@ -1,4 +1,4 @@
-"""What an endpoint requires of a host and does not use up: GPU models, a compute capability, labels."""
+"""Requirements of an endpoint that a job does not use up: GPU models, a compute capability, labels."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ class CardRequirement(Struct, frozen=True):
 
     @property
     def is_any(self) -> bool:
-        """Whether every card will do."""
+        """Whether there is no requirement, so that every card will do."""
         return not self.models and self.compute_capability is None
 
     def may_be(self, name: str) -> bool:

@@ -41,7 +41,7 @@ _log = structlog.get_logger()
 
 
 class HostTokenTerms(NamedTuple):
-    """What a new token allows. The fields are those of `HostToken`; `ttl`: how long hosts may join."""
+    """The terms of a new token. The fields are those of `HostToken`; `ttl`: how long hosts may join."""
 
     uses: int
     ttl: timedelta
@@ -212,7 +212,7 @@ class SilentHostRemover:
         self._silent_since: dict[str, datetime] = {}
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Remove hosts that ended or are silent, until cancelled."""
         while True:
             await sleep(_CHECK_INTERVAL_S)
             try:

@@ -122,7 +122,7 @@ class WaitReasons:
         return max(fills, key=lambda volume: volume.percent or 0, default=None)
 
     def download(self, endpoint: str, reason: WaitReason) -> ImageStatus | VolumeStatus | None:
-        """Return the download that jobs of `endpoint` wait for with this reason; None if it is none."""
+        """Return the download that jobs of `endpoint` wait for with this reason; None if they wait for no download."""
         if reason is WaitReason.IMAGE_PULLING:
             return self.image_pull(endpoint)
         return self.volume_fill(endpoint) if reason is WaitReason.VOLUME_FILLING else None

@@ -52,7 +52,7 @@ class SecretKeys:
 
     @property
     def sealing_id(self) -> str:
-        """The id of the key that seals."""
+        """The id of the first key, which seals new values."""
         return next(iter(self._ciphers))
 
     def __contains__(self, key_id: str) -> bool:

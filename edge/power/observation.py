@@ -58,7 +58,7 @@ class PoolJobs(Struct, frozen=True):
 
 
 class HostOffer(Struct, frozen=True):
-    """What a host last offered. `slots`: by pool, as many jobs of it as fit at once. `vram_mb`: of all its GPUs.
+    """The last offer of a host. `slots`: by pool, as many jobs of it as fit at once. `vram_mb`: of all its GPUs.
 
     An endpoint whose requirements the host does not meet does not count.
     """

@@ -23,7 +23,7 @@ DEFAULT_POOL = PoolConfig()
 
 
 class HostPhase(Enum):
-    """What a host can do for waiting jobs.
+    """Use of a host for waiting jobs.
 
     SERVING: it takes jobs. RESUMABLE: it drains, and takes jobs again as soon as it is needed. COMING: it is waking, or
     has been blocked for a short time. DARK: it can be woken. FAILED: it is in fault, has been blocked for longer than
@@ -100,7 +100,7 @@ class PoolDemand(NamedTuple):
 
 
 class FleetPlan(NamedTuple):
-    """What the pools need.
+    """The hosts that the pools need.
 
     `wake`: hosts to wake, each with the reason. `resumed`: draining hosts that are needed. `reserved`: hosts that
     `min` keeps on. `surplus`: hosts that the others make superfluous, the first to go first.

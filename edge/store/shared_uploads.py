@@ -88,7 +88,7 @@ class SharedUploadStateStore(UploadStateStore):
             raise StoreBroken(f"the state of upload {key.id} cannot be read ({error}): start it again") from error
 
     def _share_local(self, key: UploadKey) -> Upload | None:
-        """Share an upload that this edge began when it did not share its uploads; None if there is none."""
+        """Share an upload that this edge began when it did not share its uploads; None without one."""
         upload = super().load(key)
         if upload is None or upload.is_stored:
             return upload

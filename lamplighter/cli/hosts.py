@@ -135,7 +135,7 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds."""
+        """Return the seconds of a time such as 90m, 12h or 7d; fail with a usage error for another text."""
         number, unit = str(value)[:-1], str(value)[-1:]
         if unit in _SECONDS_BY_UNIT and number.isascii() and number.isdecimal() and int(number) > 0:
             return float(int(number) * _SECONDS_BY_UNIT[unit])

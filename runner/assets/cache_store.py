@@ -36,12 +36,12 @@ class StoredCache(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in endpoint.toml."""
+        """The name of the cache in endpoint.toml."""
         return self.folder.name.split(".")[3]
 
     @property
     def max_mb(self) -> int:
-        """The MiB that are kept."""
+        """The limit in MiB: a cache with more is emptied before the next job."""
         return int(self.folder.name.split(".")[4])
 
 
@@ -54,7 +54,7 @@ def cache_key(endpoint: Endpoint, owner: str, cache: Cache) -> str:
 class CacheStore:
     """The folder of the caches. `is_over` measures whether a cache holds more than is kept.
 
-    Hold `lock` from finding out that nobody uses a cache until it is changed.
+    Hold `lock` from finding out that a cache is unused until it is changed.
     """
 
     def __init__(self, folder: Path, is_over: Callable[[StoredCache], bool]) -> None:
@@ -83,13 +83,13 @@ class CacheStore:
         return StoredCache(folder, folder.stat().st_mtime) if _is_cache(folder) else None
 
     def list(self) -> Iterator[StoredCache]:
-        """Yield all caches."""
+        """Yield all caches of the host, by folder name."""
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
             if _is_cache(folder):
                 yield StoredCache(folder, folder.stat().st_mtime)
 
     def close(self, cache: StoredCache) -> None:
-        """Take the cache from the user of jobs: nobody uses it now."""
+        """Close the cache, which is unused now, to the user of jobs."""
         cache.folder.chmod(0o700)
 
     def empty(self, cache: StoredCache) -> None:
@@ -98,7 +98,7 @@ class CacheStore:
         os.utime(cache.folder, (cache.used_at, cache.used_at))
 
     def remove(self, cache: StoredCache) -> None:
-        """Remove the cache."""
+        """Remove the cache with its files. Raises OSError."""
         remove_tree(cache.folder)
 
 

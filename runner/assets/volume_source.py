@@ -1,7 +1,7 @@
-"""Where the files of volumes come from: any HTTP server, or the assets of one owner at the edge.
+"""The sources of files of volumes: any HTTP server, or the assets of one owner at the edge.
 
 Every file is verified by its digest, so the server is not trusted. Its address may be private: endpoint.toml is written
-by whoever runs this host, and no client can change it. The SSRF guard of the edge is for URLs of clients.
+by the operator of this host, and no client can change it. The SSRF guard of the edge is for URLs of clients.
 """
 
 import errno
@@ -30,7 +30,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
 
 
 class FillFailure(StrEnum):
-    """Why a file did not arrive."""
+    """Reasons for which a file did not arrive."""
 
     NOT_FOUND = "not_found"
     REFUSED = "refused"
@@ -55,7 +55,7 @@ OnSize = Callable[[int], Awaitable[None]]
 
 
 class VolumeSource(Protocol):
-    """Where files come from."""
+    """Source of the files of volumes."""
 
     async def download(self, file: VolumeFile, into: Path, on_size: OnSize) -> None:
         """Download the file to `into`, resuming at the bytes there; it is verified when this returns.
@@ -72,7 +72,7 @@ def server_name(file: VolumeFile) -> str:
 
 
 class HttpVolumeSource:
-    """Files by URL over `client`, and the others from the edge; `edge` is None in `lamplighter try`."""
+    """Files by URL over `client`, and the others from the edge; `lamplighter try` has no `edge`."""
 
     def __init__(self, client: httpx2.AsyncClient, edge: AssetClient | None) -> None:
         self._client = client

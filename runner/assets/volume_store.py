@@ -75,13 +75,13 @@ class FileLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock, and remove its file."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
 
 class _Usage(NamedTuple):
-    """What is needed: volumes that are offered or in a container, and files of those that are offered."""
+    """The needed part: volumes that are offered or in a container, and files of those that are offered."""
 
     volumes: frozenset[Digest]
     files: frozenset[Digest]
@@ -114,7 +114,7 @@ class VolumeStore:
         return self._file_path(sha256).with_suffix(PART_SUFFIX)
 
     def prepare(self, volumes: Iterable[Volume]) -> None:
-        """Make the folder, and note which volumes this runner offers: nobody removes those."""
+        """Make the folder, and note which volumes this runner offers: no runner removes those."""
         make_private_folder(self.folder, TRAVERSE_ONLY_MODE)
         for name in (_FILES, _RUNNERS, _LOCKS):
             make_private_folder(self.folder / name)
@@ -225,7 +225,7 @@ class VolumeStore:
             raise FillFailed(FillFailure.DISK_FULL, f"{short / GIB:.1f} GiB too little are free")
 
     def collect(self, used_here: Iterable[Digest] = (), coming: int = 0) -> tuple[int, int]:
-        """Remove what nobody uses until `coming` more bytes fit; return the bytes over the limit, and those missing.
+        """Remove what is unused until `coming` more bytes fit; return the bytes over the limit, and those missing.
 
         Only as much as needed: downloads that no volume needs, then the volumes that were not used for longest. Never
         one that a runner of this machine offers, or that a container has; `used_here` are those of jobs that get one.
@@ -269,7 +269,7 @@ class VolumeStore:
         return _Usage(frozenset(volumes), frozenset(files))
 
     def _touch(self, digests: Iterable[Digest]) -> None:
-        """Mark the volumes as used now."""
+        """Set the time of last use of the volumes to now."""
         for digest in digests:
             with suppress(FileNotFoundError):
                 os.utime(self.folder / _TREES / digest)

@@ -176,7 +176,7 @@ class HostVolumes:
             self._context.log.warning("operation_failed", operation="look_at_volumes", error=str(error))
 
     def _follow_endpoints(self, wanted: Mapping[Digest, Volume]) -> None:
-        """Take up new volumes, and those whose URLs were corrected; stop filling what nobody names any more."""
+        """Take up new volumes, and those whose URLs were corrected; stop filling those that are not needed any more."""
         for digest, state in list(self._volumes.items()):
             if wanted.get(digest) != state.volume:
                 state.scope.cancel()
@@ -291,7 +291,7 @@ def _describe(volume: Volume, file: VolumeFile, error: FillFailed) -> str:
 
 
 class HostContents(Struct, frozen=True):
-    """What this host fetches ahead of need for its endpoints."""
+    """The images and volumes that this host fetches ahead of need."""
 
     images: HostImages
     volumes: HostVolumes

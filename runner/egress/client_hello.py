@@ -4,7 +4,7 @@ import ssl
 
 
 class ServerNameReader:
-    """Takes the bytes that a client sends first, as they arrive. `is_done`: the ClientHello is complete, or is none."""
+    """Takes the bytes that a client sends first, as they arrive. `is_done`: it is complete, or no ClientHello."""
 
     def __init__(self) -> None:
         self.name: str | None = None

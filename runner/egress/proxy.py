@@ -125,7 +125,7 @@ class EgressProxy:
 
 
 class ServedListener:
-    """The proxy of one job."""
+    """The proxy of one job, on the listening socket inside the job's network."""
 
     def __init__(self, rules: EgressRules, listener: socket.socket, allow: tuple[str, ...]) -> None:
         self._rules = rules

@@ -91,7 +91,7 @@ class DockerCalls(Protocol):
         """Create a container, and return its `Id`."""
 
     def start(self, container: str) -> None:
-        """Start a container."""
+        """Start a created container, by its id."""
 
     def inspect_container(self, container: str) -> dict[str, Any]:
         """Return the description of a container."""
@@ -100,7 +100,7 @@ class DockerCalls(Protocol):
         """Return the end of a container's output."""
 
     def containers(self, *, all: bool, filters: dict[str, Any]) -> list[dict[str, Any]]:  # noqa: A002 - its name there
-        """List containers."""
+        """List containers with these filters, also stopped ones."""
 
 
 class EgressNetworks:

@@ -72,7 +72,7 @@ class ContainerLimits(Struct, frozen=True):
 
 
 class MpsClient(Struct, frozen=True):
-    """What a container gets of MPS: the daemon's pipe directory, and how much of a GPU its kernels may use."""
+    """The MPS access of a container: the daemon's pipe directory, and how much of a GPU its kernels may use."""
 
     pipe_dir: str
     percentage: int

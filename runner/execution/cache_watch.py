@@ -1,4 +1,4 @@
-"""The limits of caches: while a job runs, between two jobs of a container, and when nobody uses them. Blocking."""
+"""The limits of caches: while a job runs, between two jobs of a container, and when they are unused. Blocking."""
 
 from collections.abc import Iterable
 from pathlib import Path

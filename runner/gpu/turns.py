@@ -20,7 +20,7 @@ KEPT_CHECK_INTERVAL_S = 5.0  # how often the queue of an endpoint is looked at w
 
 
 class ShareTurns:
-    """Who was refused for its share, and for whom GPUs are kept. Times are seconds on the caller's clock."""
+    """Endpoints that were refused for their share, and the one for which GPUs are kept. Times are in seconds."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
