@@ -61,6 +61,7 @@ class ClaimLoop:
         self._warm_pool = warm_pool
         self._rotation = 0
         self._woken_lanes: frozenset[Lane] = frozenset()
+        self._all_due_at = 0.0  # when all lanes are fetched again although others are woken
         self._lost_races = 0  # wakes in a row whose message another host took
         self._idle_scope = anyio.CancelScope()
         self._claiming = True
@@ -115,8 +116,9 @@ class ClaimLoop:
     async def _fetch_next(self) -> QueueMessage | None:
         """Return one message, or None after the idle wait. A broker outage is waited out in the same way.
 
-        After a wake only its lanes are fetched: every other lane was empty at the last fetch and had no wake since. A
-        wake that was lost costs one idle wait, after which all lanes are fetched.
+        After a wake only its lanes are fetched: every other lane was empty at the last fetch and had no wake since. But
+        a message may be there without a wake: one that was returned with a delay, or whose wake was lost. So all lanes
+        are fetched once in each idle time, also while wakes keep coming that other hosts win.
         """
         woken, self._woken_lanes = self._woken_lanes, frozenset()
         try:
@@ -127,7 +129,10 @@ class ClaimLoop:
                 if any(endpoint.name not in unschedulable for endpoint in endpoints)
             ]
             lanes = [lane for lane in _sort_by_priority(woken) if lane.pool in pools]
-            delivery = await (self._fetch_woken(lanes) if lanes else self._fetch_first(self._order_lanes(pools)))
+            delivery = await self._fetch_woken(lanes) if lanes else None
+            if delivery is None and (not lanes or anyio.current_time() >= self._all_due_at):
+                self._all_due_at = anyio.current_time() + self._context.intervals.idle_s
+                delivery = await self._fetch_first(self._order_lanes(pools))
             if delivery is None:
                 self._woken_lanes = await self._wait_for_messages(pools)
         except BusError as error:

@@ -3,7 +3,9 @@
 from collections import defaultdict
 from pathlib import Path
 
+import anyio
 import pytest
+from msgspec.structs import replace
 
 from bus.interface import Lane, QueueMessage
 from runner.claiming.loop import LOST_RACE_DELAY_S, LOST_RACE_LIMIT, ClaimLoop
@@ -70,6 +72,7 @@ async def test_a_host_that_lost_a_race_counts_it_and_a_win_forgets_it(
 
 async def test_after_a_wake_only_its_lane_is_fetched(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
     observed = ObservedLoops(monkeypatch)
+    world.pace = replace(world.pace, idle_s=3600.0)  # within it all lanes are fetched once
     async with world.run_runner():
         for priority in (Priority.NORMAL, Priority.LOW):
             key = await world.submit("well", f"job-{priority.value}", priority=priority)
@@ -79,5 +82,22 @@ async def test_after_a_wake_only_its_lane_is_fetched(world: RunnerEnvironment, m
     assert all(set(call) != {"woken", "all"} for call in calls)
 
 
-def test_a_host_stands_back_for_less_time_than_a_wake_is_waited_for():
+async def test_a_message_without_a_wake_is_fetched_while_others_are_woken(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_idle = anyio.Event()
+
+    async def always_woken(loop: ClaimLoop, pools: list[str]) -> frozenset[Lane]:
+        is_idle.set()
+        await anyio.sleep(world.pace.idle_s)
+        return frozenset(Lane(pool, Priority.HIGH) for pool in pools)  # where other hosts take every message
+
+    monkeypatch.setattr(ClaimLoop, "_wait_for_messages", always_woken)
+    async with world.run_runner():
+        await is_idle.wait()
+        key = await world.submit("well", "without-a-wake", priority=Priority.LOW)
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+
+
+def test_a_host_stands_back_for_less_time_than_a_wake_is_waited_for() -> None:
     assert LOST_RACE_LIMIT * LOST_RACE_DELAY_S < 0.05
