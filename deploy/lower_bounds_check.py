@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 UV = Path(sys.executable).with_name("uv")
 SHIPPED = ("schemas", "bus", "edge", "runner", "lamplighter")
-EXTRAS = ("server", "libcloud", "remote", "traces", "notify")
+EXTRAS = ("server", "libcloud", "remote", "traces", "notify", "sandbox")
 IMPORT_ALL = """
 import importlib, pkgutil, sys, traceback
 failed = 0

@@ -99,7 +99,7 @@ def distributions(project: dict[str, Any], version: str) -> tuple[Distribution, 
         SERVER,
         project["description"],
         (f"{CLIENT}=={version}", *extras["server"]),
-        {name: tuple(extras[name]) for name in ("preview", "remote", "libcloud", "traces", "notify")},
+        {name: tuple(extras[name]) for name in ("preview", "remote", "libcloud", "traces", "notify", "sandbox")},
         ("Operating System :: POSIX :: Linux",),
         {},
     )

@@ -301,6 +301,7 @@ def engine_config(settings: RunnerSettings) -> EngineConfig:
         engine=settings.engine,
         docker_socket=settings.docker_socket,
         job_user=settings.process.user,
+        sandbox=settings.process.sandbox,
         slots=settings.slots,
         egress_image=settings.egress.image,
         own_services=_list_own_services(settings),

@@ -107,6 +107,8 @@ class ProcessSettings(Struct, frozen=True):
 
     user: str | None = None
     """The user that runs the jobs. Empty: the runner's own. Unset: `nobody` where the runner is root."""
+    sandbox: Literal["auto", "bubblewrap", "none"] = "none"
+    """`bubblewrap`: each job runs in a sandbox, or the runner does not start. `auto`: where that is possible."""
 
 
 class EgressSettings(Struct, frozen=True):

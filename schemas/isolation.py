@@ -26,6 +26,7 @@ ENGINE_RUNTIME_NAMES: dict[RuntimeName, tuple[str, ...]] = {
     "kata": ("kata", "kata-runtime", "io.containerd.kata.v2"),
 }
 PROCESS_ISOLATION = "process"  # of a job that runs without a container
+SANDBOX_ISOLATION = "bubblewrap"  # of such a job in a sandbox
 
 
 class EngineRuntime(Struct, frozen=True):

@@ -123,7 +123,8 @@ class Claim(Struct, frozen=True):
 
     `incarnation` names one runner process; `attempt` names the container, together with the round of the job.
     `gpu_uuids_joined`: the UUIDs of its GPUs, separated by commas. `engine`: `docker` or `process`; None in records of
-    earlier releases. `isolation`: the runtime of the container, or `process`; None in records of earlier releases.
+    earlier releases. `isolation`: the runtime of the container, `bubblewrap` or `process`; None in records of
+    earlier releases.
     """
 
     host: Token

@@ -59,8 +59,8 @@ class JobView(Struct, frozen=True, kw_only=True):
     `queue_position` 0 is next to start, null when it does not wait; `reason` is set while it waits.
 
     `engine`: what runs the last attempt on its host: `docker`, a container, or `process`, a plain process. `isolation`:
-    what isolates it there: `runc`, `runsc`, `kata`, or `process` for nothing. `program`: which image and which
-    endpoint.toml that is. `metrics`: the last value of each number that the job reported, once it has ended.
+    what isolates it there: `runc`, `runsc`, `kata`, `bubblewrap`, or `process` for nothing. `program`: which image and
+    which endpoint.toml that is. `metrics`: the last value of each number that the job reported, once it has ended.
     """
 
     id: str

@@ -387,7 +387,9 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "host": _N("The host of the last attempt; null before the first", "gpu-1"),
         "gpu": _N("The UUIDs of its GPUs, separated by commas; null: none", _GPU),
         "engine": _N("What ran the last attempt: `docker` or `process`; null before the first", "docker"),
-        "isolation": _N("What isolated it: `runc`, `runsc`, `kata`, or `process` for nothing; null: not told", "runc"),
+        "isolation": _N(
+            "What isolated it: `runc`, `runsc`, `kata`, `bubblewrap`, or `process` for nothing; null: not told", "runc"
+        ),
         "queued_at": _N("When it was queued; null before that", _AT),
         "started_at": _N("When the last attempt started; null before the first", _AT),
         "not_before": _N("Its earliest start; null: none", None),

@@ -169,6 +169,8 @@ def describe_engine(host: Mapping[str, Any]) -> str:
     if why := host.get("engine_away"):
         fix = "start it, or choose --engine process, which runs jobs without containers"
         return f"{host['id']} starts no jobs until {host['engine']} answers there ({why}): {fix}"
+    if host.get("isolation") == "bubblewrap":
+        return f"{host['id']} runs jobs in sandboxes of bubblewrap"
     if host.get("engine") == "process":
         user = f"the user {host['run_as']}" if host.get("run_as") else "the runner's user"
         access = "they have that user's access to the machine and its network"

@@ -189,6 +189,9 @@ def _check_engine(host: dict[str, Any]) -> Iterable[Finding]:
     name, engine = f"engine of {host['id']}", host.get("engine")
     if why := host.get("engine_away"):
         yield Finding(name, CheckStatus.FAIL, f"{engine} does not answer, jobs wait: {why}", ENGINE_AWAY_FIX)
+    elif engine == "process" and host.get("isolation") == "bubblewrap":
+        user = host.get("run_as") or "the runner's user"
+        yield Finding(name, CheckStatus.OK, f"jobs run as processes of {user}, each in a sandbox of bubblewrap")
     elif engine == "process":
         user = host.get("run_as") or "the runner's user"
         yield Finding(

@@ -12,6 +12,7 @@ _UP: Mapping[str, str] = {
     "{host} runs jobs as plain processes of {who}, not in containers: {more}": (
         "{host} 以 {who} 的普通进程运行任务，不在容器中：{more}"
     ),
+    "{host} runs jobs in sandboxes of bubblewrap": "{host} 在 bubblewrap 沙箱中运行任务",
     "{host} runs jobs as plain processes of the user {user}, not in containers: {more}": (
         "{host} 以用户 {user} 的普通进程运行任务，不在容器中：{more}"
     ),

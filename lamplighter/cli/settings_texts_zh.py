@@ -147,6 +147,19 @@ _STARTS: Mapping[str, str] = {
         "任务以用户 {user} 的普通进程运行，不在容器中（{why}）：任务能访问该用户在本机和网络上可以访问的内容，"
         "且不拉取镜像。设置 engine = docker 可在容器中运行"
     ),
+    "jobs run as plain processes of the user {user}, not in containers ({why}) or a sandbox ({problem}): they see this "
+    "machine and its network as that user does, and no images are pulled. engine = docker runs them in containers": (
+        "任务以用户 {user} 的普通进程运行，不在容器中（{why}），也不在沙箱中（{problem}）："
+        "任务能访问该用户在本机和网络上可以访问的内容，且不拉取镜像。设置 engine = docker 可在容器中运行"
+    ),
+    "jobs run as processes of the user {user}, each in a sandbox of bubblewrap, not in containers ({why}): no images "
+    "are pulled. engine = docker runs them in containers": (
+        "任务以用户 {user} 的进程运行，每个任务在 bubblewrap 沙箱中，不在容器中（{why}）：不拉取镜像。"
+        "设置 engine = docker 可在容器中运行"
+    ),
+    'jobs cannot run in a sandbox ({problem}): mend that, or set [process] sandbox = "none"': (
+        '任务无法在沙箱中运行（{problem}）：请解决此问题，或设置 [process] sandbox = "none"'
+    ),
     "asked for by name: engine = {engine}": "按设置 engine = {engine}",
     "this machine had no Docker client at the first start": "首次启动时本机没有 Docker 客户端",
     "{program} is installed": "已安装 {program}",

@@ -409,6 +409,9 @@ _DOCTOR: Mapping[str, str] = {
         "任务以 runner 自身用户的普通进程运行，不在容器中"
     ),
     "jobs run as plain processes of {user}, not in containers": "任务以用户 {user} 的普通进程运行，不在容器中",
+    "jobs run as processes of {user}, each in a sandbox of bubblewrap": (
+        "任务以用户 {user} 的进程运行，每个任务在 bubblewrap 沙箱中"
+    ),
     "the runner's user": "runner 自身的用户",
     "jobs run by {engine}, isolated by {isolation}; it has {runtimes}": (
         "任务由 {engine} 运行，由 {isolation} 隔离；可用的有 {runtimes}"

@@ -10,7 +10,7 @@ from runner.engines.port import EngineInfo
 from runner.gpu.placement import NO_GPU_STATES, describe_unmet_cards
 from schemas.endpoint import Endpoint
 from schemas.gpu import GpuMonitorState, GpuSnapshot
-from schemas.isolation import PROCESS_ISOLATION, RuntimeName
+from schemas.isolation import PROCESS_ISOLATION, SANDBOX_ISOLATION, RuntimeName
 from schemas.requirements import describe_unmet_labels
 
 RUNTIME_FIXES: Mapping[RuntimeName, str] = {
@@ -59,7 +59,7 @@ def _describe_unmet_network(endpoint: Endpoint, engine: EngineInfo) -> str | Non
         return None
     if not engine.has_egress:
         return "network egress (its engine gives jobs no proxy: offer the endpoint on a host with Docker)"
-    if endpoint.runtime is None and engine.isolation not in {"runc", PROCESS_ISOLATION}:
+    if endpoint.runtime is None and engine.isolation not in {"runc", PROCESS_ISOLATION, SANDBOX_ISOLATION}:
         return f'network egress (its default runtime is {engine.isolation}: set runtime = "runc" in endpoint.toml)'
     return None
 

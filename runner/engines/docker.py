@@ -40,7 +40,7 @@ from runner.engines.docker_replies import (
     was_started,
 )
 from runner.engines.image_port import LocalImage, PullFailed, PullFailure, PullProgress, RegistryLogin
-from runner.engines.launch import prepare_job_dir, prepare_mounts, start_cancellable
+from runner.engines.launch import measure_processes, prepare_job_dir, prepare_mounts, start_cancellable
 from runner.engines.port import (
     WARM_ENV,
     ContainerExit,
@@ -56,7 +56,6 @@ from runner.engines.port import (
     OutputCursor,
     StartFailed,
 )
-from runner.engines.process_shim import find_descendants, private_bytes
 from runner.engines.response_stream import ReadBytes, open_stream
 from schemas.image_reference import ImageReference
 from schemas.isolation import RuntimeName
@@ -83,7 +82,6 @@ T = TypeVar("T")
 
 NOBODY_UID = 65534
 RECONNECT_INTERVAL_S = 0.05  # between two requests to a daemon that restarts
-SCRATCH_FOLDERS = ("/tmp", "/dev/shm")  # noqa: S108 - in the container, each a tmpfs of its own
 STOP_MARGIN_S = 10.0  # a stop may take this much longer than its grace
 
 
@@ -411,18 +409,6 @@ def _registry_auth(client: docker.APIClient, registry: str, login: RegistryLogin
     except docker.errors.DockerException as error:  # a credential helper that fails
         raise PullFailed(PullFailure.LOGIN_REFUSED, f"Docker's config.json gives no login: {error}") from error
     return {"X-Registry-Auth": header.decode("ascii") if isinstance(header, bytes) else header} if header else {}
-
-
-def measure_processes(pid: int) -> ContainerUsage:
-    """Return what the container of a process of this machine uses. The engine's own count takes 20 ms."""
-    members = [pid, *find_descendants(pid)]
-    files = size = 0
-    for folder in SCRATCH_FOLDERS:
-        with suppress(OSError):  # only root may look there
-            found = os.statvfs(f"/proc/{pid}/root{folder}")
-            files += found.f_files - found.f_ffree
-            size += (found.f_blocks - found.f_bfree) * found.f_frsize
-    return ContainerUsage(len(members), sum(map(private_bytes, members)), files, size)
 
 
 def _check_socket(url: str) -> None:

@@ -1,4 +1,4 @@
-"""Steps that both engines share at a start: prepare the job's folder, and start in a thread that can be abandoned."""
+"""What both engines share: prepare a job's folder, start in a thread that can be abandoned, measure the processes."""
 
 import asyncio
 import os
@@ -6,14 +6,17 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from bus.secret_files import TRAVERSE_ONLY_MODE
-from runner.engines.port import FolderMount
+from runner.engines.port import ContainerUsage, FolderMount
+from runner.engines.process_shim import find_descendants, private_bytes
 from schemas.container_protocol import JOB_FILE
 
 JOB_SUBDIRS = ("in", "out", "tmp")
 WRITABLE_SUBDIRS = ("out", "tmp")
+SCRATCH_FOLDERS = ("/tmp", "/dev/shm")  # noqa: S108 - in the container, each a tmpfs of its own
 
 
 def prepare_job_dir(job_dir: Path, owner: tuple[int, int], *, warm: bool, mounted: bool = False) -> None:
@@ -121,3 +124,15 @@ async def start_cancellable(pool: ThreadPoolExecutor, start: Callable[[], str], 
     except asyncio.CancelledError:
         future.add_done_callback(undo_started)
         raise
+
+
+def measure_processes(pid: int) -> ContainerUsage:
+    """Return what the container of a process of this machine uses. Docker's own count takes 20 ms."""
+    members = [pid, *find_descendants(pid)]
+    files = size = 0
+    for folder in SCRATCH_FOLDERS:
+        with suppress(OSError):  # only root may look there
+            found = os.statvfs(f"/proc/{pid}/root{folder}")
+            files += found.f_files - found.f_ffree
+            size += (found.f_blocks - found.f_bfree) * found.f_frsize
+    return ContainerUsage(len(members), sum(map(private_bytes, members)), files, size)

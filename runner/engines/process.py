@@ -28,12 +28,13 @@ from runner.egress.proxy import EgressProxy, ServedListener, proxy_env
 from runner.engines import process_shim
 from runner.engines.folder_watch import POLL_INTERVAL_S, FolderWatch
 from runner.engines.job_user import JobUser, current_user_name
-from runner.engines.launch import prepare_job_dir, prepare_mounts, start_cancellable
+from runner.engines.launch import measure_processes, prepare_job_dir, prepare_mounts, start_cancellable
 from runner.engines.port import (
     JOB_ENV,
     WARM_ENV,
     ContainerExit,
     ContainerIdentity,
+    ContainerLimits,
     ContainerSpec,
     ContainerUsage,
     EngineError,
@@ -47,8 +48,10 @@ from runner.engines.port import (
     StartFailed,
     complete_length,
 )
+from runner.engines.process_sandbox import REMEDY, sandbox_options
 from runner.engines.process_state import READ_BYTES, STREAMS, ProcessSpec, ProcessStateDir
 from runner.tree_removal import remove_tree
+from schemas.isolation import PROCESS_ISOLATION, SANDBOX_ISOLATION
 
 LOOPBACK = "127.0.0.1"
 KILL_TIMEOUT_S = 10.0
@@ -71,7 +74,7 @@ class CannotRunJobs(Exception):
 class ProcessEngine:
     """Runs image folders; keeps its records in `state`. `jobkit` is the folder that contains the package of that name.
 
-    `user` runs the jobs; None is the runner's own user.
+    `user` runs the jobs; None is the runner's own user. `bubblewrap`: the program that gives each job a sandbox.
     """
 
     name = "process"
@@ -80,8 +83,14 @@ class ProcessEngine:
     injection_modes: tuple[GpuInjection, ...] = ()
 
     def __init__(
-        self, state: Path, jobkit: Path, user: JobUser | None = None, proxy: EgressProxy | None = None
+        self,
+        state: Path,
+        jobkit: Path,
+        user: JobUser | None = None,
+        proxy: EgressProxy | None = None,
+        bubblewrap: str | None = None,
     ) -> None:
+        self._bubblewrap = bubblewrap
         self._proxy = proxy or EgressProxy()
         self._served: dict[str, ServedListener] = {}
         self._state = state
@@ -134,19 +143,41 @@ class ProcessEngine:
 
         Raises CannotRunJobs, OSError.
         """
-        if self._user is None:
-            return
+        if self._user is not None and (lines := self._try(jobs, images, is_sandboxed=False)):
+            raise CannotRunJobs(f"jobs cannot run as {self._user.name}: {lines[-1]}: {USER_REMEDY}")
+
+    def why_no_sandbox(self, jobs: Path, images: Iterable[Path]) -> str | None:
+        """Start Python once in the sandbox; return why that fails, and what to do. Blocking. Raises OSError."""
+        lines = self._try(jobs, images, is_sandboxed=True)
+        return f"{lines[0]}: {REMEDY}" if lines else None
+
+    def _try(self, jobs: Path, images: Iterable[Path], *, is_sandboxed: bool) -> list[str]:
+        """Return what a trial job printed that failed, at least one line; nothing if it ran."""
         with tempfile.TemporaryDirectory(prefix=TRIAL_PREFIX, dir=jobs) as trial_dir:
             job_dir = Path(trial_dir)
-            prepare_job_dir(job_dir, (self._user.uid, self._user.gid), warm=False)
+            prepare_job_dir(job_dir, self._owner, warm=False)
             code = f"import json, zlib; open({str(job_dir / 'out' / 'tried')!r}, 'w').close()"
             command, env = (sys.executable, "-c", code), {"PYTHONPATH": str(self._jobkit)}
             paths = self._list_job_paths([str(image) for image in images], job_dir)
-            trial = ProcessSpec(_NO_IDENTITY, command, str(job_dir), env, 0, self._user, paths)
+            spec = ContainerSpec(
+                identity=_NO_IDENTITY, image="", folder=str(job_dir), job_dir=job_dir, limits=ContainerLimits(0, 0)
+            )
+            sandbox = self._sandbox(spec, [path for path, _ in paths[:-1]]) if is_sandboxed else ()
+            trial = ProcessSpec(_NO_IDENTITY, command, str(job_dir), env, 0, self._user, paths, sandbox)
             result = _run_shim(process_shim.TRIAL_FLAG, msgspec.json.encode(trial).decode())
-        if result.returncode:
-            lines = result.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {result.returncode}"]
-            raise CannotRunJobs(f"jobs cannot run as {self._user.name}: {lines[-1]}: {USER_REMEDY}")
+        if not result.returncode:
+            return []
+        return result.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {result.returncode}"]
+
+    @property
+    def _owner(self) -> tuple[int, int]:
+        return (self._user.uid, self._user.gid) if self._user else (os.geteuid(), os.getegid())
+
+    def _sandbox(self, spec: ContainerSpec, readable: Iterable[str]) -> tuple[str, ...]:
+        """Return bubblewrap with its options for a job; nothing where jobs have no sandbox."""
+        if self._bubblewrap is None:
+            return ()
+        return (self._bubblewrap, *sandbox_options(spec, readable, (self._state.parent, Path.home())))
 
     def _list_job_paths(self, images: Iterable[str], job_dir: Path) -> tuple[tuple[str, bool], ...]:
         """Return the folders that a job has to reach, its own folder last."""
@@ -154,7 +185,7 @@ class ProcessEngine:
         return (*((path, False) for path in readable), (str(job_dir), True))
 
     def _create(self, spec: ContainerSpec) -> Path:
-        owner = (self._user.uid, self._user.gid) if self._user else (os.geteuid(), os.getegid())
+        owner = self._owner
         prepare_job_dir(spec.job_dir, owner, warm=spec.env.get(WARM_ENV) == "1")
         prepare_mounts(spec.mounts, owner)
         make_private_folder(self._state)
@@ -163,8 +194,10 @@ class ProcessEngine:
         caches = [(str(mount.source), True) for mount in spec.mounts if mount.is_writable]
         paths = (*caches, *self._list_job_paths([spec.folder, *volumes], spec.job_dir))
         command = spec.entrypoint_override or spec.command
+        sandbox = self._sandbox(spec, [path for path, _ in self._list_job_paths([spec.folder], spec.job_dir)[:-1]])
+        memory_mb = spec.limits.memory_mb
         ProcessStateDir(folder).write_spec(
-            ProcessSpec(spec.identity, command, spec.folder, self._env(spec), spec.limits.memory_mb, self._user, paths)
+            ProcessSpec(spec.identity, command, spec.folder, self._env(spec), memory_mb, self._user, paths, sandbox)
         )
         return folder
 
@@ -294,6 +327,8 @@ class ProcessEngine:
         pids = state.read_pids()
         if state.read_exit() is not None:
             raise NoSuchContainer(f"{handle} has exited")
+        if pids.is_sandboxed:
+            return measure_processes(pids.job[0])
         members = process_shim.find_descendants(pids.shim[0])
         return ContainerUsage(len(members), sum(map(process_shim.private_bytes, members)))
 
@@ -305,11 +340,14 @@ class ProcessEngine:
             platform.python_version(),
             isolated=False,
             notes=(self._describe_isolation(), LIMITS_NOTE),
+            isolation=PROCESS_ISOLATION if self._bubblewrap is None else SANDBOX_ISOLATION,
             has_egress=True,
         )
 
     def _describe_isolation(self) -> str:
         user = f"the user {self._user.name}" if self._user else f"{current_user_name()}, the runner's own user"
+        if self._bubblewrap is not None:
+            return f"no containers: jobs run as {user}, each in a sandbox of bubblewrap"
         return f"no containers: jobs run as {user}, with access to its files and the network; run only images you trust"
 
 

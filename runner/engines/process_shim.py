@@ -9,6 +9,9 @@ The shim is the reaper of everything that the job starts (PR_SET_CHILD_SUBREAPER
 SIGTERM makes the shim SIGKILL the whole process tree. The engine sends SIGTERM to the job first.
 
 If jobs run as another user, the shim keeps the runner's user, and only the job becomes the other one (`become_user`).
+
+In a sandbox the shim starts bubblewrap, which starts pid 1 of the sandbox, which starts the job. From outside, all of
+them are descendants of the shim, with pids of their own.
 """
 
 import contextlib
@@ -39,6 +42,22 @@ OOM_SCORE = 500  # the same as in containers of the Docker engine
 TRIAL_FLAG = "--try"
 LOG_LIMIT_BYTES = 128 << 20  # of a stream on the disk; at least half of it is kept. Docker keeps 20 MB of both
 PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE of linux/falloc.h
+ENTERED = "entered\n"
+# Runs in the sandbox: reports to a pipe that the sandbox is complete, then why the program does not start, if so.
+# Python ignores two signals, and bubblewrap sets PWD: the program gets neither.
+ENTER_PROGRAM = f"""
+import os, signal, sys
+pipe, command = int(sys.argv[1]), sys.argv[2:]
+os.set_inheritable(pipe, False)
+os.write(pipe, {ENTERED!r}.encode())
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+os.environ.pop("PWD", None)
+try:
+    os.execvp(command[0], command)
+except OSError as error:
+    os.write(pipe, f"{{error.strerror}}: {{command[0]!r}}".encode())
+"""
 
 
 def started_at(pid: int) -> int:
@@ -221,11 +240,42 @@ def _mount(source: "str | None", target: Path, kind: "str | None", flags: int, o
         raise OSError(ctypes.get_errno(), f"{target} cannot be mounted ({os.strerror(ctypes.get_errno())})")
 
 
-def start_program(spec: "dict[str, Any]", **streams: Any) -> "subprocess.Popen[bytes]":
-    """Start the program of `spec` in a session of its own, as its user. Raises OSError."""
+def start_program(spec: "dict[str, Any]", **streams: Any) -> "tuple[subprocess.Popen[bytes], int]":
+    """Start the program of `spec` in a session of its own, as its user, in its sandbox if it has one. Raises OSError.
+
+    Return what exits as the program does, and the pid of the program's process group.
+    """
+    if not spec.get("sandbox"):
+        job = _spawn(spec, spec["command"], (), streams)
+        return job, job.pid
+    entered, pid = os.pipe(), os.pipe()
+    reports = (entered[1], pid[1])
+    enter = [sys.executable, "-I", "-S", "-c", ENTER_PROGRAM, str(entered[1])]
+    try:
+        job = _spawn(
+            spec, [*spec["sandbox"], "--info-fd", str(pid[1]), "--", *enter, *spec["command"]], reports, streams
+        )
+    finally:
+        for end in reports:
+            os.close(end)
+    with open(entered[0]) as reported, open(pid[0]) as info:  # noqa: PTH123 - descriptors
+        report, pids = reported.read(), info.read()  # to their ends: the program has started, or cannot
+    if not report.startswith(ENTERED):
+        job.wait()
+        raise OSError("bubblewrap failed")
+    if error := report.removeprefix(ENTERED):
+        raise OSError(error)
+    return job, json.loads(pids)["child-pid"]
+
+
+def _spawn(
+    spec: "dict[str, Any]", command: "list[str]", inherited: "tuple[int, ...]", streams: "dict[str, Any]"
+) -> "subprocess.Popen[bytes]":
     error_read, error_write = os.pipe()  # carries the child's error, which Popen does not report
 
     def enter() -> None:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
         try:
             if spec.get("user"):
                 become_user(spec["user"], spec["places"])
@@ -236,10 +286,11 @@ def start_program(spec: "dict[str, Any]", **streams: Any) -> "subprocess.Popen[b
 
     try:
         return subprocess.Popen(
-            spec["command"],
+            command,
             env=spec["env"],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=inherited,
             preexec_fn=enter,  # noqa: PLW1509 - no threads here
             **streams,
         )
@@ -282,13 +333,22 @@ class Shim:
             if user := self.spec.get("user"):  # a program may open /dev/stderr
                 os.fchown(out.fileno(), user["uid"], user["gid"])
                 os.fchown(err.fileno(), user["uid"], user["gid"])
-            job = start_program(self.spec, stdout=out, stderr=err)
+            job, pid = self.start_program(out, err)
         me = [os.getpid(), started_at(os.getpid())]
+        sandboxed = bool(self.spec.get("sandbox"))
         write_json(
             self.state / "running.json",
-            {"boot": boot_id(), "shim": me, "job": [job.pid, started_at(job.pid)]},
+            {"boot": boot_id(), "shim": me, "job": [pid, started_at(pid)], "is_sandboxed": sandboxed},
         )
         return job
+
+    def start_program(self, out: Any, err: Any) -> "tuple[subprocess.Popen[bytes], int]":
+        """Start the program. Raises OSError, with what a sandbox that failed has printed."""
+        try:
+            return start_program(self.spec, stdout=out, stderr=err)
+        except OSError as error:
+            printed = (self.state / "stderr").read_text(errors="replace").strip()
+            raise OSError(f"{error}: {printed}" if printed else str(error)) from error
 
     def watch(self, job: "subprocess.Popen[bytes]") -> None:
         """Wait until the job exits; then kill what it left running, and record how it exited."""
@@ -335,7 +395,7 @@ class Shim:
 def run_trial(spec: "dict[str, Any]") -> NoReturn:
     """Run the program of `spec` and exit as it does; print the reason to stderr if it cannot run."""
     try:
-        sys.exit(start_program(spec).wait())
+        sys.exit(start_program(spec)[0].wait())
     except OSError as error:
         sys.exit(str(error))
 
@@ -361,8 +421,6 @@ def main() -> NoReturn:
         sys.stderr.write(str(error))
         sys.stderr.flush()
         os._exit(1)
-    with contextlib.suppress(OSError):  # the job may have ended already
-        Path(f"/proc/{job.pid}/oom_score_adj").write_text(str(OOM_SCORE))
     with contextlib.suppress(OSError):  # the runner may have died since: the job must be supervised all the same
         os.write(1, b"running\n")
     null = os.open(os.devnull, os.O_RDWR)

@@ -30,7 +30,8 @@ EXIT_KILLED = 137
 class ProcessSpec(Struct, frozen=True):
     """spec.json: the program for the shim. `user` runs it; None is the runner's own user.
 
-    `places` are the folders that this user has to reach, each with whether it may write there.
+    `places` are the folders that this user has to reach, each with whether it may write there. `sandbox`: bubblewrap
+    and its options; empty: none.
     """
 
     identity: ContainerIdentity
@@ -40,18 +41,20 @@ class ProcessSpec(Struct, frozen=True):
     memory_mb: int
     user: JobUser | None = None
     places: tuple[tuple[str, bool], ...] = ()
+    sandbox: tuple[str, ...] = ()
 
 
 class ProcessPids(Struct, frozen=True):
-    """running.json: the processes of the shim and of the job."""
+    """running.json: the processes of the shim and of the job. In a sandbox, the job's is pid 1 of the sandbox."""
 
     boot: str
     shim: PidAndStart
     job: PidAndStart
+    is_sandboxed: bool = False
 
     def is_alive(self, process: PidAndStart) -> bool:
         """Return whether this very process runs: not gone, not a zombie, and not another one with the same pid."""
-        return self.boot == boot_id() and started_at(process[0]) == process[1]
+        return process[1] != 0 and self.boot == boot_id() and started_at(process[0]) == process[1]
 
     def terminate(self) -> None:
         """Send SIGTERM to the job's process group."""

@@ -27,6 +27,7 @@ from runner.engines.job_user import NoSuchUser, current_user_name, resolve_job_u
 from runner.engines.own_container import find_container_faults
 from runner.engines.port import ContainerEngine, EngineError, EngineName
 from runner.engines.process import CannotRunJobs, ProcessEngine
+from runner.engines.process_sandbox import NOT_INSTALLED, SandboxSetting, find_bubblewrap
 
 DECISION_FILE = "engine.json"
 DOCKER_SOCKET = "/var/run/docker.sock"
@@ -60,7 +61,7 @@ class EngineChoice(NamedTuple):
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
-    """Settings of the runner that concern its engine. `job_user` runs the jobs of the process engine.
+    """Settings of the runner that concern its engine. `job_user` and `sandbox` are those of the process engine.
 
     `egress_image`: an image with Python 3 for jobs with egress. `own_services`: the hosts of broker and edge.
     """
@@ -72,6 +73,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     slots: int
     egress_image: str | None = None
     own_services: tuple[str, ...] = ()
+    sandbox: SandboxSetting = "none"
 
 
 class SelectedEngine(NamedTuple):
@@ -116,16 +118,51 @@ def _select_docker(config: EngineConfig, choice: EngineChoice) -> SelectedEngine
 
 
 async def _select_process(config: EngineConfig, choice: EngineChoice, images: Iterable[Path]) -> SelectedEngine:
-    """Build the process engine. Raises NoSuchUser, CannotRunJobs, OSError if its user cannot run jobs."""
-    engine, run_as = _process_engine(config)
-    await anyio.to_thread.run_sync(engine.check_job_user, config.data.resolve() / "jobs", images)
+    """Build the process engine. Raises NoSuchUser, CannotRunJobs, OSError if its user or sandbox cannot run jobs."""
+    plain, run_as = _process_engine(config)
+    jobs, images = config.data.resolve() / "jobs", list(images)
+    await anyio.to_thread.run_sync(plain.check_job_user, jobs, images)
+    engine, problem = await anyio.to_thread.run_sync(_add_sandbox, config, plain, jobs, images)
     why = choice.decision.why
-    summary = (
-        f"jobs run as plain processes of the user {run_as}, not in containers ({why}): "
-        "they see this machine and its network as that user does, and no images are pulled. "
-        "engine = docker runs them in containers"
-    )
+    if engine is not plain:
+        summary = (
+            f"jobs run as processes of the user {run_as}, each in a sandbox of bubblewrap, not in containers ({why}): "
+            "no images are pulled. engine = docker runs them in containers"
+        )
+    elif problem:
+        summary = (
+            f"jobs run as plain processes of the user {run_as}, not in containers ({why}) or a sandbox ({problem}): "
+            "they see this machine and its network as that user does, and no images are pulled. "
+            "engine = docker runs them in containers"
+        )
+    else:
+        summary = (
+            f"jobs run as plain processes of the user {run_as}, not in containers ({why}): "
+            "they see this machine and its network as that user does, and no images are pulled. "
+            "engine = docker runs them in containers"
+        )
     return SelectedEngine(engine, run_as, why, summary, choice.previous)
+
+
+def _add_sandbox(
+    config: EngineConfig, plain: ProcessEngine, jobs: Path, images: Iterable[Path]
+) -> tuple[ProcessEngine, str]:
+    """Return the engine with the sandbox that the settings ask for, or `plain` and why it has none. Blocking.
+
+    Raises NoSuchUser, CannotRunJobs, OSError if the sandbox is required and does not work.
+    """
+    if config.sandbox == "none":
+        return plain, ""
+    bubblewrap, engine = find_bubblewrap(), plain
+    problem = None if bubblewrap else NOT_INSTALLED
+    if bubblewrap is not None:
+        engine, _ = _process_engine(config, bubblewrap)
+        problem = engine.why_no_sandbox(jobs, images)
+    if problem is None:
+        return engine, ""
+    if config.sandbox == "bubblewrap":
+        raise CannotRunJobs(f'jobs cannot run in a sandbox ({problem}): mend that, or set [process] sandbox = "none"')
+    return plain, problem
 
 
 async def remove_previous_containers(config: EngineConfig, previous: EngineName, installation: str, host: str) -> None:
@@ -170,11 +207,11 @@ def _docker_engine(config: EngineConfig) -> DockerEngine:
     return DockerEngine(settings, EgressProxy(EgressRules(config.own_services)))
 
 
-def _process_engine(config: EngineConfig) -> tuple[ProcessEngine, str]:
+def _process_engine(config: EngineConfig, bubblewrap: str | None = None) -> tuple[ProcessEngine, str]:
     """Return the process engine and the user that its jobs run as. Raises NoSuchUser."""
     user = resolve_job_user(config.job_user)
     proxy = EgressProxy(EgressRules(config.own_services))
-    engine = ProcessEngine(config.data.resolve() / "processes", JOBKIT_DIR, user, proxy)
+    engine = ProcessEngine(config.data.resolve() / "processes", JOBKIT_DIR, user, proxy, bubblewrap)
     return engine, user.name if user else current_user_name()
 
 

@@ -80,6 +80,13 @@ def test_doctor_fails_where_no_way_works_and_is_silent_where_none_was_tried():
             "jobs run as plain processes of nobody, not in containers",
         ),
         (
+            {"engine": "process", "run_as": "nobody", "isolation": "bubblewrap"},
+            "process as nobody",
+            "gpu-1 runs jobs in sandboxes of bubblewrap",
+            CheckStatus.OK,
+            "jobs run as processes of nobody, each in a sandbox of bubblewrap",
+        ),
+        (
             {"engine": "process"},
             "process",
             "plain processes of the runner's user",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runner.engines.job_user import JobUser, NoSuchUser, resolve_job_user
 from runner.engines.process import CannotRunJobs, ProcessEngine
+from runner.engines.process_sandbox import NOT_INSTALLED, find_bubblewrap
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
 
@@ -22,6 +23,18 @@ def why_not_nobody() -> str | None:
         except (CannotRunJobs, NoSuchUser) as error:
             return str(error)
     return None
+
+
+@functools.cache
+def why_no_sandbox() -> str | None:
+    """Why jobs cannot run in bubblewrap on this machine, in one line; None where they can."""
+    bubblewrap = find_bubblewrap()
+    if bubblewrap is None:
+        return NOT_INSTALLED
+    user = None if why_not_nobody() else nobody()
+    with tempfile.TemporaryDirectory() as folder:
+        made = ProcessEngine(Path(folder), IMAGES / "jobkit", user, bubblewrap=bubblewrap)
+        return made.why_no_sandbox(Path(folder), [IMAGES / "echo"])
 
 
 def nobody() -> JobUser:

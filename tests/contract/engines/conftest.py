@@ -14,16 +14,23 @@ from tests.contract.engines.engine_rigs import (
     fake_engine_rig,
     nobody_engine_rig,
     process_engine_rig,
+    sandbox_engine_rig,
 )
 from tests.contract.engines.programs import COMMANDS
 from tests.support.docker_images import BASE_IMAGE, build_image, docker_url, echo_image
-from tests.support.job_user import why_not_nobody
+from tests.support.job_user import why_no_sandbox, why_not_nobody
+from tests.support.requirements import require
 
 __all__ = ["docker_url", "echo_image"]
 
-ENGINES = ["memory", "process", "nobody", pytest.param("docker", marks=pytest.mark.docker)]
-SIMPLE = {"memory": fake_engine_rig, "process": process_engine_rig, "nobody": nobody_engine_rig}
-PROCESSES = ENGINES[1:3]  # as the runner's own user, and as nobody where that is root
+ENGINES = ["memory", "process", "nobody", "sandbox", pytest.param("docker", marks=pytest.mark.docker)]
+SIMPLE = {
+    "memory": fake_engine_rig,
+    "process": process_engine_rig,
+    "nobody": nobody_engine_rig,
+    "sandbox": sandbox_engine_rig,
+}
+PROCESSES = ENGINES[1:4]  # as the runner's own user, as nobody where that is root, and in a sandbox
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +58,8 @@ async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     name = f"h-{uuid.uuid4().hex[:12]}"
     if request.param == "nobody" and (why := why_not_nobody()):
         pytest.skip(why)
+    if request.param == "sandbox":
+        require(why_no_sandbox(), "REQUIRE_SANDBOX")
     async with AsyncExitStack() as stack:
         if request.param == "docker":
             url, images = request.getfixturevalue("docker_url"), request.getfixturevalue("images")

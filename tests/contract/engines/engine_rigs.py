@@ -23,12 +23,13 @@ from runner.engines.port import (
     OutputCursor,
 )
 from runner.engines.process import ProcessEngine
+from runner.engines.process_sandbox import find_bubblewrap
 from runner.engines.process_state import ProcessSpec, ProcessStateDir
 from schemas.container_protocol import JobFile, JobTimeouts
 from tests.contract.engines.programs import COMMANDS, FAKE_PROGRAMS
 from tests.support.docker_images import ROOT, run_docker
 from tests.support.fake_engine import FakeEngine
-from tests.support.job_user import nobody
+from tests.support.job_user import nobody, why_not_nobody
 
 IMAGES = ROOT / "images"
 INSTALLATION = "contract"
@@ -118,8 +119,15 @@ def nobody_engine_rig(root: Path, name: str) -> AbstractAsyncContextManager[Engi
     return process_engine_rig(root, name, nobody())
 
 
+def sandbox_engine_rig(root: Path, name: str) -> AbstractAsyncContextManager[EngineRig]:
+    """Open the process engine that runs each job in bubblewrap, as another user where it can."""
+    return process_engine_rig(root, name, None if why_not_nobody() else nobody(), find_bubblewrap())
+
+
 @asynccontextmanager
-async def process_engine_rig(root: Path, name: str, user: JobUser | None = None) -> AsyncIterator[EngineRig]:
+async def process_engine_rig(
+    root: Path, name: str, user: JobUser | None = None, bubblewrap: str | None = None
+) -> AsyncIterator[EngineRig]:
     async def create(spec: ContainerSpec) -> str:
         (root / "state" / "half").mkdir(parents=True)
         kept = ProcessSpec(spec.identity, spec.command, spec.folder, {}, 1)
@@ -127,10 +135,11 @@ async def process_engine_rig(root: Path, name: str, user: JobUser | None = None)
         return "half"
 
     def another() -> ProcessEngine:
-        return ProcessEngine(root / "state", IMAGES / "jobkit", user)
+        return ProcessEngine(root / "state", IMAGES / "jobkit", user, bubblewrap=bubblewrap)
 
+    kind = "sandbox" if bubblewrap else "nobody" if user else "process"
     async with another() as engine:
-        yield EngineRig(engine, root, name, {}, create, another, "nobody" if user else "process")
+        yield EngineRig(engine, root, name, {}, create, another, kind)
 
 
 @asynccontextmanager

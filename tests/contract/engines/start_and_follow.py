@@ -9,14 +9,19 @@ import os
 import sys
 from pathlib import Path
 
-from tests.contract.engines.engine_rigs import docker_engine_rig, nobody_engine_rig, process_engine_rig
+from tests.contract.engines.engine_rigs import (
+    docker_engine_rig,
+    nobody_engine_rig,
+    process_engine_rig,
+    sandbox_engine_rig,
+)
 from tests.support.docker_images import ECHO_IMAGE
 
 
 async def main(engine: str, name: str, root: Path, given: str) -> None:
     """Start and follow; does not return while the job runs."""
     url = os.environ.get("DOCKER_HOST", "")
-    makers = {"process": process_engine_rig, "nobody": nobody_engine_rig}
+    makers = {"process": process_engine_rig, "nobody": nobody_engine_rig, "sandbox": sandbox_engine_rig}
     made = (
         docker_engine_rig(root, name, url, {"echo": ECHO_IMAGE}) if engine == "docker" else makers[engine](root, name)
     )

@@ -21,7 +21,7 @@ from tests.contract.engines.socket_gate import open_gate
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 # docker-py leaves its socket open where the daemon goes away between our knock and its connect: `swept` collects it.
 LEAKY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-DOCKER = pytest.mark.parametrize("host", ENGINES[3:], indirect=True)
+DOCKER = pytest.mark.parametrize("host", ENGINES[4:], indirect=True)
 
 
 @pytest.fixture

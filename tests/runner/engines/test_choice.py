@@ -2,6 +2,8 @@
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,22 @@ from typing import Any
 import pytest
 
 from runner.engines import selection
+from runner.engines.process_sandbox import NOT_INSTALLED, find_bubblewrap
 from runner.engines.selection import (
     DECISION_FILE,
     EngineChoice,
+    EngineConfig,
     EngineDecision,
     EngineDecisionUnreadable,
+    EngineUnusable,
+    SelectedEngine,
     choose_engine,
     find_docker,
     preview_engine,
+    select_engine,
 )
+from tests.support.job_user import why_no_sandbox, why_not_nobody
+from tests.support.requirements import require
 
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
 LATER = datetime(2026, 11, 30, tzinfo=UTC)
@@ -92,3 +101,66 @@ def test_what_makes_a_machine_one_with_docker(tmp_path: Path, monkeypatch: pytes
     program.chmod(0o755)
     assert find_docker(None, empty) == f"{program} is installed"
     assert find_docker(None, {**empty, "PATH": os.devnull}) == f"{socket} exists"
+
+
+@pytest.fixture
+def reachable_folder() -> Iterator[Path]:
+    """Return a folder that the user of jobs may enter: that of pytest is private."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+def make_jobs_dir(data: Path) -> None:
+    (data / "jobs").mkdir(exist_ok=True)
+    data.chmod(0o711)
+
+
+async def select(data: Path, sandbox: Any) -> SelectedEngine:
+    make_jobs_dir(data)
+    user = "" if why_not_nobody() else None
+    config = EngineConfig(data=data, engine="process", docker_socket=None, job_user=user, slots=1, sandbox=sandbox)
+    return await select_engine(config, [], NOW)
+
+
+async def isolation_of(selected: SelectedEngine) -> str:
+    return (await selected.engine.probe()).isolation
+
+
+@pytest.mark.parametrize(
+    ("asked", "isolation"), [("auto", "bubblewrap"), ("bubblewrap", "bubblewrap"), ("none", "process")]
+)
+async def test_a_sandbox_is_given_where_the_settings_ask_for_one(tmp_path: Path, asked: str, isolation: str) -> None:
+    require(why_no_sandbox(), "REQUIRE_SANDBOX")
+    selected = await select(tmp_path, asked)
+    assert await isolation_of(selected) == isolation
+    assert ("each in a sandbox" in selected.summary) == (isolation == "bubblewrap")
+
+
+FAILS = "#!/bin/sh\necho 'bwrap: Creating new namespace failed: Operation not permitted' >&2\nexit 1\n"
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+async def test_without_a_sandbox_auto_says_why_and_bubblewrap_does_not_start(
+    tmp_path: Path, reachable_folder: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
+) -> None:
+    program = reachable_folder / "bwrap"
+    program.write_text(FAILS)
+    program.chmod(0o755)
+    monkeypatch.setattr(selection, "find_bubblewrap", lambda: str(program) if is_installed else None)
+    why = "bwrap: Creating new namespace failed: Operation not permitted: let" if is_installed else NOT_INSTALLED
+    selected = await select(tmp_path, "auto")
+    assert f"or a sandbox ({why}" in selected.summary
+    assert await isolation_of(selected) == "process"
+    with pytest.raises(EngineUnusable) as refused:
+        await select(tmp_path, "bubblewrap")
+    assert f"jobs cannot run in a sandbox ({why}" in str(refused.value)
+    assert 'set [process] sandbox = "none"' in str(refused.value)
+
+
+def test_a_bubblewrap_on_the_path_comes_before_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_bubblewrap() != str(tmp_path / "bwrap")
+    (tmp_path / "bwrap").write_text(FAILS)
+    (tmp_path / "bwrap").chmod(0o755)
+    assert find_bubblewrap() == str(tmp_path / "bwrap")
