@@ -18,7 +18,9 @@ trap 'rm -rf "$scratch"' EXIT
 
 export LAMPLIGHTER_DATA=$scratch LAMPLIGHTER_ENGINE=process
 export LAMPLIGHTER_GRACE_S=${LAMPLIGHTER_GRACE_S:-10} # for a job to end by itself before it is stopped
-# With several jobs in one pilot, each sees the files of the others.
+# A sandbox for each job, where this node has bubblewrap and allows user namespaces.
+export LAMPLIGHTER_PROCESS__SANDBOX=${LAMPLIGHTER_PROCESS__SANDBOX:-auto}
+# Without a sandbox, several jobs in one pilot see the files of each other.
 export LAMPLIGHTER_SLOTS=${LAMPLIGHTER_SLOTS:-1}
 
 # bash hands TERM on, and waits for the runner to end.

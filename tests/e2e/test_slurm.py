@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e.test_up import lamplighter, up
 from tests.support.installation import ROOT
+from tests.support.job_user import why_no_sandbox
 from tests.support.reserved_ports import reserve_ports
 from tests.support.slurm_cluster import SlurmCluster, slurm_cluster
 from tests.support.wait import wait_for_sync
@@ -124,7 +125,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_jobs_that_wait_start_a_pilot_that_ends_by_itself(site: Site) -> None:
     jobs = [site.submit() for _ in range(3)]
     for job in jobs:
-        assert site.wait_for_status(job, "succeeded")["host"].startswith("slurm-")
+        done = site.wait_for_status(job, "succeeded")
+        assert done["host"].startswith("slurm-")
+        assert done["isolation"] == ("process" if why_no_sandbox() else "bubblewrap")
     site.wait_until_empty()
     assert "idle for 3 s: the runner ends" in site.pilot_logs()
 
