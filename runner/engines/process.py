@@ -177,7 +177,9 @@ class ProcessEngine:
         """Return bubblewrap with its options for a job; nothing where jobs have no sandbox."""
         if self._bubblewrap is None:
             return ()
-        return (self._bubblewrap, *sandbox_options(spec, readable, (self._state.parent, Path.home())))
+        python = (*readable, sys.executable)  # its links may lead through other folders than its prefixes
+        hidden = (self._state.parent, Path(os.environ.get("HOME", os.sep)))
+        return (self._bubblewrap, *sandbox_options(spec, python, hidden))
 
     def _list_job_paths(self, images: Iterable[str], job_dir: Path) -> tuple[tuple[str, bool], ...]:
         """Return the folders that a job has to reach, its own folder last."""

@@ -49,7 +49,7 @@ class _Shown(NamedTuple):
             case "write":
                 return ("--bind", path, path)
             case "hide":
-                return ("--tmpfs", path)
+                return ("--size", str(MIB), "--tmpfs", path)
 
 
 def find_bubblewrap() -> str | None:
@@ -79,7 +79,7 @@ def sandbox_options(spec: ContainerSpec, readable: Iterable[str], hidden: Iterab
         *("--size", str(spec.limits.shm_mb * MIB), "--tmpfs", SHARED_MEMORY),
         *("--size", str(SCRATCH_MB * MIB), "--tmpfs", "/tmp"),  # noqa: S108 - the job's own
         *files, *_show(_list_shown(spec, readable), hidden), *_list_devices(spec),
-        *("--remount-ro", "/", "--chdir", spec.folder),
+        *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", spec.folder),
     )  # fmt: skip
 
 

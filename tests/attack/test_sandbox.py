@@ -42,6 +42,8 @@ print(json.dumps({
     "disks": [name for name in os.listdir("/dev") if name.startswith(("sd", "vd", "nvme", "kmsg", "mem"))],
     "root_file": tried(Path("/planted").touch),
     "system": tried(Path("/usr/planted").touch),
+    "devices": tried(Path("/dev/planted").touch),
+    "stderr": tried(lambda: Path("/dev/stderr").open("a").close()),
     "image": tried(Path("planted").touch),
     "given": tried((job / "in" / "planted").touch),
     "job": tried((job / "job.json").unlink),
@@ -97,7 +99,7 @@ async def test_a_job_reaches_nothing_of_the_runner_or_of_others(host: EngineRig,
         chunks = await host.read(handle)
     assert stream_text(chunks, "stderr") == b""
     seen = json.loads(stream_text(chunks))
-    denied = {name: seen.pop(name) for name in ("root_file", "system", "image", "given", "job", "volume")}
+    denied = {name: seen.pop(name) for name in ("root_file", "system", "devices", "image", "given", "job", "volume")}
     assert set(denied.values()) <= {"OSError", "PermissionError"}, denied
     assert seen == {
         "pids": 2,
@@ -111,6 +113,7 @@ async def test_a_job_reaches_nothing_of_the_runner_or_of_others(host: EngineRig,
         "shadow": "FileNotFoundError",
         "loopback": "ConnectionRefusedError",
         "disks": [],
+        "stderr": "done",
         "out": "done",
         "tmp": "done",
         "weights": "w",
@@ -156,3 +159,20 @@ async def test_a_sandboxed_job_says_so(host: EngineRig) -> None:
     info = await host.engine.probe()
     assert info.isolation == "bubblewrap"
     assert "sandbox of bubblewrap" in info.notes[0]
+
+
+async def test_a_python_behind_links_is_found(host: EngineRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a virtual environment whose Python is a link through a folder that is itself a link, as uv makes them."""
+    real = make_python_link(host.root.parent)
+    monkeypatch.setattr(sys, "executable", str(real))
+    handle = await host.start(host.spec(command=(str(real), "-c", "print('ran')")), {})
+    assert stream_text(await host.read(handle)) == b"ran\n"
+    await host.engine.remove(handle)
+
+
+def make_python_link(folder: Path) -> Path:
+    (folder / "pythons").mkdir()
+    (folder / "pythons" / "minor").symlink_to(Path(sys.base_prefix))
+    (folder / "env").mkdir()
+    (folder / "env" / "python").symlink_to(folder / "pythons" / "minor" / "bin" / Path(sys.executable).resolve().name)
+    return folder / "env" / "python"
