@@ -16,7 +16,7 @@ START_PATIENCE_S = 6.0  # for how long `on` watches whether the pilot starts at 
 START_CHECK_INTERVAL_S = 1.0
 CALL_ID_VARIABLE = "LAMPLIGHTER_CALL"  # for the program that switches the host, not for the pilot
 _STATES: Mapping[str, str] = {
-    "PENDING": "starting",
+    "PENDING": "pending",
     "CONFIGURING": "starting",
     "RUNNING": "on",
     "SUSPENDED": "on",
@@ -72,7 +72,7 @@ class SlurmPilot:
         """Return the power state, as a word of the exit contract. Raises PilotWaits, SlurmRefused."""
         jobs = self.find_jobs()
         words = [_STATES.get(job.state, "unknown") for job in jobs]
-        return next((word for word in ("on", "starting", "stopping", "unknown") if word in words), "off")
+        return next((word for word in ("on", "starting", "pending", "stopping", "unknown") if word in words), "off")
 
     def switch_on(self) -> None:
         """Submit the pilot unless it is there. Raises PilotWaits while Slurm has no place for it; SlurmRefused."""

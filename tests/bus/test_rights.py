@@ -29,7 +29,7 @@ async def test_a_runner_may_do_all_its_work(server: BrokerProcess, edge: Bus):
     async with open_runner(server.settings("runner-gpu-1")) as runner:
         await edge.job_queue.publish(ONE)
         assert await runner.job_queue.wait_for_messages(["echo"], WAIT_TIMEOUT_S)
-        delivery = await runner.job_queue.fetch("echo", Priority.NORMAL)
+        delivery = await runner.job_queue.fetch("echo", Priority.NORMAL, WAIT_TIMEOUT_S)
         assert delivery is not None
         entry = await runner.job_store.read(make_key())
         assert entry is not None

@@ -44,9 +44,11 @@ async def test_behind_caddy_the_cookie_is_secure_events_are_live_and_files_arriv
         assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (True, True, "Strict")
         await go(watched, "new?endpoint=echo")
         await page.set_input_files("input[type=file]", str(file))
-        await expect(page.get_by_text("Uploaded,")).to_be_visible(timeout=60_000)
+        await expect(page.get_by_text("It is uploaded after you submit.")).to_be_visible(timeout=30_000)
+        await page.get_by_role("button", name="Submit").click()
+        await expect(page.get_by_role("heading", name="Timeline")).to_be_visible(timeout=30_000)  # the job's page
         await go(watched, "jobs")
-        await expect(page.get_by_text("No jobs yet")).to_be_visible()
+        await expect(page.locator(".rows").get_by_text("queued")).to_be_visible(timeout=60_000)  # its file is there
         job = await behind.ann.submit("echo", text="by another client")
         row = page.locator(f"[data-id='{job.id}']")
         await expect(row).to_contain_text("queued", timeout=30_000)
