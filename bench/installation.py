@@ -100,11 +100,12 @@ async def wait_until_succeeded(made: BenchInstallation, job_id: str) -> JobView:
 
     Raises SystemExit with reason and fix if the job has not run after START_TIMEOUT_S.
     """
-    with anyio.move_on_after(START_TIMEOUT_S):
-        return await made.client.wait(job_id)
-    job = await made.client.job(job_id)
-    if job.status not in WAITING_STATUSES:
-        return await made.client.wait(job_id)
+    while True:
+        with anyio.move_on_after(START_TIMEOUT_S):
+            return await made.client.wait(job_id)
+        job = await made.client.job(job_id)
+        if job.status in WAITING_STATUSES:
+            break  # else it runs, or an attempt is just being started
     why, said = await _last_attempt_error(made, job_id) or (str(job.reason), job.message)
     what = f"job {job_id} of {job.endpoint} has not run after {START_TIMEOUT_S:g} s"
     raise SystemExit(f"bench: {what} ({why}: {said}): {FIXES.get(why, DEFAULT_FIX)}{_last_log_errors(made)}")

@@ -161,7 +161,7 @@ def declare_host(folder: Path) -> str:
         verb: json.dumps([sys.executable, "-c", DRIVER_PROGRAM, str(folder / "gpu-2-has-power"), verb])
         for verb in ("on", "off", "state")
     }
-    rules = "min_on = 0.5\nidle_after = 1.0\nboot_timeout = 3.0\nprice = { per_hour = 36.0 }\n"
+    rules = "min_on = 0.5\nidle_after = 1.0\nboot_timeout = 8.0\nprice = { per_hour = 36.0 }\n"
     argv = "".join(f"{verb} = {words}\n" for verb, words in verbs.items())
     return f'[hosts.gpu-2]\ndriver = "command"\n{argv}{rules}'
 

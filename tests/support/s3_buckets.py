@@ -3,8 +3,10 @@
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from typing import Any
 
 import boto3
 import pytest
@@ -13,11 +15,24 @@ from moto.server import ThreadedMotoServer
 _numbers = itertools.count()
 
 
+def _create_atomically(app: Callable[..., Any]) -> Callable[..., Any]:
+    """Let one request at a time create an object that must not exist. moto looks and writes in two steps, S3 in one."""
+    lock = threading.Lock()
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        with lock if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+            return app(environ, start_response)
+
+    return call
+
+
 @functools.cache
 def _server() -> str:
     """Start the server once per test process; return its URL."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    assert server._server is not None
+    server._server.app = _create_atomically(server._server.app)
     return "http://{}:{}".format(*server.get_host_and_port())
 
 
