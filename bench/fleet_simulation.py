@@ -93,7 +93,7 @@ class SimulatedHost(Struct):
 
 
 class StoredRow(NamedTuple):
-    """A record with its revision."""
+    """A record of the simulated table, with the revision that a write must name."""
 
     revision: int
     record: PowerRecord

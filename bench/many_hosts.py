@@ -54,7 +54,7 @@ class SimulatedHosts(Struct):
     starts: list[JobStart] = field(default_factory=list)
 
     async def wait_for_start(self, job_id: str) -> JobStart:
-        """Wait until the job starts."""
+        """Return host and time of the job's start, once a simulated host has printed them."""
 
         async def started() -> JobStart | None:
             return next((start for start in reversed(self.starts) if start.job_id == job_id), None)

@@ -49,7 +49,7 @@ async def _drop(_: Collection[Digest]) -> None:
 
 
 async def run_host(host: str, folder: Path, job_s: float, report: Callable[[str], None]) -> None:
-    """Run one host until cancelled."""
+    """Run the claim loop of one host until cancelled; its jobs take `job_s` and are passed to `report`."""
     ended_at = 0.0
 
     async def program(container: FakeContainer) -> int:

@@ -1,5 +1,6 @@
 """Why a scheduled or queued job waits, and for which hosts: from the job, its hosts and the power controller."""
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from edge.core.clock import Clock
@@ -14,6 +15,27 @@ from schemas.status import WaitReason, most_relevant_reason
 ENDED_PAUSES = frozenset({WaitReason.ENDPOINT_PAUSED, WaitReason.HOST_IN_MAINTENANCE})
 
 LACKING = frozenset({WaitReason.GPU_NONE, WaitReason.REQUIREMENT_UNMET})  # what another host may have
+
+
+_Downloads = Iterable[ImageStatus | VolumeStatus]
+
+
+def _pulls(heartbeat: HostHeartbeat) -> _Downloads:
+    return (image for image in heartbeat.images if image.state == "pulling")
+
+
+def _fills(heartbeat: HostHeartbeat) -> _Downloads:
+    return (volume for volume in heartbeat.volumes if volume.state == "filling")
+
+
+def _no_downloads(_: HostHeartbeat) -> _Downloads:
+    return ()
+
+
+_DOWNLOADS: Mapping[WaitReason, Callable[[HostHeartbeat], _Downloads]] = {
+    WaitReason.IMAGE_PULLING: _pulls,
+    WaitReason.VOLUME_FILLING: _fills,
+}
 
 
 class WakeForecasts(Protocol):
@@ -101,31 +123,15 @@ class WaitReasons:
         """Return the pause of `endpoint`; None if it is not paused."""
         return self._hosts.pauses.of_endpoint(endpoint)
 
-    def image_pull(self, endpoint: str) -> ImageStatus | None:
-        """Return the image of `endpoint` that a host is pulling, the furthest of several; None if no host pulls it."""
-        pulls = (
-            image
-            for heartbeat in self._hosts.heartbeats.values()
-            for image in heartbeat.images
-            if endpoint in image.endpoints and image.state == "pulling"
-        )
-        return max(pulls, key=lambda image: image.percent or 0, default=None)
-
-    def volume_fill(self, endpoint: str) -> VolumeStatus | None:
-        """Return the volume of `endpoint` that a host is filling, the furthest of several; None if no host fills it."""
-        fills = (
-            volume
-            for heartbeat in self._hosts.heartbeats.values()
-            for volume in heartbeat.volumes
-            if endpoint in volume.endpoints and volume.state == "filling"
-        )
-        return max(fills, key=lambda volume: volume.percent or 0, default=None)
-
     def download(self, endpoint: str, reason: WaitReason) -> ImageStatus | VolumeStatus | None:
-        """Return the download that jobs of `endpoint` wait for with this reason; None if they wait for no download."""
-        if reason is WaitReason.IMAGE_PULLING:
-            return self.image_pull(endpoint)
-        return self.volume_fill(endpoint) if reason is WaitReason.VOLUME_FILLING else None
+        """Return the image or volume that jobs of `endpoint` wait for with this reason, as a host fetches it.
+
+        The furthest of several; None if no host fetches one.
+        """
+        downloads = _DOWNLOADS.get(reason, _no_downloads)
+        heartbeats = self._hosts.heartbeats.values()
+        found = [one for heartbeat in heartbeats for one in downloads(heartbeat) if endpoint in one.endpoints]
+        return max(found, key=lambda one: one.percent or 0, default=None)
 
     def offline_host_names(self, endpoint: str) -> str:
         """Return the names of the hosts that offer `endpoint` and are offline, for a message."""

@@ -133,6 +133,19 @@ async def test_a_job_waits_until_the_edge_gives_all_that_its_endpoint_names(worl
         await runner.drained()
 
 
+async def test_a_job_that_waits_for_its_secrets_can_be_cancelled(world: RunnerEnvironment) -> None:
+    world.programs = {"kept": warm_program(never)}
+    offer(world)
+    world.assets.secrets = {}
+    async with world.run_runner() as runner:
+        key = await world.submit("kept", "j1")
+        await world.assets.asked.wait()
+        await world.cancel(key)
+        assert (await world.wait_until_ended(key)).status is Status.CANCELLED
+        await runner.drained()
+    await world.wait_until_clean()
+
+
 async def succeed(box: FakeContainer) -> int:
     (box.spec.job_dir / "out" / "output.json").write_text("{}")
     return 0
