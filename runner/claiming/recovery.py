@@ -21,7 +21,7 @@ from runner.engines.port import NO_JOB, FoundContainer
 from runner.execution.container_run import JobAssignment
 from runner.execution.execution import ExecutionRegistry
 from runner.execution.fence import record_event, transition_record
-from runner.execution.warm_container import WARM_PREFIX, WarmContainer, job_folders, read_claim, send_start
+from runner.execution.warm_container import WARM_PREFIX, WarmContainer, job_folders, read_warm_assignment, send_start
 from schemas.endpoint import Endpoint, Resources
 from schemas.events import Adopted, AttemptReleased, JobEvent, JobRecord, RecordUnreadable, UnknownEvent
 from schemas.ids import JobKey, is_token
@@ -175,10 +175,10 @@ class ContainerRecovery:
         warm = None
         if found.identity.warm_dir:
             folder = self._context.jobs_dir / found.identity.folder
-            claim = await anyio.to_thread.run_sync(read_claim, folder)
-            number, since = (claim.number, claim.since) if claim else (0, None)
+            assigned = await anyio.to_thread.run_sync(read_warm_assignment, folder)
+            number, since = (assigned.number, assigned.since) if assigned else (0, None)
             warm = WarmContainer(folder.name, endpoint, allocation, found.handle, number=number, since=since)
-            # The previous process may have been killed after it wrote the claim and before it sent the start line.
+            # The previous process may have been killed after it wrote the assignment and before it sent the start line.
             # A second line starts nothing twice.
             await anyio.to_thread.run_sync(send_start, job_folders(folder, number).root, number)
         assignment = JobAssignment(adopted, endpoint, allocation, found.handle, warm)
@@ -216,8 +216,8 @@ def resolve_claimed(jobs_dir: Path, containers: list[FoundContainer]) -> list[Fo
 def _resolve_claimed(jobs_dir: Path, found: FoundContainer) -> FoundContainer:
     if found.identity.job != NO_JOB or not found.identity.warm_dir:
         return found
-    claim = read_claim(jobs_dir / found.identity.warm_dir)
-    return replace(found, identity=claim.identity) if claim else found
+    assigned = read_warm_assignment(jobs_dir / found.identity.warm_dir)
+    return replace(found, identity=assigned.identity) if assigned else found
 
 
 def container_folders(jobs_dir: Path) -> list[Path]:
@@ -232,5 +232,5 @@ def parse_container_folder(folder: Path) -> tuple[JobKey, int, int] | None:
         if not all(map(is_token, (owner, job))) or not all(map(_NUMBER.fullmatch, numbers)):
             return None
         return JobKey(owner, job), int(numbers[0]), int(numbers[1])
-    identity = read_claim(folder)
+    identity = read_warm_assignment(folder)
     return (JobKey(identity.owner, identity.job), identity.round, identity.attempt) if identity else None

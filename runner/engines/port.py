@@ -45,7 +45,7 @@ class ContainerIdentity(Struct, frozen=True, kw_only=True):
     """Owner and job of a container. The engine keeps it with the container, so that a later runner recognizes it.
 
     `job` is NO_JOB for a container that was started before its job. Its `round` and `attempt` mean nothing then.
-    `warm_dir` names its folder; the claim file in that folder says which job it was assigned.
+    `warm_dir` names its folder; `claim.json` in that folder says which job it was assigned.
     """
 
     installation: str

@@ -43,7 +43,7 @@ from runner.execution.warm_container import (
     WarmState,
     assign_job,
     job_folders,
-    write_claim,
+    write_warm_assignment,
 )
 from runner.gpu.allocator import GpuAllocation
 from runner.outage import EngineCallFailed
@@ -270,7 +270,7 @@ class ContainerRun:
         if warm is not None and warm.number:
             self.output_pump.since, self.output_pump.is_reused = None, False
             self._folders.container.mkdir(parents=True, exist_ok=True)
-            write_claim(self._folders.container, self._identity, warm.number)
+            write_warm_assignment(self._folders.container, self._identity, warm.number)
         self._write_job_file()
         if self._secrets:
             write_secrets(self._folders.container, self._secrets)

@@ -1,7 +1,7 @@
-"""A warm container, which waits for its job, and the assignment of a job: a claim in its folder, then a start line.
+"""A warm container, which waits for its job, and the assignment of a job: a file in its folder, then a start line.
 
 A container's labels cannot be changed, so the job's identity is written into its folder before the line is sent. A
-runner that is killed in between leaves a claim and no line, and the next runner process sends the line again. The
+runner that is killed in between leaves the file and no line, and the next runner process sends the line again. The
 container closes its socket after the first line, so a second one cannot start anything twice.
 
 A reused container (`[reuse]` of its endpoint) runs one job after another, numbered from 1. Each has a socket and a
@@ -31,13 +31,13 @@ from runner.gpu.allocator import GpuAllocation
 from schemas.container_protocol import LineParser, ParsedLine, start_socket
 
 WARM_PREFIX = "warm-"  # of the folder's name; the folder name of an attempt contains three dots
-CLAIM_FILE = "claim.json"
+ASSIGNMENT_FILE = "claim.json"
 START_LINE = b"start\n"
 START_SOCKET_TIMEOUT_S = 5.0  # for a start socket that exists but does not accept
 
 
-class JobClaim(ContainerIdentity, frozen=True, kw_only=True):
-    """CLAIM_FILE: the job that a warm container was assigned to.
+class WarmAssignment(ContainerIdentity, frozen=True, kw_only=True):
+    """ASSIGNMENT_FILE: the job that a warm container was assigned to.
 
     `number` and `since` are the number of the job and where its output begins, in a reused container.
     """
@@ -51,7 +51,7 @@ class JobClaim(ContainerIdentity, frozen=True, kw_only=True):
         return ContainerIdentity(**{name: getattr(self, name) for name in ContainerIdentity.__struct_fields__})
 
 
-_decode = msgspec.json.Decoder(JobClaim).decode
+_decode = msgspec.json.Decoder(WarmAssignment).decode
 
 
 class JobFolders(NamedTuple):
@@ -186,26 +186,28 @@ class ContainerReuse(NamedTuple):
     keep: Callable[[WarmContainer, OutputCursor | None, str | None], Awaitable[bool]]
 
 
-def write_claim(folder: Path, identity: ContainerIdentity, number: int = 0, since: OutputCursor | None = None) -> None:
+def write_warm_assignment(
+    folder: Path, identity: ContainerIdentity, number: int = 0, since: OutputCursor | None = None
+) -> None:
     """Write the identity of the job to which the container in `folder` is assigned.
 
     Not synced: the file has to outlive this process only, as the container does.
     """
-    claim = JobClaim(**msgspec.structs.asdict(identity), number=number, since=since)
-    atomic_write(folder / CLAIM_FILE, msgspec.json.encode(claim), sync=False)
+    assignment = WarmAssignment(**msgspec.structs.asdict(identity), number=number, since=since)
+    atomic_write(folder / ASSIGNMENT_FILE, msgspec.json.encode(assignment), sync=False)
 
 
-def read_claim(folder: Path) -> JobClaim | None:
-    """Return the claim of the job to which the container in `folder` was assigned; None without a claim."""
+def read_warm_assignment(folder: Path) -> WarmAssignment | None:
+    """Return the assignment of the container in `folder`; None if no job was assigned to it."""
     try:
-        return _decode((folder / CLAIM_FILE).read_bytes())
+        return _decode((folder / ASSIGNMENT_FILE).read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, msgspec.DecodeError):
         return None
 
 
 def assign_job(folder: Path, identity: ContainerIdentity, number: int = 0, since: OutputCursor | None = None) -> bool:
-    """Write the claim, then send the start line; return whether the container accepted it. Blocking."""
-    write_claim(folder, identity, number, since)
+    """Write the assignment, then send the start line; return whether the container accepted it. Blocking."""
+    write_warm_assignment(folder, identity, number, since)
     folders = job_folders(folder, number)
     if number:
         prepare_inner_job_dir(folders.job)

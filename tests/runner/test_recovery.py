@@ -16,7 +16,7 @@ from runner.engines.port import (
     ContainerState,
     FoundContainer,
 )
-from runner.execution.warm_container import write_claim
+from runner.execution.warm_container import write_warm_assignment
 from schemas.endpoint import Timeouts
 from schemas.events import Adopted, AttemptReleased, JobRecord, Started, Submitted
 from schemas.feed import FeedMessage, LogMessage, ProgressMessage
@@ -361,7 +361,7 @@ async def test_a_warm_container_that_has_its_claim_and_no_start_line_gets_the_li
     folder = world.folder / HOST / "warm-1"
     (folder / "job" / "out").mkdir(parents=True)
     waiting = ContainerIdentity(installation="test", host=HOST, warm_dir=folder.name)
-    write_claim(folder, replace(waiting, owner="ada", job=left.id, round=1, attempt=1))
+    write_warm_assignment(folder, replace(waiting, owner="ada", job=left.id, round=1, attempt=1))
     spec = ContainerSpec(identity=waiting, image="well", job_dir=folder / "job", limits=ContainerLimits(1, 1.0))
     box = FakeContainer("left-1", spec, lambda: datetime.now(UTC))
     world.boxes[box.handle] = box
@@ -387,7 +387,7 @@ def test_only_a_warm_container_without_a_job_takes_the_job_of_its_claim(tmp_path
     claimed = found("running", name="claimed").identity
     for folder in (tmp_path, tmp_path / "warm-1"):
         folder.mkdir(exist_ok=True)
-        write_claim(folder, claimed)
+        write_warm_assignment(folder, claimed)
     warm = replace(found("running", name=NO_JOB), identity=ContainerIdentity(installation="test", host=HOST))
     waiting = replace(warm, identity=replace(warm.identity, warm_dir="warm-1"))
     elsewhere = replace(warm, identity=replace(warm.identity, warm_dir="warm-2"))

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from bus.interface import RevisionConflict
 from runner.engines.port import NO_JOB, ContainerIdentity, ContainerLimits, ContainerSpec
-from runner.execution.warm_container import write_claim
+from runner.execution.warm_container import write_warm_assignment
 from runner.settings import WarmSettings
 from schemas.container_protocol import ExitCode
 from schemas.events import JobRecord, Submitted
@@ -330,7 +330,7 @@ async def test_killed_around_the_line_the_job_runs_once(world: RunnerEnvironment
     )
     world.boxes[box.handle] = box
     box.begin()
-    write_claim(folder, replace(mine, owner=key.owner, job=key.id, round=1, attempt=1))
+    write_warm_assignment(folder, replace(mine, owner=key.owner, job=key.id, round=1, attempt=1))
     starts: list[int] = []
 
     async def plays() -> None:
