@@ -11,8 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from bench.figures import Figure, p50
 from bench.http_load import post_request, run_load
 from bench.installation import BenchInstallation, run_installation
-from bus.spans import NO_SPANS, span
-from edge.core.trace import current_traceparent, enter_trace
+from bus.spans import NO_SPANS, current_traceparent, enter_trace, span
 
 BODY = b'{"endpoint":"echo","input":{"text":"hello"}}'
 ROUNDS = 10

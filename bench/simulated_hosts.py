@@ -26,7 +26,7 @@ from bus.settings import BrokerSettings
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import load_endpoints
 from runner.gpu.allocator import GpuAllocator, GpuSettings
-from runner.gpu.monitor import NoGpuMonitor
+from runner.gpu.port import NoGpuMonitor
 from runner.lifecycle import run_lifecycle
 from runner.outage import OutageGate
 from runner.run_clock import boot_clock

@@ -20,18 +20,17 @@ from msgspec import Struct
 
 from schemas.asset import AssetReference
 from schemas.auth import ApiKey
+from schemas.conditions import Notice
 from schemas.enrollment import EnrolledHost, HostToken
 from schemas.events import JobRecord
 from schemas.feed import FeedMessage, ProgressMessage
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.ids import JobKey
-from schemas.installation import AuditEvent, InstallationConstant, Lease
+from schemas.installation import AuditEvent, InstallationConstant, Lease, Pause
 from schemas.job import Pointer
 from schemas.job_action import JobAction
 from schemas.job_environment import StoredSecret
-from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
-from schemas.pause import Pause
 from schemas.power import PowerRecord
 from schemas.status import Priority
 from schemas.usage import JobUsage, PowerUsage, UsageRow

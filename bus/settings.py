@@ -1,9 +1,11 @@
-"""Settings of the connection to the broker."""
+"""Settings of the connection to the broker, and its TLS."""
 
+import ssl
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from schemas.certificates import parse_pins, pinned_context
 from schemas.settings_schema import SECRET
 
 
@@ -30,3 +32,15 @@ class BrokerSettings(Struct, frozen=True):
     """File with the private key of `cert`."""
     replicas: Annotated[int, Meta(ge=1, le=5)] | None = None
     """How many servers of a cluster keep each stream. Unset: existing streams keep their number, new ones get 1."""
+
+
+def tls_context(settings: BrokerSettings) -> ssl.SSLContext | None:
+    """Return the context of a connection with TLS; None without TLS. Raises ssl.SSLError, PinInvalid, OSError."""
+    if not (settings.ca or settings.pin or settings.cert or "tls://" in settings.url):
+        return None
+    context = (
+        pinned_context(parse_pins(settings.pin)) if settings.pin else ssl.create_default_context(cafile=settings.ca)
+    )
+    if settings.cert:
+        context.load_cert_chain(settings.cert, settings.key)
+    return context

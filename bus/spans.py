@@ -1,16 +1,20 @@
 """Spans of jobs, which edge and runner send to a tracing system by OTLP; without one, `NO_SPANS` does nothing.
 
-A span has a name, a time, attributes, and the `traceparent` of the span around it.
+A span has a name, a time, attributes, and the `traceparent` of the span around it. The one that a client sent with its
+request is a context variable, so that no service passes it along.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Protocol
 
 import anyio.to_thread
 from msgspec import Meta, Struct
+
+from schemas.trace_context import TRACEPARENT_HEADER, normalize_traceparent
 
 SpanValue = str | int | float | bool
 OTLP_MODULE = "opentelemetry"
@@ -131,3 +135,20 @@ async def open_spans(settings: TraceSettings, service: str, instance: str = "") 
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(partial(spans.close))
+
+
+_HEADER = TRACEPARENT_HEADER.encode()
+_current: ContextVar[str | None] = ContextVar("traceparent", default=None)
+
+
+def enter_trace(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Keep the `traceparent` of these headers for the rest of this task; an invalid one counts as none."""
+    for name, value in headers:
+        if name == _HEADER:
+            _current.set(normalize_traceparent(value.decode("latin-1")))
+            return
+
+
+def current_traceparent() -> str | None:
+    """Return the context that the client sent with the request of this task; None if it sent none."""
+    return _current.get()

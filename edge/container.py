@@ -52,8 +52,8 @@ from edge.jobs.url_inputs import FetchBackoff, UrlInputFetcher
 from edge.jobs.view import JobViewBuilder
 from edge.jobs.wait_reason import WaitReasons
 from edge.notify.facts import FactReader, FactSources
-from edge.notify.senders import build_senders
 from edge.notify.service import NotificationService, NotificationServices
+from edge.notify.targets import build_senders
 from edge.outbound.url_policy import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog

@@ -17,7 +17,7 @@ from edge.console import ConsoleSettings
 from edge.core.metrics import MetricsSettings
 from edge.core.signed_urls import UrlSettings
 from edge.facades.heygem.facade import HeygemSettings
-from edge.notify.settings import NotifySettings
+from edge.notify.targets import NotifySettings
 from edge.outbound.download import OutboundSettings
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride
 from edge.owners.secrets import SecretSettings

@@ -41,8 +41,8 @@ from runner.engines.selection import (
 )
 from runner.execution.cache_watch import is_over
 from runner.gpu.allocator import GpuAllocator
-from runner.gpu.monitor import NoGpuMonitor, NvmlMonitor, nvml_spawner
-from runner.gpu.port import GpuMonitor
+from runner.gpu.monitor import NvmlMonitor, nvml_spawner
+from runner.gpu.port import GpuMonitor, NoGpuMonitor
 from runner.host.enrollment import (
     HostRemoved,
     apply_enrollment,

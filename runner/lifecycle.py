@@ -27,8 +27,7 @@ from runner.host.engine_monitor import EngineMonitor
 from runner.host.gpu_probe import GpuProber, detect_injection
 from runner.host.heartbeat import HeartbeatPublisher, HostActivity
 from runner.host.idle_timer import IdleTimer
-from runner.host.pauses import PauseWatch
-from runner.host.power_commands import PowerCommands
+from runner.host.orders import PauseWatch, PowerCommands
 
 ENGINE_AWAY_SETTLE_TIMEOUT_S = 2.0
 DAY_S = 86_400.0

@@ -1,4 +1,4 @@
-"""The conditions for which operators get a notification, with their thresholds.
+"""The conditions for which operators get a notification, with their thresholds, and the rows of NOTICES.
 
 `edge.notify` sends messages by this table, and deploy/alert_rules.py makes Prometheus alerts from it.
 """
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from msgspec import Struct
+
+from schemas.job import Moment
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86_400.0
 
@@ -64,3 +66,29 @@ THRESHOLDS: Mapping[Condition, Threshold] = {
     Condition.BACKUP_OLD: Threshold(age_s=2 * _DAY_S, window_s=2 * _DAY_S),
 }
 FAILED_JOBS_LIMIT = 3  # FAILURE_RATE needs more failed jobs than this
+
+
+JOB_FAILED = "job_failed"  # in place of a condition
+
+
+class PendingMessage(Struct, frozen=True):
+    """A message that a target has not got. It is tried again from `next_at` on; None: now."""
+
+    failures: int = 0
+    next_at: Moment | None = None
+
+
+class Notice(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A condition that began, and may have ended; or a failed job, which has ended when it begins.
+
+    `condition`: a value of `Condition`, or JOB_FAILED. `subject`: the host, endpoint or job that it
+    is about; empty for the installation. `values`: the figures of its text. `pending`: by target, the message that the
+    target has not got: about the begin while it holds, else about the end.
+    """
+
+    condition: str
+    subject: str
+    values: dict[str, str]
+    began_at: Moment
+    ended_at: Moment | None = None
+    pending: dict[str, PendingMessage] = {}

@@ -1,4 +1,4 @@
-"""Rows that concern the whole installation: leases of edges, audit events, and constants that all edges share."""
+"""Rows that concern the whole installation: leases of edges, audit events, shared constants, and pauses."""
 
 from enum import StrEnum
 
@@ -78,3 +78,20 @@ class InstallationConstant(Struct, frozen=True):
 
     value: str
     at: Moment
+
+
+class Pause(Struct, frozen=True):
+    """A row of PAUSES, while it exists. `by`: the owner of the key that asked for it."""
+
+    since: Moment
+    by: str = ""
+
+
+def endpoint_pause_key(endpoint: str) -> str:
+    """Return the key in PAUSES of a paused endpoint."""
+    return f"endpoint.{endpoint}"
+
+
+def maintenance_key(host: str) -> str:
+    """Return the key in PAUSES of a host that is in maintenance."""
+    return f"host.{host}"

@@ -70,7 +70,7 @@ UNSEEN_FILES = {
     "runner/assets/volume_store.py": "the same",
     "edge/notify/texts.py": "pairs of both languages",
     "edge/notify/apprise_sender.py": "answers to the administrator's test, beside the library's English",
-    "edge/notify/senders.py": "a start of the edge that fails, shown by the command line",
+    "edge/notify/targets.py": "a start of the edge that fails, shown by the command line",
     "edge/webhooks/sender.py": "records of deliveries, for developers",
     "images/heygem/heygem_worker/label.py": "the selfcheck, for who builds the image",
     "images/heygem/heygem_worker/interpreter.py": "the same",

@@ -23,9 +23,9 @@ from bus.interface import BrokerDenied, BrokerUnreachable, BusError
 from bus.nats.errors import CLIENT_ERROR_TYPES, from_client_error
 from bus.nats.requests import PendingRequest, RequestMultiplexer
 from bus.notifier import Notifier
-from bus.settings import BrokerSettings
+from bus.settings import BrokerSettings, tls_context
 from schemas.backoff import Backoff
-from schemas.certificates import PinInvalid, parse_pins, pinned_context
+from schemas.certificates import PinInvalid
 
 DIAL_TIMEOUT_S = 5.0
 PING_INTERVAL_S = 5
@@ -52,7 +52,7 @@ async def dial(
                 settings.url.split(","),
                 user=settings.user or None,
                 password=settings.password or None,
-                tls=_tls_context(settings),
+                tls=tls_context(settings),
                 inbox_prefix=inbox,
                 name=settings.user,
                 allow_reconnect=False,
@@ -81,17 +81,6 @@ async def dial(
         await close_client(client)
         raise
     return client
-
-
-def _tls_context(settings: BrokerSettings) -> ssl.SSLContext | None:
-    if not (settings.ca or settings.pin or settings.cert or "tls://" in settings.url):
-        return None
-    context = (
-        pinned_context(parse_pins(settings.pin)) if settings.pin else ssl.create_default_context(cafile=settings.ca)
-    )
-    if settings.cert:
-        context.load_cert_chain(settings.cert, settings.key)
-    return context
 
 
 async def close_client(client: Client) -> None:

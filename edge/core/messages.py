@@ -14,8 +14,8 @@ from edge.core.host_texts_zh import HOST_TEXTS_ZH
 from edge.core.job_texts_zh import JOB_TEXTS_ZH
 from edge.core.refusal_texts_zh import REFUSALS_ZH
 from schemas.host import ImageStatus, VolumeStatus
+from schemas.installation import Pause
 from schemas.job import JobFailure
-from schemas.pause import Pause
 from schemas.problems import FieldError, Problem, ProblemError
 from schemas.status import Status, WaitReason
 from schemas.texts import Catalogue, Language

@@ -16,7 +16,7 @@ from edge.core.clock import Clock
 from edge.owners.api_keys import ApiKeyStore
 from schemas.auth import ApiKey, Scope
 from schemas.enrollment import EnrolledHost, HostToken, JoinToken, RelayToken, SharedJoinToken
-from schemas.pause import maintenance_key
+from schemas.installation import maintenance_key
 from schemas.power import PowerRecord
 from schemas.problems import ProblemError
 

@@ -6,7 +6,7 @@ from anyio import Lock
 
 from bus.interface import Bus, RevisionConflict
 from edge.core.clock import Clock
-from schemas.pause import Pause, endpoint_pause_key, maintenance_key
+from schemas.installation import Pause, endpoint_pause_key, maintenance_key
 
 
 class PauseRegistry:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, cast
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bus.spans import enter_trace
 from edge.core.signed_urls import NO_KEY
-from edge.core.trace import enter_trace
 
 NO_ROUTE = "-"  # no route has this path
 CLIENT_CLOSED_STATUS = 499  # the client left before the answer began, as nginx counts it

@@ -14,13 +14,12 @@ from msgspec import Struct, structs
 
 from bus.compare_and_set import transition
 from bus.interface import Bus, BusError, RevisionConflict, VersionedRecord, forget_deliveries
-from bus.spans import NO_SPANS, OpenSpan, SpanRecorder, span
+from bus.spans import NO_SPANS, OpenSpan, SpanRecorder, current_traceparent, span
 from edge.assets.service import AssetService
 from edge.core.clock import Clock, Entropy
 from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
 from edge.core.metrics import EdgeMetrics
-from edge.core.trace import current_traceparent
 from edge.core.validation import asset_missing_problem, input_invalid_problem
 from edge.index.index import JobIndex
 from edge.index.row import input_digests, result_digests

@@ -7,8 +7,8 @@ from edge.core.clock import Clock
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.registry import HostRegistry, WakeForecast
 from schemas.host import HostHeartbeat, ImageStatus, VolumeStatus
+from schemas.installation import Pause
 from schemas.job import Job
-from schemas.pause import Pause
 from schemas.status import WaitReason, most_relevant_reason
 
 # A host reports these for some seconds after the pause has ended. Before that, this edge knows more of the pause.

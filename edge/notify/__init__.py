@@ -3,7 +3,7 @@
 Start at `service`: in each round it reads the facts (`facts`), decides which conditions hold (`conditions`, pure),
 writes what began and ended to the broker's bucket NOTICES, and sends what is pending. One edge at a time does the
 latter two, by a lease. `texts` has the messages in both languages, `apprise_sender` is the only module that knows the
-library. `settings` is the section `[notify]`.
+library. `targets` has the section `[notify]`, and the port to a target.
 
 The names and thresholds of the conditions are in `schemas/conditions.py`. To add one, see "Where to add things" in
 docs/architecture.md.

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import apprise
 from anyio import fail_after, to_thread
 
-from edge.notify.port import NotificationFailed, TargetInvalid
+from edge.notify.targets import NotificationFailed, TargetInvalid
 from schemas.settings_schema import SECRET_MASK
 
 SEND_TIMEOUT_S = 30.0

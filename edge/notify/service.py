@@ -24,13 +24,11 @@ from edge.core.leases import Leases
 from edge.core.messages import CATALOGUE
 from edge.notify.conditions import ConditionTracker, Findings, HeldCondition, find_conditions
 from edge.notify.facts import FactReader
-from edge.notify.port import NotificationFailed, NotificationSender
-from edge.notify.settings import NotifySettings, NotifyTarget
+from edge.notify.targets import NotificationFailed, NotificationSender, NotifySettings, NotifyTarget
 from edge.notify.texts import TEST_BODY_TEXT, TEST_TITLE_TEXT, render_message, render_notice
 from schemas.backoff import Backoff
-from schemas.conditions import Condition
+from schemas.conditions import JOB_FAILED, Condition, Notice, PendingMessage
 from schemas.job import Job
-from schemas.notification import JOB_FAILED, Notice, PendingMessage
 from schemas.status import Status
 from schemas.texts import Language
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from edge.core.messages import LocalizedText
-from schemas.conditions import THRESHOLDS, Condition
-from schemas.notification import JOB_FAILED, Notice
+from schemas.conditions import JOB_FAILED, THRESHOLDS, Condition, Notice
 from schemas.texts import Language
 
 LINES_LIMIT = 20  # notices in one message

@@ -10,10 +10,9 @@ from bus.compare_and_set import update_row
 from bus.interface import Table
 from edge.core.clock import Clock, Entropy
 from edge.core.error_handling import translate_errors
-from edge.outbound.signature import is_secret, make_secret
 from schemas.problems import FieldError, ProblemError
 from schemas.settings_schema import SECRET
-from schemas.webhook import DISABLED_URL_LIMIT, WebhookConfig
+from schemas.webhook import DISABLED_URL_LIMIT, WebhookConfig, is_secret, make_secret
 
 ROTATION_GRACE = timedelta(hours=24)  # how long the previous secret also signs
 _SECRET_BYTES = 32

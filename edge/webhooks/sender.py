@@ -10,11 +10,17 @@ from anyio import fail_after
 from bus.interface import VersionedRecord, WebhookDelivery
 from edge.core.clock import Clock, micros
 from edge.jobs.view import JobViewBuilder
-from edge.outbound.signature import signature_headers
 from edge.outbound.ssrf_guard import send_request
 from edge.outbound.url_policy import UrlRefused
 from edge.webhooks.retry_policy import parse_retry_after_s
-from schemas.webhook import DeliveryAttempt, DeliveryLogRow, DeliveryState, OwnerWebhook, WebhookConfig
+from schemas.webhook import (
+    DeliveryAttempt,
+    DeliveryLogRow,
+    DeliveryState,
+    OwnerWebhook,
+    WebhookConfig,
+    signature_headers,
+)
 
 _ERROR_LENGTH_LIMIT = 300  # characters of an error in the log
 

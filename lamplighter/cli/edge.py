@@ -8,7 +8,7 @@ import uvloop
 
 from bus.interface import BusError
 from bus.secret_files import PRIVATE_UMASK
-from edge.notify.port import TargetInvalid
+from edge.notify.targets import TargetInvalid
 from edge.owners.secret_keys import SecretKeysUnusable
 from edge.power.drivers.installed import DriverUnusable
 from edge.process import EdgeStartError, serve

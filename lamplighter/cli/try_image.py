@@ -30,8 +30,8 @@ from runner.endpoints import ENDPOINT_FILE, LocalEndpoint, load_endpoints
 from runner.engines.selection import EngineConfig, EngineUnusable, select_engine
 from runner.execution.cache_watch import is_over
 from runner.execution.verdict import ClassifiedFailure, Done
-from runner.gpu.monitor import NoGpuMonitor, NvmlMonitor, nvml_spawner
-from runner.gpu.port import GpuMonitor
+from runner.gpu.monitor import NvmlMonitor, nvml_spawner
+from runner.gpu.port import GpuMonitor, NoGpuMonitor
 from runner.trial.trial import Trial, TrialImpossible, TrialReport, fill_volumes, snapshot_folder, try_image
 from schemas.asset import DIGEST_SCHEME
 from schemas.endpoint import EndpointInvalid

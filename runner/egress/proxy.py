@@ -13,6 +13,7 @@ import errno
 import os
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Collection
@@ -22,7 +23,6 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from runner.egress.client_hello import ServerNameReader
 from runner.egress.rules import EgressRefused, EgressRules
 
 CONNECTION_LIMIT = 64  # of one job at the same time; each holds two descriptors of the runner
@@ -293,3 +293,30 @@ async def _refuse(writer: asyncio.StreamWriter, status: str, reason: str) -> Non
     head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
     writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
     await writer.drain()
+
+
+class ServerNameReader:
+    """Takes the bytes that a client sends first, as they arrive. `is_done`: it is complete, or no ClientHello."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.is_done = False
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.sni_callback = self._note_name
+        self._incoming = ssl.MemoryBIO()
+        self._connection = context.wrap_bio(self._incoming, ssl.MemoryBIO(), server_side=True)
+
+    def _note_name(self, _: object, name: str | None, __: object) -> int:
+        self.name = name
+        return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME  # nothing more is needed of this handshake
+
+    def feed(self, data: bytes) -> None:
+        """Read more of what the client sent."""
+        self._incoming.write(data)
+        try:
+            self._connection.do_handshake()
+        except ssl.SSLWantReadError:
+            return
+        except (ssl.SSLError, ValueError):  # the end that the callback asked for, or no ClientHello
+            pass
+        self.is_done = True

@@ -6,8 +6,7 @@ raises, and the runner never waits for the driver.
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from subprocess import DEVNULL, PIPE
 from types import TracebackType
 from typing import Protocol, Self, cast
@@ -17,70 +16,13 @@ import msgspec
 import structlog
 from anyio.abc import ByteReceiveStream, Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from msgspec import Struct
 
-from bus.notifier import Notifier
 from runner.gpu.nvml_protocol import EXIT_RENEW, LINE_LIMIT_BYTES, STATE_BY_EXIT_CODE, NvmlEnding, NvmlReading, decode
+from runner.gpu.port import GpuStatePublisher
 from schemas.backoff import Backoff
 from schemas.environment import GPU_PREFIXES, build_child_environment
-from schemas.gpu import GpuMonitorState, GpuSnapshot, LostGpu, XidEvent
-
-# A reader that is so far behind does not need one more event: the first ones already named the GPU.
-EVENT_BACKLOG_LIMIT = 1024
-
-
-class GpuStatePublisher:
-    """Holds the latest snapshot and distributes XID events. One writer, many readers, all on one event loop."""
-
-    def __init__(self) -> None:
-        self._latest = GpuSnapshot(state=GpuMonitorState.NONE)
-        self._changed = Notifier()
-        self._readers: set[MemoryObjectSendStream[XidEvent]] = set()
-
-    def snapshot(self) -> GpuSnapshot:
-        return self._latest
-
-    def publish(self, snapshot: GpuSnapshot) -> None:
-        self._latest = snapshot
-        self._changed.notify()
-
-    async def wait_for_change(self, since: GpuSnapshot) -> GpuSnapshot:
-        await self._changed.wait_until(lambda: self._latest is not since)
-        return self._latest
-
-    def publish_event(self, event: XidEvent) -> None:
-        for reader in self._readers:
-            try:
-                reader.send_nowait(event)
-            except anyio.WouldBlock:
-                continue
-
-    @contextmanager
-    def events(self) -> Iterator[MemoryObjectReceiveStream[XidEvent]]:
-        send, receive = anyio.create_memory_object_stream[XidEvent](EVENT_BACKLOG_LIMIT)
-        self._readers.add(send)
-        try:
-            with send, receive:
-                yield receive
-        finally:
-            self._readers.discard(send)
-
-
-class NoGpuMonitor(GpuStatePublisher):
-    """The monitor of a host whose settings switch the GPU watch off: its one snapshot shows no GPU and no error."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.publish(GpuSnapshot(state=GpuMonitorState.NONE, at=1))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
+from schemas.gpu import GpuMonitorState, GpuSnapshot, LostGpu
 
 
 class NvmlChild(Protocol):

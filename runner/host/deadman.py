@@ -16,7 +16,7 @@ from runner.claiming.recovery import container_folders, parse_container_folder, 
 from runner.context import RunnerContext
 from runner.engines.port import NO_JOB, EngineError
 from runner.host.heartbeat import HostActivity
-from runner.host.power_commands import power_off
+from runner.host.orders import power_off
 from runner.settings import DeadManSettings
 from schemas.power import ForeignUse
 

@@ -22,7 +22,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from werkzeug.serving import make_server
 
-from edge.outbound.signature import signature_headers
 from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.http import HttpDriver
 from edge.power.drivers.installed import build_installed_driver
@@ -38,6 +37,7 @@ from schemas.host_config import (
 )
 from schemas.power import ReportedPower
 from schemas.power_driver import PowerDriver, PowerDriverReply
+from schemas.webhook import signature_headers
 from tests.support.fake_power_driver import FakePowerDriver
 from tests.support.http_server import serve_app
 from tests.support.kubelet import Kubelet

@@ -9,7 +9,7 @@ from schemas.asset import AssetReference
 from schemas.auth import ApiKey, Scope
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.ids import JobKey
-from schemas.pause import Pause, endpoint_pause_key, maintenance_key
+from schemas.installation import Pause, endpoint_pause_key, maintenance_key
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import NOW, make_key
 from tests.support.stream_collector import collect_stream

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import anyio
 import pytest
 
-from runner.gpu.monitor import MonitorTiming, NoGpuMonitor, NvmlMonitor, nvml_spawner
-from runner.gpu.port import GpuMonitor
+from runner.gpu.monitor import MonitorTiming, NvmlMonitor, nvml_spawner
+from runner.gpu.port import GpuMonitor, NoGpuMonitor
 from schemas.gpu import GpuMonitorState, GpuSample, GpuSnapshot
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 from tests.support.fake_gpus import FakeGpuMonitor

@@ -112,7 +112,7 @@ GROUPS: dict[str, ModuleGroup] = {
             "edge/outbound/url_policy.py",
             "edge/outbound/ssrf_guard.py",
             "edge/outbound/download.py",
-            "edge/outbound/signature.py",
+            "schemas/webhook.py",
         ),
         (
             "tests/edge/outbound/test_addresses.py",

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.egress.client_hello import ServerNameReader
-from runner.egress.proxy import EgressProxy, ProxyRequest, RequestInvalid, parse_request
+from runner.egress.proxy import EgressProxy, ProxyRequest, RequestInvalid, ServerNameReader, parse_request
 from runner.egress.rules import EgressRefused, EgressRules, is_allowed
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 from runner.engines.process import ProcessEngine

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from schemas.host import HostHeartbeat
-from schemas.pause import Pause, endpoint_pause_key, maintenance_key
+from schemas.installation import Pause, endpoint_pause_key, maintenance_key
 from schemas.status import Status
 from tests.support.runner_environment import RunnerEnvironment
 from tests.support.wait import wait_for

@@ -9,7 +9,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from runner.host.power_commands import power_off
+from runner.host.orders import power_off
 from schemas.host import ActivityCounts
 from schemas.power import PowerRecord, PowerState
 from schemas.status import Status

@@ -8,7 +8,7 @@ from runner.endpoints import LocalEndpoint
 from runner.engines.process import ProcessEngine
 from runner.engines.selection import JOBKIT_DIR
 from runner.execution.verdict import ClassifiedFailure, Done
-from runner.gpu.monitor import NoGpuMonitor
+from runner.gpu.port import NoGpuMonitor
 from runner.trial.rules import RULES
 from runner.trial.trial import Trial, TrialImpossible, TrialReport, try_image
 from schemas.endpoint import Endpoint, ProcessCommand, Resources, Timeouts

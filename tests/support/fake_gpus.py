@@ -5,7 +5,7 @@ from typing import Self
 
 import msgspec
 
-from runner.gpu.monitor import GpuStatePublisher
+from runner.gpu.port import GpuStatePublisher
 from schemas.gpu import GpuMonitorState, GpuSample, GpuSnapshot, LostGpu, XidEvent
 
 

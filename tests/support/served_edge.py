@@ -20,9 +20,8 @@ from edge.hosts.samples import HostSamples
 from edge.http.dependencies import EdgeServices
 from edge.jobs.job_actions import JobActionService
 from edge.notify.facts import FactReader, FactSources
-from edge.notify.senders import build_senders
 from edge.notify.service import NotificationService, NotificationServices
-from edge.notify.settings import NotifySettings
+from edge.notify.targets import NotifySettings, build_senders
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from edge.owners.directory import OwnerDirectory

@@ -12,9 +12,8 @@ from edge.http.auth import record_audit_event, require_scope
 from edge.http.dependencies import AnyRequest, EdgeServices, LanguageDep, ServicesDep, get_or_head
 from schemas.auth import Scope
 from schemas.endpoint import Endpoint
-from schemas.installation import AuditAction
+from schemas.installation import AuditAction, Pause
 from schemas.job import JobProgram
-from schemas.pause import Pause
 from schemas.texts import Language
 
 

@@ -7,9 +7,9 @@ from edge.http.auth import record_audit_event, require_scope
 from edge.http.dependencies import AnyRequest, ServicesDep
 from edge.notify.service import TargetResult
 from schemas.auth import Scope
+from schemas.conditions import Notice
 from schemas.installation import AuditAction
 from schemas.job import Moment
-from schemas.notification import Notice
 
 
 class NoticeView(Struct, frozen=True, kw_only=True):

@@ -11,10 +11,10 @@ from datetime import datetime
 import httpx2
 import msgspec
 
-from edge.outbound.signature import signature_headers
 from schemas.host_config import HttpHostConfig
 from schemas.power import ReportedPower
 from schemas.power_driver import PowerCallFailed, PowerDriver, PowerDriverReply, parse_reply
+from schemas.webhook import signature_headers
 
 
 class HttpDriver(PowerDriver):

@@ -9,9 +9,8 @@ from bus.interface import WebhookDelivery
 from edge.core.leases import Leases
 from edge.notify.conditions import Facts, HostFigures
 from edge.notify.facts import FactReader
-from edge.notify.port import NotificationFailed
 from edge.notify.service import NotificationService, NotificationServices
-from edge.notify.settings import NotifySettings, NotifyTarget
+from edge.notify.targets import NotificationFailed, NotifySettings, NotifyTarget
 from schemas import events as e
 from schemas.conditions import Condition
 from schemas.job import JobFailure

@@ -19,9 +19,7 @@ from msgspec import structs
 from starlette.responses import Response
 
 from edge.notify.apprise_sender import AppriseSender
-from edge.notify.port import NotificationFailed, TargetInvalid
-from edge.notify.senders import build_senders
-from edge.notify.settings import NotifySettings, NotifyTarget
+from edge.notify.targets import NotificationFailed, NotifySettings, NotifyTarget, TargetInvalid, build_senders
 from schemas.texts import Language
 from tests.support.served_edge import serve_edge
 from tests.support.webhook_receiver import run_receiver

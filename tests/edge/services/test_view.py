@@ -10,9 +10,9 @@ from edge.jobs.view import Asker
 from schemas import events as e
 from schemas.feed import FeedPosition, ProgressMessage
 from schemas.host import ImageStatus
+from schemas.installation import Pause
 from schemas.job import Job, JobFailure, Output, OutputFile
 from schemas.job_view import FileView, JobUrls, JobView, ProgressView
-from schemas.pause import Pause
 from schemas.retry_policy import FAILURES
 from schemas.status import Status, WaitReason
 from schemas.texts import Language

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from edge.outbound.signature import is_secret, make_secret, signature_headers
 from edge.webhooks.retry_policy import (
     FAILURE_THRESHOLD,
     RETRY_DELAYS_S,
@@ -14,7 +13,15 @@ from edge.webhooks.retry_policy import (
     retry_delay_s,
 )
 from schemas.problems import ProblemError
-from schemas.webhook import DISABLED_URL_LIMIT, DeliveryId, format_delivery_id, parse_delivery_id
+from schemas.webhook import (
+    DISABLED_URL_LIMIT,
+    DeliveryId,
+    format_delivery_id,
+    is_secret,
+    make_secret,
+    parse_delivery_id,
+    signature_headers,
+)
 from tests.support.edge_services import FakeBusServicesRig, fake_bus_services
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)

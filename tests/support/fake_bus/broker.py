@@ -28,14 +28,13 @@ from bus.nats.topology import (
 )
 from schemas.asset import AssetReference
 from schemas.auth import ApiKey
+from schemas.conditions import Notice
 from schemas.enrollment import EnrolledHost, HostToken
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
-from schemas.installation import InstallationConstant, Lease
+from schemas.installation import InstallationConstant, Lease, Pause
 from schemas.job_action import JobAction
 from schemas.job_environment import StoredSecret
-from schemas.notification import Notice
 from schemas.owner_deletion import OwnerDeletion
-from schemas.pause import Pause
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 from tests.support.fake_bus.connection import FakeConnection

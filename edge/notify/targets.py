@@ -1,6 +1,8 @@
-"""The section `[notify]`: targets of notifications, and which conditions go to each."""
+"""The targets of notifications: the section `[notify]`, the port to a target, and how its senders are built."""
 
-from typing import Annotated
+import importlib
+from collections.abc import Mapping
+from typing import Annotated, Protocol
 
 from msgspec import Meta, Struct, field
 
@@ -38,3 +40,32 @@ class NotifySettings(Struct, frozen=True):
     """The least time between two messages to one target. What happens meanwhile is one message."""
     check_every_s: Annotated[float, Meta(ge=0.05)] = 15.0
     """Interval between two looks at the conditions."""
+
+
+class TargetInvalid(Exception):
+    """The settings of a target cannot be used. The message says what to change, and holds no secret."""
+
+
+class NotificationFailed(Exception):
+    """A message was not sent. The message says why, and holds no secret."""
+
+
+class NotificationSender(Protocol):
+    """One target of notifications, such as a chat or a mailbox."""
+
+    async def send(self, title: str, body: str) -> None:
+        """Send one message. Raises NotificationFailed."""
+        ...
+
+
+def build_senders(settings: NotifySettings) -> Mapping[str, NotificationSender]:
+    """Return a sender for each target. Raises TargetInvalid. The library is imported only if there are targets."""
+    if not settings.targets:
+        return {}
+    try:
+        module = importlib.import_module(f"{__package__}.apprise_sender")
+    except ModuleNotFoundError as error:
+        raise TargetInvalid(
+            f"[notify] needs {error.name}: pip install 'lamplighter-server[notify]', or remove its targets"
+        ) from error
+    return {name: module.AppriseSender(name, target.url) for name, target in settings.targets.items()}

@@ -1,7 +1,8 @@
-"""Power orders of the edge for this host: to claim nothing new, or to power its own machine off.
+"""Orders for this host: the edge's power orders, and the pauses that an operator set.
 
-The order is the host's power record, read with every heartbeat. Because it is read again and again, it cannot be lost,
-and a new runner process reads it before its first claim.
+A power order is to claim nothing new, or to power the machine off. It is in the host's power record. Pauses are those
+of endpoints, and the maintenance of this host. Both are read with every heartbeat. Because they are read again and
+again, they cannot be lost, and a new runner process reads the power order before its first claim.
 """
 
 import os
@@ -12,8 +13,9 @@ from structlog.typing import FilteringBoundLogger
 
 from bus.interface import BusError
 from runner.claiming.schedulability import HostState
-from runner.context import RunnerContext
+from runner.context import HostContext, RunnerContext
 from schemas.environment import build_child_environment
+from schemas.installation import endpoint_pause_key, maintenance_key
 from schemas.power import PowerRecord, PowerState
 
 PAUSED_STATES = frozenset({PowerState.DRAINING, PowerState.STOPPING})
@@ -71,3 +73,30 @@ async def _run_program(program: Sequence[str]) -> str:
         return str(error)
     stderr = result.stderr.decode(errors="replace").strip()[-200:]
     return f"exit code {result.returncode}: {stderr}" if result.returncode else ""
+
+
+class PauseWatch:
+    """Applies the pauses of endpoints, and the maintenance of this host, to what is claimed."""
+
+    def __init__(self, context: RunnerContext, host: HostContext, state: HostState) -> None:
+        self._context = context
+        self._host = host
+        self._state = state
+
+    async def run(self) -> None:
+        """Read the pauses again at the interval of the heartbeat, forever."""
+        while True:
+            await self.apply()
+            await anyio.sleep(self._context.intervals.presence_s)
+
+    async def apply(self) -> None:
+        """Read and apply the pauses. While the broker is away, the last ones hold."""
+        try:
+            keys = await self._context.bus.pauses.keys()
+        except BusError as error:
+            self._context.log_unavailable("pauses", error)
+            return
+        endpoints = frozenset(name for name in self._host.endpoints if endpoint_pause_key(name) in keys)
+        is_in_maintenance = maintenance_key(self._context.host) in keys
+        if self._state.set_pauses(endpoints, is_in_maintenance=is_in_maintenance):
+            self._context.log.info("pauses_changed", endpoints=sorted(endpoints), maintenance=is_in_maintenance)
