@@ -17,6 +17,8 @@ from schemas.requirements import LabelName, LabelValue
 from schemas.settings_loader import renamed_from
 from schemas.settings_schema import SECRET
 
+IMAGES_DIR = Path(__file__).resolve().parents[1] / "images"  # the images that come with this program
+
 
 class EdgeConnectionSettings(Struct, frozen=True):
     """The edge of this runner, and the key for it."""

@@ -17,7 +17,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "edge/": frozenset({"schemas", "bus"}),
     "runner/": frozenset({"schemas", "bus"}),
     "lamplighter/": frozenset({"schemas"}),
-    **dict.fromkeys(SERVER_FILES, frozenset({"schemas", "bus", "edge", "runner", "images"})),  # they start processes
+    **dict.fromkeys(SERVER_FILES, frozenset({"schemas", "bus", "edge", "runner"})),  # they start processes
     "images/": frozenset({"jobkit"}),
     "images/jobkit/": frozenset({"jobkit"}),  # itself, by the name it has in a container
 }

@@ -48,12 +48,11 @@ from lamplighter.cli.service_places import (
 )
 from lamplighter.cli.service_settings import render_settings
 from lamplighter.cli.service_units import Role, ServicePlan, render_units, unit_to_enable
-from lamplighter.cli.up import IMAGES
 from runner.assets.port import EdgeUnavailable
 from runner.engines.selection import find_docker
 from runner.host.enrollment import EnrollmentUnreadable, join
 from runner.host.shared_join import JoinRefused
-from runner.settings import RunnerSettings
+from runner.settings import IMAGES_DIR, RunnerSettings
 from schemas.enrollment import JoinTokenInvalid
 from schemas.settings_loader import SettingsInvalid
 
@@ -163,7 +162,7 @@ class _Installation:
         kept = {**(earlier.options if earlier else {}), **_as_json(named)}
         plan = self._build_plan(self._places, **{**given, **kept})
         units = render_units(plan, **({"calendar": kept["calendar"]} if "calendar" in kept else {}))
-        settings = render_settings(self._role, IMAGES, is_system=self._places.is_system)
+        settings = render_settings(self._role, IMAGES_DIR, is_system=self._places.is_system)
         if self._options.only_print:
             self._print_files(units, settings)
             return

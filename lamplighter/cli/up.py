@@ -18,7 +18,6 @@ import structlog
 from msgspec import Struct
 from rich.console import Console
 
-import images
 from bus.interface import BrokerUnreachable
 from bus.open import open_edge
 from bus.secret_files import PRIVATE_UMASK, make_private_folder
@@ -47,12 +46,11 @@ from lamplighter.cli.service_notify import ServiceNotifier
 from lamplighter.cli.settings_file import CONFIG_VARIABLE, SettingsFile, config_option, read_settings_file
 from lamplighter.cli.supervisor import BrokerSupervisor, ChildMisconfigured, ChildRegistry, SupervisedProcess
 from lamplighter.cli.up_settings import config_variable, load_up_settings
-from runner.settings import RunnerSettings
+from runner.settings import IMAGES_DIR, RunnerSettings
 from schemas.environment import DOCKER_PREFIXES, GPU_PREFIXES, build_child_environment, bypass_proxies_for_loopback
 from schemas.settings_loader import SettingsInvalid, select_variables
 from schemas.settings_schema import SETTING_PREFIX
 
-IMAGES = Path(images.__path__[0])
 READY_TIMEOUT_S = 60.0
 HEYGEM_VARIABLE = "LAMPLIGHTER_HEYGEM__ENABLED"  # `up` turns it on unless it is set; `edge` does not
 KEYLESS_PORT_VARIABLE = "LAMPLIGHTER_HEYGEM__KEYLESS_PORT"
@@ -104,7 +102,7 @@ def _resolve_options(flags: _Flags, file: SettingsFile) -> UpOptions:
     if flags.easy_port and settings.is_given("heygem.enabled") and not edge.heygem.enabled:
         raise SettingsInvalid("--easy-port needs /easy/, but heygem.enabled is false: remove one of the two")
     data = flags.data or (edge.data if settings.is_given("data") else DEFAULT_DATA_DIR)
-    folders = flags.endpoints or (runner.endpoints if settings.is_given("endpoints") else (IMAGES,))
+    folders = flags.endpoints or (runner.endpoints if settings.is_given("endpoints") else (IMAGES_DIR,))
     return UpOptions(
         port=edge.port if flags.port is None else flags.port,
         data=data.resolve(),

@@ -17,7 +17,7 @@ from lamplighter.cli.install_manifest import MANIFEST_FILE
 from lamplighter.cli.service_places import InstallFailed, check_program_reachable
 from lamplighter.cli.service_settings import render_settings
 from lamplighter.cli.service_units import Role, ServicePlan, render_units
-from lamplighter.cli.up import IMAGES
+from runner.settings import IMAGES_DIR
 from schemas.settings_loader import load_settings, unknown_settings
 from tests.support.doc_pages import DOCS, read_blocks
 from tests.support.service_unit import parse_unit
@@ -123,9 +123,9 @@ def test_a_word_of_a_command_reaches_the_program_as_it_is(word: str, tmp_path: P
 
 @pytest.mark.parametrize("role", [Role.EDGE, Role.RUNNER, Role.RELAY])
 def test_a_settings_file_changes_nothing_until_it_is_edited(role: Role):
-    text = render_settings(role, IMAGES, is_system=True)
+    text = render_settings(role, IMAGES_DIR, is_system=True)
     assert text is not None
-    expected = {"endpoints": [str(IMAGES)]} if role is Role.RUNNER else {}
+    expected = {"endpoints": [str(IMAGES_DIR)]} if role is Role.RUNNER else {}
     assert tomllib.loads(text) == expected
 
 
@@ -135,7 +135,7 @@ def test_each_line_of_a_settings_file_is_a_setting_when_its_mark_is_removed(role
     from runner.settings import RunnerSettings
 
     kinds = {Role.EDGE: EdgeSettings, Role.RUNNER: RunnerSettings, Role.RELAY: RelaySettings}
-    lines = (render_settings(role, IMAGES, is_system=True) or "").splitlines()
+    lines = (render_settings(role, IMAGES_DIR, is_system=True) or "").splitlines()
     settings = [line.removeprefix("# ") for line in lines if line.startswith("# ") and (" = " in line or "[" in line)]
     text = "\n".join(line for line in settings if " = " in line or line.startswith("["))
     assert load_settings(kinds[role], text, {}) is not None
