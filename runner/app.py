@@ -142,20 +142,16 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
     engine = selected.engine
     await stack.enter_async_context(engine)
     gpus = await stack.enter_async_context(_open_gpu_monitor(settings))
-    reserve = settings.gpu.placement.disk_reserve_mb * MIB
     metrics = RunnerMetrics()
-    cache = InputCache(settings.data / "cache", settings.cache_bytes, client, reserve_bytes=reserve, metrics=metrics)
-    _listen_for_scrapes(settings, metrics, stack)
-    folders = HostFolders(
-        VolumeStore(
-            settings.volumes.folder or settings.data / "volumes",
-            settings.data / "jobs",
-            int(settings.volumes.max_gb * GIB),
-            reserve,
-        ),
-        await stack.enter_async_context(open_volume_source(client)),
-        CacheStore(settings.data / "caches", is_over),
+    cache = InputCache(
+        settings.data / "cache",
+        settings.cache_bytes,
+        client,
+        reserve_bytes=_disk_reserve_bytes(settings),
+        metrics=metrics,
     )
+    _listen_for_scrapes(settings, metrics, stack)
+    folders = await _open_folders(settings, client, stack)
     context = RunnerContext(
         installation=settings.installation,
         host=settings.host,
@@ -175,12 +171,24 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         ready_at=_utc_now(),
         folders=folders,
     )
-    host = HostContext(
+    allocator = GpuAllocator(gpus, settings.gpu, time.monotonic, engine.pid)
+    return context, _make_host_context(settings, endpoints, allocator, cache, client, selected.run_as)
+
+
+def _make_host_context(  # noqa: PLR0913, PLR0917 - what was opened before
+    settings: RunnerSettings,
+    endpoints: Mapping[str, LocalEndpoint],
+    gpu_allocator: GpuAllocator,
+    cache: InputCache,
+    client: AssetClient,
+    run_as: str | None,
+) -> HostContext:
+    return HostContext(
         endpoints=dict(endpoints),
-        gpu_allocator=GpuAllocator(gpus, settings.gpu, time.monotonic, engine.pid),
+        gpu_allocator=gpu_allocator,
         slots=Slots(settings.slots),
         drop_assets=cache.drop,
-        run_as=selected.run_as,
+        run_as=run_as,
         labels=settings.labels,
         warm=settings.warm,
         images=settings.images,
@@ -198,7 +206,22 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         is_edge_alive=client.is_alive,
         report_health=HealthFile(settings.health_file).renew,
     )
-    return context, host
+
+
+def _disk_reserve_bytes(settings: RunnerSettings) -> int:
+    return settings.gpu.placement.disk_reserve_mb * MIB
+
+
+async def _open_folders(settings: RunnerSettings, client: AssetClient, stack: AsyncExitStack) -> HostFolders:
+    """Open the folders of volumes and caches."""
+    volumes = VolumeStore(
+        settings.volumes.folder or settings.data / "volumes",
+        settings.data / "jobs",
+        int(settings.volumes.max_gb * GIB),
+        _disk_reserve_bytes(settings),
+    )
+    source = await stack.enter_async_context(open_volume_source(client))
+    return HostFolders(volumes, source, CacheStore(settings.data / "caches", is_over))
 
 
 def _listen_for_scrapes(settings: RunnerSettings, metrics: RunnerMetrics, stack: AsyncExitStack) -> None:
