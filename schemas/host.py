@@ -80,12 +80,16 @@ class ImageStatus(Struct, frozen=True, kw_only=True):
     retry_in_s: float | None = None
 
 
+DISK_FULL_FAILURE = "disk_full"
+
+
 class VolumeStatus(Struct, frozen=True, kw_only=True):
     """A volume that endpoints of a host name. `state`: `ready`, `filling` or `missing`.
 
     `volume`: the digest of its content. `names`: its names in the endpoints. While it is filled: `done_bytes`,
     `total_bytes` of the files whose size is known so far, and `percent` of those. `why`: what went wrong last and what
-    to do; `retry_in_s`: seconds before the next try.
+    to do; `failure`: the same as a word, such as DISK_FULL_FAILURE, null from a runner that does not tell it;
+    `retry_in_s`: seconds before the next try.
     """
 
     volume: str
@@ -96,6 +100,7 @@ class VolumeStatus(Struct, frozen=True, kw_only=True):
     total_bytes: int | None = None
     percent: int | None = None
     why: str | None = None
+    failure: str | None = None
     retry_in_s: float | None = None
 
 

@@ -13,7 +13,7 @@ from msgspec import structs
 from edge.core.host_texts_zh import HOST_TEXTS_ZH
 from edge.core.job_texts_zh import JOB_TEXTS_ZH
 from edge.core.refusal_texts_zh import REFUSALS_ZH
-from schemas.host import ImageStatus, VolumeStatus
+from schemas.host import DISK_FULL_FAILURE, ImageStatus, VolumeStatus
 from schemas.installation import Pause
 from schemas.job import JobFailure
 from schemas.problems import FieldError, Problem, ProblemError
@@ -113,6 +113,10 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     WaitReason.BEHIND: LocalizedText("Waiting for the jobs ahead of it", "前面还有任务，正在排队"),
 }
 
+VOLUME_DISK_FULL_TEXT = LocalizedText(  # VOLUME_MISSING, where that is why
+    "The GPU host's disk is full: the program's files wait until its operator frees some space",
+    "GPU 服务器磁盘已满，程序所需的文件无法下载：请管理员清理磁盘空间",
+)
 NEXT_IN_LINE_TEXT = LocalizedText("Next in line", "马上开始")  # BEHIND, with no job ahead
 
 FAILURE_TEXTS: Mapping[str, LocalizedText] = {
@@ -221,8 +225,8 @@ class WaitInfo(NamedTuple):
     """The values that the text of a waiting job shows.
 
     `wake_s`: the measured median wake time of the host. `host`: the host to start. `ahead`: the number of jobs ahead.
-    `pull`: the image or the volume that is being downloaded. `pause`: that of the job's endpoint. `unmet`: what each
-    host lacks for it.
+    `pull`: the image or the volume that is downloaded, or could not be. `pause`: that of the job's endpoint.
+    `unmet`: what each host lacks for it.
     """
 
     reason: WaitReason
@@ -236,11 +240,23 @@ class WaitInfo(NamedTuple):
 
 def format_wait(wait: WaitInfo, language: Language) -> str:
     """Return the text that says why a job waits."""
-    text = NEXT_IN_LINE_TEXT if wait.reason is WaitReason.BEHIND and wait.ahead == 0 else WAIT_REASON_TEXTS[wait.reason]
+    text = _find_wait_text(wait)
     since, by = (f"{wait.pause.since:%Y-%m-%d %H:%M} UTC", wait.pause.by) if wait.pause else ("", "")
     minutes, pulled = round_up_minutes(wait.wake_s), format_pull(wait.pull)
     unmet = format_unmet(wait.unmet, language)
     return text.render(language, minutes=minutes, host=wait.host, pulled=pulled, since=since, by=by, unmet=unmet)
+
+
+def _find_wait_text(wait: WaitInfo) -> LocalizedText:
+    if wait.reason is WaitReason.BEHIND and wait.ahead == 0:
+        return NEXT_IN_LINE_TEXT
+    if wait.reason is WaitReason.VOLUME_MISSING and _is_disk_full(wait.pull):
+        return VOLUME_DISK_FULL_TEXT
+    return WAIT_REASON_TEXTS[wait.reason]
+
+
+def _is_disk_full(pull: ImageStatus | VolumeStatus | None) -> bool:
+    return isinstance(pull, VolumeStatus) and pull.failure == DISK_FULL_FAILURE
 
 
 def format_unmet(unmet: Mapping[str, str], language: Language) -> str:

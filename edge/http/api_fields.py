@@ -557,6 +557,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "total_bytes": _N("The size of the files whose size is known so far, so it may grow", 2_700_000_000),
         "percent": _N("How much of that has arrived", 45),
         "why": _N("What went wrong last, and what to do; null: nothing", None),
+        "failure": _N("The same as a word, such as `disk_full`; null: nothing", None),
         "retry_in_s": _N("Seconds until the next try; null: no need", None),
     },
     "WarmPool": {

@@ -28,6 +28,10 @@ def _fills(heartbeat: HostHeartbeat) -> _Downloads:
     return (volume for volume in heartbeat.volumes if volume.state == "filling")
 
 
+def _failed_fills(heartbeat: HostHeartbeat) -> _Downloads:
+    return (volume for volume in heartbeat.volumes if volume.state == "missing")
+
+
 def _no_downloads(_: HostHeartbeat) -> _Downloads:
     return ()
 
@@ -35,6 +39,7 @@ def _no_downloads(_: HostHeartbeat) -> _Downloads:
 _DOWNLOADS: Mapping[WaitReason, Callable[[HostHeartbeat], _Downloads]] = {
     WaitReason.IMAGE_PULLING: _pulls,
     WaitReason.VOLUME_FILLING: _fills,
+    WaitReason.VOLUME_MISSING: _failed_fills,
 }
 
 
@@ -126,7 +131,7 @@ class WaitReasons:
     def download(self, endpoint: str, reason: WaitReason) -> ImageStatus | VolumeStatus | None:
         """Return the image or volume that jobs of `endpoint` wait for with this reason, as a host fetches it.
 
-        The furthest of several; None if no host fetches one.
+        The furthest of several; None if no host fetches one. For VOLUME_MISSING: a volume that could not be fetched.
         """
         downloads = _DOWNLOADS.get(reason, _no_downloads)
         heartbeats = self._hosts.heartbeats.values()

@@ -121,11 +121,13 @@ class VolumeStore:
         if not (self.folder / _TREES).exists():
             make_private_folder(self.folder / _TREES)
         wanted = {volume.digest: sorted({file.sha256 for file in volume.files}) for volume in volumes}
-        note = _RunnerNote(str(self._jobs_dir), wanted)
+        note = _RunnerNote(str(self._jobs_dir), dict(sorted(wanted.items())))
         if note != self._registered:
             name = hashlib.sha256(str(self._jobs_dir).encode()).hexdigest()[:16]
-            with self._lock_folder():
-                atomic_write(self.folder / _RUNNERS / f"{name}.json", msgspec.json.encode(note))
+            path, content = self.folder / _RUNNERS / f"{name}.json", msgspec.json.encode(note)
+            if not path.exists() or path.read_bytes() != content:  # a disk may be full when the runner starts again
+                with self._lock_folder():
+                    atomic_write(path, content)
             self._registered = note
 
     # ── filling ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,15 +245,15 @@ class VolumeStore:
 
     def _removal_steps(self, usage: _Usage) -> Iterator[bool]:
         """Remove one thing more at each step, the least useful first."""
-        for path in sorted((self.folder / _FILES).iterdir()):
-            if path.name.removesuffix(PART_SUFFIX) not in usage.files and path.stat().st_nlink == 1:
+        for path, status in sorted(self._stored_files()):
+            if path.name.removesuffix(PART_SUFFIX) not in usage.files and status.st_nlink == 1:
                 path.unlink(missing_ok=True)
                 yield True
         trees = [path for path in (self.folder / _TREES).iterdir() if path.name not in usage.volumes]
         for tree in sorted(trees, key=lambda path: path.stat().st_mtime_ns):
             self._remove_tree(tree)
-            for path in (self.folder / _FILES).iterdir():
-                if path.name not in usage.files and path.stat().st_nlink == 1 and not path.suffix:
+            for path, status in self._stored_files():
+                if path.name not in usage.files and status.st_nlink == 1 and not path.suffix:
                     path.unlink()
             yield True
 
@@ -275,7 +277,13 @@ class VolumeStore:
                 os.utime(self.folder / _TREES / digest)
 
     def _total_bytes(self) -> int:
-        return sum(path.stat().st_size for path in (self.folder / _FILES).iterdir())
+        return sum(status.st_size for _, status in self._stored_files())
+
+    def _stored_files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield files and downloads. Another runner may rename or remove one meanwhile."""
+        for path in (self.folder / _FILES).iterdir():
+            with suppress(FileNotFoundError):
+                yield path, path.stat()
 
     def _remove_tree(self, tree: Path) -> None:
         """Hide the volume, then remove it: a crash leaves no half volume under its name."""

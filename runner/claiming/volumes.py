@@ -73,6 +73,7 @@ class _HostVolume:
         self.done_bytes = 0
         self.sizes: dict[Digest, int] = {file.sha256: file.bytes for file in volume.files if file.bytes is not None}
         self.failures = FailureBackoff(backoff)
+        self.failure: FillFailure | None = None  # the last one
         self.scope = anyio.CancelScope()  # of the fill
 
     @property
@@ -138,6 +139,7 @@ class HostVolumes:
             total_bytes=state.total_bytes if is_filling else None,
             percent=state.percent if is_filling else None,
             why=state.failures.reason or None,
+            failure=state.failure if state.failures.reason else None,
             retry_in_s=round(state.failures.left_s(now), 1) if state.failures.is_waiting(now) else None,
         )
 
@@ -174,6 +176,9 @@ class HostVolumes:
             await anyio.to_thread.run_sync(folders.volumes.collect, self._used_digests())
         except OSError as error:
             self._context.log.warning("operation_failed", operation="look_at_volumes", error=str(error))
+            for state in self._volumes.values():
+                if not state.is_ready and not state.is_filling and not self._is_waiting(state):
+                    self._note_failure(state, state.volume.files[0], disk_failure(error))
 
     def _follow_endpoints(self, wanted: Mapping[Digest, Volume]) -> None:
         """Take up new volumes, and those whose URLs were corrected; stop filling those that are not needed any more."""
@@ -226,6 +231,7 @@ class HostVolumes:
             self._wake.notify()
 
     def _note_failure(self, state: _HostVolume, file: VolumeFile, error: FillFailed) -> None:
+        state.failure = error.code
         why = _describe(state.volume, file, error)
         state.failures.record_failure(why, anyio.current_time())
         self._context.log.warning(
@@ -250,7 +256,10 @@ class HostVolumes:
         except FillFailed as error:
             raise _FileFailed(file, error) from error
         except OSError as error:
-            raise _FileFailed(file, disk_failure(error)) from error
+            failure = disk_failure(error)
+            if failure.code is FillFailure.DISK_FULL:  # running jobs need the space more than the next try does
+                await anyio.to_thread.run_sync(partial(store.part_path(file.sha256).unlink, missing_ok=True))
+            raise _FileFailed(file, failure) from error
         finally:
             lock.release()
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -12,23 +13,32 @@ import pytest
 from msgspec import Struct
 
 from schemas.events import AttemptReleased
+from schemas.host import VolumeStatus
 from schemas.job_view import JobView
 from tests.support import small_disk
+from tests.support.asset_server import sha256_of
 from tests.support.installation import IMAGES, RunningInstallation, run_new_installation
 from tests.support.job_checks import events_of, read_history, submit_job, wait_until_clean, wait_until_ended
 from tests.support.wait import wait_for
+from tests.support.weights_server import serve_weights
 
 MIB = 1 << 20
-STORE_MB, HOST_MB = 4, 96
+STORE_MB, HOST_MB, VOLUMES_MB = 4, 96, 8
 FRUGAL = "frugal"  # echo without a disk requirement
+WEIGHTED = "weighted"  # the same with a volume; the test that needs it writes it
 
 
 class CrampedInstallation(Struct, frozen=True):
-    """An installation with small disks of their own for the asset store and the host's data folder."""
+    """An installation with small disks of their own for the asset store, the host's data folder and its volumes.
+
+    `endpoints`: a folder of endpoints, which the host reads again and again.
+    """
 
     running: RunningInstallation
     store: Path
     host: Path
+    volumes: Path
+    endpoints: Path
 
     def files(self) -> set[Path]:
         """Return the files in the store, partial ones too."""
@@ -37,25 +47,34 @@ class CrampedInstallation(Struct, frozen=True):
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return the folder of the installation, with the two disks mounted in it."""
+    """Return the folder of the installation, with the disks mounted in it."""
     small_disk.require_mounts()
     folder = tmp_path_factory.mktemp("cramped")
-    shutil.copytree(IMAGES / "echo", folder / FRUGAL)
-    declared = folder / FRUGAL / "endpoint.toml"
-    text = declared.read_text().replace('name = "echo"', f'name = "{FRUGAL}"').replace("disk_mb = 64", "disk_mb = 0")
-    declared.write_text(text)
+    write_endpoint(folder / "endpoints" / FRUGAL)
     with ExitStack() as mounted:
         mounted.enter_context(small_disk.mount_small_disk(folder / "edge" / "assets", STORE_MB))
         mounted.enter_context(small_disk.mount_small_disk(folder / "gpu-1", HOST_MB))
+        mounted.enter_context(small_disk.mount_small_disk(folder / "gpu-1" / "volumes", VOLUMES_MB))
         yield folder
+
+
+def write_endpoint(folder: Path, more: str = "") -> None:
+    """Copy echo, without its disk requirement and with `more` in its endpoint.toml."""
+    shutil.copytree(IMAGES / "echo", folder)
+    declared = folder / "endpoint.toml"
+    text = declared.read_text().replace('name = "echo"', f'name = "{folder.name}"')
+    declared.write_text(text.replace("disk_mb = 64", "disk_mb = 0") + more)
 
 
 @pytest.fixture(scope="module")
 async def shared_installation(disks: Path, anyio_backend: object) -> AsyncIterator[CrampedInstallation]:
     async with run_new_installation(disks, "process", None) as running:
         await running.installation.start_runner(
-            endpoints=(IMAGES / "echo", disks / FRUGAL),
+            endpoints=(IMAGES / "echo", disks / "endpoints"),
             LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB="0",
+            LAMPLIGHTER_PACE__IMAGE_S="0.5",
+            LAMPLIGHTER_VOLUMES__RETRY_LEAST_S="0.5",
+            LAMPLIGHTER_VOLUMES__RETRY_MOST_S="1",
             LAMPLIGHTER_SLOTS="2",
         )
 
@@ -63,7 +82,8 @@ async def shared_installation(disks: Path, anyio_backend: object) -> AsyncIterat
             return f'"{FRUGAL}"' in (await running.ann._http.get("/v1/endpoints")).text
 
         await wait_for(offered, timeout_s=30)
-        yield CrampedInstallation(running, disks / "edge" / "assets", disks / "gpu-1")
+        host = disks / "gpu-1"
+        yield CrampedInstallation(running, disks / "edge" / "assets", host, host / "volumes", disks / "endpoints")
 
 
 @pytest.fixture
@@ -151,6 +171,44 @@ async def test_a_host_without_room_for_jobs_says_so_and_they_wait(cramped: Cramp
     finally:
         ballast.unlink()
     await done(running, waits)
+    assert not events_of(await read_history(running, waits.id), AttemptReleased)
+
+
+async def test_a_disk_that_is_full_in_the_middle_of_a_volume_keeps_no_half_of_it_and_stops_no_other_job(
+    cramped: CrampedInstallation,
+):
+    running, body = cramped.running, os.urandom(5 * MIB)
+
+    async def volume_when(failure: str | None, least_bytes: int) -> VolumeStatus | None:
+        row = await running.bus.heartbeats.get("gpu-1")
+        volumes = row.value.volumes if row else ()
+        return next((it for it in volumes if it.failure == failure and (it.done_bytes or 0) >= least_bytes), None)
+
+    async with serve_weights() as server:
+        server.files, server.holds_at = {"/unet.pth": body}, 3 * MIB
+        file = f'path = "unet.pth"\nurl = "{server.url}/unet.pth"\nsha256 = "{sha256_of(body)}"'
+        mount = '[[volumes]]\nname = "weights"\npath = "/weights"'
+        write_endpoint(cramped.endpoints / WEIGHTED, f"\n{mount}\n[[volumes.files]]\n{file}\n")
+        await wait_for(partial(volume_when, None, 3 * MIB), timeout_s=60)
+        ballast = small_disk.fill_disk(cramped.volumes)
+        server.holds_at = None
+        server.release.set()
+        failed = await wait_for(partial(volume_when, "disk_full", 0), timeout_s=60)
+        assert failed is not None
+        assert "(No space left on device): free some space on that host" in (failed.why or "")
+        kept = [path for name in ("files", "trees") for path in (cramped.volumes / name).iterdir()]
+        assert [path for path in kept if path.suffix != ".part" or path.stat().st_size] == []  # a retry makes it again
+
+        waits = await submit_job(running, endpoint=WEIGHTED, text="waits for its weights")
+
+        async def says_why() -> bool:
+            job = await running.ann.job(waits.id)
+            return job.reason == "volume_missing" and "disk is full" in (job.message or "")
+
+        await wait_for(says_why, timeout_s=60)
+        await done(running, await submit_job(running, endpoint=FRUGAL, text="has no volume"))
+        ballast.unlink()
+        await done(running, waits)
     assert not events_of(await read_history(running, waits.id), AttemptReleased)
 
 

@@ -10,6 +10,7 @@ import pytest
 from runner.assets.volume_source import FillFailed, FillFailure
 from runner.assets.volume_store import MountNote, VolumeStore, list_volumes, write_mount_note
 from schemas.mounts import Volume, VolumeFile
+from tests.support import small_disk
 from tests.support.asset_server import sha256_of
 
 MB = 1 << 20
@@ -178,6 +179,20 @@ def test_downloads_that_no_volume_needs_any_more_go_before_volumes(make_store: M
     store.make_room(sha256_of(BIG["c"]), MB)
     assert tree.exists()
     assert not store.part_path(sha256_of(BIG["b"])).exists()
+
+
+def test_a_runner_that_starts_again_on_a_full_disk_has_its_volumes(make_store: MakeStore, tmp_path: Path) -> None:
+    small_disk.require_mounts()
+    with small_disk.mount_small_disk(tmp_path / "volumes", 4):
+        one, two = volume("a", a=BIG["a"]), volume("b", b=BIG["b"])
+        fill(make_store(), one, x=BIG["a"])
+        small_disk.fill_disk(tmp_path / "volumes")
+        again = make_store()
+        again.prepare([one])
+        assert again.is_complete(one)
+        with pytest.raises(OSError, match="No space left"):
+            again.prepare([one, two])
+        again.prepare([one])
 
 
 def test_a_disk_that_is_short_is_told_apart(make_store: MakeStore) -> None:

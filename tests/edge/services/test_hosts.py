@@ -83,6 +83,24 @@ async def test_the_message_says_how_much_of_a_volume_has_arrived(fake: FakeBusSe
     assert host.volumes == tuple(fills)
 
 
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ("disk_full", "The GPU host's disk is full: the program's files wait until its operator frees some space"),
+        ("not_found", "The GPU host could not download the program's files yet"),
+        (None, "The GPU host could not download the program's files yet"),  # a runner that does not tell it
+    ],
+)
+async def test_the_message_tells_a_full_disk_apart(fake: FakeBusServicesRig, failure: str | None, message: str) -> None:
+    await fake.announce_capabilities()
+    failed = VolumeStatus(
+        volume="a" * 64, names=("weights",), endpoints=("echo",), state="missing", why="it says why", failure=failure
+    )
+    await fake.send_heartbeat(unschedulable={"echo": "volume_missing"}, volumes=(failed,))
+    view = await fake.job_views.build(await fake.jobs.read((await fake.submit()).key))
+    assert (view.reason, view.message) == (WaitReason.VOLUME_MISSING, message)
+
+
 async def test_a_paused_endpoint_is_the_reason_until_it_is_resumed(fake: FakeBusServicesRig) -> None:
     await fake.announce_capabilities()
     await fake.send_heartbeat(unschedulable={"echo": "endpoint_paused"})
