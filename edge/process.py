@@ -25,10 +25,11 @@ from bus.server.config import TlsFiles
 from bus.server.host_accounts import BrokerReloadFailed, reload_broker
 from bus.spans import SpanRecorder, TracesUnavailable, open_spans
 from edge.app import create_app
-from edge.container import HttpClients, assemble_services, start_tasks
+from edge.container import assemble_services, start_tasks
 from edge.core.clock import utc_now
 from edge.core.installation import check_store_fingerprint
 from edge.core.trusted_proxies import TrustedProxies
+from edge.domain import EdgeResources, HttpClients
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.facades.heygem.auth import EASY_PREFIX, TTS_PREFIX, VENDOR_TTS_PREFIX, KeylessPort
 from edge.facades.heygem.facade import HeygemFacade
@@ -211,9 +212,8 @@ async def _running_services(
         await check_store_fingerprint(
             bus.installation_constants, survey.fingerprint, utc_now, replace=settings.store.replace
         )
-        edge = await assemble_services(
-            settings, bus, store, HttpClients(operator, untrusted), addresses, certificates, spans
-        )
+        clients = HttpClients(operator, untrusted)
+        edge = await assemble_services(EdgeResources(settings, bus, store, clients, addresses, certificates, spans))
         await edge.services.enrollment.start()
         async with anyio.create_task_group() as tasks:
             start_tasks(tasks, edge)

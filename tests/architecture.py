@@ -39,6 +39,7 @@ EDGE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edge.http"}),
     frozenset({"edge.server", "edge.facades.gateway", "edge.facades.heygem", "edge.facades.runpod"}),
     frozenset({"edge.settings"}),
+    frozenset({"edge.domain"}),
     frozenset({"edge.tls", "edge.container", "edge.app"}),
     frozenset({"edge.process"}),
 )

@@ -16,7 +16,7 @@ from bus.compare_and_set import transition
 from bus.interface import Bus, BusError, RevisionConflict, VersionedRecord, forget_deliveries
 from bus.spans import NO_SPANS, OpenSpan, SpanRecorder, current_traceparent, span
 from edge.assets.service import AssetService
-from edge.core.clock import Clock, Entropy
+from edge.core.clock import Clock
 from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
 from edge.core.metrics import EdgeMetrics
@@ -24,10 +24,9 @@ from edge.core.validation import asset_missing_problem, input_invalid_problem
 from edge.index.index import JobIndex
 from edge.index.row import input_digests, result_digests
 from edge.jobs.publish_window import PublishWindow
-from edge.jobs.readiness import BrokerReadiness
 from edge.jobs.submission import Admission, check_job_id
 from schemas.events import Cancelled, CancelRequested, JobEvent, JobRecord, Retried, Submitted, event_to_dict
-from schemas.ids import JobKey, derive_job_id, make_uuid7
+from schemas.ids import JobKey
 from schemas.job import Job, request_digest
 from schemas.job_view import HistoryRow
 from schemas.lifecycle import resubmission_record
@@ -67,25 +66,21 @@ class JobService:
         self,
         *,
         bus: Bus,
-        readiness: BrokerReadiness,
         admission: Admission,
         assets: AssetService,
         index: JobIndex,
         publish_window: PublishWindow,
         clock: Clock,
-        entropy: Entropy,
         metrics: EdgeMetrics,
         spans: SpanRecorder = NO_SPANS,
     ) -> None:
         self._spans = spans
         self._bus = bus
-        self._readiness = readiness
         self._admission = admission
         self._assets = assets
         self._index = index
         self._publish_window = publish_window
         self._clock = clock
-        self._entropy = entropy
         self._metrics = metrics
 
     async def submit(  # noqa: PLR0913 - each is one property of the request
@@ -106,7 +101,7 @@ class JobService:
         may_exist = job_id is not None or idempotency_key is not None
         with self._counted_refusals():
             while True:
-                key = JobKey(owner, self._choose_id(owner, job_id, idempotency_key))
+                key = JobKey(owner, self._admission.choose_id(owner, job_id, idempotency_key))
                 submission = await self._create_or_find(key, body, trace_id, request_id, may_exist=may_exist)
                 if may_exist or not submission.replayed:  # else the generated id is in use: generate another one
                     break
@@ -218,13 +213,6 @@ class JobService:
         """Check what does not depend on uploaded files, so that no file is stored for a request that must fail."""
         await self._admission.validate(body)
 
-    def _choose_id(self, owner: str, job_id: str | None, idempotency_key: str | None) -> str:
-        if job_id is not None:
-            return check_job_id(job_id)
-        if idempotency_key is not None:
-            return derive_job_id(owner, idempotency_key)
-        return make_uuid7(int(self._clock().timestamp() * 1000), self._entropy(10))
-
     async def read(self, key: JobKey) -> VersionedRecord:
         """Return the record. Raises ProblemError `not_found` if the owner has no such job."""
         with translate_errors():
@@ -270,7 +258,7 @@ class JobService:
         Raises ProblemError `job_not_final`, `job_final` (it succeeded), `deadline_passed`, `asset_missing`,
         `not_found`, `quota_exceeded`.
         """
-        await self._readiness.check()
+        await self._admission.readiness.check()
         with self._admission.quotas.count_submit(key, is_new=False):
             entry = await self._transition(key, self._retry_event)
         self._after_write(entry)

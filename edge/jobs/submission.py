@@ -17,7 +17,7 @@ from edge.owners.quotas import OwnerQuotas
 from edge.owners.secrets import SecretStore
 from schemas.endpoint import Endpoint
 from schemas.events import Submitted
-from schemas.ids import JobKey, is_token
+from schemas.ids import JobKey, derive_job_id, is_token, make_uuid7
 from schemas.job import TRACE_ID_LIMIT_CHARS, Job, Policy, PolicyRequest, Submission
 from schemas.problems import FieldError, ProblemError
 from schemas.status import Status
@@ -126,7 +126,7 @@ class Admission:
         quotas: OwnerQuotas,
         secrets: SecretStore,
     ) -> None:
-        self._readiness = readiness
+        self.readiness = readiness
         self._endpoints = endpoints
         self._assets = assets
         self._url_allow_list = url_allow_list
@@ -134,6 +134,14 @@ class Admission:
         self._entropy = entropy
         self._secrets = secrets
         self.quotas = quotas
+
+    def choose_id(self, owner: str, job_id: str | None, idempotency_key: str | None) -> str:
+        """Return the id of the job that a request is for: the one that it names, or one by its key, or a new one."""
+        if job_id is not None:
+            return check_job_id(job_id)
+        if idempotency_key is not None:
+            return derive_job_id(owner, idempotency_key)
+        return make_uuid7(int(self._clock().timestamp() * 1000), self._entropy(10))
 
     async def validate(self, body: dict[str, Any]) -> None:
         """Check what does not depend on uploaded files, so that no file is stored for a request that must fail."""
@@ -166,7 +174,7 @@ class Admission:
 
         Writes no record, but marks the assets of the input as used now.
         """
-        await self._readiness.check()
+        await self.readiness.check()
         submission = decode_submission(body)
         endpoint = self._endpoints.get(submission.endpoint)
         validated = await validate_input(endpoint, submission.input)

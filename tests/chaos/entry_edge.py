@@ -17,11 +17,11 @@ ASSEMBLE = edge.process.assemble_services  # type: ignore[attr-defined]
 BUILD = factory.build_drivers
 
 
-async def assembled(settings: Any, bus: Any, store: Any, *rest: Any) -> Any:
+async def assembled(resources: Any) -> Any:
     """Assemble the services with fault points around their ports."""
-    arm_bus(bus, FAULTS)
-    FAULTS.over(store, "store", STORE)
-    return await ASSEMBLE(settings, bus, store, *rest)
+    arm_bus(resources.bus, FAULTS)
+    FAULTS.over(resources.store, "store", STORE)
+    return await ASSEMBLE(resources)
 
 
 def built(*given: Any, **named: Any) -> Any:
@@ -33,6 +33,6 @@ def built(*given: Any, **named: Any) -> Any:
 
 
 if __name__ == "__main__":
-    edge.process.assemble_services = assembled  # type: ignore[attr-defined, assignment]
+    edge.process.assemble_services = assembled  # type: ignore[attr-defined]
     factory.build_drivers = built
     main()

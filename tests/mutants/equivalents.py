@@ -80,8 +80,8 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "Only a running job becomes one that is being cancelled, and a running job has a claim.",
     ),
     Equivalent(
-        "edge/jobs/service.py",
-        "JobService._choose_id",
+        "edge/jobs/submission.py",
+        "Admission.choose_id",
         "self._entropy(10) → self._entropy(11)",
         "`make_uuid7` takes the first ten bytes.",
     ),

@@ -194,13 +194,11 @@ class EdgeServicesRig:
         )
         self.jobs = JobService(
             bus=bus,
-            readiness=self.readiness,
             admission=admission,
             assets=self.assets,
             index=self.index,
             publish_window=self.publish_window,
             clock=time,
-            entropy=entropy,
             metrics=self.metrics,
         )
         self.uploads = UploadService(
