@@ -93,8 +93,12 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
 
         A folder that cannot be removed is logged, and recovery tries again after a restart.
         """
+        await anyio.to_thread.run_sync(self.remove_folder, folder)
+
+    def remove_folder(self, folder: Path) -> None:
+        """Do the same. Blocking."""
         try:
-            await anyio.to_thread.run_sync(remove_tree, folder)
+            remove_tree(folder)
         except OSError as error:
             self.log.warning("folder_removal_failed", folder=str(folder), error=str(error))
 

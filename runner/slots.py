@@ -1,7 +1,7 @@
 """Slots and permits: a permit is the right to run one container in one slot.
 
 A permit is released once the container is known to be gone. If that is not known, the slot is poisoned: it stays unused
-until recovery has found out.
+until recovery has found out. Before it is released, its release may be announced, so that the next job is looked for.
 """
 
 from bus.notifier import Notifier
@@ -19,6 +19,10 @@ class Permit:
         """Return the slot: the container is gone."""
         self._release()
 
+    def announce_release(self, pool: str) -> None:
+        """Say that the slot will be free in a moment, in a container of an endpoint of this pool."""
+        self._slots.announce_release(self, pool)
+
     def poison(self, key: JobKey) -> None:
         """Block the slot until it is known what became of the container of `key`.
 
@@ -33,7 +37,7 @@ class Permit:
         if not self.is_held:
             raise RuntimeError("this permit was already returned")
         self.is_held = False
-        self._slots.return_permit(key)
+        self._slots.return_permit(self, key)
 
 
 class Slots:
@@ -43,6 +47,7 @@ class Slots:
         self.count = count
         self._busy = 0
         self._poisoned: set[JobKey] = set()
+        self._announced: dict[Permit, str] = {}
         self._freed = Notifier()
 
     @property
@@ -70,13 +75,29 @@ class Slots:
         self._poisoned.discard(key)
         self._freed.notify()
 
-    def return_permit(self, poisoned_by: JobKey | None) -> None:
+    def return_permit(self, permit: Permit, poisoned_by: JobKey | None) -> None:
         """Take a permit back. Only `Permit` calls this."""
+        self._announced.pop(permit, None)
         self._busy -= 1
         if poisoned_by is not None:
             self._poisoned.add(poisoned_by)
         self._freed.notify()
 
+    def announce_release(self, permit: Permit, pool: str) -> None:
+        """Note that a slot will be free in a moment. Only `Permit` calls this."""
+        self._announced[permit] = pool
+        self._freed.notify()
+
     async def wait_until_free(self) -> None:
         """Wait until a new job can have a slot."""
         await self._freed.wait_until(lambda: self.free > 0)
+
+    async def wait_until_announced(self) -> frozenset[str]:
+        """Wait until a slot is free, or its release is announced. Return the pools of the announcements.
+
+        Each is returned once; none if a slot is free.
+        """
+        await self._freed.wait_until(lambda: self.free > 0 or bool(self._announced))
+        announced = frozenset(self._announced.values()) if self.free <= 0 else frozenset()
+        self._announced.clear()
+        return announced

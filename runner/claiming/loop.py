@@ -1,8 +1,9 @@
 """The claim loop: fetch what can start here now, highest priority first, and never more than there are free slots."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 
@@ -31,14 +32,24 @@ from runner.gpu.turns import ShareTurns
 from schemas.events import RecordUnreadable, Started
 from schemas.host import HOST_GONE_TIMEOUT_S
 from schemas.job import Job
-from schemas.status import PRIORITIES, Priority, WaitReason
+from schemas.status import PRIORITIES, Priority, Status, WaitReason
 
 UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host try
 HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host runs the job
 LOST_RACE_DELAY_S = 0.001  # a host stands back for up to so long, for each race in a row that it lost
 LOST_RACE_LIMIT = 20
 TURN_PRIORITIES = (Priority.HIGH, Priority.NORMAL)  # `low` waits for as long as others can start
+HOLD_LIMIT_S = 1.0  # how long a fetched message waits for a slot that is about to be free, on this host alone
 CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is being removed
+
+GPU_BUSY_REASONS = frozenset({WaitReason.BEHIND, WaitReason.GPU_SHARE_SHORT, WaitReason.VRAM_SHORT})
+
+
+class FetchedMessage(NamedTuple):
+    """A message for which there is a slot, and the record of its job, if that was read ahead."""
+
+    delivery: QueueMessage
+    entry: VersionedRecord | None
 
 
 class ClaimLoop:
@@ -72,31 +83,71 @@ class ClaimLoop:
     async def run(self) -> None:
         """Claim until `stop`. While the edge, the broker or the engine is away, nothing new is claimed."""
         while self._claiming:
-            delivery = await self._wait_for_message()
-            if delivery is not None:
+            found = await self._wait_for_message()
+            if found is not None:
                 self.is_handling = True
-                await self._context.retry_while_unavailable("claim", partial(self._handle, delivery))
+                await self._context.retry_while_unavailable("claim", partial(self._handle, *found))
                 self.is_handling = False
 
-    async def _wait_for_message(self) -> QueueMessage | None:
+    async def _wait_for_message(self) -> FetchedMessage | None:
         """Return the next message, once there is a slot for its job; None after the idle wait, or after `stop`."""
-        delivery = None
+        delivery, entry = None, None
         with anyio.CancelScope() as self._idle_scope:
             await self._context.outage.wait_until_over()
-            await self._wait_for_slot()
-            delivery = await self._fetch_next()
-        if delivery is None or self._claiming:
-            return delivery
-        # Stopped while the message came. Without an answer, no runner would see it for half a minute.
+            if announced := await self._wait_for_slot():
+                delivery = await self._fetch_ahead(announced)
+                with anyio.move_on_after(HOLD_LIMIT_S):
+                    entry = await self._read_queued(delivery) if delivery else None
+                    await self._host.slots.wait_until_free()
+            else:
+                delivery = await self._fetch_next()
+        if delivery is None:
+            return None
+        if self._claiming and self._host.slots.free > 0:
+            return FetchedMessage(delivery, entry)
+        # Stopped while the message came, or the slot is not free yet. Without an answer, no runner would see the
+        # message for half a minute.
         await self._context.retry_while_unavailable("return_message", partial(delivery.nak, PEEK_NAK_DELAY_S))
         return None
 
-    async def _wait_for_slot(self) -> None:
-        """Wait for a slot, and prefetch the next job's inputs. What is missing then is fetched with the job."""
+    async def _wait_for_slot(self) -> frozenset[str]:
+        """Wait for a slot, and prefetch the next job's inputs. What is missing then is fetched with the job.
+
+        If a slot is not free yet, but will be in a moment, return the pools of the containers that are about to be.
+        """
         if self._host.slots.free > 0:
-            return
+            return frozenset()
         async with run_in_background(self._prefetch):
-            await self._host.slots.wait_until_free()
+            return await self._host.slots.wait_until_announced()
+
+    async def _fetch_ahead(self, announced: frozenset[str]) -> QueueMessage | None:
+        """Fetch the next message while the end of the last job is recorded. It is claimed when the slot is free.
+
+        The GPUs of that job are still in use, so in its pool an endpoint that lacks only GPUs counts as one that can
+        start. While GPUs are kept for an endpoint whose turn it is, nothing is fetched ahead.
+        """
+        if self._turns.kept_for is not None:
+            return None
+        try:
+            reasons = await self._schedulability.unschedulable_reasons()
+            busy = [name for name, reason in reasons.items() if reason in GPU_BUSY_REASONS]
+            awaited = [name for name in busy if self._host.endpoints[name].config.effective_pool in announced]
+            return await self._fetch_first(self._order_lanes(self._list_pools(reasons.keys() - awaited)))
+        except BusError as error:
+            self._context.log_unavailable("claim", error)
+            return None
+
+    async def _read_queued(self, delivery: QueueMessage) -> VersionedRecord | None:
+        """Return the record of a job that waits; None in every other case, which is handled with a record read then."""
+        with suppress(BusError, RecordUnreadable):
+            entry = await self._context.bus.job_store.read(delivery.pointer.key)
+            return entry if entry is not None and entry.record.job.status is Status.QUEUED else None
+        return None
+
+    def _list_pools(self, unschedulable: Collection[str]) -> list[str]:
+        """Return the pools with an endpoint that can start."""
+        pools = group_by_pool(self._host.endpoints).items()
+        return [name for name, found in pools if any(endpoint.name not in unschedulable for endpoint in found)]
 
     async def _prefetch(self) -> None:
         """Prefetch for the first job that waits."""
@@ -122,12 +173,7 @@ class ClaimLoop:
         """
         woken, self._woken_lanes = self._woken_lanes, frozenset()
         try:
-            unschedulable = await self._find_unschedulable()
-            pools = [
-                name
-                for name, endpoints in group_by_pool(self._host.endpoints).items()
-                if any(endpoint.name not in unschedulable for endpoint in endpoints)
-            ]
+            pools = self._list_pools(await self._find_unschedulable())
             lanes = [lane for lane in _sort_by_priority(woken) if lane.pool in pools]
             delivery = await self._fetch_woken(lanes) if lanes else None
             if delivery is None and (not lanes or anyio.current_time() >= self._all_due_at):
@@ -185,13 +231,16 @@ class ClaimLoop:
         await anyio.sleep(self._context.intervals.idle_s)
         return frozenset()
 
-    async def _handle(self, delivery: QueueMessage) -> None:
-        """Answer the message, or start its job. Called again with the same message after an outage."""
+    async def _handle(self, delivery: QueueMessage, entry: VersionedRecord | None = None) -> None:
+        """Answer the message, or start its job. Called again with the same message after an outage.
+
+        `entry` is the record, if it was read ahead. If it has changed since, the claim fails and it is read again.
+        """
         if await self._answer_for_execution(delivery):
             return
-        outcome = StepOutcome.READ_AGAIN
+        outcome = await self._handle_by_record(delivery, entry)
         while outcome is StepOutcome.READ_AGAIN:
-            outcome = await self._handle_by_record(delivery)
+            outcome = await self._handle_by_record(delivery, None)
 
     async def _answer_for_execution(self, delivery: QueueMessage) -> bool:
         """Answer the message if an execution here has its job; return whether one has."""
@@ -209,10 +258,10 @@ class ClaimLoop:
             await delivery.ack()
         return True
 
-    async def _handle_by_record(self, delivery: QueueMessage) -> StepOutcome:
-        """Read the record and carry out the step that `decide` returns for it."""
+    async def _handle_by_record(self, delivery: QueueMessage, known: VersionedRecord | None) -> StepOutcome:
+        """Read the record, unless it was read ahead, and carry out the step that `decide` returns for it."""
         try:
-            current = await self._context.bus.job_store.read(delivery.pointer.key)
+            current = known or await self._context.bus.job_store.read(delivery.pointer.key)
         except RecordUnreadable as error:
             self._context.log.warning("record_read_failed", job_id=delivery.pointer.id, error=str(error))
             await delivery.nak(UNSETTLED_NAK_DELAY_S)
@@ -249,13 +298,15 @@ class ClaimLoop:
         claim = self._context.claim(job.attempt + 1, allocation.uuids, self._schedulability.isolation_of(endpoint))
         try:
             await self._warm_pool.evict_for(allocation)
-            claimed = await record_event(self._context, entry, Started(claim, endpoint.program))
+            written = await record_event(self._context, entry, Started(claim, endpoint.program))
         except BaseException:
             permit.release()
             await self._warm_pool.give_back(warm) if warm else allocation.release()
             raise
         self._turns.note_started(job.endpoint)
-        self._executions.launch(JobAssignment(claimed, endpoint, allocation, warm_container=warm), permit, delivery)
+        claimed = written.record.job
+        assignment = JobAssignment(claimed, endpoint, allocation, warm_container=warm, claimed=written)
+        self._executions.launch(assignment, permit, delivery)
         self.jobs_started += 1
         if taken is not None:
             self._context.metrics.warm_hits.inc(job.endpoint)

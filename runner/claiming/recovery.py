@@ -181,7 +181,7 @@ class ContainerRecovery:
             # The previous process may have been killed after it wrote the assignment and before it sent the start line.
             # A second line starts nothing twice.
             await anyio.to_thread.run_sync(send_start, job_folders(folder, number).root, number)
-        assignment = JobAssignment(adopted, endpoint, allocation, found.handle, warm)
+        assignment = JobAssignment(adopted.record.job, endpoint, allocation, found.handle, warm, adopted)
         self._executions.launch(assignment, self._host.slots.take_for_recovered(job.key), delivery)
 
     async def _clear_orphan_folder(self, folder: Path) -> None:

@@ -13,6 +13,7 @@ import anyio.to_thread
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bus.interface import VersionedRecord
 from runner.assets.port import AssetError, SecretsUnavailable
 from runner.assets.secret_files import read_secrets, write_secrets
 from runner.context import RunnerContext, run_in_background
@@ -55,7 +56,8 @@ from schemas.job import Job
 class JobAssignment(Struct, frozen=True):
     """A job to run: as claimed, with its endpoint, its GPUs, and the container if it runs already.
 
-    `warm_container` is the warm container that was assigned to the job.
+    `warm_container` is the warm container that was assigned to the job. `claimed` is the record with the claim, if it
+    was just written.
     """
 
     job: Job
@@ -63,6 +65,7 @@ class JobAssignment(Struct, frozen=True):
     allocation: GpuAllocation
     handle: str | None = None
     warm_container: WarmContainer | None = None
+    claimed: VersionedRecord | None = None
 
     def identity(self, context: RunnerContext) -> ContainerIdentity:
         """Return the identity of the job's container."""
@@ -136,7 +139,10 @@ class ContainerRun:
         self._stop_requested.set()
 
     async def run(self) -> Verdict:
-        """Stage, start, follow and classify; with a container that exists, begin with following it."""
+        """Stage, start, follow and classify; with a container that exists, begin with following it.
+
+        The caller then has `output_pump` publish the rest of the output.
+        """
         start_failure = None
         try:
             if self.handle is None:
@@ -156,10 +162,10 @@ class ContainerRun:
             self._has_ended = True
             if isinstance(error, EngineUnavailable):
                 self._context.outage.engine_suspected.notify()
-            await self.output_pump.close()
+            self.output_pump.close()
             return failure_before_start(error)
         self._has_ended = True
-        self.error_line = await self.output_pump.close()
+        self.error_line = self.output_pump.close()
         return classify_exit(await self._exit_facts(start_failure, self.error_line))
 
     @property

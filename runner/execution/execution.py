@@ -22,7 +22,7 @@ from bus.interface import BusError, MessageTooLarge, QueueMessage
 from bus.notifier import Notifier
 from runner.assets.port import AssetError
 from runner.assets.secret_files import clear_secrets
-from runner.context import RunnerContext, run_in_background
+from runner.context import RunnerContext
 from runner.execution.attempt_trace import AttemptTrace
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.container_run import ContainerRun, JobAssignment
@@ -88,7 +88,8 @@ class Execution:
 
     `on_freed` is called when the container has exited and its outputs are safe: its slot and GPUs may be used again.
     Not before, because nothing new is claimed while the edge is away. It gets whether the container keeps its GPUs: a
-    reused one does (`is_kept`), once the record says how the job ended. `verdict` is set at the end.
+    reused one does (`is_kept`), once the record says how the job ended. `on_ending` is called before that record is
+    written: the slot will be free in a moment. `verdict` is set at the end.
     """
 
     def __init__(
@@ -97,13 +98,14 @@ class Execution:
         assignment: JobAssignment,
         delivery: QueueMessage | None,
         on_freed: OnFreed,
+        on_ending: Callable[[], None],
     ) -> None:
         job = assignment.job
         if job.claim is None:
             raise ValueError(f"job {job.id} is not claimed")
         self._context = context
         self._log = context.bind_log(job)
-        self._fenced_job = FencedJob(context, job.key, job.round, job.claim)
+        self._fenced_job = FencedJob(context, job.key, job.round, job.claim, assignment.claimed)
         self._identity = assignment.identity(context)
         self._folders = assignment.folders(context)
         self._checkpoint = CheckpointFile(self._folders.run, self._log)
@@ -113,10 +115,12 @@ class Execution:
         self._next_check = self._checks.next_notification()
         self._container_run: ContainerRun | None = None
         self._collect_scope = anyio.CancelScope()
+        self._is_published = anyio.Event()
         self._is_inspected = anyio.Event()
         self._reuse: ContainerReuse | None = None
         self._leak: str | None = None
         self._on_freed = on_freed
+        self._on_ending = on_ending
         self.assignment = assignment
         self.delivery = delivery
         self.phase = ExecutionPhase.RUNNING
@@ -139,7 +143,7 @@ class Execution:
             self._container_run = ContainerRun(self._context, self.assignment, self._checkpoint, self._trace)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._run_heartbeat)
-                await self._run_steps(self._container_run)
+                await self._run_steps(self._container_run, tasks)
                 tasks.cancel_scope.cancel()
         if self.phase is ExecutionPhase.LOST:
             await self._clean_up()
@@ -168,24 +172,33 @@ class Execution:
         """Check the record at once: it has changed."""
         self._checks.notify()
 
-    async def _run_steps(self, container_run: ContainerRun) -> None:
+    async def _run_steps(self, container_run: ContainerRun, tasks: TaskGroup) -> None:
         try:
             verdict = await container_run.run()
             with self._trace.step("deliver"):
+                tasks.start_soon(self._publish_rest, container_run)
                 result = await self._upload_result(container_run, verdict)
-            self.verdict = result.verdict
-            if container_run.exit is not None and not container_run.is_container_left:
-                self._on_freed(False)
+                self.verdict = result.verdict
+                if container_run.is_container_left:
+                    tasks.start_soon(self._find_leak, container_run)
+                    self._on_ending()
+                elif container_run.exit is not None:
+                    self._on_freed(False)
+                await self._is_published.wait()
             with self._trace.step("record"):
-                async with run_in_background(partial(self._find_leak, container_run)):
-                    job = await self._record(result)
-                    if container_run.is_container_left:
-                        await self._keep_or_remove(container_run)
-                        self._on_freed(self.is_kept)
+                job = await self._record(result)
+                if container_run.is_container_left:
+                    await self._keep_or_remove(container_run)
+                    self._on_freed(self.is_kept)
             await self._acknowledge(job)
             await self._clean_up()
         except ClaimLost as error:
             self._abandon(error)
+
+    async def _publish_rest(self, container_run: ContainerRun) -> None:
+        """Publish the rest of the output, while outputs are uploaded: it precedes the record of the end."""
+        await container_run.output_pump.publish_rest()
+        self._is_published.set()
 
     async def _upload_result(self, container_run: ContainerRun, verdict: Verdict) -> ExecutionResult:
         """Upload outputs and log, however long that takes."""
@@ -288,15 +301,14 @@ class Execution:
         """See whether a container that is left may run another job; its pool does that while the end is recorded."""
         warm, code = self.assignment.warm_container, container_run.exit.code if container_run.exit else None
         is_sound = container_run.stop_reason is None and code in CODES_OF_SOUND_PROGRAM
-        if container_run.is_container_left and is_sound and warm is not None and warm.reuse is not None:
+        if is_sound and warm is not None and warm.reuse is not None:
             self._leak = await warm.reuse.find_leak(warm)
             self._reuse = warm.reuse
         self._is_inspected.set()
 
     async def _keep_or_remove(self, container_run: ContainerRun) -> None:
         """Give the container of an ended job back to its pool. Remove it if the pool does not take it."""
-        await self._hide_job_folder()
-        await anyio.to_thread.run_sync(clear_secrets, self._folders.container)
+        await anyio.to_thread.run_sync(self._clear_job_folder)
         await self._is_inspected.wait()
         warm = self.assignment.warm_container
         if self._reuse is not None and warm is not None:
@@ -304,12 +316,16 @@ class Execution:
         if not self.is_kept:
             await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
 
-    async def _hide_job_folder(self) -> None:
-        """Move the job's folder to where the container does not see it. `_clean_up` deletes it with its new place."""
+    def _clear_job_folder(self) -> None:
+        """Move the job's folder to where the container does not see it, and remove the secrets. Blocking.
+
+        `_clean_up` deletes the folder with its new place.
+        """
         try:
-            await anyio.to_thread.run_sync(self._folders.job.rename, self._folders.run / HIDDEN_FOLDER)
+            self._folders.job.rename(self._folders.run / HIDDEN_FOLDER)
         except OSError:  # the container has put something else there
-            await self._context.delete_folder(self._folders.job)
+            self._context.remove_folder(self._folders.job)
+        clear_secrets(self._folders.container)
 
     async def _clean_up(self) -> None:
         """Remove the container, then its folder. A container that was kept for another job keeps both."""
@@ -392,7 +408,9 @@ class ExecutionRegistry:
 
     def launch(self, assignment: JobAssignment, permit: Permit, delivery: QueueMessage | None) -> None:
         """Start an execution. `permit` and the GPUs are released when it has ended."""
-        execution = Execution(self._context, assignment, delivery, partial(self._release_resources, assignment, permit))
+        on_freed = partial(self._release_resources, assignment, permit)
+        on_ending = partial(permit.announce_release, assignment.endpoint.config.effective_pool)
+        execution = Execution(self._context, assignment, delivery, on_freed, on_ending)
         round_key = RoundKey(assignment.job.key, assignment.job.round)
         if round_key in self._active:
             raise RuntimeError(f"{round_key} is already running")

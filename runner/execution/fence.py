@@ -27,14 +27,19 @@ class ClaimLost(Exception):
 class RunnerRecords:
     """The records as this runner process writes them: never one that is too large, never one that may have been lost.
 
-    It is the store for `bus.compare_and_set.transition`.
+    It is the store for `bus.compare_and_set.transition`. `known` is the record as it was last, which the first read
+    returns. If it has changed since, the write fails and the record is read.
     """
 
-    def __init__(self, context: RunnerContext) -> None:
+    def __init__(self, context: RunnerContext, known: VersionedRecord | None = None) -> None:
         self._context = context
+        self._known = known
 
     async def read(self, key: JobKey) -> VersionedRecord | None:
         """Return the last record; None when the job does not exist. Raises BusError, RecordUnreadable."""
+        known, self._known = self._known, None
+        if known is not None:
+            return known
         return await self._context.bus.job_store.read(key)
 
     async def update(self, key: JobKey, record: JobRecord, revision: int) -> int:
@@ -55,19 +60,23 @@ class RunnerRecords:
             return after.revision
 
 
-async def record_event(context: RunnerContext, entry: VersionedRecord, event: JobEvent) -> Job:
-    """Append `event` to exactly the record `entry`; return the changed job. Raises what `RunnerRecords.update` does."""
+async def record_event(context: RunnerContext, entry: VersionedRecord, event: JobEvent) -> VersionedRecord:
+    """Append `event` to exactly the record `entry`; return the new record. Raises what `RunnerRecords.update` does."""
     recorded = next_record(entry.record.job, event, _event_time(context, entry.record.job))
-    await RunnerRecords(context).update(recorded.job.key, recorded, entry.revision)
-    return recorded.job
+    revision = await RunnerRecords(context).update(recorded.job.key, recorded, entry.revision)
+    return VersionedRecord(revision, recorded)
 
 
 async def transition_record(
-    context: RunnerContext, key: JobKey, decide: Callable[[Job], JobEvent | None]
+    context: RunnerContext,
+    key: JobKey,
+    decide: Callable[[Job], JobEvent | None],
+    known: VersionedRecord | None = None,
 ) -> VersionedRecord | None:
     """Record `decide(job)` for the latest record, decided again after a conflict. None from `decide` changes nothing.
 
-    Returns the record as it is then; None if the job does not exist. Raises what `RunnerRecords` does.
+    `known` is the record as it was last, which may save a read. Returns the record as it is then; None if the job does
+    not exist. Raises what `RunnerRecords` does.
     """
 
     async def decide_now(job: Job) -> JobEvent | None:
@@ -75,7 +84,8 @@ async def transition_record(
 
     event_time = partial(_event_time, context)
     # Without a limit of conflicts: a result is never given up.
-    changed = await transition(RunnerRecords(context), key, decide_now, event_time, conflict_limit=sys.maxsize)
+    records = RunnerRecords(context, known)
+    changed = await transition(records, key, decide_now, event_time, conflict_limit=sys.maxsize)
     return changed.entry
 
 
@@ -94,16 +104,22 @@ class FencedJob:
     """The right of this runner process to write about one attempt.
 
     If the attempt was released while we were disconnected, and no other host has claimed it since, it is claimed back.
+    `known` is the record with the claim, if this process has just written it: nobody else writes it in most cases, so
+    its next event needs no read.
     """
 
-    def __init__(self, context: RunnerContext, key: JobKey, round_: int, claim: Claim) -> None:
+    def __init__(
+        self, context: RunnerContext, key: JobKey, round_: int, claim: Claim, known: VersionedRecord | None = None
+    ) -> None:
         self._context = context
         self._key = key
         self._round = round_
         self._claim = claim
+        self._known = known
 
     async def read_job(self) -> Job:
         """Return the recorded job if the claim is ours. Raises ClaimLost; BusError if the broker is away."""
+        self._known = None
         return (await self._transition(self._claim_back)).record.job
 
     async def record(self, decide: Callable[[Job], JobEvent]) -> Job:
@@ -123,9 +139,11 @@ class FencedJob:
                 return entry.record.job
 
     async def _transition(self, decide: Callable[[Job], JobEvent | None]) -> VersionedRecord:
-        entry = await transition_record(self._context, self._key, decide)
+        known, self._known = self._known, None
+        entry = await transition_record(self._context, self._key, decide, known)
         if entry is None:
             raise ClaimLost("the record does not exist any more")
+        self._known = entry
         return entry
 
     def _claim_back(self, job: Job) -> JobEvent | None:

@@ -116,16 +116,19 @@ class OutputPump:
                 if not self._ended_streams:
                     self.watch_from = chunk.cursor
 
-    async def close(self) -> ErrorLine | None:
-        """Publish the rest and the end of the log; return the job's last error line."""
+    def close(self) -> ErrorLine | None:
+        """Parse what is left of the output, which has ended; return the job's last error line."""
         for parser in self._parsers.values():
             for parsed in parser.close():
                 self._handle_message(parsed)
+        return self._error_line
+
+    async def publish_rest(self) -> None:
+        """Publish what is left and the end of the log, after `close`."""
         await self._flush(everything=True)
         end = FeedPosition(self._job.round, self._job.attempt, self._offset)
         self._pending.append(LogEndMessage(end, self._context.now()))
         await self._flush()
-        return self._error_line
 
     async def assemble_log(self) -> Path | None:
         """Return the log as one file; None if nothing was printed, or if the disk is full."""

@@ -243,6 +243,7 @@ async def _run_in(
     run = _make_run(context, trial, allocation, warm)
     try:
         verdict = await run.run()
+        await run.output_pump.publish_rest()
         output = CollectedOutput({}, ())
         if isinstance(verdict, Done):
             try:
@@ -305,6 +306,7 @@ async def _check_stop(trial: Trial, engine: ContainerEngine, host: HostContext) 
     try:
         async with run_in_background(stop_when_it_works):
             await run.run()
+            await run.output_pump.publish_rest()
     finally:
         with anyio.CancelScope(shield=True):
             if run.handle is not None:

@@ -98,6 +98,21 @@ def test_an_adopted_job_takes_the_slot_that_it_poisoned() -> None:
     assert slots.free == 1
 
 
+async def test_an_announced_release_is_told_once_and_only_while_the_slot_is_taken() -> None:
+    slots = Slots(1)
+    permit = slots.take()
+    assert permit is not None
+    permit.announce_release("gpu")
+    assert await slots.wait_until_announced() == {"gpu"}
+    permit.announce_release("gpu")
+    permit.release()
+    assert await slots.wait_until_announced() == frozenset()
+    other = slots.take()
+    assert other is not None
+    other.announce_release("cpu")  # nothing of the first permit is left
+    assert await slots.wait_until_announced() == {"cpu"}
+
+
 async def test_whoever_waits_for_a_slot_is_notified() -> None:
     slots = Slots(1)
     over = [slots.take_for_recovered(), slots.take_for_recovered()]

@@ -13,7 +13,6 @@ from runner.execution.execution import ExecutionRegistry
 from schemas.endpoint import Timeouts
 from schemas.events import AttemptReleased
 from schemas.feed import LogEndMessage, ProgressMessage
-from schemas.ids import JobKey
 from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric, OutputFile, Policy
 from schemas.status import Status
 from tests.support.fake_engine import EndBySignal, FakeContainer, Program
@@ -397,15 +396,15 @@ async def test_a_slot_is_free_before_the_record_only_if_the_container_has_exited
     recording, gate = anyio.Event(), anyio.Event()
     key = await world.submit("well")
     async with world.run_runner() as runner:
-        start, read = runner.engine.start, runner.bus.job_store.read
+        start, update = runner.engine.start, runner.bus.job_store.update
 
-        async def wait_for_gate(wanted: JobKey) -> Any:
+        async def wait_for_gate(*args: Any) -> int:
             recording.set()
             await gate.wait()
-            return await read(wanted)
+            return await update(*args)
 
         async def start_or_refuse(spec: ContainerSpec) -> str:
-            monkeypatch.setattr(runner.bus.job_store, "read", wait_for_gate)
+            monkeypatch.setattr(runner.bus.job_store, "update", wait_for_gate)
             if not starts:
                 raise StartFailed("engine_error", "the engine said no")
             return await start(spec)

@@ -337,7 +337,9 @@ async def test_a_write_whose_answer_was_lost_counts_if_the_record_is_ours(
 
         monkeypatch.setattr(runner.bus.job_store, "update", lose_answer)
         if is_ours:
-            assert (await record_event(runner.context, entry, Succeeded(Output()))).status is Status.SUCCEEDED
+            written = await record_event(runner.context, entry, Succeeded(Output()))
+            assert written.record.job.status is Status.SUCCEEDED
+            assert written == await world.edge.job_store.read(key)
         else:
             with pytest.raises(RevisionConflict):
                 await record_event(runner.context, entry, Succeeded(Output()))
@@ -382,4 +384,4 @@ async def test_a_record_of_the_limit_is_written_and_one_byte_more_is_refused(
         with pytest.raises(MessageTooLarge, match=f"{size} bytes"):
             await record_event(runner.context, entry, event)
         monkeypatch.setattr("runner.execution.fence.RECORD_LIMIT_BYTES", size)
-        assert (await record_event(runner.context, entry, event)).started_at == later
+        assert (await record_event(runner.context, entry, event)).record.job.started_at == later

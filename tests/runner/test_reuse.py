@@ -1,14 +1,19 @@
 """Reused containers over the fakes: who gets which container, what a job leaves, and when a container has to go."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from msgspec.structs import replace
 
+from bus.interface import QueueMessage
 from runner.engines.port import MIB, ContainerUsage
 from schemas.endpoint import Reuse
+from schemas.events import JobRecord, Succeeded
+from schemas.ids import JobKey
 from schemas.status import Status
 from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint, warm_program
 from tests.support.fake_engine import EndBySignal, FakeContainer
@@ -100,6 +105,57 @@ async def test_the_log_and_the_folder_of_a_job_are_its_own(world: RunnerEnvironm
     assert "log of 1" in logs[0]
     assert "log of 2" not in logs[0]
     assert logs[1] == "log of 2\n"
+
+
+@pytest.mark.parametrize("case", ["kept", "retired", "held too long"])
+async def test_the_next_message_is_fetched_while_the_end_is_recorded_and_claimed_after_it(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """A message in hand is neither lost nor claimed early, also where the container of the last job has to go."""
+
+    async def work_once(box: FakeContainer, folder: Path) -> int:
+        if case == "retired":
+            leave_file(box, folder)
+        return await work(box, folder)
+
+    world.programs = {"kept": reused_program(work_once)}
+    if case == "held too long":
+        monkeypatch.setattr("runner.claiming.loop.HOLD_LIMIT_S", 0.0)
+    keys = [await world.submit("kept", f"j{number}") for number in (1, 2)]
+    fetched, recorded = anyio.Event(), anyio.Event()
+    async with world.run_runner() as runner:
+        update, fetch = runner.bus.job_store.update, runner.bus.job_queue.fetch
+        is_returned = case == "held too long"
+
+        async def see_fetch(*lane: Any) -> QueueMessage | None:
+            delivery = await fetch(*lane)
+            if delivery is not None and delivery.pointer.key == keys[1]:
+                monkeypatch.setattr(delivery, "nak", partial(see_nak, delivery.nak))
+                None if is_returned else fetched.set()
+            return delivery
+
+        async def see_nak(answer: Callable[[float], Awaitable[None]], delay_s: float) -> None:
+            await answer(delay_s)
+            fetched.set()
+
+        async def see_update(key: JobKey, record: JobRecord, revision: int) -> int:
+            if isinstance(record.event, Succeeded) and key == keys[0]:
+                with anyio.fail_after(30):
+                    await fetched.wait()
+                assert (await world.job(keys[1])).status is Status.QUEUED
+                recorded.set()
+            assert key == keys[0] or recorded.is_set()
+            return await update(key, record, revision)
+
+        monkeypatch.setattr(runner.bus.job_queue, "fetch", see_fetch)
+        monkeypatch.setattr(runner.bus.job_store, "update", see_update)
+        ended = [await world.wait_until_ended(key) for key in keys]
+        await runner.drained()
+    assert [job.status for job in ended] == [Status.SUCCEEDED] * 2
+    assert [job.attempt for job in ended] == [1, 1]
+    numbers = [job.output.data["number"] for job in ended if job.output is not None]
+    assert numbers == (["1", "1"] if case == "retired" else ["1", "2"])
+    await world.wait_until_clean()
 
 
 @pytest.mark.parametrize(("scope", "boxes"), [("owner", 2), ("endpoint", 1)])
