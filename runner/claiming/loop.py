@@ -29,6 +29,7 @@ from runner.execution.execution import ExecutionRegistry, RoundKey
 from runner.execution.fence import record_event
 from runner.gpu.placement import Placed
 from runner.gpu.turns import ShareTurns
+from schemas.backoff import Backoff
 from schemas.events import RecordUnreadable, Started
 from schemas.host import HOST_GONE_TIMEOUT_S
 from schemas.job import Job
@@ -38,6 +39,7 @@ UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot star
 HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host runs the job
 LOST_RACE_DELAY_S = 0.001  # a host stands back for up to so long, for each race in a row that it lost
 LOST_RACE_LIMIT = 20
+FIRST_IDLE_WAIT_S = 2 * PEEK_NAK_DELAY_S  # until a message is visible again that another host looks at
 TURN_PRIORITIES = (Priority.HIGH, Priority.NORMAL)  # `low` waits for as long as others can start
 HOLD_LIMIT_S = 1.0  # how long a fetched message waits for a slot that is about to be free, on this host alone
 CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is being removed
@@ -74,6 +76,7 @@ class ClaimLoop:
         self._woken_lanes: frozenset[Lane] = frozenset()
         self._all_due_at = 0.0  # when all lanes are fetched again although others are woken
         self._lost_races = 0  # wakes in a row whose message another host took
+        self._empty_sweeps = 0  # fetches of all lanes in a row that found nothing
         self._idle_scope = anyio.CancelScope()
         self._claiming = True
         self.jobs_started = 0  # since the start of this process
@@ -150,14 +153,19 @@ class ClaimLoop:
         return [name for name, found in pools if any(endpoint.name not in unschedulable for endpoint in found)]
 
     async def _prefetch(self) -> None:
-        """Prefetch for the first job that waits."""
-        pools = list(group_by_pool(self._host.endpoints))
-        await anyio.sleep(self._context.intervals.ahead_s)
+        """Prefetch for the first job that waits.
+
+        A message that is looked at is invisible to other hosts for a moment. So a busy host that is woken stands back
+        until a host with a free slot has taken the message, and busy hosts do not all look at the same time.
+        """
+        pools, ahead_s = list(group_by_pool(self._host.endpoints)), self._context.intervals.ahead_s
         with suppress(BusError):
+            await anyio.sleep(ahead_s)
             while not await prefetch_inputs(
                 self._context, self._host.endpoints, partial(self._fetch_first, self._order_lanes(pools))
             ):
-                await self._wait_for_messages(pools)
+                await self._wait_for_messages(pools, self._context.intervals.idle_s)
+                await anyio.sleep(ahead_s * (0.5 + self._context.jitter()))
 
     def stop(self) -> None:
         """Claim nothing more. A message that was just fetched is returned."""
@@ -169,7 +177,8 @@ class ClaimLoop:
 
         After a wake only its lanes are fetched: every other lane was empty at the last fetch and had no wake since. But
         a message may be there without a wake: one that was returned with a delay, or whose wake was lost. So all lanes
-        are fetched once in each idle time, also while wakes keep coming that other hosts win.
+        are fetched once in each idle time, also while wakes keep coming that other hosts win. After a job they are
+        fetched again sooner at first: a busy host may have been looking at the only message.
         """
         woken, self._woken_lanes = self._woken_lanes, frozenset()
         try:
@@ -179,19 +188,26 @@ class ClaimLoop:
             if delivery is None and (not lanes or anyio.current_time() >= self._all_due_at):
                 self._all_due_at = anyio.current_time() + self._context.intervals.idle_s
                 delivery = await self._fetch_first(self._order_lanes(pools))
+                self._empty_sweeps = 0 if delivery is not None else self._empty_sweeps + 1
             if delivery is None:
-                self._woken_lanes = await self._wait_for_messages(pools)
+                self._woken_lanes = await self._wait_for_messages(pools, self._idle_wait_s())
         except BusError as error:
             self._context.log_unavailable("claim", error)
             await anyio.sleep(self._context.intervals.idle_s)
             return None
         return delivery
 
+    def _idle_wait_s(self) -> float:
+        return Backoff(FIRST_IDLE_WAIT_S, self._context.intervals.idle_s).delay_s(max(0, self._empty_sweeps - 1))
+
     async def _fetch_woken(self, lanes: list[Lane]) -> QueueMessage | None:
         """Fetch after a wake, which every idle host receives at the same moment. The host that won last goes first."""
         await anyio.sleep(self._context.jitter() * self._lost_races * LOST_RACE_DELAY_S)
         delivery = await self._fetch_first(lanes, WAKE_GRACE_S)
-        self._lost_races = 0 if delivery is not None else min(self._lost_races + 1, LOST_RACE_LIMIT)
+        if delivery is None:
+            self._lost_races = min(self._lost_races + 1, LOST_RACE_LIMIT)
+        else:
+            self._lost_races = self._empty_sweeps = 0
         return delivery
 
     async def _find_unschedulable(self) -> Mapping[str, WaitReason]:
@@ -225,10 +241,10 @@ class ClaimLoop:
                 return delivery
         return None
 
-    async def _wait_for_messages(self, pools: list[str]) -> frozenset[Lane]:
+    async def _wait_for_messages(self, pools: list[str], timeout_s: float) -> frozenset[Lane]:
         if pools:
-            return await self._context.bus.job_queue.wait_for_messages(pools, self._context.intervals.idle_s)
-        await anyio.sleep(self._context.intervals.idle_s)
+            return await self._context.bus.job_queue.wait_for_messages(pools, timeout_s)
+        await anyio.sleep(timeout_s)
         return frozenset()
 
     async def _handle(self, delivery: QueueMessage, entry: VersionedRecord | None = None) -> None:

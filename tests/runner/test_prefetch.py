@@ -4,8 +4,11 @@ from pathlib import Path
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
-from schemas.status import Status
+from bus.interface import Lane, QueueMessage
+from runner.claiming.loop import ClaimLoop
+from schemas.status import Priority, Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
 from tests.support.wait import wait_for
@@ -71,3 +74,65 @@ async def test_a_drain_does_not_wait_for_what_is_fetched_ahead(world: RunnerEnvi
         await world.wait_until_running(await world.submit("held"))
         await wait_with_deadline(runner.drained)
     assert world.assets.fetched == []
+
+
+async def test_a_host_whose_job_has_ended_soon_looks_again_for_a_message_that_another_host_was_looking_at(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.pace = replace(world.pace, idle_s=3600.0, ahead_s=3600.0)
+    held = world.programs["held"] = HeldFetch()
+    looked_at: list[QueueMessage] = []
+    wait_for_messages = ClaimLoop._wait_for_messages
+
+    async def returned_meanwhile(loop: ClaimLoop, pools: list[str], timeout_s: float) -> frozenset[Lane]:
+        """Return the message after the host has found nothing, without a wake, as a host does that prefetches."""
+        if lanes := await wait_for_messages(loop, pools, 0.0):
+            return lanes  # woken while it was busy
+        while looked_at:
+            await looked_at.pop().nak(0.0)
+        return await wait_for_messages(loop, pools, timeout_s)
+
+    monkeypatch.setattr(ClaimLoop, "_wait_for_messages", returned_meanwhile)
+    async with world.run_runner():
+        await world.wait_until_running(await world.submit("held"))
+        second = await world.submit("held", "j2")
+        message = await world.broker.connect().job_queue.fetch("held", Priority.NORMAL)
+        assert message is not None
+        looked_at.append(message)
+        held.go.set()
+        assert (await world.wait_until_ended(second)).status is Status.SUCCEEDED
+
+
+async def test_a_busy_host_that_is_woken_stands_back(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = world.programs["held"] = HeldFetch()
+    steps: list[str] = []
+    wait_for_messages, fetch_first = ClaimLoop._wait_for_messages, ClaimLoop._fetch_first
+
+    async def wait(loop: ClaimLoop, pools: list[str], timeout_s: float) -> frozenset[Lane]:
+        steps.append("wait")
+        return await wait_for_messages(loop, pools, timeout_s)
+
+    async def fetch(loop: ClaimLoop, lanes: list[Lane], wait_s: float = 0.0) -> QueueMessage | None:
+        steps.append("fetch")
+        return await fetch_first(loop, lanes, wait_s)
+
+    def stand_back() -> float:
+        steps.append("stand back")
+        return 0.0
+
+    world.jitter = stand_back
+    async with world.run_runner():
+        first = await world.submit("held")
+        await world.wait_until_running(first)
+        monkeypatch.setattr(ClaimLoop, "_wait_for_messages", wait)
+        monkeypatch.setattr(ClaimLoop, "_fetch_first", fetch)
+
+        async def looked_twice() -> bool:
+            return steps.count("wait") > 1
+
+        await wait_for(looked_twice)
+        seen = tuple(steps)
+        held.go.set()
+        await world.wait_until_ended(first)
+    waits = [number for number, step in enumerate(seen[:-1]) if step == "wait"]
+    assert {seen[number + 1] for number in waits} == {"stand back"}

@@ -87,7 +87,7 @@ async def test_a_message_without_a_wake_is_fetched_while_others_are_woken(
 ) -> None:
     is_idle = anyio.Event()
 
-    async def always_woken(loop: ClaimLoop, pools: list[str]) -> frozenset[Lane]:
+    async def always_woken(loop: ClaimLoop, pools: list[str], timeout_s: float) -> frozenset[Lane]:
         is_idle.set()
         await anyio.sleep(world.pace.idle_s)
         return frozenset(Lane(pool, Priority.HIGH) for pool in pools)  # where other hosts take every message

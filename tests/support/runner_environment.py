@@ -172,6 +172,7 @@ class RunnerEnvironment:
         self.programs: dict[str, Program] = {"well": succeed, "waits": run_until_stopped}
         self.timeouts = Timeouts(grace_s=0.2)
         self.pace = FAST_PACE
+        self.jitter: Callable[[], float] = lambda: 0.0
         self.slots = 1
         self.disk_mb = 0
         self.engine_gone = False  # when a runner starts
@@ -219,7 +220,7 @@ class RunnerEnvironment:
                 assets=self.assets,
                 now=self.now,
                 uptime=self.uptime,
-                jitter=lambda: 0.0,
+                jitter=self.jitter,
                 intervals=self.pace,
                 outage=OutageGate(),
                 log=structlog.get_logger("test"),
