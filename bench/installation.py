@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from bench.figures import Figure
+from bench.processor import process_cpu_s
 from lamplighter import AsyncClient, api
 from schemas.job import Job
 from schemas.job_view import JobView
@@ -36,7 +37,6 @@ FIXES: Mapping[str, str] = {
 DEFAULT_FIX = "read the end of the host's log, and run `lamplighter doctor` where a host runs"
 
 OWNERS = 100
-CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 METRICS = api.ApiRequest(method="GET", path="/metrics", read=api.decode_text)
 
 
@@ -54,9 +54,8 @@ class BenchInstallation(Struct, frozen=True):
         return int(self.installation.url.rsplit(":", 1)[1])
 
     def edge_cpu_s(self) -> float:
-        """Return the processor time of the edge so far: utime and stime in proc(5)."""
-        fields = Path(f"/proc/{self.installation.edge.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_S
+        """Return the processor time of the edge so far."""
+        return process_cpu_s(self.installation.edge.pid)
 
 
 @asynccontextmanager

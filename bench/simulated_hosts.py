@@ -1,7 +1,7 @@
 """Many hosts in one process: `python -m bench.simulated_hosts COUNT JOB_S`. Prints a line for each job that starts.
 
 Each host is a whole runner, with its own connection to the broker: claim loop, heartbeats, records, feed. Only the
-containers are simulated: a job sleeps for JOB_S seconds and writes an empty output. BENCH_BROKER_URL and
+containers are simulated: a job sleeps for JOB_S seconds on average and writes an empty output. BENCH_BROKER_URL and
 BENCH_BROKER_PASSWORD say where the broker is. A line has the host, the job, and when it started and ended the one
 before, in seconds of the monotonic clock.
 """
@@ -38,6 +38,7 @@ from tests.support.installation import IMAGES
 from tests.support.runner_environment import FakeAssetTransfer, write_outputs
 
 IMAGE = "lamplighter-echo"
+JOB_SPREAD = (0.5, 1.5)  # jobs of one length would all end at the same moment, as they began
 
 
 def _now() -> datetime:
@@ -55,7 +56,7 @@ async def run_host(host: str, folder: Path, job_s: float, report: Callable[[str]
     async def program(container: FakeContainer) -> int:
         nonlocal ended_at
         report(f"{host} {container.spec.identity.job} {time.monotonic()} {ended_at}")
-        await anyio.sleep(job_s)
+        await anyio.sleep(job_s * random.uniform(*JOB_SPREAD))
         write_outputs(container)
         ended_at = time.monotonic()
         return 0

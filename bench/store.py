@@ -25,6 +25,7 @@ import uvicorn
 from litestar import Litestar, Request, put
 from litestar.datastructures import State
 
+from bench.processor import process_cpu_s
 from edge.store.directory import open_directory
 from edge.store.port import BlobStore
 
@@ -81,11 +82,6 @@ def memory_mb(pid: int, field: str) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def sample(path: Path, megabytes: int) -> str:
     """Fill `path` with bytes that no file system can compress, and return their digest."""
     digest = hashlib.sha256()
@@ -108,7 +104,7 @@ def measure(folder: Path, megabytes: int, runs: int) -> dict[str, object]:
         port = listening.getsockname()[1]
     try:
         put_file(port, Path(os.devnull), hashlib.sha256().hexdigest())
-        before, cpu = memory_mb(server.pid, "VmRSS"), cpu_s(server.pid)
+        before, cpu = memory_mb(server.pid, "VmRSS"), process_cpu_s(server.pid)
         ours, theirs, bound = [], [], []
         for _ in range(runs):
             theirs.append(sha256sum(path))
@@ -116,7 +112,7 @@ def measure(folder: Path, megabytes: int, runs: int) -> dict[str, object]:
             ours.append(put_file(port, path, sha256))
             (root / "sha256" / sha256[:2] / sha256[2:]).unlink()  # otherwise the next run only verifies the file
         return report(megabytes, ours, theirs, bound) | {
-            "server_cpu_s_per_gb": round((cpu_s(server.pid) - cpu) * 1000 / (runs * megabytes * MIB / 1e6), 2),
+            "server_cpu_s_per_gb": round((process_cpu_s(server.pid) - cpu) * 1000 / (runs * megabytes * MIB / 1e6), 2),
             "memory_growth_mb": round(memory_mb(server.pid, "VmHWM") - before, 1),
         }
     finally:
