@@ -237,7 +237,7 @@ async def follow(engine: DockerEngine, spec: ContainerSpec) -> SelfcheckRun:
     parser = LineParser("stdout")
     handle = await engine.start(spec)
     try:
-        async with aclosing(engine.output(handle, None)) as chunks:  # type: ignore[type-var]
+        async with aclosing(engine.output(handle, None)) as chunks:
             async for chunk in chunks:
                 if chunk.stream == "stderr":
                     log += chunk.data

@@ -31,6 +31,7 @@ from runner.execution.warm_container import (
     STATE_WHEN_TAKEN,
     WARM_PREFIX,
     ContainerReuse,
+    OutputRest,
     WarmContainer,
     WarmState,
     job_folders,
@@ -40,7 +41,7 @@ from runner.gpu.allocator import GpuAllocation
 from runner.gpu.placement import Placed
 from runner.outage import FailureBackoff
 from schemas.backoff import Backoff
-from schemas.container_protocol import ErrorLine, ExitCode, LogLine, ReadyLine, read_mark
+from schemas.container_protocol import ErrorLine, ExitCode, LogLine, OutputStream, ReadyLine, read_mark
 from schemas.host import WarmPoolStatus
 
 
@@ -126,7 +127,7 @@ class WarmPool:
         warm.reuse = ContainerReuse(self._find_leak, self._keep) if endpoint.config.reuse else None
         return warm
 
-    async def _keep(self, warm: WarmContainer, since: OutputCursor | None, leak: str | None) -> bool:
+    async def _keep(self, warm: WarmContainer, rest: OutputRest, leak: str | None) -> bool:
         """Take a container back after its job; return False if it has to go."""
         self._reused.discard(warm)
         reason = leak or self._why_not_kept(warm)
@@ -134,7 +135,7 @@ class WarmPool:
             self._context.log.info("container_not_kept", endpoint=warm.endpoint.config.name, reason=reason)
             return False
         await warm.detach()
-        warm.wait_for_next_job(since)
+        warm.wait_for_next_job(rest)
         idle = self._containers_of(warm.endpoint)
         if len(idle) >= max(self._host.slots.count, self._host.warm.count):
             self._start_removal(idle[0])
@@ -267,6 +268,8 @@ class WarmPool:
                 await self._start_and_watch(warm)
             except (EngineError, OSError) as error:
                 problem = str(error) or type(error).__name__
+        if warm.rest is not None:  # the watch ended before it began
+            await warm.rest.chunks.aclose()
         if problem:
             self._record_failure(warm.endpoint.config.name, problem)
         if warm.state in STATE_WHEN_GIVEN_BACK:
@@ -310,8 +313,14 @@ class WarmPool:
     async def _follow(self, warm: WarmContainer, handle: str, timeout: anyio.CancelScope) -> ErrorLine | None:
         """Read the output until the exit; return the last error line. Once it is ready, `timeout` limits its age."""
         error_line: ErrorLine | None = None
-        silent_streams = {"stdout", "stderr"} if warm.number else {"stdout"}  # those without the ready line
-        async with aclosing(parsed_lines(self._context.engine, handle, warm.watch_from)) as lines:
+        rest, warm.rest = warm.rest, None
+        silent_streams: set[OutputStream] = {"stdout", "stderr"} if warm.number else {"stdout"}  # not ready yet
+        if rest is not None:
+            silent_streams = {stream for stream in silent_streams if rest.ready.get(stream) != warm.number}
+        chunks = rest.chunks if rest else self._context.engine.output(handle, None)
+        async with aclosing(chunks), aclosing(parsed_lines(chunks)) as lines:
+            if rest is not None and not silent_streams:
+                await self._enter_ready(warm, handle, rest.cursor, timeout)
             async for line, cursor in lines:
                 if isinstance(line.message, ErrorLine):
                     error_line = warm.redactor.redact_message(line.message)
@@ -319,15 +328,20 @@ class WarmPool:
                 if not isinstance(ready, ReadyLine) or ready.job != warm.number:
                     continue
                 silent_streams.discard("stderr" if isinstance(line.message, LogLine) else "stdout")
-                if silent_streams:
-                    continue
-                if warm.state in STATE_AFTER_READY:
-                    await self._note_ready(warm, handle, cursor)
-                if (ready_state := STATE_AFTER_READY.get(warm.state)) is not None:
-                    timeout.deadline = min(warm.expires_at, anyio.current_time() + self._host.warm.recycle_s)
-                    warm.advance(ready_state)
-                    self._backoffs[warm.endpoint.config.name].reset()
+                if not silent_streams:
+                    await self._enter_ready(warm, handle, cursor, timeout)
         return error_line
+
+    async def _enter_ready(
+        self, warm: WarmContainer, handle: str, cursor: OutputCursor, timeout: anyio.CancelScope
+    ) -> None:
+        """Enter the state after a container that loaded has said that it is ready. Later lines change nothing."""
+        if warm.state in STATE_AFTER_READY:
+            await self._note_ready(warm, handle, cursor)
+        if (ready_state := STATE_AFTER_READY.get(warm.state)) is not None:
+            timeout.deadline = min(warm.expires_at, anyio.current_time() + self._host.warm.recycle_s)
+            warm.advance(ready_state)
+            self._backoffs[warm.endpoint.config.name].reset()
 
     async def _note_ready(self, warm: WarmContainer, handle: str, cursor: OutputCursor) -> None:
         """Note where the output of the next job begins; before the first job, what a job may leave."""

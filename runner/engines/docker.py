@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
@@ -56,6 +56,7 @@ from runner.engines.port import (
     OutputCursor,
     StartFailed,
 )
+from runner.engines.process_shim import started_at
 from runner.engines.response_stream import ReadBytes, open_stream
 from schemas.image_reference import ImageReference
 from schemas.isolation import RuntimeName
@@ -124,6 +125,7 @@ class DockerEngine:
         self.pool = ThreadPoolExecutor(self._threads, thread_name_prefix="docker")
         self._api_client: docker.APIClient | None = None
         self._connect_lock = threading.Lock()
+        self._pids: dict[str, tuple[int, int]] = {}  # of the main processes of measured containers, and their starts
         self._has_profile_support: bool | None = None  # whether the daemon accepts our seccomp profile; None: unknown
         self._owner = (os.getuid(), os.getgid()) if os.getuid() else (NOBODY_UID, NOBODY_UID)
 
@@ -195,7 +197,7 @@ class DockerEngine:
         with suppress(EngineError):
             self._remove(handle)
 
-    async def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
+    async def output(self, handle: str, since: OutputCursor | None) -> AsyncGenerator[OutputChunk]:
         cursor, reconnect = LogCursor(since), ReconnectWindow(self._settings.reconnect_s)
         while True:
             try:
@@ -256,6 +258,7 @@ class DockerEngine:
         self._networks.remove_of(handle)
 
     def _remove_container(self, handle: str) -> None:
+        self._pids.pop(handle, None)
         with _map_docker_errors(), suppress(docker.errors.NotFound):
             try:
                 self.connect().remove_container(handle, v=True, force=True)
@@ -275,10 +278,19 @@ class DockerEngine:
         return [parse_container(row) for row in rows]
 
     async def usage(self, handle: str) -> ContainerUsage:
-        pid = (await self._state(handle))["Pid"]
-        if not pid:
-            raise NoSuchContainer(f"{handle[:12]} has exited")
-        return await asyncio.to_thread(measure_processes, pid)
+        usage = await asyncio.to_thread(self._measure_known, handle)
+        if usage is None:
+            pid = (await self._state(handle))["Pid"]
+            if not pid:
+                raise NoSuchContainer(f"{handle[:12]} has exited")
+            self._pids[handle] = (pid, started_at(pid))
+            usage = await asyncio.to_thread(measure_processes, pid)
+        return usage
+
+    def _measure_known(self, handle: str) -> ContainerUsage | None:
+        """Return what the container uses, without the daemon; None if its process is not known, or has ended."""
+        pid, start = self._pids.get(handle, (0, 0))
+        return measure_processes(pid) if start and started_at(pid) == start else None
 
     async def probe(self) -> EngineInfo:
         return parse_engine_info(await self.call(lambda: self.connect().info()))

@@ -16,7 +16,7 @@ Names of engines (EngineName) are also known to `runner/engines/selection.py`, `
 `lamplighter/cli/doctor.py`, `lamplighter/cli/display.py` and `deploy/demo.py`.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -263,10 +263,11 @@ class ContainerEngine(GpuAccess, LeakAccess, AbstractAsyncContextManager["Contai
         """
         ...
 
-    def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
+    def output(self, handle: str, since: OutputCursor | None) -> AsyncGenerator[OutputChunk]:
         """Yield the output from `since` (None: from the start) until the container has exited.
 
-        Never blocks the job, however slow the reader is. Use `aclosing` to leave early. Raises NoSuchContainer.
+        Never blocks the job, however slow the reader is. Use `aclosing` to leave early. One task after another may read
+        on. Raises NoSuchContainer.
         """
         ...
 

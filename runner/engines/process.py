@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -235,7 +235,7 @@ class ProcessEngine:
                 pids.kill()
         _discard_state_dir(state.folder)
 
-    async def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
+    async def output(self, handle: str, since: OutputCursor | None) -> AsyncGenerator[OutputChunk]:
         state = ProcessStateDir(self._state / handle)
         offsets = [int(part) for part in since.position.split(":")] if since else [0, 0]
         offset = since.offset if since else 0

@@ -103,6 +103,7 @@ class ContainerRun:
         self._preparing = anyio.CancelScope()
         self._stop_requested = anyio.Event()
         self._has_ended = False
+        self._failure: Exception | None = None  # that ended `run`
         self._file_names: Mapping[str, str] = {}  # of the inputs, set after staging
         self._secrets: Mapping[str, str] = {}  # set after staging
         self.job_dir = self._folders.job
@@ -138,12 +139,11 @@ class ContainerRun:
         self._preparing.cancel()
         self._stop_requested.set()
 
-    async def run(self) -> Verdict:
-        """Stage, start, follow and classify; with a container that exists, begin with following it.
+    async def run(self) -> None:
+        """Stage, start and follow; with a container that exists, begin with following it.
 
-        The caller then has `output_pump` publish the rest of the output.
+        The caller then has `output_pump` publish the rest of the output, and calls `classify`.
         """
-        start_failure = None
         try:
             if self.handle is None:
                 await self._prepare()
@@ -156,17 +156,18 @@ class ContainerRun:
                 with self._trace.step("run"):
                     self.exit = await self._supervise(self.handle)
                 self.run_s = self._compute_run_s()
-        except StartFailed as error:
-            start_failure = error
         except (AssetError, InvalidJobInput, EngineError, OSError) as error:
-            self._has_ended = True
             if isinstance(error, EngineUnavailable):
                 self._context.outage.engine_suspected.notify()
-            self.output_pump.close()
-            return failure_before_start(error)
+            self._failure = error
         self._has_ended = True
         self.error_line = self.output_pump.close()
-        return classify_exit(await self._exit_facts(start_failure, self.error_line))
+
+    async def classify(self) -> Verdict:
+        """Return what became of the job, after `run`."""
+        if self._failure is not None and not isinstance(self._failure, StartFailed):
+            return failure_before_start(self._failure)
+        return classify_exit(await self._exit_facts(self._failure, self.error_line))
 
     @property
     def is_container_left(self) -> bool:

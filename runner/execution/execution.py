@@ -174,10 +174,10 @@ class Execution:
 
     async def _run_steps(self, container_run: ContainerRun, tasks: TaskGroup) -> None:
         try:
-            verdict = await container_run.run()
+            await container_run.run()
             with self._trace.step("deliver"):
                 tasks.start_soon(self._publish_rest, container_run)
-                result = await self._upload_result(container_run, verdict)
+                result = await self._upload_result(container_run, await container_run.classify())
                 self.verdict = result.verdict
                 if container_run.is_container_left:
                     tasks.start_soon(self._find_leak, container_run)
@@ -194,6 +194,8 @@ class Execution:
             await self._clean_up()
         except ClaimLost as error:
             self._abandon(error)
+        finally:
+            await container_run.output_pump.close_rest()
 
     async def _publish_rest(self, container_run: ContainerRun) -> None:
         """Publish the rest of the output, while outputs are uploaded: it precedes the record of the end."""
@@ -310,9 +312,10 @@ class Execution:
         """Give the container of an ended job back to its pool. Remove it if the pool does not take it."""
         await anyio.to_thread.run_sync(self._clear_job_folder)
         await self._is_inspected.wait()
-        warm = self.assignment.warm_container
-        if self._reuse is not None and warm is not None:
-            self.is_kept = await self._reuse.keep(warm, container_run.output_pump.watch_from, self._leak)
+        warm, pump = self.assignment.warm_container, container_run.output_pump
+        if self._reuse is not None and warm is not None and pump.rest is not None:
+            self.is_kept = await self._reuse.keep(warm, pump.rest, self._leak)
+            pump.rest = None if self.is_kept else pump.rest
         if not self.is_kept:
             await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
 

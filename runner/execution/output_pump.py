@@ -7,7 +7,6 @@ does not count as stalled. A disk that takes no log costs the log, never the job
 
 import os
 from collections.abc import Iterator
-from contextlib import aclosing
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,6 +21,7 @@ from runner.engines.port import OutputChunk, OutputCursor
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.feed_throttle import FeedThrottle, PublishedOffsets
 from runner.execution.secret_redactor import SecretRedactor
+from runner.execution.warm_container import OutputRest
 from schemas.container_protocol import (
     EndLine,
     ErrorLine,
@@ -43,7 +43,8 @@ class OutputPump:
     """The output of one attempt. `checkpoint` must be loaded; it says how far an earlier runner process came.
 
     In a reused container, the output of the job begins at `since` and ends with its end line: `end_code` is the code
-    in it. Offsets count from `since`. `watch_from` is a cursor of the container at or before the end line.
+    in it, and `rest` the output after it. Whoever takes the container over, or the caller of `close_rest`, closes that.
+    Offsets count from `since`.
     """
 
     def __init__(  # noqa: PLR0913 - what it reads, and where it stores that
@@ -77,9 +78,10 @@ class OutputPump:
         self.is_reused = is_reused
         self.since = since
         self.end_code = state.end_code
-        self.watch_from: OutputCursor | None = None
+        self.rest: OutputRest | None = None
         self.redactor = SecretRedactor()  # of the job's secrets
         self._ended_streams: set[OutputStream] = set()
+        self._ready: dict[OutputStream, int] = {}
         self._last_code = 0
 
     @property
@@ -104,17 +106,26 @@ class OutputPump:
     async def _read(self, handle: str) -> None:
         if self.end_code is not None:  # an earlier runner process has read to the end
             return
-        self.watch_from = shift_cursor(self._cursor, self.since, 1) or self.since
-        async with aclosing(self._context.engine.output(handle, self.watch_from)) as chunks:  # type: ignore[type-var]
+        since = shift_cursor(self._cursor, self.since, 1) or self.since
+        chunks = self._context.engine.output(handle, since)
+        try:
             async for chunk in chunks:
                 cursor = shift_cursor(chunk.cursor, self.since, -1)
                 data = self.redactor.redact(chunk.stream, chunk.data)
                 await self._handle_chunk(replace(chunk, data=data, cursor=cursor))
                 if len(self._ended_streams) == len(self._parsers):
                     self.end_code = self._last_code
+                    self.rest = OutputRest(chunks, chunk.cursor, self._ready)
                     return
-                if not self._ended_streams:
-                    self.watch_from = chunk.cursor
+        finally:
+            if self.rest is None:
+                await chunks.aclose()
+
+    async def close_rest(self) -> None:
+        """Close the rest of the output if nobody has taken it."""
+        rest, self.rest = self.rest, None
+        if rest is not None:
+            await rest.chunks.aclose()
 
     def close(self) -> ErrorLine | None:
         """Parse what is left of the output, which has ended; return the job's last error line."""
@@ -174,9 +185,12 @@ class OutputPump:
         message = self.redactor.redact_message(parsed.message)
         parsed = ParsedLine(message, parsed.end)
         if self.is_reused and (mark := read_mark(parsed)) is not None:
+            stream: OutputStream = "stderr" if isinstance(message, LogLine) else "stdout"
             if isinstance(mark, EndLine):
-                self._ended_streams.add("stderr" if isinstance(message, LogLine) else "stdout")
+                self._ended_streams.add(stream)
                 self._last_code = mark.code
+            elif mark.job is not None:
+                self._ready[stream] = mark.job
             return
         if isinstance(message, ErrorLine):
             self._error_line = message

@@ -25,10 +25,10 @@ from bus.notifier import Notifier
 from bus.secret_files import atomic_write
 from runner.endpoints import LocalEndpoint
 from runner.engines.launch import prepare_inner_job_dir
-from runner.engines.port import ContainerEngine, ContainerIdentity, ContainerUsage, OutputCursor
+from runner.engines.port import ContainerIdentity, ContainerUsage, OutputChunk, OutputCursor
 from runner.execution.secret_redactor import SecretRedactor
 from runner.gpu.allocator import GpuAllocation
-from schemas.container_protocol import LineParser, ParsedLine, start_socket
+from schemas.container_protocol import LineParser, OutputStream, ParsedLine, start_socket
 
 WARM_PREFIX = "warm-"  # of the folder's name; the folder name of an attempt contains three dots
 ASSIGNMENT_FILE = "claim.json"
@@ -108,6 +108,17 @@ class ContainerBaseline(NamedTuple):
     files: frozenset[str]
 
 
+class OutputRest(NamedTuple):
+    """The output of a reused container after the end of a job, with the stream that was open: opening one takes long.
+
+    `cursor` is where `chunks` go on. `ready` has the number of the job for which each stream said that it is ready.
+    """
+
+    chunks: AsyncGenerator[OutputChunk]
+    cursor: OutputCursor
+    ready: Mapping[OutputStream, int]
+
+
 class WarmContainer:
     """One warm container, in the folder of that name.
 
@@ -138,7 +149,7 @@ class WarmContainer:
         self.since = since
         self.owner = ""
         self.reuse: ContainerReuse | None = None
-        self.watch_from: OutputCursor | None = None
+        self.rest: OutputRest | None = None
         self.expires_at = float("inf")
         self.baseline: ContainerBaseline | None = None
         self.first_usage: ContainerUsage | None = None
@@ -158,10 +169,10 @@ class WarmContainer:
         """Wait until it is in one of these states."""
         await self._changed.wait_until(lambda: self.state in states)
 
-    def wait_for_next_job(self, since: OutputCursor | None) -> None:
-        """Enter LOADING after a job: it is ready again when it says so. Its output is watched from `since`."""
+    def wait_for_next_job(self, rest: OutputRest) -> None:
+        """Enter LOADING after a job: it is ready again when it says so in the `rest` of its output."""
         self.number += 1
-        self.since, self.watch_from = None, since
+        self.since, self.rest = None, rest
         self.watch_scope = anyio.CancelScope()
         self.advance(WarmState.LOADING)
 
@@ -179,11 +190,11 @@ class ContainerReuse(NamedTuple):
     """Two calls of the pool for a container whose job has ended.
 
     `find_leak` returns why the job does not allow another one in it; None if it does. `keep` takes the container back,
-    with that reason and the cursor to watch it from; it returns False if the container has to go.
+    with that reason and the rest of its output; it returns False if the container has to go.
     """
 
     find_leak: Callable[[WarmContainer], Awaitable[str | None]]
-    keep: Callable[[WarmContainer, OutputCursor | None, str | None], Awaitable[bool]]
+    keep: Callable[[WarmContainer, OutputRest, str | None], Awaitable[bool]]
 
 
 def write_warm_assignment(
@@ -238,15 +249,13 @@ def send_start(root: Path, number: int = 0) -> bool:
     return True
 
 
-async def parsed_lines(
-    engine: ContainerEngine, handle: str, since: OutputCursor | None = None
-) -> AsyncGenerator[tuple[ParsedLine, OutputCursor]]:
+async def parsed_lines(chunks: AsyncGenerator[OutputChunk]) -> AsyncGenerator[tuple[ParsedLine, OutputCursor]]:
     """Yield the parsed output of a container until its exit, each line with the cursor after its chunk.
 
     Raises EngineError.
     """
     parsers = {"stdout": LineParser("stdout"), "stderr": LineParser("stderr")}
-    async with aclosing(engine.output(handle, since)) as chunks:  # type: ignore[type-var]
+    async with aclosing(chunks):
         async for chunk in chunks:
             for parsed in parsers[chunk.stream].feed(chunk.data, chunk.cursor.offset - len(chunk.data)):
                 yield parsed, chunk.cursor

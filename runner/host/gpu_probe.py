@@ -106,7 +106,7 @@ async def run_probe(
 
 async def _wait_for_success(engine: ContainerEngine, handle: str) -> str:
     """Wait until the container is ready or exits; return "" if it is ready or exits with 0, else the reason."""
-    async with aclosing(parsed_lines(engine, handle)) as lines:
+    async with aclosing(parsed_lines(engine.output(handle, None))) as lines:
         async for line, _ in lines:
             if isinstance(line.message, ReadyLine):
                 return ""

@@ -242,8 +242,9 @@ async def _run_in(
 ) -> _Attempt:
     run = _make_run(context, trial, allocation, warm)
     try:
-        verdict = await run.run()
+        await run.run()
         await run.output_pump.publish_rest()
+        verdict = await run.classify()
         output = CollectedOutput({}, ())
         if isinstance(verdict, Done):
             try:

@@ -1,7 +1,7 @@
 """The fake engine: runs async functions instead of containers, for tests of everything above the port."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
 from itertools import count
@@ -87,7 +87,7 @@ class FakeContainer:
             await self._changed.wait()
         return self.exit
 
-    async def follow(self, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
+    async def follow(self, since: OutputCursor | None) -> AsyncGenerator[OutputChunk]:
         """Yield what was written from `since` on, until the exit."""
         offset, index = (since.offset, int(since.position)) if since else (0, 0)
         while True:
@@ -171,7 +171,7 @@ class FakeEngine:
         self.containers[box.handle] = box
         return box
 
-    async def output(self, handle: str, since: OutputCursor | None) -> AsyncIterator[OutputChunk]:
+    async def output(self, handle: str, since: OutputCursor | None) -> AsyncGenerator[OutputChunk]:
         async for chunk in self._find_started(handle).follow(since):
             self._check_available()
             yield chunk
