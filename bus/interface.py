@@ -30,7 +30,7 @@ from schemas.installation import AuditEvent, InstallationConstant, Lease, Pause
 from schemas.job import Pointer
 from schemas.job_action import JobAction
 from schemas.job_environment import StoredSecret
-from schemas.owner_deletion import OwnerDeletion
+from schemas.owner_deletion import DeletedOwner, OwnerDeletion
 from schemas.power import PowerRecord
 from schemas.status import Priority
 from schemas.usage import JobUsage, PowerUsage, UsageRow
@@ -516,6 +516,7 @@ class Bus(Struct, frozen=True, kw_only=True):
     tombstones: Table[AssetTombstone]
     power_records: Table[PowerRecord]
     pauses: Table[Pause]
+    deleted_owners: Table[DeletedOwner]
     installation_constants: Table[InstallationConstant]
     webhook_configs: Table[WebhookConfig]
     owner_webhooks: Table[OwnerWebhooks]

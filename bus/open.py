@@ -27,6 +27,7 @@ from bus.nats.topology import (
     ACTIONS,
     AGREED,
     ASSETS,
+    DELETED_OWNERS,
     DELIVERED,
     ERASURES,
     HOOKS,
@@ -58,7 +59,7 @@ from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import InstallationConstant, Lease, Pause
 from schemas.job_action import JobAction
 from schemas.job_environment import StoredSecret
-from schemas.owner_deletion import OwnerDeletion
+from schemas.owner_deletion import DeletedOwner, OwnerDeletion
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 
@@ -92,6 +93,7 @@ class _NatsAdapters(NamedTuple):
             tombstones=NatsTable(jetstream, TOMBSTONES, AssetTombstone, as_edge=as_edge),
             power_records=NatsTable(jetstream, POWER, PowerRecord, as_edge=as_edge),
             pauses=NatsTable(jetstream, PAUSES, Pause, as_edge=as_edge),
+            deleted_owners=NatsTable(jetstream, DELETED_OWNERS, DeletedOwner, as_edge=as_edge),
             webhook_configs=NatsTable(jetstream, HOOKS, WebhookConfig, as_edge=as_edge),
             owner_webhooks=NatsTable(jetstream, OWNER_HOOKS, OwnerWebhooks, as_edge=as_edge),
             delivery_log=NatsTable(jetstream, DELIVERED, DeliveryLogRow, as_edge=as_edge),

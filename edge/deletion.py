@@ -32,10 +32,11 @@ from edge.store.port import StoreError
 from schemas.auth import Scope
 from schemas.events import RecordUnreadable
 from schemas.ids import JobKey
-from schemas.owner_deletion import DeletionCounts, OwnerDeletion, OwnerDeletionState
+from schemas.owner_deletion import DeletedOwner, DeletionCounts, OwnerDeletion, OwnerDeletionState
 from schemas.problems import ProblemError
 from schemas.status import FINAL_STATUSES, Status
 
+DELETED_OWNER_RETENTION = timedelta(days=400)  # as AUDIT; a host that was off for longer removes by age
 SWEEP_INTERVAL_S = 2.0  # the time after which every other edge refuses the owner
 QUIET_PERIOD = timedelta(seconds=10)  # another edge caches a key for 5 s, and its requests may take as long
 _LEASE_SCOPE = "erasures"  # the stored scope of its leases
@@ -91,9 +92,16 @@ class OwnerDeletionService:
                 await self._bus.owner_deletions.update(owner, deletion, row.revision if row else 0)
             except RevisionConflict:
                 return await self.start(owner, by)
+            await self._forget_old_rows()
         self._services.quotas.mark_deleting(owner)
         self._requests.notify()
         return deletion
+
+    async def _forget_old_rows(self) -> None:
+        """Remove rows of DELETED_OWNERS that every host has read or will not need."""
+        for owner, row in (await self._bus.deleted_owners.rows()).items():
+            if self._clock() - row.value.at > DELETED_OWNER_RETENTION:
+                await self._bus.deleted_owners.delete(owner)
 
     async def report(self, owner: str) -> OwnerDeletion:
         """Return the state of a deletion. Raises ProblemError `not_found`, also a month after it was requested."""
@@ -146,12 +154,23 @@ class OwnerDeletionService:
         if unfinished:
             return
         found += await self._record_progress(owner, await self._delete_messages(owner), waiting_for=0)
+        await self._tell_hosts(owner, had_jobs=found.jobs > 0)
         if any(count.owner == owner for count in self._services.index.count_jobs()):
             return  # the index is behind: it would still find jobs that name the assets
         dropped = [await self._drop_asset(owner, name) for name in await self._bus.asset_references.keys(f"{owner}.>")]
         deleted = DeletionCounts(assets=len(dropped), bytes=sum(size for size, _ in dropped))
         found += await self._record_progress(owner, deleted, hosts={host for _, hosts in dropped for host in hosts})
         await self._update_state(owner, found)
+
+    async def _tell_hosts(self, owner: str, *, had_jobs: bool) -> None:
+        """Let hosts remove the owner's caches; again if they may have made new ones since they were told."""
+        deletion, told = await self._bus.owner_deletions.get(owner), await self._bus.deleted_owners.get(owner)
+        is_new = deletion is not None and (told is None or told.value.at < deletion.value.requested_at)
+        if is_new or had_jobs:
+            await self._bus.deleted_owners.put(owner, DeletedOwner(self._clock()))
+            hosts = await self._bus.capabilities.rows()
+            holding = [name for name, row in hosts.items() if any(one.caches for one in row.value.endpoints)]
+            await self._record_progress(owner, DeletionCounts(), hosts=holding)
 
     async def _revoke_keys(self, owner: str) -> int:
         keys = await self._services.keys.list(owner)

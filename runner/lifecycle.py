@@ -22,6 +22,7 @@ from runner.execution.cache_watch import sweep_caches
 from runner.execution.execution import Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
 from runner.host.deadman import DeadManTimer
+from runner.host.deleted_owners import DeletedOwners
 from runner.host.endpoint_watch import EndpointWatch
 from runner.host.engine_monitor import EngineMonitor
 from runner.host.gpu_probe import GpuProber, detect_injection
@@ -42,6 +43,7 @@ class RunnerParts(NamedTuple):
     warm_pool: WarmPool
     executions: ExecutionRegistry
     recovery: ContainerRecovery
+    deleted_owners: DeletedOwners
     claim_loop: ClaimLoop
     activity: HostActivity
     engine_monitor: EngineMonitor
@@ -116,6 +118,7 @@ def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> 
         warm_pool=warm_pool,
         executions=executions,
         recovery=recovery,
+        deleted_owners=DeletedOwners(context, warm_pool),
         claim_loop=claim_loop,
         activity=activity,
         engine_monitor=engine_monitor,
@@ -144,11 +147,12 @@ async def _recover_and_claim(
     await context.retry_while_unavailable(
         "drop_deleted_assets", partial(_drop_deleted_assets, context, host.drop_assets)
     )
+    await context.retry_while_unavailable("remove_deleted_owners", parts.deleted_owners.apply)
     parts.state.set_recovered()
     background.start_soon(parts.warm_pool.run)
     background.start_soon(parts.gpu_prober.run)
     ready()
-    async with run_in_background(partial(_run_periodic_cleanup, context, host, parts.recovery)):
+    async with run_in_background(partial(_run_periodic_cleanup, context, host, parts)):
         await parts.claim_loop.run()
 
 
@@ -181,14 +185,15 @@ def _on_endpoints_changed(contents: HostContents, warm_pool: WarmPool, state: Ho
     state.changed.notify()
 
 
-async def _run_periodic_cleanup(context: RunnerContext, host: HostContext, recovery: ContainerRecovery) -> None:
-    """Clean up periodically what no notification covers: caches, poisoned slots and deleted assets."""
+async def _run_periodic_cleanup(context: RunnerContext, host: HostContext, parts: RunnerParts) -> None:
+    """Clean up periodically what no notification covers: caches, poisoned slots, deleted assets and owners."""
     while True:
         await anyio.sleep(context.intervals.sweep_s)
         await _sweep_caches(context, host)
         with suppress(BusError):
-            await recovery.recover_poisoned_slots()
+            await parts.recovery.recover_poisoned_slots()
             await _drop_deleted_assets(context, host.drop_assets)
+            await parts.deleted_owners.apply()
 
 
 async def _sweep_caches(context: RunnerContext, host: HostContext) -> None:

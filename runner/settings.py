@@ -86,7 +86,7 @@ class CacheSettings(Struct, frozen=True):
     max_gb: Annotated[float, Meta(gt=0)] = 20.0
     """All caches together. Beyond it, those that no container has are removed, the oldest use first."""
     keep_days: Annotated[float, Meta(gt=0)] = 30.0
-    """A cache that was not used for so long is removed, also that of an owner who was deleted."""
+    """A cache that was not used for so long is removed."""
 
 
 class RegistrySettings(Struct, frozen=True):

@@ -8,6 +8,15 @@ from schemas.ids import Token
 from schemas.job import Moment
 
 
+class DeletedOwner(Struct, frozen=True):
+    """A row of DELETED_OWNERS, under the owner: hosts remove what they keep between its jobs.
+
+    `at`: when the last of its jobs had ended.
+    """
+
+    at: Moment
+
+
 class OwnerDeletionState(StrEnum):
     """The state of the deletion of an owner's data."""
 

@@ -129,6 +129,8 @@ PUBLISHES = [
     ("runner", "$KV.TOMBSTONES.ab", False),
     ("runner", "$JS.API.DIRECT.GET.KV_TOMBSTONES.$KV.PAUSES.endpoint.echo", True),
     ("runner", "$KV.PAUSES.endpoint.echo", False),
+    ("runner", "$JS.API.DIRECT.GET.KV_TOMBSTONES.$KV.DELETED_OWNERS.ann", True),
+    ("runner", "$KV.DELETED_OWNERS.ann", False),
     ("runner", "$JS.API.DIRECT.GET.KV_KEYS.x", False),
     ("runner", "$JS.API.STREAM.MSG.GET.KV_KEYS", False),
     ("runner", "ctl.gpu-2", False),

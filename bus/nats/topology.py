@@ -66,6 +66,7 @@ NOTICES = Bucket("NOTICES", _SHORT_HISTORY, NOTICE_RETENTION_DAYS * 86_400, eras
 # In a stream that runners may read already: a new right is an import that the edge's account of a broker run by hand
 # does not export, and nats-server refuses such a configuration (docs/decisions/098-pauses-share-a-stream.md).
 PAUSES = Bucket("PAUSES", guest_of=TOMBSTONES.name)
+DELETED_OWNERS = Bucket("DELETED_OWNERS", guest_of=TOMBSTONES.name)
 SECRETS = Bucket("SECRETS", _SHORT_HISTORY, erases_old_values=True)
 ACTIONS = Bucket("ACTIONS", _SHORT_HISTORY, JOB_ACTION_RETENTION_DAYS * 86_400, erases_old_values=True)
 
@@ -73,7 +74,7 @@ BUCKETS = (
     *(HOSTS, OFFERS, POWER, KEYS, ASSETS, TOMBSTONES, AGREED, HOOKS, DELIVERED, LEASES, JOINED, ERASURES, AUDIT),
     *(ACTIONS, NOTICES, OWNER_HOOKS, SECRETS, HOST_TOKENS),
 )
-GUEST_BUCKETS = (PAUSES,)
+GUEST_BUCKETS = (PAUSES, DELETED_OWNERS)
 
 
 NS_PER_DAY = 86_400 * NS_PER_S

@@ -35,6 +35,11 @@ class StoredCache(NamedTuple):
         return self.folder / _DATA
 
     @property
+    def owner(self) -> str:
+        """The owner whose jobs use the cache."""
+        return self.folder.name.split(".")[0]
+
+    @property
     def name(self) -> str:
         """The name of the cache in endpoint.toml."""
         return self.folder.name.split(".")[3]
@@ -58,7 +63,7 @@ class CacheStore:
     """
 
     def __init__(self, folder: Path, is_over: Callable[[StoredCache], bool]) -> None:
-        self._folder = folder.absolute()
+        self.folder = folder.absolute()
         self._is_over = is_over
         self.lock = threading.Lock()
 
@@ -67,8 +72,8 @@ class CacheStore:
 
         One that another container has as well (`is_used`) is not emptied.
         """
-        make_private_folder(self._folder, TRAVERSE_ONLY_MODE)
-        cache = StoredCache(self._folder / key, 0.0)
+        make_private_folder(self.folder, TRAVERSE_ONLY_MODE)
+        cache = StoredCache(self.folder / key, 0.0)
         if not cache.folder.exists():
             make_private_folder(cache.folder)
         elif not is_used and self._is_over(cache):
@@ -79,12 +84,12 @@ class CacheStore:
 
     def find(self, key: str) -> StoredCache | None:
         """Return the cache of this name; None if it is not here."""
-        folder = self._folder / key
+        folder = self.folder / key
         return StoredCache(folder, folder.stat().st_mtime) if _is_cache(folder) else None
 
     def list(self) -> Iterator[StoredCache]:
         """Yield all caches of the host, by folder name."""
-        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+        for folder in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
             if _is_cache(folder):
                 yield StoredCache(folder, folder.stat().st_mtime)
 

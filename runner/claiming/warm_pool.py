@@ -188,6 +188,11 @@ class WarmPool:
         if self._host.gpu_allocator.must_evict_warm(allocation):
             await self._evict([warm for warm in self._containers if set(warm.allocation.uuids) & set(allocation.uuids)])
 
+    async def evict_owner(self, owner: str) -> bool:
+        """Remove the containers that wait for more jobs of this owner; return whether no job of it has one."""
+        await self._evict([warm for warm in self._containers if warm.owner == owner])
+        return not any(warm.owner == owner and not warm.allocation.is_released for warm in self._reused)
+
     async def close(self) -> None:
         """Remove all warm containers, and start no more."""
         self._is_open = False

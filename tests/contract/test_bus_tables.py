@@ -10,6 +10,7 @@ from schemas.auth import ApiKey, Scope
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.ids import JobKey
 from schemas.installation import Pause, endpoint_pause_key, maintenance_key
+from schemas.owner_deletion import DeletedOwner
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import NOW, make_key
 from tests.support.stream_collector import collect_stream
@@ -46,6 +47,16 @@ async def test_a_runner_reads_the_pauses_that_the_edge_writes(world: BusPair):
     await world.edge.pauses.delete(endpoint)
     assert await world.runner.pauses.get(endpoint) is None
     assert await world.runner.pauses.keys() == {host}
+
+
+async def test_a_runner_reads_the_deleted_owners_that_the_edge_writes(world: BusPair):
+    await world.edge.tombstones.put("ab", tombstone("ab"))
+    await world.edge.deleted_owners.put("ann", DeletedOwner(NOW))
+    rows = await world.runner.deleted_owners.rows()
+    assert {owner: row.value for owner, row in rows.items()} == {"ann": DeletedOwner(NOW)}
+    assert await world.runner.tombstones.keys() == {"ab"}
+    await world.edge.deleted_owners.delete("ann")
+    assert await world.runner.deleted_owners.rows() == {}
 
 
 async def test_only_one_creates_a_row(world: BusPair):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -16,6 +17,7 @@ from runner.execution.cache_watch import is_over, sweep_caches
 from schemas.endpoint import Endpoint, Resources, Reuse
 from schemas.job import Job
 from schemas.mounts import Cache
+from schemas.owner_deletion import DeletedOwner
 from schemas.status import Status
 from tests.runner.warm_programs import reused_program
 from tests.support.fake_engine import FakeContainer, Program
@@ -128,6 +130,75 @@ async def test_the_next_runner_process_watches_the_cache_of_a_job_that_it_took_o
         job = await world.wait_until_ended(key)
         assert job.error is not None
         assert job.error.code == "disk_exceeded"
+
+
+async def test_a_deleted_owner_s_caches_go_when_its_job_has_ended_and_nobody_else_s(world: RunnerEnvironment) -> None:
+    async with world.run_runner():
+        await run_job(world, "b1", owner="bob")
+        await run_job(world, "a1", endpoint="other")
+        world.programs["well"] = use_cache(waits=True)
+        key = await world.submit("well", "a2", "ann")
+        await world.wait_until_running(key)
+        await world.edge.deleted_owners.put("ann", DeletedOwner(world.now()))
+
+        async def left_of(count: int) -> bool:
+            return len(caches_of(world, "ann")) == count
+
+        await wait_for(partial(left_of, 1))  # the one that the job has
+        await world.cancel(key)
+        await wait_for(partial(left_of, 0))
+        assert len(caches_of(world, "bob")) == 1
+
+
+async def test_a_host_that_was_off_removes_them_before_its_first_job_and_only_once(world: RunnerEnvironment) -> None:
+    async with world.run_runner():
+        await run_job(world, "a1")
+        await run_job(world, "b1", owner="bob")
+    await world.edge.deleted_owners.put("ann", DeletedOwner(world.now()))
+    async with world.run_runner("i2"):
+        assert caches_of(world, "ann") == []
+        assert await run_job(world, "a2") == []  # a new owner of the name
+        assert await run_job(world, "b2", owner="bob") == ["kernel-0"]
+    async with world.run_runner("i3"):
+        assert await run_job(world, "a3") == ["kernel-0"]
+        await world.edge.deleted_owners.put("ann", DeletedOwner(world.now()))  # deleted again
+
+        async def gone() -> bool:
+            return caches_of(world, "ann") == []
+
+        await wait_for(gone)
+        assert len(caches_of(world, "bob")) == 1
+
+
+async def test_a_container_that_waits_for_a_deleted_owner_s_jobs_goes_too(world: RunnerEnvironment) -> None:
+    async def work(box: FakeContainer, folder: Path) -> int:
+        box.write(b'{"type":"progress","fraction":1}\n')
+        (folder / "out" / "output.json").write_bytes(b"{}")
+        return 0
+
+    world.programs["well"] = reused_program(work)
+    offer(world, Reuse(jobs=5, minutes=60))
+    async with world.run_runner():
+        await world.wait_until_ended(await world.submit("well", "a1", "ann"))
+
+        async def waiting(count: int) -> bool:
+            row = await world.edge.heartbeats.get("gpu-1")
+            return row is not None and sum(pool.ready for pool in row.value.warm) == count
+
+        await wait_for(partial(waiting, 1))
+        await world.edge.deleted_owners.put("bob", DeletedOwner(world.now()))
+        await world.edge.deleted_owners.put("ann", DeletedOwner(world.now()))
+        await wait_for(partial(waiting, 0))
+
+        async def gone() -> bool:
+            return caches_of(world, "ann") == []
+
+        await wait_for(gone)
+
+
+def caches_of(world: RunnerEnvironment, owner: str) -> list[str]:
+    """Return the names of the owner's caches on the disk."""
+    return [path.name for path in world.caches_folder.glob(f"{owner}.*")]
 
 
 DAY_S = 86_400

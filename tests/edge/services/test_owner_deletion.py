@@ -1,9 +1,11 @@
 """Deletion of an owner: what is deleted, what is refused meanwhile, and that it continues after a crash."""
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from bus.interface import BrokerUnreachable, WebhookDelivery
 from edge.assets.uploads import UploadChunk, UploadParameters
@@ -16,10 +18,17 @@ from schemas.auth import CLIENT_SCOPES, Scope
 from schemas.feed import FeedPosition, LogMessage
 from schemas.ids import JobKey
 from schemas.job import Job, Output, OutputFile
+from schemas.mounts import Cache
 from schemas.owner_deletion import DeletionCounts, OwnerDeletion, OwnerDeletionState
 from schemas.problems import ProblemError
 from schemas.status import Status
-from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, FixedEntropy, fake_bus_services
+from tests.support.edge_services import (
+    ECHO_ENDPOINT,
+    EdgeServicesRig,
+    FakeBusServicesRig,
+    FixedEntropy,
+    fake_bus_services,
+)
 from tests.support.wait import wait_for
 
 SAID_OF_ANN = 6  # three changes and a line of the job that ended, and that the two others were submitted
@@ -47,6 +56,12 @@ async def gone(edge: EdgeServicesRig, erasures: OwnerDeletionService, owner: str
 
     await wait_for(done)
     return await erasures.report(owner)
+
+
+async def deleted_at(edge: EdgeServicesRig) -> datetime | None:
+    """Return what hosts are told of ann."""
+    row = await edge.bus.deleted_owners.get("ann")
+    return row.value.at if row else None
 
 
 async def piece() -> AsyncIterator[bytes]:
@@ -156,6 +171,11 @@ async def test_another_edge_refuses_too_and_what_it_took_before_goes(fake: FakeB
         other = second.erasures(keys_of(second))
         await erasures.start("ann")
         assert (await swept(fake, erasures)).counts.assets == 1
+        told = await deleted_at(fake)
+        assert told is not None
+        fake.time.advance(seconds=1)
+        await swept(fake, erasures)
+        assert await deleted_at(fake) == told
         await second.submit("ann", "late")
         await second.uploads.create("ann", UploadParameters(name="x", media_type="x/y", length=3))
         await other.sweep()
@@ -165,8 +185,23 @@ async def test_another_edge_refuses_too_and_what_it_took_before_goes(fake: FakeB
         await fake.wait_until_indexed()
         report = await gone(fake, erasures)
         assert (report.counts.jobs, report.counts.uploads) == (1, 1)
+        assert (await deleted_at(fake) or told) > told  # the late job may have made a cache
         await other.sweep()
         await second.submit("ann", "anew")
+
+
+async def test_hosts_are_told_to_remove_the_caches_and_which_may_have_some(fake: FakeBusServicesRig) -> None:
+    cached = structs.replace(ECHO_ENDPOINT, caches=(Cache(name="kernels", path="/kernels", max_mb=1),))
+    await fake.announce_capabilities(host="gpu-1")
+    await fake.announce_capabilities(host="gpu-2", endpoints=(cached,))
+    erasures = fake.erasures(keys_of(fake))
+    await erasures.start("ann")
+    assert (await gone(fake, erasures)).hosts_pending == ("gpu-2",)
+    assert await fake.runner_bus.deleted_owners.keys() == {"ann"}
+    fake.time.advance(days=401)
+    await erasures.start("bob")
+    await swept(fake, erasures, "bob")
+    assert await fake.runner_bus.deleted_owners.keys() == {"bob"}
 
 
 async def test_a_running_job_is_stopped_first(edge: EdgeServicesRig) -> None:
@@ -177,9 +212,11 @@ async def test_a_running_job_is_stopped_first(edge: EdgeServicesRig) -> None:
         report = await swept(edge, erasures)
         assert (report.state, report.waiting_for, report.counts.jobs) == (OwnerDeletionState.RUNNING, 1, 0)
     assert (await edge.read(job)).status is Status.CANCELLING
+    assert await edge.runner_bus.deleted_owners.keys() == set()
     await edge.write_event(job.key, e.Cancelled())
     report = await gone(edge, erasures)
     assert (report.waiting_for, report.counts.jobs) == (0, 1)
+    assert await edge.runner_bus.deleted_owners.keys() == {"ann"}
 
 
 async def test_it_goes_on_after_a_crash_at_any_step(fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +232,7 @@ async def test_it_goes_on_after_a_crash_at_any_step(fake: FakeBusServicesRig, mo
         (bus.webhook_outbox, "remove"),
         (bus.webhook_configs, "delete"),
         (bus.usage_log, "delete_owner"),
+        (bus.deleted_owners, "put"),
         (bus.asset_references, "delete"),
         (bus.tombstones, "put"),
         (bus.owner_deletions, "update"),

@@ -9,6 +9,7 @@ from bus.nats.topology import (
     ASSETS,
     AUDIT,
     BUCKETS,
+    DELETED_OWNERS,
     DELIVERED,
     ERASURES,
     GUEST_BUCKETS,
@@ -34,7 +35,7 @@ from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
 from schemas.installation import InstallationConstant, Lease, Pause
 from schemas.job_action import JobAction
 from schemas.job_environment import StoredSecret
-from schemas.owner_deletion import OwnerDeletion
+from schemas.owner_deletion import DeletedOwner, OwnerDeletion
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 from tests.support.fake_bus.connection import FakeConnection
@@ -100,6 +101,7 @@ class FakeBroker:
             tombstones=FakeTable(connection, self._buckets[TOMBSTONES.name], TOMBSTONES.name, AssetTombstone),
             power_records=FakeTable(connection, self._buckets[POWER.name], POWER.name, PowerRecord),
             pauses=FakeTable(connection, self._buckets[PAUSES.name], PAUSES.name, Pause),
+            deleted_owners=FakeTable(connection, self._buckets[DELETED_OWNERS.name], DELETED_OWNERS.name, DeletedOwner),
             webhook_configs=FakeTable(connection, self._buckets[HOOKS.name], HOOKS.name, WebhookConfig),
             owner_webhooks=FakeTable(connection, self._buckets[OWNER_HOOKS.name], OWNER_HOOKS.name, OwnerWebhooks),
             delivery_log=FakeTable(connection, self._buckets[DELIVERED.name], DELIVERED.name, DeliveryLogRow),
