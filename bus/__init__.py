@@ -1,6 +1,6 @@
 """The message broker behind ports: job records, queues, the feed and small tables.
 
-`interface` holds the ports, their values and their errors; everybody who uses the broker depends on it alone. `open`
+`interface` holds the ports (`health` one of them), their values and their errors. Its users depend on it alone. `open`
 gives a `Bus` over a real broker. `compare_and_set` changes records and rows beside other writers. `nats/` holds the
 adapters, the only code that imports nats-py; `server/` runs and configures a nats-server. `secret_files`,
 `tls_pinning`, `notifier` and `uptime_clock` are small tools that the edge and the runner share.

@@ -18,6 +18,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
+from bus.health import BrokerHealth
 from schemas.asset import AssetReference
 from schemas.auth import ApiKey
 from schemas.conditions import Notice
@@ -433,71 +434,6 @@ class HostNudges(Protocol):
 
     def subscribe(self, host: str) -> AsyncIterator[JobKey]:
         """Yield the keys of the nudges for `host`, without end."""
-        ...
-
-
-class BrokerStatus(NamedTuple):
-    """The state of the broker. `used_share` is the share of the store in use, 0 to 1. `is_durable` None: unknown.
-
-    `write_failed`: the broker's disk did not accept a write, and the broker stores nothing until it is restarted.
-    `degraded`: faults of single servers while the cluster works, and what to do about each, one line each.
-    `used_bytes`, `limit_bytes`: of the store; of a cluster, those of its fullest server. None: no limit.
-    """
-
-    used_share: float
-    is_durable: bool | None
-    version: str
-    write_failed: bool = False
-    degraded: tuple[str, ...] = ()
-    used_bytes: int = 0
-    limit_bytes: int | None = None
-
-
-class BrokerBacklog(NamedTuple):
-    """The work that waits in the broker. `broker_time`: its clock, None if it does not tell.
-
-    `pointers`: messages of JOBS, also those that a runner has. `unchecked_states`: changes of STATE that no edge has
-    checked for a webhook. `deliveries`: webhook deliveries that were not acked; the oldest has waited for
-    `oldest_delivery_s`, 0 without one.
-    """
-
-    pointers: int
-    unchecked_states: int
-    deliveries: int
-    oldest_delivery_s: float
-    broker_time: datetime | None = None
-
-
-class BrokerHealth(Protocol):
-    """The state of the connection and of the broker."""
-
-    async def status(self) -> BrokerStatus:
-        """Ask the broker for its state. Raises BrokerUnreachable."""
-        ...
-
-    async def backlog(self) -> BrokerBacklog:
-        """Ask the broker what waits in it. Only the edge has the right to do so. Raises BusError."""
-        ...
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the connection is up and set up."""
-        ...
-
-    @property
-    def fault(self) -> str:
-        """Why the broker refuses this user, and what to do; empty when it does not, and while it is away."""
-        ...
-
-    def uptime_s(self) -> float:
-        """Return the seconds since the connection came up, without a break, a suspend or a clock jump.
-
-        A host counts as gone only for an observer that was connected for long enough.
-        """
-        ...
-
-    def reconnects(self) -> AsyncIterator[None]:
-        """Yield once after each reconnect, when the streams exist again."""
         ...
 
 

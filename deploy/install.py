@@ -377,10 +377,6 @@ def install_cpu_torch(pip: Pip) -> bool:
     return False
 
 
-def install_project(pip: Pip) -> None:
-    pip.install("--no-build-isolation", "--editable", ROOT)
-
-
 def announce(parts: list[str], pip: Pip) -> None:
     """Say how much is to be installed, if anything is."""
     locks = [LOCKS[part] for part in parts if part in LOCKS]
@@ -406,7 +402,7 @@ def install(environment: Environment, lock: int) -> None:
             if part == "torch":
                 install_torch(pip)
             elif part == "lamplighter":
-                install_project(pip)
+                pip.install("--no-build-isolation", "--editable", ROOT)
             else:
                 pip.install_locked(missing_entries(LOCKS[part]))
             stamp = environment.stamp(part)

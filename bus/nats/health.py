@@ -12,7 +12,8 @@ import httpx2
 import msgspec
 from msgspec import Struct, field
 
-from bus.interface import BrokerBacklog, BrokerStatus, BrokerUnreachable
+from bus.health import BrokerBacklog, BrokerStatus
+from bus.interface import BrokerUnreachable
 from bus.nats.jetstream import NS_PER_S, ApiResponse, JetStreamClient, StreamInfo, parse_time_ns
 from bus.nats.topology import DELIVERIES, JOBS, count_unchecked_states
 from bus.uptime_clock import UptimeClock

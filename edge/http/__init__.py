@@ -4,7 +4,8 @@ Start with `routes/jobs.submit_job`. A request passes `middleware`, then `auth`,
 receive the services of the edge from `dependencies`, read bodies with `request_body`, and send files with `responses`.
 An exception becomes an RFC 9457 document in `problems`.
 
-`api_document` makes `/openapi.json`. A new route needs a row in `api_operations`, and a new field one in `api_fields`.
-`openapi` adds to Litestar's draft what the types do not show: bodies, headers, extra statuses.
+`api_document` makes `/openapi.json`. A new route needs a row in `api_operations`, and a new field one in `api_fields`
+(of a job: `api_job_fields`). `openapi` adds to Litestar's draft what the types do not show: bodies, headers, extra
+statuses.
 Only `edge.server`, `edge.facades` and the composition root (`edge.app`, `edge.container`, `edge.process`) import it.
 """

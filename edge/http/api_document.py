@@ -14,7 +14,8 @@ import msgspec
 from litestar import Litestar, Response
 from litestar.handlers import HTTPRouteHandler
 
-from edge.http.api_fields import FIELDS, PARAMETERS, FieldNote
+from edge.http.api_common_fields import FieldNote
+from edge.http.api_fields import FIELDS, PARAMETERS
 from edge.http.api_operations import TAGS, codes_of, find_operation
 from edge.http.auth import NO_AUTH
 from edge.http.openapi import FILE_PATHS, METHODS, SECOND_STATUSES, body_kinds, complete_document, component_name

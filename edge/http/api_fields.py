@@ -4,96 +4,22 @@
 A test compares the table with the components. A field whose value is another component takes that component's example.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-
-class FieldNote(NamedTuple):
-    """The description of a field, and a value that it may have."""
-
-    text: str
-    example: Any = None
-
+from edge.http.api_common_fields import COMMON_FIELDS, FieldNote
+from edge.http.api_common_fields import EXAMPLE_DIGEST as _DIGEST
+from edge.http.api_common_fields import EXAMPLE_JOB_ID as _JOB
+from edge.http.api_common_fields import EXAMPLE_LATER as _LATER
+from edge.http.api_common_fields import EXAMPLE_SCOPES as _SCOPES
+from edge.http.api_common_fields import EXAMPLE_SHA256 as _SHA
+from edge.http.api_common_fields import EXAMPLE_TIME as _AT
+from edge.http.api_job_fields import JOB_FIELDS
 
 _N = FieldNote
-_AT = "2026-11-29T18:02:43Z"
-_LATER = "2026-11-29T18:04:07Z"
-_JOB = "3c5916982c2ec6cef6fcef224e797de6"
-_SHA = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
-_DIGEST = f"sha256:{_SHA}"
-_SCOPES = ["jobs:read", "jobs:write"]
-_GPU = "GPU-3f0b1c2d"
-_RESUMES = "Resumes the stream after this event"
 
 FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
-    "*": {
-        "accepted": _N("The jobs that are stored now, in the order of the request"),
-        "action": _N("What is done to each job", "cancel"),
-        "actions": _N("The actions, newest first"),
-        "assets": _N("The files of this page"),
-        "at": _N("When it happened", _AT),
-        "attempt": _N("The number of the attempt within its round, from 1; 0 before the first", 1),
-        "bytes": _N("The size in bytes", 6),
-        "code": _N("A stable code; docs/errors.md lists all", "job_final"),
-        "created_at": _N("When it was created", _AT),
-        "cost": _N("The cost"),
-        "currency": _N("The currency, as the settings name it", "CNY"),
-        "data": _N("The body of the event"),
-        "detail": _N("What happened, why, and what to do, in the language of Accept-Language", "the job has ended"),
-        "digest": _N("What a job's input takes: `sha256:` and 64 hex digits", _DIGEST),
-        "done": _N("How many steps are done; null if the job does not count them", 105),
-        "endpoint": _N("The name of an endpoint", "echo"),
-        "energy_j": _N("The energy of the GPUs in joules", 5120.0),
-        "engine": _N("What runs jobs there: `docker` or `process`", "docker"),
-        "expires_at": _N("Until when it is valid; null: without an end", _LATER),
-        "failed": _N("How many jobs could not be changed", 0),
-        "finished_at": _N("When it ended; null before that", _LATER),
-        "fraction": _N("How much is done, from 0 to 1", 0.42),
-        "gpu_s": _N("Seconds of GPU time", 61.5),
-        "gpus": _N("The GPUs"),
-        "host": _N("The id of a host", "gpu-1"),
-        "hosts": _N("The hosts"),
-        "program": _N("Which image and which endpoint.toml that was; null: not known"),
-        "hosts_pending": _N("Hosts that may still have the bytes in their caches", ["gpu-1"]),
-        "hours_on": _N("Hours in which hosts were on", 1.5),
-        "id": _N("The id", _JOB),
-        "image": _N("The name of the container image", "lamplighter-echo"),
-        "input": _N("The input of the job, by the JSON Schema of its endpoint", {"text": "hi", "file": _DIGEST}),
-        "job_id": _N("The id of the job", _JOB),
-        "jobs": _N("The number of jobs", 12),
-        "language": _N("`zh` or `en`; null: English unless a request asks for another", "en"),
-        "media_type": _N("The media type", "video/mp4"),
-        "message": _N("The same for people, in the language of Accept-Language", "It is next in line"),
-        "missing": _N("Digests of files that have not been uploaded", [_DIGEST]),
-        "name": _N("The name", "face.mp4"),
-        "next_cursor": _N("Give it as `cursor` to get the next page; null on the last page", None),
-        "offset": _N("The position in the output of the attempt, in bytes", 1024),
-        "owner": _N("The owner", "ann"),
-        "power_w": _N("The electrical power in watts; null: not reported", 210.5),
-        "present": _N("The digests that the owner has", [_DIGEST]),
-        "previous_until": _N("Until when the previous secret stays valid; null: there is none", None),
-        "priority": _N("The lane of the queue", "normal"),
-        "reason": _N("The reason as a code; null: there is none", None),
-        "requested_at": _N("When it was requested", _AT),
-        "revision": _N("Rises with every change of the job", 12),
-        "round": _N("The number of the round, from 1; each retry starts a new one", 1),
-        "scopes": _N("What it may do", _SCOPES),
-        "sha256": _N("The SHA-256 of the bytes as 64 hex digits", _SHA),
-        "since": _N("Since when", _AT),
-        "stage": _N("What the job does at the moment, in its own words", "render"),
-        "state": _N("The state", "running"),
-        "status": _N("The state of the job", "queued"),
-        "tags": _N("Names and values to search by, at most 16", {"project": "x"}),
-        "temperature_c": _N("The temperature in degrees Celsius; null: not reported", 61),
-        "memory_total_mb": _N("Its memory in MiB; null: not reported", 24_564),
-        "token": _N("The token; only this answer has it", "lampt_…"),
-        "total": _N("How many steps there are; null if the job does not count them", 250),
-        "trace_id": _N("The name of the job in logs", "order-17"),
-        "url": _N("Where to fetch it", f"/v1/assets/{_SHA}"),
-        "uuid": _N("The UUID of the GPU", _GPU),
-        "utilization": _N("How busy it is, in percent; null: not reported", 87),
-        "compute_capability": _N("Its CUDA compute capability; null: not reported", "8.9"),
-        "webhook": _N("Where the states of the job are delivered"),
-    },
+    "*": COMMON_FIELDS,
+    **JOB_FIELDS,
     "Activity": {
         "uploading": _N("Executions whose outputs are still being stored", 0),
         "unrecovered": _N("Containers that no execution follows", 0),
@@ -131,12 +57,6 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "target": _N("The name of the target", "ops"),
         "sent": _N("Whether the message was sent", True),
         "error": _N("Why it was not sent; null: it was", None),
-    },
-    "BatchRequest": {"jobs": _N("1 to 1,000 jobs")},
-    "Batch": {"rejected": _N("The jobs that were refused")},
-    "RejectedSubmission": {
-        "index": _N("The position in the request, from 0", 1),
-        "problem": _N("Why it was refused"),
     },
     "Cost": {"amount": _N("The amount", 0.31)},
     "CreatedHost": {
@@ -206,19 +126,9 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
     },
     "EndpointList": {"endpoints": _N("The endpoints")},
     "EndpointUsage": {"hours_on": _N("Its share of the hours in which its hosts were on", 1.5)},
-    "Eta": {
-        "start_at": _N("When it should start; null: not known", _AT),
-        "finish_at": _N("When it should end: the median; null: not known", _LATER),
-        "p90_finish_at": _N("By when nine of ten such jobs end; null: not known", _LATER),
-        "samples": _N("From how many earlier runs this is estimated", 14),
-    },
     "FieldError": {
         "path": _N("The field, as a JSON path", "$.input.text"),
         "message": _N("What is wrong with it", "5 is not of type 'string'"),
-    },
-    "OutputFile": {
-        "name": _N("The name of the output", "result.mp4"),
-        "url": _N("Where to fetch it without a key, for about an hour", "/v1/jobs/3c59/files/result.mp4?signature=…"),
     },
     "Gpu": {
         "name": _N("The model", "NVIDIA GeForce RTX 4090"),
@@ -308,7 +218,6 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "leaves_at_end": _N("Whether the host is removed when its runner ends", True),
     },
     "HostRequest": {"id": _N("A name for the host", "gpu-2")},
-    "HistoryRow": {"event": _N("The event, with its `type`", {"type": "started"})},
     "ImageStatus": {
         "image": _N("The image, as endpoint.toml names it", "ghcr.io/ann/thumbnail:2"),
         "endpoints": _N("The endpoints that name it", ["thumbnail"]),
@@ -319,101 +228,6 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "percent": _N("How much has arrived, as the mean over all layers", 45),
         "why": _N("What went wrong last, and what to do; null: nothing", None),
         "retry_in_s": _N("Seconds until it is pulled again; null: no need", None),
-    },
-    "JobProgram": {
-        "image": _N("The image, as endpoint.toml names it; null under the process engine", "ghcr.io/ann/thumbnail:2"),
-        "image_digest": _N("Its digest at the registry, or the engine's id of an image built on the host", _DIGEST),
-        "endpoint_digest": _N("The digest of the host's endpoint.toml", _DIGEST),
-    },
-    "JobActionFailure": {"detail": _N("Why", "the job has ended")},
-    "JobAction": {
-        "state": _N("Whether it is done", "running"),
-        "total": _N("How many jobs were found at the request", 40),
-        "done": _N("How many jobs were changed", 12),
-        "skipped": _N("How many jobs needed no change", 1),
-        "failures": _N("The first 100 jobs that could not be changed"),
-        "waits_for": _N("Why it does not go on at the moment; null: it does", None),
-    },
-    "JobActionRequest": {
-        "ids": _N("The jobs, at most 1,000", [_JOB]),
-        "filter": _N("Or the jobs that match this at the time of the request; null: those of `ids`"),
-    },
-    "JobActionRequestFilter": {
-        "status": _N("In one of these states; empty: in any", ["queued"]),
-        "endpoint": _N("Of this endpoint", "echo"),
-        "code": _N("Failed with this code", "no_face"),
-        "text": _N("With this text in the id, the input, a tag or the error", "order"),
-        "created_from": _N("Created at this time or after it", _AT),
-        "created_to": _N("Created before this time", _LATER),
-    },
-    "JobError": {
-        "code": _N("A code of docs/errors.md, or the image's own", "no_face"),
-        "message": _N("What happened, for people", "no face was found in the video"),
-        "blame": _N("Whose fault it is: `client`, `image`, `host` or `operator`", "client"),
-        "retryable": _N("Whether a retry may succeed with the same request", False),
-        "log_tail": _N("The last lines that it wrote to stderr", ["no face in frame 0"]),
-    },
-    "JobMetric": {
-        "name": _N("The name of the number", "fps"),
-        "value": _N("Its last value", 24.5),
-        "unit": _N("Its unit; may be empty", "1/s"),
-    },
-    "JobUsage": {
-        "queued_s": _N("Seconds from the queue to the start; null: not started", 31.6),
-        "run_s": _N("Seconds of the last attempt; null: not ended", 9.1),
-        "gpu_energy_j": _N("Energy of its GPUs in joules; null: not measured", None),
-        "gpu_utilization": _N("Mean load of its GPUs in percent; null: not measured", None),
-        "vram_peak_mb": _N("The most GPU memory that it used, in MiB; null: not measured", None),
-        "cost": _N("What it cost in the currency of its host's price; null: no price", None),
-    },
-    "JobPage": {"jobs": _N("The jobs of this page")},
-    "JobUrls": {
-        "self": _N("The job", f"/v1/jobs/{_JOB}"),
-        "events": _N("Its events", f"/v1/jobs/{_JOB}/events"),
-        "cancel": _N("POST here to cancel it", f"/v1/jobs/{_JOB}/cancel"),
-        "retry": _N("POST here to run it again", f"/v1/jobs/{_JOB}/retry"),
-        "logs": _N("Its log", f"/v1/jobs/{_JOB}/logs"),
-    },
-    "Job": {
-        "reason": _N("Why it waits, as a code of docs/errors.md; null: it does not wait", "behind"),
-        "message": _N("What happens now, for people; null: there is nothing to say", "It is next in line"),
-        "missing": _N("Digests of files that must be uploaded before it is queued", []),
-        "queue_position": _N("How many jobs are ahead; 0: next in line; null: it does not wait in the queue", 0),
-        "eta": _N("When it should start and end; null: not known"),
-        "progress": _N("How far it is; null: it has not reported"),
-        "output": _N("The result; null before it has one"),
-        "error": _N("Why it failed; null: it has not"),
-        "max_attempts": _N("How many attempts a round has", 3),
-        "host": _N("The host of the last attempt; null before the first", "gpu-1"),
-        "gpu": _N("The UUIDs of its GPUs, separated by commas; null: none", _GPU),
-        "engine": _N("What ran the last attempt: `docker` or `process`; null before the first", "docker"),
-        "isolation": _N(
-            "What isolated it: `runc`, `runsc`, `kata`, `bubblewrap`, or `process` for nothing; null: not told", "runc"
-        ),
-        "queued_at": _N("When it was queued; null before that", _AT),
-        "started_at": _N("When the last attempt started; null before the first", _AT),
-        "not_before": _N("Its earliest start; null: none", None),
-        "deadline": _N("Its latest start; null: none", None),
-        "usage": _N("What the last attempt used"),
-        "metrics": _N("Numbers that the job reported of itself"),
-        "urls": _N("Its own routes"),
-    },
-    "Submission": {
-        "not_before": _N("The earliest start; null: at once", None),
-        "deadline": _N("The latest start, with a time zone; null: none", "2099-01-01T00:00:00Z"),
-        "await_input": _N("Accept the job although files are missing; the last upload queues it", False),
-        "policy": _N("Limits; what is left out comes from the endpoint"),
-    },
-    "Policy": {
-        "execution_timeout_s": _N("How many seconds an attempt may take", 600.0),
-        "stall_timeout_s": _N("After how many silent seconds an attempt counts as stuck", 180.0),
-        "start_timeout_s": _N("How many seconds it may wait for a host", 86_400.0),
-        "max_attempts": _N("How many attempts a round has", 2),
-        "input_timeout_s": _N("How many seconds its files may take to arrive", 1_800.0),
-    },
-    "Webhook": {
-        "url": _N("The URL that is called with every state", "https://app.example.com/hook"),
-        "events": _N("What is delivered: `state`", ["state"]),
     },
     "KeyRequest": {
         "name": _N("A name for people", "her laptop"),
@@ -437,18 +251,6 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
     "JobSecrets": {"secrets": _N("The values by name, only for the host that runs the job", {"HF_TOKEN": "hf_…"})},
     "KeyList": {"keys": _N("The keys, without their secrets")},
     "Liveness": {"status": _N("`ok`", "ok")},
-    "LogEvent": {
-        "stream": _N("`stdout` or `stderr`", "stdout"),
-        "text": _N("Whole lines of output", "step 1 of 10\n"),
-    },
-    "NoticeEvent": {
-        "kind": _N("What happened to the host", "host_online"),
-        "message": _N("The same for people", "The GPU host is on"),
-    },
-    "Output": {
-        "files": _N("The output files"),
-        "data": _N("The object that the image returned", {"text": "hi"}),
-    },
     "OwnerDeletion": {
         "asked_at": _N("When it was requested", _AT),
         "by": _N("The id of the key that asked for it", "k0"),
@@ -565,22 +367,6 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "loading": _N("How many containers load", 0),
         "why": _N("Why the last one died; null: none has", None),
         "retry_in_s": _N("Seconds until the next one is started; null: no need", None),
-    },
-    "StateEvent": {
-        "id": _N(_RESUMES, "9f3c-17-12"),
-        "event": _N("The kind of event", "state"),
-    },
-    "ProgressMessage": {
-        "id": _N(_RESUMES, "9f3c-18-12"),
-        "event": _N("The kind of event", "progress"),
-    },
-    "LogMessage": {
-        "id": _N(_RESUMES, "9f3c-19-12"),
-        "event": _N("The kind of event", "log"),
-    },
-    "NoticeMessage": {
-        "id": _N(_RESUMES, "9f3c-19-12"),
-        "event": _N("The kind of event", "notice"),
     },
     "WebhookDelivery": {
         "type": _N("The kind of delivery", "job.state"),

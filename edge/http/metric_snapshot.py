@@ -10,7 +10,8 @@ from pathlib import Path
 import structlog
 from anyio import move_on_after, to_thread
 
-from bus.interface import BrokerBacklog, BrokerStatus, BusError
+from bus.health import BrokerBacklog, BrokerStatus
+from bus.interface import BusError
 from bus.metric_registry import MetricSnapshot
 from edge.core.clock import micros
 from edge.core.installation import read_last_backup

@@ -2,7 +2,8 @@
 
 from anyio import Lock
 
-from bus.interface import BrokerHealth, BrokerStatus, BrokerUnreachable
+from bus.health import BrokerHealth, BrokerStatus
+from bus.interface import BrokerUnreachable
 from edge.core.clock import Clock
 from schemas.problems import ProblemError
 

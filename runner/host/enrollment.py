@@ -11,7 +11,7 @@ import anyio
 import msgspec
 from msgspec.structs import replace
 
-from bus.interface import BrokerHealth
+from bus.health import BrokerHealth
 from bus.secret_files import TRAVERSE_ONLY_MODE, atomic_write, make_private_folder
 from bus.tls_pinning import fetch_certificate
 from runner.assets.client import AssetClient

@@ -13,7 +13,8 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.interface import BrokerStatus, Bus, BusError
+from bus.health import BrokerStatus
+from bus.interface import Bus, BusError
 from bus.nats.topology import STATE
 from bus.open import open_edge
 from schemas.ids import JobKey

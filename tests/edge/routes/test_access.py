@@ -5,7 +5,7 @@ import httpx2
 import pytest
 from litestar.connection import ASGIConnection
 
-from bus.interface import BrokerStatus
+from bus.health import BrokerStatus
 from edge.http.auth import read_client_address
 from schemas import events as e
 from schemas.auth import Scope

@@ -3,7 +3,8 @@
 import anyio
 import pytest
 
-from bus.interface import BrokerStatus, BrokerUnreachable
+from bus.health import BrokerStatus
+from bus.interface import BrokerUnreachable
 from schemas.problems import ProblemError
 from tests.support.edge_services import FakeBusServicesRig
 

@@ -2,7 +2,8 @@
 
 import time
 
-from bus.interface import BrokerBacklog, BrokerStatus, Bus
+from bus.health import BrokerBacklog, BrokerStatus
+from bus.interface import Bus
 from bus.nats.topology import (
     ACTIONS,
     AGREED,

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Callable
 
 import anyio.lowlevel
 
-from bus.interface import BrokerBacklog, BrokerStatus, BrokerUnreachable, Lane
+from bus.health import BrokerBacklog, BrokerStatus
+from bus.interface import BrokerUnreachable, Lane
 from bus.notifier import Notifier
 from schemas.ids import JobKey
 from tests.support.fake_bus.stream import Clock, FakeMessage, FakeStream

@@ -5,7 +5,7 @@ import hashlib
 import anyio
 import anyio.abc
 
-from bus.interface import BrokerStatus
+from bus.health import BrokerStatus
 from schemas import events as e
 from schemas.container_protocol import OUTPUT_FILE
 from schemas.feed import FeedPosition, ProgressMessage

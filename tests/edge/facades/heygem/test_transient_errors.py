@@ -11,7 +11,8 @@ import anyio
 import httpx2
 import pytest
 
-from bus.interface import BrokerStatus, RevisionConflict
+from bus.health import BrokerStatus
+from bus.interface import RevisionConflict
 from edge.facades.heygem import result_export, routes
 from edge.owners.quotas import OwnerQuotaOverride
 from schemas.ids import JobKey
