@@ -5,6 +5,7 @@ buffered during the break, such as a write whose caller was told BrokerUnreachab
 but a permission's.
 """
 
+import asyncio
 import itertools
 import re
 import ssl
@@ -420,12 +421,15 @@ async def _send_request(
         await client.publish(pending.subject, data, pending.reply, dict(headers) if headers else None)
     except CLIENT_ERROR_TYPES as error:
         raise from_client_error(error, f"requesting {pending.subject}") from error
-    with anyio.move_on_after(within_s):
-        await pending.reply_future
-    if not pending.reply_future.done() or pending.reply_future.cancelled():
+    # A timer of the event loop: a cancel scope for each request takes longer than all else here.
+    timer = asyncio.get_running_loop().call_later(within_s, pending.resolve, None)
+    try:
+        reply = await pending.reply_future
+    finally:
+        timer.cancel()
+    if reply is None:
         what = f"{pending.subject} was not answered in {within_s:.0f} s"
         raise RequestTimeout(f"{what}: the broker is busy or elects a leader: try again")
-    reply = pending.reply_future.result()
     if isinstance(reply, BusError):
         raise reply
     return reply

@@ -44,13 +44,13 @@ ConsumerId = tuple[str, str]  # a stream and its consumer
 
 
 class PendingRequest(NamedTuple):
-    """A request without a reply so far. `reply_future` gets the message, or the error instead of one."""
+    """A request without a reply so far. `reply_future` gets the message, or the error in its place; None: too late."""
 
     subject: str
     reply: str
-    reply_future: asyncio.Future[Msg | BusError]
+    reply_future: asyncio.Future[Msg | BusError | None]
 
-    def resolve(self, outcome: Msg | BusError) -> None:
+    def resolve(self, outcome: Msg | BusError | None) -> None:
         """Set the outcome; the first one counts.
 
         An error is a value here, because a future that is not awaited must not warn.
