@@ -230,6 +230,11 @@ class LeasedItem(Protocol[T_co]):
         """The decoded item; reading it neither acks nor naks."""
         ...
 
+    @property
+    def is_last(self) -> bool:
+        """Whether no new item was stored after it when it was delivered. Items of a `nak` do not count."""
+        ...
+
     async def ack(self) -> None:
         """Remove the item, so that it is never delivered again."""
         ...

@@ -26,8 +26,9 @@ log = structlog.get_logger(__name__)
 class NatsLeasedItem(AckableMessage, Generic[T]):
     """A message of one of the two consumers."""
 
-    def __init__(self, jetstream: JetStreamClient, reply: str, name: str, value: T) -> None:
-        super().__init__(jetstream, reply, name)
+    def __init__(self, jetstream: JetStreamClient, message: Msg, ack: AckSubject, value: T) -> None:
+        super().__init__(jetstream, message.reply, message.subject)
+        self._ack = ack
         self._value = value
 
     @property
@@ -35,15 +36,18 @@ class NatsLeasedItem(AckableMessage, Generic[T]):
         """The message, decoded to the item's type."""
         return self._value
 
+    @property
+    def is_last(self) -> bool:
+        """As the broker counted the pending messages of the consumer."""
+        return not self._ack.pending
+
 
 class NatsLeasedDelivery(NatsLeasedItem[WebhookDelivery]):
     """A message of DELIVERIES. It holds the input and output of a job."""
 
     async def ack(self) -> None:
         """Erase the message before the ack: after an ack alone its bytes would stay on the broker's disk."""
-        ack = parse_ack_subject(self._reply)
-        if ack is not None:
-            await self._jetstream.secure_delete_message(DELIVERIES.name, ack.sequence)
+        await self._jetstream.secure_delete_message(DELIVERIES.name, self._ack.sequence)
         await super().ack()
 
 
@@ -65,7 +69,7 @@ class NatsWebhookOutbox:
         message, ack = found
         record = try_decode_record(message.data)
         delivery = None if record is None else WebhookDelivery(ack.sequence, record)
-        return NatsLeasedItem(self._jetstream, message.reply, message.subject, delivery)
+        return NatsLeasedItem(self._jetstream, message, ack, delivery)
 
     async def enqueue(self, delivery: WebhookDelivery) -> None:
         """Publish with the subject as the Msg-Id."""
@@ -76,10 +80,10 @@ class NatsWebhookOutbox:
     async def fetch(self) -> LeasedItem[WebhookDelivery] | None:
         """Fetch one delivery; remove a message that is not a delivery."""
         while (found := await self._fetch_message(DELIVERIES.name, WEBHOOK_DELIVERY_CONSUMER)) is not None:
-            message, _ = found
+            message, ack = found
             delivery = try_decode_delivery(message.subject, message.data)
             if delivery is not None:
-                return NatsLeasedDelivery(self._jetstream, message.reply, message.subject, delivery)
+                return NatsLeasedDelivery(self._jetstream, message, ack, delivery)
             log.error("unreadable_delivery_removed", subject=message.subject)
             await self._jetstream.connection.request(message.reply, b"+TERM")
         return None

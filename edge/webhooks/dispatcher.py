@@ -76,7 +76,7 @@ class WebhookDispatcher:
         self._limits = limits
         self._metrics = metrics
         self._attempt_slots = CapacityLimiter(limits.concurrent_attempts)
-        self._work = Notifier()
+        self._states, self._deliveries = Notifier(), Notifier()
         self._observers: list[StateObserver] = []
         index.subscribe_changes(self._on_job_changes)
 
@@ -90,16 +90,16 @@ class WebhookDispatcher:
     async def run(self) -> None:
         """Enqueue and send deliveries until cancelled."""
         async with create_task_group() as tasks:
-            tasks.start_soon(self._repeat_forever, self._enqueue_next)
-            tasks.start_soon(self._repeat_forever, self._delivery_step(tasks))
+            tasks.start_soon(self._repeat_forever, self._enqueue_next, self._states)
+            tasks.start_soon(self._repeat_forever, self._delivery_step(tasks), self._deliveries)
 
     def _on_job_changes(self, _changes: Sequence[RowChange]) -> None:
-        self._work.notify()
+        self._states.notify()
 
-    async def _repeat_forever(self, step: Callable[[], Awaitable[bool]]) -> None:
-        """Call `step` until it returns False, then wait for new work. Retry while the broker is unreachable."""
+    async def _repeat_forever(self, step: Callable[[], Awaitable[bool]], work: Notifier) -> None:
+        """Call `step` until it returns False, then wait for `work`. Retry while the broker is unreachable."""
         while True:
-            work_available = self._work.next_notification()
+            work_available = work.next_notification()
             try:
                 has_worked = await step()
             except BusError as error:
@@ -123,17 +123,17 @@ class WebhookDispatcher:
                 await leased.nak(NAK_DELAY_S)
                 raise
         await leased.ack()
-        return True
+        return not leased.is_last  # a later state notifies: another fetch now would find nothing
 
     async def _enqueue_deliveries(self, state: WebhookDelivery) -> None:
         """Enqueue a state for the webhook of its job and for those of its owner. Idempotent. Raises BusError."""
         job = state.record.job
         if job.webhook is not None:
             await self._delivery_log.enqueue(state, job.webhook.url)
-            self._work.notify()
+            self._deliveries.notify()
         for webhook in await self._owner_webhooks.find_matching(job):
             await self._delivery_log.enqueue(structs.replace(state, webhook=webhook.id), webhook.url)
-            self._work.notify()
+            self._deliveries.notify()
 
     def _delivery_step(self, tasks: TaskGroup) -> Callable[[], Awaitable[bool]]:
         async def deliver() -> bool:

@@ -52,6 +52,7 @@ async def test_every_state_is_judged_once_in_its_order(world: BusPair):
     for revision, job_id in ((first, "one"), (second, "two")):
         held = await judged(world)
         assert held.value == WebhookDelivery(revision, make_record(job_id))
+        assert held.is_last is (job_id == "two")
         await held.ack()
     assert await world.edge.webhook_outbox.next_state_change() is None
 

@@ -260,15 +260,15 @@ class FakeSharedConsumer:
 
     def __init__(self, clock: Clock, log: FakeStream, prefix: str) -> None:
         self._clock = clock
-        self._prefix = prefix
         self._cursor = 0
+        self.prefix = prefix
         self.log = log
         self.due: dict[int, float] = {}
 
     def next_due(self) -> int | None:
         """Return the first message that is due, and lease it."""
         now = self._clock()
-        for message in self.log.messages_after(self._cursor, self._prefix):
+        for message in self.log.messages_after(self._cursor, self.prefix):
             self._cursor = message.sequence
             self.due[message.sequence] = now
         ready = next((sequence for sequence, due in self.due.items() if due <= now), None)
@@ -278,7 +278,7 @@ class FakeSharedConsumer:
 
     def count_pending(self) -> int:
         """Return the number of messages that were not acked."""
-        return len(self.due) + len(self.log.messages_after(self._cursor, self._prefix))
+        return len(self.due) + len(self.log.messages_after(self._cursor, self.prefix))
 
     def delay(self, sequence: int, seconds: float) -> None:
         """Deliver the message again in `seconds`, after those that are due by then."""
@@ -305,6 +305,7 @@ class FakeLeasedItem(Generic[T]):
         self._sequence = sequence
         self._value = value
         self._erase = erase
+        self.is_last = not consumer.log.messages_after(sequence, consumer.prefix)
 
     @property
     def value(self) -> T:
