@@ -73,6 +73,7 @@ class StreamState(Struct, frozen=True):
     first_seq: int = 0
     last_seq: int = 0
     messages: int = 0
+    num_subjects: int = 0
     first_ts: str = ""
     subjects: dict[str, int] | None = None
 
@@ -140,11 +141,12 @@ class JetStreamClient:
             )
             if value is not None
         }
-        deadline = anyio.current_time() + REQUEST_TIMEOUT_S
+        deadline: float | None = None
         while True:
             try:
                 return await self._store(subject, data, headers)
             except WriteInProcess:
+                deadline = anyio.current_time() + REQUEST_TIMEOUT_S if deadline is None else deadline
                 if anyio.current_time() >= deadline:
                     raise
             await anyio.sleep(IN_PROCESS_RETRY_INTERVAL_S)
@@ -167,6 +169,10 @@ class JetStreamClient:
     async def get_next(self, stream: str, subject: str, sequence: int) -> StoredMessage | None:
         """Return the first message of a subject with `sequence` or a later one, from the leader."""
         return await self._get_message(stream, {"seq": sequence, "next_by_subj": subject})
+
+    async def get(self, stream: str, sequence: int) -> StoredMessage | None:
+        """Return the message with this sequence, from the leader; None if it was removed."""
+        return await self._get_message(stream, {"seq": sequence})
 
     async def _get_message(self, stream: str, which: Mapping[str, Any]) -> StoredMessage | None:
         try:

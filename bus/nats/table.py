@@ -1,8 +1,9 @@
 """A table over the broker. The edge reads rows from the leader, a runner from whichever server answers first."""
 
 import asyncio
+from collections.abc import Iterable, Mapping, Set
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -11,12 +12,21 @@ from bus.nats import subjects
 from bus.nats.codec import decode_row, log_unreadable_row
 from bus.nats.connection import reply_status
 from bus.nats.errors import from_api_error
-from bus.nats.jetstream import JetStreamClient
+from bus.nats.jetstream import JetStreamClient, StoredMessage, StreamInfo
 from bus.nats.topology import Bucket
 
 T = TypeVar("T")
 
 CONCURRENT_READ_LIMIT = 64
+
+
+class _KeptRows(NamedTuple, Generic[T]):
+    """All rows of a bucket as of `last_sequence` of its stream. `keys`: also those of markers and unreadable rows."""
+
+    created: str
+    last_sequence: int
+    keys: Set[str]
+    rows: Mapping[str, TableRow[T]]
 
 
 class NatsTable(Generic[T]):
@@ -31,6 +41,7 @@ class NatsTable(Generic[T]):
         self._bucket = bucket
         self._decoder = msgspec.json.Decoder(kind)
         self._as_edge = as_edge
+        self._kept: _KeptRows[T] | None = None
 
     async def get(self, key: str) -> TableRow[T] | None:
         """Read the row in one request: an edge from the stream's leader, a runner from any replica."""
@@ -91,12 +102,58 @@ class NatsTable(Generic[T]):
 
     async def rows(self, prefix: str = "") -> dict[str, TableRow[T]]:
         """Read the keys in one request, then up to 64 rows at once; a row that disappears in between is left out."""
-        keys = iter(sorted(await self.keys(f"{prefix}>")))
+        if self._as_edge and self._bucket.is_polled and not prefix:
+            return await self._read_kept_rows()
+        return await self._read_rows(await self.keys(f"{prefix}>"))
+
+    async def _read_rows(self, keys: Iterable[str]) -> dict[str, TableRow[T]]:
+        waiting = iter(sorted(keys))
         found: dict[str, TableRow[T]] = {}
-        while batch := list(islice(keys, CONCURRENT_READ_LIMIT)):
+        while batch := list(islice(waiting, CONCURRENT_READ_LIMIT)):
             rows = await asyncio.gather(*map(self._get_or_log, batch))
             found |= {key: row for key, row in zip(batch, rows, strict=True) if row is not None}
         return found
+
+    async def _read_kept_rows(self) -> dict[str, TableRow[T]]:
+        """Return all rows: those of the last call, with what was written since; or read all, if that is not enough."""
+        info = await self._jetstream.stream_info(self._bucket.stream)
+        kept = None if self._kept is None else await self._update_kept(self._kept, info)
+        if kept is None:
+            keys = await self.keys()
+            kept = _KeptRows(info.created, info.state.last_seq, keys, await self._read_rows(keys))
+        self._kept = kept
+        return dict(kept.rows)
+
+    async def _update_kept(self, kept: "_KeptRows[T]", info: StreamInfo) -> "_KeptRows[T] | None":
+        """Return `kept` as of `info`; None if a row was removed since, or more were written than are worth the reading.
+
+        A write is not found if a later one replaced it, which `info` may not count yet.
+        """
+        written = range(kept.last_sequence + 1, info.state.last_seq + 1)
+        is_same = kept.created == info.created and kept.last_sequence <= info.state.last_seq
+        if not is_same or len(written) > CONCURRENT_READ_LIMIT:
+            return None
+        keys, rows = set(kept.keys), dict(kept.rows)
+        for message in await asyncio.gather(*(self._jetstream.get(self._bucket.stream, one) for one in written)):
+            if message is None:
+                return None
+            key = subjects.parse_row_key(self._bucket.name, message.subject)
+            keys.add(key)
+            rows.pop(key, None)
+            if (row := self._decode_or_log(message)) is not None:
+                rows[key] = row
+        is_complete = len(keys) == info.state.num_subjects  # no write was missed, so fewer means a removal
+        return _KeptRows(info.created, info.state.last_seq, keys, rows) if is_complete else None
+
+    def _decode_or_log(self, message: StoredMessage) -> TableRow[T] | None:
+        """Return the row of a message; None if it is a delete marker or unreadable."""
+        if "KV-Operation" in message.headers:
+            return None
+        try:
+            return TableRow(message.seq, decode_row(self._decoder, message.subject, message.data))
+        except RowUnreadable as error:
+            log_unreadable_row(error)
+            return None
 
     async def _get_or_log(self, key: str) -> TableRow[T] | None:
         """Return the row; None also for one that is unreadable."""

@@ -31,6 +31,7 @@ class Bucket(NamedTuple):
     `erases_old_values`: it holds data of clients, or secrets, so the edge overwrites the earlier value of a row after
     each write. A revision that the broker itself drops, because `history` is full, stays on its disk; so such a bucket
     keeps a few revisions, and the edge erases all but the last. `guest_of`: the bucket in whose stream the rows are.
+    `is_polled`: edges read all rows many times a second, so each keeps them and reads only those that changed.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Bucket(NamedTuple):
     ttl_s: float | None = None
     erases_old_values: bool = False
     guest_of: str = ""
+    is_polled: bool = False
 
     @property
     def stream(self) -> str:
@@ -47,9 +49,9 @@ class Bucket(NamedTuple):
 
 _SHORT_HISTORY = 4  # more than a crash between a write and its erasure leaves
 
-HOSTS = Bucket("HOSTS", ttl_s=HEARTBEAT_TTL_S)
-OFFERS = Bucket("OFFERS")
-POWER = Bucket("POWER", history=64)
+HOSTS = Bucket("HOSTS", ttl_s=HEARTBEAT_TTL_S, is_polled=True)
+OFFERS = Bucket("OFFERS", is_polled=True)
+POWER = Bucket("POWER", history=64, is_polled=True)
 KEYS = Bucket("KEYS", _SHORT_HISTORY, erases_old_values=True)
 ASSETS = Bucket("ASSETS", _SHORT_HISTORY, erases_old_values=True)
 TOMBSTONES = Bucket("TOMBSTONES")

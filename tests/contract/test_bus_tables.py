@@ -129,6 +129,43 @@ async def test_rows_are_given_however_many_there_are(world: BusPair):
     assert {name: row.value.sha256 for name, row in rows.items()} == dict(zip(names, names, strict=True))
 
 
+async def test_rows_are_those_of_now_however_often_they_are_read(world: BusPair):
+    """An edge keeps the rows of this bucket, and reads again only those that were written since."""
+    table, runner = world.edge.heartbeats, world.runner.heartbeats
+    expected: dict[str, HostHeartbeat] = {}
+
+    async def put(host: str, minutes: int = 0) -> None:
+        expected[host] = HostHeartbeat(host=host, incarnation="a", at=NOW + timedelta(minutes=minutes), since=NOW)
+        await runner.put(host, expected[host])
+
+    async def is_read() -> bool:
+        return {host: row.value for host, row in (await table.rows()).items()} == expected
+
+    assert await is_read()
+    await put("gpu-1")
+    await put("gpu-2")
+    assert await is_read()
+    await put("gpu-1", 1)
+    await put("gpu-1", 2)  # what the broker had between the two is gone
+    assert await is_read()
+    await runner.delete("gpu-2")  # leaves a marker
+    del expected["gpu-2"]
+    assert await is_read()
+    await put("gpu-2", 3)
+    await put("gpu-3")
+    assert await is_read()
+    await table.delete("gpu-1")  # leaves nothing
+    del expected["gpu-1"]
+    assert await is_read()
+    await put("gpu-1", 4)
+    await world.corrupt("$KV.HOSTS.gpu-4", b"rubbish")
+    assert await is_read()
+    for number in range(70):
+        await put(f"more-{number}")
+    assert await is_read()
+    assert await is_read()
+
+
 async def test_the_runner_writes_and_withdraws_its_presence(world: BusPair):
     here = HostHeartbeat(host="gpu-1", incarnation="a", at=NOW, since=NOW)
     await world.runner.heartbeats.put("gpu-1", here)
