@@ -4,6 +4,7 @@ Start here to see which routes exist: `MODULES` lists the modules of the native 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 from litestar import Litestar, Router
@@ -19,7 +20,6 @@ from edge.facades.heygem import routes as heygem_routes
 from edge.facades.heygem import speech as heygem_speech
 from edge.facades.heygem.facade import HeygemFacade
 from edge.facades.runpod import routes as runpod_routes
-from edge.http.api_document import encode_document
 from edge.http.auth import NO_AUTH, AnyConnection, AuthenticationMiddleware, request_owner
 from edge.http.dependencies import EdgeServices, LanguageDep, OwnerDep, ServicesDep
 from edge.http.middleware import (
@@ -32,7 +32,7 @@ from edge.http.middleware import (
 from edge.http.openapi import make_openapi_config
 from edge.http.problems import find_language, handle_exception
 from edge.http.proxied import ProxiedRequests
-from edge.http.query_parameters import refuse_unknown_parameters
+from edge.http.query_parameters import KnownParameters
 from edge.http.request_body import JSON_BODY_LIMIT_BYTES
 from edge.http.request_log import RequestObserver, log_request
 from edge.http.request_metrics import RequestMetrics
@@ -113,10 +113,16 @@ def create_app(
         facades.append(console.make_router(shown))
     app = _make_litestar(services, gateway, facades, cors_origins)
     app.state.console_path = None if shown is None else shown.path
-    app.state.api_document = encode_document(app, ROUTES)
+    app.state.encode_api_document = partial(_encode_api_document, app)
     inner = UnreadBodyDiscard(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
     proxied = ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
     return RequestMetrics(RequestObserver(proxied, log_request), services.metrics)
+
+
+def _encode_api_document(app: Litestar) -> bytes:
+    from edge.http.api_document import encode_document  # noqa: PLC0415 - no edge needs it before the first reader asks
+
+    return encode_document(app, ROUTES)
 
 
 def _make_litestar(
@@ -124,9 +130,8 @@ def _make_litestar(
 ) -> Litestar:
     return Litestar(
         route_handlers=[*ROUTES, *facades],
-        guards=[refuse_unknown_parameters],
         state=State({"services": services, "gateway": gateway}),
-        middleware=[DefineMiddleware(AuthenticationMiddleware, exclude_from_auth_key=NO_AUTH)],
+        middleware=[DefineMiddleware(AuthenticationMiddleware, exclude_from_auth_key=NO_AUTH), KnownParameters],
         dependencies={
             "services": Provide(_provide_services),
             "owner": Provide(_provide_owner),

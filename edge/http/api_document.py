@@ -4,6 +4,7 @@ Litestar's own document gives the paths and parameters. The schemas come from ms
 that a generated client has one class for each. `api_operations` names the operations, `api_fields` describes fields.
 """
 
+import threading
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -47,14 +48,16 @@ _MESSAGES: Mapping[str, tuple[str, type]] = {
 
 
 _encoded: list[bytes] = []  # at most one: all apps of a process have the same routes, and making it takes 0.1 s
+_encoding = threading.Lock()
 
 
 def encode_document(app: Litestar, routes: Iterable[object]) -> bytes:
     """Return the document as JSON. `routes`: the handlers of the native API, the same at every call."""
-    if not _encoded:
-        complete_document(app.openapi_schema)
-        _encoded.append(msgspec.json.encode(make_document(app.openapi_schema.to_schema(), routes)))
-    return _encoded[0]
+    with _encoding:  # two threads may ask at the same time
+        if not _encoded:
+            complete_document(app.openapi_schema)
+            _encoded.append(msgspec.json.encode(make_document(app.openapi_schema.to_schema(), routes)))
+        return _encoded[0]
 
 
 def make_document(drafted: Json, routes: Iterable[object]) -> Json:

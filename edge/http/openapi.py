@@ -275,7 +275,7 @@ class _DocumentPlugin(JsonRenderPlugin):
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         del openapi_schema
-        document: bytes = request.app.state.api_document
+        document: bytes = request.app.state.encode_api_document()
         return document
 
 

@@ -2,9 +2,11 @@
 
 from functools import cache
 
+from litestar.connection import ASGIConnection
 from litestar.handlers import HTTPRouteHandler
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import QueryParameter
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from edge.core.signed_urls import SIGNED_URL_PARAMETERS
 from edge.core.validation import describe_unknown_parameter
@@ -17,14 +19,27 @@ ANY_PARAMETER = "any_parameter"  # opt of a route that ignores the parameters th
 COMMON_PARAMETERS = ("owner", "token")
 
 
-async def refuse_unknown_parameters(connection: AnyConnection, handler: BaseRouteHandler) -> None:
-    """Raise ProblemError `field_unknown` for a request with a query parameter that its route does not have.
+class KnownParameters:
+    """Litestar middleware that refuses a request with a query parameter that its route does not have: `field_unknown`.
 
-    A guard of the app. Routes for programs that were written for another service have the opt ANY_PARAMETER.
+    It is not a guard, because Litestar copies the route's handler for each call of a guard. Routes for programs that
+    were written for another service have the opt ANY_PARAMETER.
     """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("query_string"):
+            _refuse_unknown_parameters(ASGIConnection(scope), scope["route_handler"])
+        await self._app(scope, receive, send)
+
+
+def _refuse_unknown_parameters(connection: AnyConnection, handler: BaseRouteHandler) -> None:
+    """Raise ProblemError `field_unknown` for a request with a query parameter that its route does not have."""
     if handler.opt.get(ANY_PARAMETER):
         return
-    known = _known_parameters(handler)
+    known = list_known_parameters(handler)
     unknown = [name for name in connection.query_params if name not in known and name not in SIGNED_URL_PARAMETERS]
     if unknown:
         errors = tuple(
@@ -34,8 +49,8 @@ async def refuse_unknown_parameters(connection: AnyConnection, handler: BaseRout
 
 
 @cache
-def _known_parameters(handler: BaseRouteHandler) -> frozenset[str]:
-    """Return the names that the handler reads, itself or by its parameters."""
+def list_known_parameters(handler: BaseRouteHandler) -> frozenset[str]:
+    """Return the names that the handler of a route reads, itself or by its parameters."""
     names = {
         parameter.kwarg_definition.name or name
         for name, parameter in handler.parsed_fn_signature.parameters.items()

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from edge.app import ROUTES
+from edge.http import query_parameters
 from edge.http.api_fields import FIELDS, PARAMETERS
 from edge.http.api_operations import OPERATIONS, TAGS
 from tests.support.installation import ROOT
@@ -171,6 +172,14 @@ async def test_an_unknown_query_parameter_is_refused_on_every_route(edge: Served
                 bare = re.sub(r"\{[a-z0-9_]+:str\}", "x", path)
                 reply = await edge.admin.request(method, f"{bare}?surprise=1", headers={"Tus-Resumable": "1.0.0"})
                 assert (reply.status_code, reply.json()["code"]) == (400, "field_unknown"), (method, path, reply.text)
+
+
+async def test_the_parameters_of_a_route_are_listed_once(edge: ServedEdge):
+    """Litestar gives each guard a copy of the handler: a cache of what a guard finds would grow with each request."""
+    await edge.ann.get("/v1/jobs?limit=1")
+    listed = query_parameters.list_known_parameters.cache_info().misses
+    await edge.ann.get("/v1/jobs?limit=2")
+    assert query_parameters.list_known_parameters.cache_info().misses == listed
 
 
 async def test_programs_of_other_services_may_send_any_parameter(edge: ServedEdge):
