@@ -35,6 +35,7 @@ _Values = Sequence[object] | Mapping[str, object]
 _SCHEMA = """
 PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
+PRAGMA locking_mode = EXCLUSIVE; -- no other process opens the file, and each lock would take several system calls
 PRAGMA secure_delete = ON; -- the content of a deleted job is overwritten in the file
 PRAGMA cache_size = -32768;
 CREATE TABLE jobs (
