@@ -1,5 +1,6 @@
 """The known endpoints: those that hosts offer or have offered, and those of the edge's own folder."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ class EndpointRegistry:
         self._bus = bus
         self._folder = {endpoint.name: endpoint for endpoint in folder_endpoints}
         self._capabilities: dict[str, HostCapabilities] = {}
+        # By pool and by endpoint, from the offers: a submit asks for each several times.
+        self._slots: Mapping[str, int] = {}
+        self._offering: Mapping[str, frozenset[str]] = {}
+        self._unmet: Mapping[str, dict[str, str]] = {}
         self._revisions: dict[str, int] | None = None
         self._known: Mapping[str, Endpoint] = self._folder
         self._ensured_pools: frozenset[str] = frozenset()
@@ -57,6 +62,9 @@ class EndpointRegistry:
         changed = revisions != self._revisions
         if changed:
             self._capabilities = {host: _limit_endpoints(row.value) for host, row in rows.items()}
+            self._slots = _count_slots(self._capabilities.values())
+            self._offering = _group_hosts(self._capabilities)
+            self._unmet = _group_unmet(self._capabilities)
             newest = await self._newest()
             self._known = {**self._folder, **newest}
         pools = self.pools()
@@ -127,11 +135,7 @@ class EndpointRegistry:
 
     def offered_slots(self, pool: str) -> int:
         """Return how many slots hosts last offered to `pool`; 0 if no host ever offered it."""
-        return sum(
-            offer.slots
-            for offer in self._capabilities.values()
-            if any(e.effective_pool == pool for e in offer.endpoints)
-        )
+        return self._slots.get(pool, 0)
 
     def offered_by(self, host: str) -> tuple[str, ...]:
         """Return the names of the endpoints in the host's latest offer, sorted."""
@@ -153,17 +157,37 @@ class EndpointRegistry:
 
     def unmet(self, endpoint: str) -> dict[str, str]:
         """Return the hosts that offer `endpoint` and do not meet its requirements, each with what it lacks."""
-        return {
-            host: offer.unmet[endpoint]
-            for host, offer in sorted(self._capabilities.items())
-            if endpoint in offer.unmet and endpoint in self.offered_by(host)
-        }
+        return self._unmet.get(endpoint, {})
 
     def hosts_offering(self, endpoint: str) -> frozenset[str]:
         """Return the hosts whose latest offer has `endpoint`, online or not."""
-        return frozenset(
-            host for host, offer in self._capabilities.items() if any(own.name == endpoint for own in offer.endpoints)
-        )
+        return self._offering.get(endpoint, frozenset())
+
+
+def _count_slots(offers: Iterable[HostCapabilities]) -> dict[str, int]:
+    """Return the slots that the hosts of each pool offer together."""
+    slots: Counter[str] = Counter()
+    for offer in offers:
+        slots.update(dict.fromkeys({endpoint.effective_pool for endpoint in offer.endpoints}, offer.slots))
+    return dict(slots)
+
+
+def _group_hosts(offers: Mapping[str, HostCapabilities]) -> dict[str, frozenset[str]]:
+    """Return the hosts that offer each endpoint."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for host, offer in offers.items():
+        for endpoint in offer.endpoints:
+            found[endpoint.name].add(host)
+    return {endpoint: frozenset(hosts) for endpoint, hosts in found.items()}
+
+
+def _group_unmet(offers: Mapping[str, HostCapabilities]) -> dict[str, dict[str, str]]:
+    """Return what each host lacks that offers an endpoint and does not meet its requirements, by endpoint."""
+    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for host, offer in sorted(offers.items()):
+        for endpoint in {own.name for own in offer.endpoints} & offer.unmet.keys():
+            found[endpoint][host] = offer.unmet[endpoint]
+    return dict(found)
 
 
 def _limit_endpoints(offer: HostCapabilities) -> HostCapabilities:
