@@ -40,9 +40,10 @@ def escape_controls(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
-def json_line(value: Any) -> str:
-    """Return `value` as one line of JSON without control characters."""
-    return msgspec.json.encode(value).decode().translate(_JSON) + "\n"
+def json_line(value: Any, enc_hook: Callable[[Any], Any] | None = None) -> str:
+    """Return `value` as one line of JSON without control characters. `enc_hook`: as for `msgspec.json.encode`."""
+    text = msgspec.json.encode(value, enc_hook=enc_hook).decode()
+    return (text if text.isascii() and "\x7f" not in text else text.translate(_JSON)) + "\n"
 
 
 class SafeConsole(Console):

@@ -9,11 +9,9 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-import msgspec
 import structlog
 
 from lamplighter.cli.display import escape_controls, json_line
@@ -38,9 +36,11 @@ _NO_FIELDS: Mapping[str, str] = {}
 
 def _write_stderr(line: str, _: int = _INFO, __: Mapping[str, str] = _NO_FIELDS) -> None:
     """Write a line. Loses it instead of raising: the disk of the log may be full."""
-    with suppress(OSError):
+    try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+    except OSError:  # not `suppress`, which takes as long as the rest: each request writes a line
+        return
 
 
 def _write_journal(line: str, priority: int, fields: Mapping[str, str]) -> None:
@@ -121,7 +121,7 @@ def _is_not_tls_warning(record: logging.LogRecord) -> bool:
 
 
 def _render_json(event: dict[str, Any]) -> str:
-    return json_line(msgspec.to_builtins(event, enc_hook=str)).rstrip("\n")
+    return json_line(event, str).removesuffix("\n")
 
 
 def _make_text_renderer() -> Callable[[dict[str, Any]], str]:

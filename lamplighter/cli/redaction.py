@@ -27,7 +27,7 @@ _RULES: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
     (("://",), re.compile(r"(://[^\s?\"'<>\\]*\?)[^\s\"'<>\\]+"), r"\1***"),
     (("?",), re.compile(r"(\?)[\w.~%-]+=[^\s\"'<>\\]*"), r"\1***"),  # the query of a path
     (("bearer ",), re.compile(r"\b(bearer )[A-Za-z0-9._~+/=-]+", re.IGNORECASE), r"\1***"),
-    (("v1",), re.compile(r"\b(v1a?,)[A-Za-z0-9+/]{20,}=*"), r"\1***"),  # a signature of Standard Webhooks
+    (("v1,", "v1a,"), re.compile(r"\b(v1a?,)[A-Za-z0-9+/]{20,}=*"), r"\1***"),  # a signature of Standard Webhooks
     (
         ("authorization", "cookie", "x-api-key", "webhook-signature"),  # as in a request, a dict or a list of pairs
         re.compile(
@@ -35,16 +35,13 @@ _RULES: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
         ),
         r"\1***",
     ),
-    (
-        tuple(f"{name}{end}" for name in sorted(SECRET_FIELDS) for end in ("=", '"', "'", "\\")),
-        re.compile(
-            rf"((?:\b|_)(?:{_PARAMETERS})(?:=|\\?[\"']\s*:\s*)(?:\\?[\"'])?)"
-            r"(?:(?<=[\"'])[^\"'\\]+|[^\s\"'&,;)}\\]+)",
-            re.IGNORECASE,
-        ),
-        r"\1***",
-    ),
 )
+_NAMED_VALUE = re.compile(
+    rf"((?:\b|_)(?:{_PARAMETERS})(?:=|\\?[\"']\s*:\s*)(?:\\?[\"'])?)"
+    r"(?:(?<=[\"'])[^\"'\\]+|[^\s\"'&,;)}\\]+)",
+    re.IGNORECASE,
+)
+_ENDS_OF_NAME = ("=", '"', "'", "\\")  # one of them follows a name in `_NAMED_VALUE`
 
 
 class Redactor:
@@ -53,19 +50,29 @@ class Redactor:
     def __init__(self, known: Iterable[str] = ()) -> None:
         long = {text for text in known if len(text) >= _SHORTEST_SECRET_LENGTH}
         forms = sorted(long | {json.dumps(text)[1:-1] for text in long}, key=len, reverse=True)  # in a line of JSON
-        self._known = re.compile("|".join(map(re.escape, forms))) if forms else None
+        self._known = tuple(forms)
 
     def redact(self, text: str) -> str:
         """Return `text` with `***` in place of each secret."""
-        if self._known is not None:
-            text = self._known.sub(SECRET_MASK, text)
+        for secret in self._known:
+            if secret in text:
+                text = text.replace(secret, SECRET_MASK)
         lower = text.lower()
         for needed, pattern, replacement in _RULES:
             for part in needed:  # a generator expression takes longer than the whole search
                 if part in lower:
                     text = pattern.sub(replacement, text)
                     break
-        return text
+        return _NAMED_VALUE.sub(r"\1***", text) if _has_named_value(lower) else text
+
+
+def _has_named_value(lower: str) -> bool:
+    for name in SECRET_FIELDS:
+        if name in lower:  # most lines have a `key_id`, which no value follows
+            for end in _ENDS_OF_NAME:
+                if f"{name}{end}" in lower:
+                    return True
+    return False
 
 
 def mask_fields(event: Mapping[str, Any]) -> dict[str, Any]:
