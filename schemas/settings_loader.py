@@ -5,6 +5,7 @@ A setting that was renamed is still read under its old name, for one release: `r
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -68,6 +69,12 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+@cache
+def _describe(kind: type) -> inspect.Type:
+    """Return what msgspec knows of a Struct of settings. It takes 10 ms for those of the edge."""
+    return inspect.type_info(kind)
+
+
 def load_settings(kind: type[T], text: str, environ: Mapping[str, str], source: str = DEFAULT_SOURCE) -> T:
     """Return the settings of `kind` from TOML `text`, overridden by `environ`. Raises SettingsInvalid.
 
@@ -87,7 +94,7 @@ def load_settings(kind: type[T], text: str, environ: Mapping[str, str], source: 
 def merge_given(kind: type, text: str, environ: Mapping[str, str], source: str = DEFAULT_SOURCE) -> dict[str, Any]:
     """Return all that TOML `text` and `environ` set, under the new names. Raises SettingsInvalid."""
     tables = (parse_toml(text, source), _nest_variables(environ))
-    return _merge(*(_rename(table, [inspect.type_info(kind)]) for table in tables))
+    return _merge(*(_rename(table, [_describe(kind)]) for table in tables))
 
 
 def parse_toml(text: str, source: str = DEFAULT_SOURCE) -> dict[str, Any]:
@@ -114,7 +121,7 @@ def describe_fault(fault: SettingFault, environ: Mapping[str, str], source: str 
 
 def select_variables(kind: type[Struct], environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of `environ` that are settings of `kind`: its process gets these, and no other one's."""
-    fields = _known_fields([inspect.type_info(kind)])
+    fields = _known_fields([_describe(kind)])
     heads = {
         name: name.removeprefix(SETTING_PREFIX).lower().partition("__")[0]
         for name in environ
@@ -125,17 +132,17 @@ def select_variables(kind: type[Struct], environ: Mapping[str, str]) -> dict[str
 
 def unknown_settings(kinds: Iterable[type], text: str, source: str = DEFAULT_SOURCE) -> list[SettingFault]:
     """Return the names in TOML `text`, with dots, that none of the Structs `kinds` has: probably typos."""
-    return list(_walk_unknown_names(parse_toml(text, source), [inspect.type_info(kind) for kind in kinds], ""))
+    tables = parse_toml(text, source)
+    return list(_walk_unknown_names(tables, [_describe(kind) for kind in kinds], "")) if tables else []
 
 
 def renamed_settings(
     kinds: Iterable[type], text: str, environ: Mapping[str, str], source: str = DEFAULT_SOURCE
 ) -> list[RenamedSetting]:
     """Return the settings in TOML `text` and `environ` that are given under their name of the last release."""
-    known = [inspect.type_info(kind) for kind in kinds]
     found: list[RenamedSetting] = []
-    for table in (parse_toml(text, source), _nest_variables(environ)):
-        _rename(table, known, found)
+    for table in filter(None, (parse_toml(text, source), _nest_variables(environ))):
+        _rename(table, [_describe(kind) for kind in kinds], found)
     return found
 
 

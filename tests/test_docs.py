@@ -13,7 +13,7 @@ from edge.core import messages
 from lamplighter.cli import COMMANDS, main
 from lamplighter.cli.context import ClientSettings
 from lamplighter.cli.redaction import SECRET_FIELDS
-from lamplighter.cli.settings_file import SETTINGS_TYPES
+from lamplighter.cli.settings_file import settings_types
 from schemas.problems import PROBLEM_TYPES
 from schemas.retry_policy import FAILURES
 from schemas.settings_schema import list_settings
@@ -52,7 +52,7 @@ def test_a_page_that_is_made_is_what_the_tables_say(page, made):
     assert (ROOT / f"docs/{page}.md").read_text() == made.document(), "run: just docs"
 
 
-@pytest.mark.parametrize("kind", [*SETTINGS_TYPES, ClientSettings], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*settings_types(), ClientSettings], ids=lambda kind: kind.__name__)
 def test_every_setting_has_a_meaning(kind):
     settings = list(list_settings(kind))
     assert settings
@@ -62,7 +62,7 @@ def test_every_setting_has_a_meaning(kind):
 FILES_NAMED_LIKE_SECRETS = {"public.key", "broker.key"}  # paths
 
 
-@pytest.mark.parametrize("kind", [*SETTINGS_TYPES, ClientSettings], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*settings_types(), ClientSettings], ids=lambda kind: kind.__name__)
 def test_every_secret_is_marked_so_that_it_is_never_shown(kind):
     named = {s.name for s in list_settings(kind) if s.name.rpartition(".")[2] in SECRET_FIELDS}
     marked = {s.name for s in list_settings(kind) if s.is_secret}

@@ -1,6 +1,7 @@
 """The SSRF guard: a transport that resolves once, checks all addresses, and connects to a checked address."""
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
@@ -80,13 +81,16 @@ def _pin_to_address(request: httpx2.Request, target: UrlTarget, address: Address
     )
 
 
-def guarded_client(allow_list: AllowList, resolver: Resolver = resolve_host) -> httpx2.AsyncClient:
+def guarded_client(
+    allow_list: AllowList, resolver: Resolver = resolve_host, tls: ssl.SSLContext | bool = True
+) -> httpx2.AsyncClient:
     """Return a client behind the guard that uses no proxies or logins of the environment and follows no redirects.
 
+    `tls`: the certificates that it trusts; True: those of the system.
     It keeps no cookies: a cookie of one owner's server would be sent with another owner's request.
     """
     unbounded = httpx2.Limits(max_connections=None, max_keepalive_connections=0)  # each caller limits its own requests
-    inner = httpx2.AsyncHTTPTransport(trust_env=False, limits=unbounded)
+    inner = httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=unbounded)
     return httpx2.AsyncClient(
         transport=SsrfGuardTransport(allow_list, resolver, inner),
         timeout=HTTP_TIMEOUT,

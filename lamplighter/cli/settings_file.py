@@ -4,15 +4,13 @@ The processes of a machine share one file, so a name in it must be a setting of 
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import click
 from msgspec import Struct
 
-from edge.settings import EdgeSettings
-from lamplighter.cli.relay_client import RelaySettings
-from runner.settings import RunnerSettings
 from schemas.settings_loader import (
     RenamedSetting,
     SettingsInvalid,
@@ -23,7 +21,6 @@ from schemas.settings_loader import (
 )
 
 T = TypeVar("T")
-SETTINGS_TYPES: tuple[type[Struct], ...] = (EdgeSettings, RunnerSettings, RelaySettings)
 # Names of settings that earlier releases had and this one does not read, with the reason. A file that still has them is
 # read, with a warning: an upgrade must not stop an installation.
 RETIRED_SETTINGS: Mapping[str, str] = {}
@@ -40,6 +37,20 @@ config_option = click.option(
 )
 
 
+@cache
+def settings_types() -> tuple[type[Struct], ...]:
+    """Return the settings of all processes that share the file.
+
+    A process imports the others' settings only where its own do not explain a file: a runner would need a tenth of its
+    memory for modules of the edge.
+    """
+    from edge.settings import EdgeSettings  # noqa: PLC0415 - see above
+    from lamplighter.cli.relay_client import RelaySettings  # noqa: PLC0415 - see above
+    from runner.settings import RunnerSettings  # noqa: PLC0415 - see above
+
+    return EdgeSettings, RunnerSettings, RelaySettings
+
+
 class SettingsFile(NamedTuple):
     """A settings file and its text, which is empty if the default file does not exist."""
 
@@ -49,7 +60,7 @@ class SettingsFile(NamedTuple):
     def load(self, kind: type[T], environ: Mapping[str, str]) -> T:
         """Return the settings of one process. Raises SettingsInvalid, also for a name that is no setting."""
         settings = load_settings(kind, self.text, environ, str(self.path))
-        unknown = self.unknown_names()
+        unknown = self.unknown_names() if unknown_settings((kind,), self.text, str(self.path)) else []
         if unknown:
             more = f" ({len(unknown) - 1} more: `lamplighter config check`)" if len(unknown) > 1 else ""
             raise SettingsInvalid(f"{unknown[0]}{more}")
@@ -57,12 +68,14 @@ class SettingsFile(NamedTuple):
 
     def unknown_names(self) -> list[str]:
         """Return a line for each name in the file that no process reads, and that no earlier release read."""
-        faults = unknown_settings(SETTINGS_TYPES, self.text, str(self.path))
+        faults = unknown_settings(settings_types(), self.text, str(self.path))
         return [describe_fault(fault, {}, str(self.path)) for fault in faults if fault.name not in RETIRED_SETTINGS]
 
     def retired_names(self) -> list[str]:
         """Return the names in the file that only earlier releases read."""
-        names = [fault.name for fault in unknown_settings(SETTINGS_TYPES, self.text, str(self.path))]
+        if not RETIRED_SETTINGS:
+            return []
+        names = [fault.name for fault in unknown_settings(settings_types(), self.text, str(self.path))]
         return [name for name in names if name in RETIRED_SETTINGS]
 
     def renamed(self, kinds: Iterable[type], environ: Mapping[str, str]) -> list[RenamedSetting]:

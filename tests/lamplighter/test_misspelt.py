@@ -6,7 +6,7 @@ import pytest
 
 from edge.settings import EdgeSettings
 from lamplighter.cli import settings_file
-from lamplighter.cli.settings_file import SETTINGS_TYPES, SettingsFile
+from lamplighter.cli.settings_file import SettingsFile, settings_types
 from schemas.settings_loader import unknown_settings
 from tests.support.doc_pages import read_blocks
 
@@ -25,4 +25,4 @@ def test_a_retired_setting_is_reported_and_does_not_stop_the_start(monkeypatch: 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_every_setting_that_a_page_shows_is_read(page: Path) -> None:
     for text in read_blocks(page, "toml"):
-        assert unknown_settings(SETTINGS_TYPES, text) == []
+        assert unknown_settings(settings_types(), text) == []
