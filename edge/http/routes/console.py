@@ -1,6 +1,7 @@
 """`/` and `/console/…`: the console, a page of static files. It calls the API like any other client."""
 
 import hashlib
+import re
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -24,6 +25,8 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
     ".json": "application/json",
 }
+# That takes whole lines. No string has one.
+_COMMENT = re.compile(rb"^[ \t]*/\*\*(?:(?!\*/).)*\*/[ \t]*\n", re.MULTILINE | re.DOTALL)
 _CLIENT_FILES = "client"  # clients/js/src, as /console/client/… ; a wheel has a copy inside the package
 
 
@@ -65,7 +68,7 @@ def _client_folder() -> Traversable:
 
 @cache
 def read_console_file(name: str) -> ConsoleFile | None:
-    """Return the file at `/console/<name>`; None if it does not exist."""
+    """Return the file at `/console/<name>`, scripts without their comments; None if it does not exist."""
     suffix = Path(name).suffix
     parts = name.split("/")
     if suffix not in _MEDIA_TYPES or any(part in {"", ".", ".."} or "\\" in part for part in parts):
@@ -77,6 +80,8 @@ def read_console_file(name: str) -> ConsoleFile | None:
     if not file.is_file():
         return None
     content = file.read_bytes()
+    if suffix == ".js":
+        content = _COMMENT.sub(b"", content)
     return ConsoleFile(content, _MEDIA_TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
