@@ -41,8 +41,9 @@ from runner.engines.selection import (
 )
 from runner.execution.cache_watch import is_over
 from runner.gpu.allocator import GpuAllocator
-from runner.gpu.monitor import NvmlMonitor, nvml_spawner
-from runner.gpu.port import GpuMonitor, NoGpuMonitor
+from runner.gpu.assignment import AssignmentInvalid
+from runner.gpu.monitor import open_gpu_monitor
+from runner.gpu.port import GpuMonitor
 from runner.host.enrollment import (
     HostRemoved,
     apply_enrollment,
@@ -142,6 +143,8 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
     engine = selected.engine
     await stack.enter_async_context(engine)
     gpus = await stack.enter_async_context(_open_gpu_monitor(settings))
+    if problem := gpus.snapshot().assigned_wrongly:
+        raise RunnerStartError(f"{problem}: correct it, or name this runner's GPUs with gpu.visible")
     metrics = RunnerMetrics()
     cache = InputCache(
         settings.data / "cache",
@@ -291,7 +294,10 @@ async def _open_asset_client(settings: RunnerSettings) -> AsyncIterator[AssetCli
 
 
 def _open_gpu_monitor(settings: RunnerSettings) -> GpuMonitor:
-    return NvmlMonitor(nvml_spawner(), clock=time.time, random=random.random) if settings.gpu.watch else NoGpuMonitor()
+    try:
+        return open_gpu_monitor(watch=settings.gpu.watch, visible=settings.gpu.visible)
+    except AssignmentInvalid as error:
+        raise RunnerStartError(str(error)) from error
 
 
 @asynccontextmanager

@@ -126,6 +126,9 @@ class GpuSnapshot(Struct, frozen=True):
 
     `at`: Unix time of the reading of `samples` in seconds; 0: there was none yet. Unless `state` is ok, the samples are
     old: they may be shown, but work must not be placed by them. `why` says what is wrong and what to do.
+
+    `assigned`: how many GPUs of the machine these are, and why not all; empty: all. `assigned_wrongly`: which assigned
+    GPUs the machine does not have.
     """
 
     state: GpuMonitorState
@@ -134,6 +137,8 @@ class GpuSnapshot(Struct, frozen=True):
     lost: tuple[LostGpu, ...] = ()
     driver: str = ""
     why: str = ""
+    assigned: str = ""
+    assigned_wrongly: str = ""
 
 
 class GpuHealthStatus(StrEnum):

@@ -157,8 +157,8 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     while it does; nothing starts there until it answers again. `run_as`: the user of jobs under the process engine.
     `blocked_work`: the tasks that the runner cannot do now, each with its reason (`fetch input: the edge is not
     reachable`). `version`: that of the runner; null before 0.2. `images`: those of its endpoints; empty under the
-    process engine, which has none. `volumes`: those of its endpoints. `isolation`
-    and `runtimes`: as in HostView.
+    process engine, which has none. `volumes`: those of its endpoints. `isolation`,
+    `runtimes` and `gpus_assigned`: as in HostView.
     """
 
     host: Token
@@ -183,6 +183,7 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     volumes: tuple[VolumeStatus, ...] = ()
     isolation: str | None = None
     runtimes: tuple[str, ...] = ()
+    gpus_assigned: str | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -225,6 +226,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     it is in maintenance; null while it is not. `labels`: those of its runner's settings. `unmet`: by endpoint, which of
     its requirements the host does not meet, also while the host is off. `isolation`: what isolates jobs there whose
     endpoint asks for no runtime: `process` for nothing; `runtimes`: those that an endpoint can ask for.
+    `gpus_assigned`: how many of the machine's GPUs its runner uses, and why; null: all.
     """
 
     id: Token
@@ -255,6 +257,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     unmet: dict[str, str] = field(default_factory=dict)
     isolation: str | None = None
     runtimes: tuple[str, ...] = ()
+    gpus_assigned: str | None = None
 
 
 class AssetTombstone(Struct, frozen=True):

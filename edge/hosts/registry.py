@@ -169,6 +169,7 @@ class HostRegistry:
             volumes=heartbeat.volumes,
             injection=heartbeat.injection,
             gpus=heartbeat.gpus,
+            gpus_assigned=heartbeat.gpus_assigned,
             warm=heartbeat.warm,
             waits=heartbeat.blocked_work,
             labels=offer.labels if offer else {},

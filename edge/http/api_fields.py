@@ -159,6 +159,10 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "run_as": _N("The user of jobs under the process engine; null under Docker", None),
         "isolation": _N("What isolates jobs there whose endpoint asks for no runtime; null: not told", "runc"),
         "runtimes": _N("The runtimes that endpoints can ask for there", ["runc", "runsc"]),
+        "gpus_assigned": _N(
+            "How many GPUs of the machine its runner uses, and which variable or setting says so; null: all",
+            None,
+        ),
         "injection": _N("How containers get GPUs: `cdi`, `device_request`, `runtime`, `none`; null: untested", "cdi"),
         "images": _N("The images of its endpoints; empty under the process engine, which has none"),
         "volumes": _N("The volumes of its endpoints"),

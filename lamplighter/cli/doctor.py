@@ -129,6 +129,8 @@ def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
     for host in hosts:
         yield _describe_host(host)
         yield from _check_version(answer.get("version"), host)
+        if assigned := host.get("gpus_assigned"):
+            yield Finding(f"gpus of {host['id']}", CheckStatus.OK, f"its runner uses {assigned}")
         for gpu in host["gpus"]:
             verdict = CheckStatus.OK if gpu["fitness"] == "fit" else CheckStatus.WARN
             yield Finding(f"gpu {gpu['uuid']}", verdict, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")

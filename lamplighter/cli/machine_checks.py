@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +15,14 @@ from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.own_container import find_container_faults
 from runner.engines.port import EngineError
 from runner.engines.selection import EngineDecisionUnreadable, docker_settings, find_docker, preview_engine
-from runner.gpu.monitor import NvmlMonitor, nvml_spawner
+from runner.gpu.assignment import AssignmentInvalid
+from runner.gpu.monitor import open_gpu_monitor
 from runner.settings import RunnerSettings
 from schemas.gpu import GpuMonitorState
 from schemas.settings_loader import SettingsInvalid
 
 ENGINE_PROBE_TIMEOUT_S = 20.0
+ASSIGNMENT_FIX = "correct the variable, or name the GPUs of this machine's runner with gpu.visible"
 
 
 def check_machine(data: Path) -> Iterator[Finding]:
@@ -51,8 +51,7 @@ async def check_own_container(data: Path) -> list[Finding]:
     The process engine starts jobs in our container, so it needs nothing. `data`: the data folder of `up`.
     """
     try:
-        file = read_settings_file(Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG)))
-        settings = file.load(RunnerSettings, os.environ)
+        settings = _read_runner_settings()
         folder = data / "runner" if settings.data == RunnerSettings().data else settings.data
         found = find_docker(settings.docker_socket, os.environ)
         engine = preview_engine(folder, settings.engine, found, utc_now())
@@ -64,20 +63,35 @@ async def check_own_container(data: Path) -> list[Finding]:
     return [Finding("container", CheckStatus.FAIL, fault.what, fault.fix) for fault in faults]
 
 
+def _read_runner_settings() -> RunnerSettings:
+    """Read the settings of a runner on this machine. Raises SettingsInvalid."""
+    return read_settings_file(Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG))).load(RunnerSettings, os.environ)
+
+
 async def check_local_gpus() -> list[Finding]:
-    """Check the GPUs of this machine with NVML."""
-    async with NvmlMonitor(nvml_spawner(), clock=time.time, random=random.random) as monitor:
-        snapshot = monitor.snapshot()
+    """Check with NVML the GPUs of this machine that a runner here would use."""
+    try:
+        visible = _read_runner_settings().gpu.visible
+        async with open_gpu_monitor(visible=visible) as monitor:
+            snapshot = monitor.snapshot()
+    except AssignmentInvalid as error:
+        return [Finding("gpus", CheckStatus.FAIL, str(error), ASSIGNMENT_FIX)]
+    except SettingsInvalid:
+        return []  # another check reports it
+    if snapshot.assigned_wrongly:
+        return [Finding("gpus", CheckStatus.FAIL, snapshot.assigned_wrongly, ASSIGNMENT_FIX)]
     if snapshot.state is not GpuMonitorState.OK:
         return [
             Finding(
                 "nvml",
                 CheckStatus.WARN,
-                f"{snapshot.state}: {snapshot.why or 'no GPU is monitored'}",
+                f"{snapshot.state}: {snapshot.why or snapshot.assigned or 'no GPU is monitored'}",
                 "GPU endpoints cannot run here",
             )
         ]
     count = display.format_count(len(snapshot.samples), "GPU")
+    if snapshot.assigned:
+        count = f"GPUs for jobs: {snapshot.assigned}"
     return [Finding("nvml", CheckStatus.OK, f"driver {snapshot.driver}, {count}")] + [
         Finding(f"gpu {gpu.uuid}", CheckStatus.OK, f"{gpu.name}, {gpu.memory_free_mb} MB free")
         for gpu in snapshot.samples

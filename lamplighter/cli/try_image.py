@@ -30,7 +30,8 @@ from runner.endpoints import ENDPOINT_FILE, LocalEndpoint, load_endpoints
 from runner.engines.selection import EngineConfig, EngineUnusable, select_engine
 from runner.execution.cache_watch import is_over
 from runner.execution.verdict import ClassifiedFailure, Done
-from runner.gpu.monitor import NvmlMonitor, nvml_spawner
+from runner.gpu.assignment import AssignmentInvalid
+from runner.gpu.monitor import open_gpu_monitor
 from runner.gpu.port import GpuMonitor, NoGpuMonitor
 from runner.trial.trial import Trial, TrialImpossible, TrialReport, fill_volumes, snapshot_folder, try_image
 from schemas.asset import DIGEST_SCHEME
@@ -209,7 +210,10 @@ def _read_secrets(endpoint: LocalEndpoint, environ: Mapping[str, str]) -> Mappin
 
 def _gpu_monitor(endpoint: LocalEndpoint) -> GpuMonitor:
     if endpoint.config.resources.gpus or endpoint.config.resources.vram_mb:
-        return NvmlMonitor(nvml_spawner(), clock=time.time, random=lambda: 0.5)
+        try:
+            return open_gpu_monitor()
+        except AssignmentInvalid as error:
+            raise click.UsageError(str(error)) from error
     return NoGpuMonitor()
 
 

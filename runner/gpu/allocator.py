@@ -58,6 +58,8 @@ class GpuSettings(Struct, frozen=True):
 
     watch: bool = True
     """Monitor the GPUs. Off: the runner works as on a host without GPUs."""
+    visible: str = "auto"
+    """The GPUs for jobs: numbers or UUIDs, as in `0,2`, `all`, or `auto`: those that Slurm, Kubernetes or CUDA name."""
     injection: GpuInjection | Literal["auto"] = "auto"
     """How Docker gives GPUs to containers. `auto` tries each way at the start."""
     fitness: GpuHealthPolicy = GpuHealthPolicy()

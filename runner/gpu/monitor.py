@@ -5,7 +5,9 @@ raises, and the runner never waits for the driver.
 """
 
 import os
+import random
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from subprocess import DEVNULL, PIPE
 from types import TracebackType
@@ -18,8 +20,9 @@ from anyio.abc import ByteReceiveStream, Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 from msgspec import Struct
 
+from runner.gpu.assignment import AUTO, AssignedGpus, GpuAssignment, read_assignment
 from runner.gpu.nvml_protocol import EXIT_RENEW, LINE_LIMIT_BYTES, STATE_BY_EXIT_CODE, NvmlEnding, NvmlReading, decode
-from runner.gpu.port import GpuStatePublisher
+from runner.gpu.port import GpuMonitor, GpuStatePublisher, NoGpuMonitor
 from schemas.backoff import Backoff
 from schemas.environment import GPU_PREFIXES, build_child_environment
 from schemas.gpu import GpuMonitorState, GpuSnapshot, LostGpu
@@ -120,9 +123,12 @@ DEFAULT_TIMING = MonitorTiming()
 
 
 class NvmlMonitor(GpuStatePublisher):
-    """Supervises the NVML child. `clock` gives Unix time; `random` a number in [0, 1), the jitter of restarts."""
+    """Supervises the NVML child. `clock` gives Unix time; `random` a number in [0, 1), the jitter of restarts.
 
-    def __init__(
+    `assignment`: the GPUs that are shown; None: all.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but the first have one use each
         self,
         spawn: SpawnChild,
         *,
@@ -130,8 +136,10 @@ class NvmlMonitor(GpuStatePublisher):
         random: Callable[[], float],
         timing: MonitorTiming = DEFAULT_TIMING,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+        assignment: GpuAssignment | None = None,
     ) -> None:
         super().__init__()
+        self._assigned = AssignedGpus(assignment) if assignment is not None else None
         self._spawn, self._clock, self._random, self._sleep = spawn, clock, random, sleep
         self._timing = timing
         self._known_gpus: dict[str, LostGpu] = {}  # every GPU ever seen, as it is reported once it is gone
@@ -204,7 +212,8 @@ class NvmlMonitor(GpuStatePublisher):
                 case NvmlEnding(text):
                     reason = text
                 case event:
-                    self.publish_event(event)
+                    if self._assigned is None or self._assigned.contains(event.uuid):
+                        self.publish_event(event)
 
     async def _classify_exit(self, child: NvmlChild) -> GpuMonitorState:
         """Return the state for the exit code; a child that cannot exit hangs in the driver."""
@@ -215,17 +224,23 @@ class NvmlMonitor(GpuStatePublisher):
 
     def _publish_reading(self, reading: NvmlReading) -> None:
         """Publish the reading as a snapshot. A GPU that was seen before and is not listed now is lost."""
+        samples, lost = reading.samples, reading.lost
+        if self._assigned is not None:
+            samples, lost = self._assigned.select(samples, lost)
         uuids = {gpu.index: gpu.uuid for gpu in self._known_gpus.values()}
-        reported = [LostGpu(gpu.uuid or uuids.get(gpu.index, ""), gpu.why, gpu.index, gpu.name) for gpu in reading.lost]
-        for sample in reading.samples:
+        reported = [LostGpu(gpu.uuid or uuids.get(gpu.index, ""), gpu.why, gpu.index, gpu.name) for gpu in lost]
+        for sample in samples:
             reason = "the driver no longer lists this GPU: reboot the host"
             self._known_gpus[sample.uuid] = LostGpu(sample.uuid, reason, sample.index, sample.name)
-        present = {sample.uuid for sample in reading.samples} | {gpu.uuid for gpu in reported}
+        present = {sample.uuid for sample in samples} | {gpu.uuid for gpu in reported}
         missing = [gpu for gpu in self._known_gpus.values() if gpu.uuid not in present]
         self._log_change(GpuMonitorState.OK, "")
-        self.publish(
-            GpuSnapshot(GpuMonitorState.OK, self._clock(), reading.samples, (*reported, *missing), reading.driver)
-        )
+        snapshot = GpuSnapshot(GpuMonitorState.OK, self._clock(), samples, (*reported, *missing), reading.driver)
+        if self._assigned is not None:
+            assigned = self._assigned.describe(len(samples))
+            problem = "; ".join(gpu.why for gpu in self._assigned.unknown)
+            snapshot = msgspec.structs.replace(snapshot, assigned=assigned, assigned_wrongly=problem)
+        self.publish(snapshot)
 
     def _set_failed(self, state: GpuMonitorState, detail: str) -> GpuMonitorState:
         """Publish a failure of the child. The last samples stay, unless it is certain that there is no GPU."""
@@ -242,3 +257,16 @@ class NvmlMonitor(GpuStatePublisher):
     def _log_change(self, state: GpuMonitorState, reason: str) -> None:
         if state is not self.snapshot().state:
             log.info("gpu_monitor_changed", state=state.value, reason=reason)
+
+
+def open_gpu_monitor(*, watch: bool = True, visible: str = AUTO) -> GpuMonitor:
+    """Return the monitor of this machine's GPUs that are assigned to this process. Raises AssignmentInvalid.
+
+    `watch` and `visible`: the settings `[gpu] watch` and `[gpu] visible`.
+    """
+    if not watch:
+        return NoGpuMonitor()
+    assignment = read_assignment(visible, os.environ)
+    if assignment is not None and not assignment.names:
+        return NoGpuMonitor(assignment.source)
+    return NvmlMonitor(nvml_spawner(), clock=time.time, random=random.random, assignment=assignment)

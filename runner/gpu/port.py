@@ -71,11 +71,14 @@ class GpuStatePublisher:
 
 
 class NoGpuMonitor(GpuStatePublisher):
-    """The monitor of a host whose settings switch the GPU watch off: its one snapshot shows no GPU and no error."""
+    """The monitor of a host without GPUs for jobs: its one snapshot shows no GPU and no error.
 
-    def __init__(self) -> None:
+    `assigned`: where it is said that this runner has no GPU.
+    """
+
+    def __init__(self, assigned: str = "") -> None:
         super().__init__()
-        self.publish(GpuSnapshot(state=GpuMonitorState.NONE, at=1))
+        self.publish(GpuSnapshot(state=GpuMonitorState.NONE, at=1, assigned=assigned))
 
     async def __aenter__(self) -> Self:
         return self

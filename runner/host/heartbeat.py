@@ -126,6 +126,7 @@ class HeartbeatPublisher:
             injection=self._engine_monitor.injection,
             gpu_state=self._host.gpu_allocator.snapshot.state,
             gpus=self._host.gpu_allocator.reports(),
+            gpus_assigned=self._host.gpu_allocator.snapshot.assigned[:REASON_LIMIT_CHARS] or None,
             running=self._activity.running(),
             activity=await self._activity.measure(),
             warm=self._warm_pool.reports(),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_up import lamplighter, up
+from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 from tests.support.installation import ROOT
 from tests.support.job_user import why_no_sandbox
 from tests.support.reserved_ports import reserve_ports
@@ -93,6 +94,8 @@ def declare(cluster: SlurmCluster) -> str:
         "PILOT_UNTIL_IDLE_S": "3",
         "LAMPLIGHTER_WARM__ON": "0",
         "LAMPLIGHTER_GRACE_S": "1",
+        "LD_LIBRARY_PATH": str(cluster.folder / "nvml"),
+        "NVIDIA_STUB_STATE": str(cluster.folder / "nvml" / "state"),
         "SBATCH_OUTPUT": str(cluster.folder / "pilot-%j.log"),
         "SBATCH_OPEN_MODE": "append",
     }
@@ -108,6 +111,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with slurm_cluster(folder) as cluster, pytest.MonkeyPatch.context() as patch, reserve_ports(2) as ports:
         for name in ("SLURM_CONF", "PATH"):
             patch.setenv(name, cluster.environ[name])
+        (folder / "nvml").mkdir()
+        StubNvml(folder / "nvml", count=4)
         config = folder / "lamplighter.toml"
         config.write_text(declare(cluster))
         places = ("--public", "127.0.0.1", "--listen", "127.0.0.1", "--config", str(config))
@@ -152,6 +157,9 @@ def test_a_preempted_pilot_gives_its_job_back(site: Site) -> None:
     """The same happens two minutes before the time limit: Slurm sends TERM to the batch script."""
     job = site.submit(seconds=4)
     pilot = site.pilot_of(job)
+    host = site.hosts()[site.job(job)["host"]]
+    assert host["gpus_assigned"] == "1 of 4 (CUDA_VISIBLE_DEVICES=0)"  # Slurm gave one of two, and NVML shows four
+    assert [gpu["uuid"] for gpu in host["gpus"]] == [gpu_uuid(0)]
     site.cluster.call("scancel", "--signal=TERM", "--batch", pilot)
     done = site.wait_for_status(job, "succeeded")
     assert [event for event in site.events(job) if event in {"started", "released", "succeeded"}] == [

@@ -106,6 +106,11 @@ def test_what_runs_jobs_is_reported_by_hosts_up_and_doctor(
     assert finding is None or found_as in finding.what
 
 
+def test_doctor_says_which_gpus_a_runner_uses():
+    finding = found(gpus_assigned="2 of 4 (CUDA_VISIBLE_DEVICES=0,2)")["gpus of gpu-1"]
+    assert (finding.verdict, finding.what) == (CheckStatus.OK, "its runner uses 2 of 4 (CUDA_VISIBLE_DEVICES=0,2)")
+
+
 def test_doctor_tells_of_an_engine_that_is_away_once():
     rows = found(
         engine="docker", engine_away="no socket", unschedulable={"echo": "engine_away", "heygem": "engine_away"}

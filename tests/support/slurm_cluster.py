@@ -1,4 +1,4 @@
-"""A Slurm cluster on this machine: munged, slurmctld and slurmd of Debian, with two GPUs that are empty files.
+"""A Slurm cluster on this machine: munged, slurmctld and slurmd of Debian, with two GPUs that are links to /dev/null.
 
 Root only, without systemd and cgroups. Everything is in one folder, and listens on loopback.
 """
@@ -77,7 +77,7 @@ class SlurmCluster:
         for name in ("state", "spool"):
             (folder / name).mkdir()
         for number in range(2):
-            (folder / f"gpu{number}").touch()
+            (folder / f"gpu{number}").symlink_to(os.devnull)  # slurmd gives a job the number of a device file only
         settings = SETTINGS.format(host=self.node, folder=folder, ctld_port=ports[0], slurmd_port=ports[1])
         (folder / "slurm.conf").write_text(settings)
         (folder / "gres.conf").write_text(f"NodeName={self.node} Name=gpu File={folder}/gpu[0-1]\n")

@@ -177,13 +177,16 @@ async def test_an_endpoint_reports_how_long_its_runs_take(edge: ServedEdge):
 async def test_hosts_are_reported_while_on_and_while_off(edge: ServedEdge):
     await edge.world.announce_capabilities()
     assert [(h["id"], h["state"]) for h in (await edge.ann.get("/v1/hosts")).json()["hosts"]] == [("gpu-1", "off")]
-    await edge.world.send_heartbeat(gpus=(GpuReport("GPU-1", "A card", memory_total_mb=100),))
+    gpu, assigned = GpuReport("GPU-1", "A card", memory_total_mb=100), "1 of 4 (CUDA_VISIBLE_DEVICES=2)"
+    await edge.world.send_heartbeat(gpus=(gpu,), gpus_assigned=assigned)
     host = (await edge.ann.get("/v1/hosts/gpu-1")).json()
     assert (host["state"], host["incarnation"], host["gpus"][0]["uuid"]) == ("online", "i1", "GPU-1")
+    assert host["gpus_assigned"] == assigned
     assert set(host) == {
         *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
         *("busy", "cannot", "unschedulable", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
         *("version", "declared", "images", "volumes", "maintenance", "labels", "unmet", "isolation", "runtimes"),
+        "gpus_assigned",
     }
     assert (await edge.ann.get("/v1/hosts/none")).status_code == 404
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from runner.gpu.assignment import GpuAssignment
 from runner.gpu.monitor import MonitorTiming, NvmlMonitor, nvml_spawner
 from schemas.gpu import GpuSnapshot
 from tests.runner.gpu.stub_nvml import StubNvml
@@ -17,9 +18,10 @@ QUICK = MonitorTiming(first_reading_timeout_s=5.0, reading_timeout_s=1.0, restar
 
 @asynccontextmanager
 async def run_stub_monitor(
-    cards: StubNvml, timing: MonitorTiming = QUICK, renew_s: float = 60.0
+    cards: StubNvml, timing: MonitorTiming = QUICK, renew_s: float = 60.0, assignment: GpuAssignment | None = None
 ) -> AsyncIterator[NvmlMonitor]:
-    watch = NvmlMonitor(nvml_spawner(0.05, renew_s, cards.env), clock=time.time, random=random.random, timing=timing)
+    spawn = nvml_spawner(0.05, renew_s, cards.env)
+    watch = NvmlMonitor(spawn, clock=time.time, random=random.random, timing=timing, assignment=assignment)
     with anyio.fail_after(DEADLINE_S):
         async with watch:
             yield watch
