@@ -228,9 +228,15 @@ def wait_reason_table() -> str:
     """Return the Markdown table of the reasons to wait. `N` in it is the host's measured median in minutes."""
     texts = [(f"`{reason}`", text) for reason, text in messages.WAIT_REASON_TEXTS.items()]
     texts.append(("`behind`, `queue_position` 0", messages.NEXT_IN_LINE_TEXT))
+    texts.append(("`host_blocked`, of a cluster or a cloud", messages.NO_CAPACITY_TEXT))
     rows = [f"| {reason} | {text.en} | {text.zh} |" for reason, text in texts]
     table = "\n".join(["| reason | en | zh |", "|---|---|---|", *rows])
-    return table.replace("{minutes}", "N").replace("{host}", "gpu-1").replace("{pulled}", "45 %, 1.2 / 2.7 GB")
+    return (
+        table.replace("{minutes}", "N")
+        .replace("{host}", "gpu-1")
+        .replace("{pulled}", "45 %, 1.2 / 2.7 GB")
+        .replace("{blocked}", "job 17 waits in Slurm's queue: Resources")
+    )
 
 
 def _bilingual(text: LocalizedText) -> str:

@@ -14,6 +14,7 @@ HOST_TEXTS_ZH: Mapping[str, str] = {
     ),
     "it does not sync every write": "没有同步每次写入",
     "job {id} waits in Slurm's queue: {reason}": "作业 {id} 在 Slurm 队列中等待：{reason}",
+    "Pod {pod} waits for a node: {reason}": "Pod {pod} 正在等待节点：{reason}",
     "{program} cannot be run ({why}): install slurm-client": "无法运行 {program}（{why}）：请安装 slurm-client",
     "Slurm's controller is away: {why}": "Slurm 控制器没有响应：{why}",
     "Slurm's controller does not answer {program} within {seconds} s": (

@@ -118,6 +118,11 @@ VOLUME_DISK_FULL_TEXT = LocalizedText(  # VOLUME_MISSING, where that is why
     "GPU 服务器磁盘已满，程序所需的文件无法下载：请管理员清理磁盘空间",
 )
 NEXT_IN_LINE_TEXT = LocalizedText("Next in line", "马上开始")  # BEHIND, with no job ahead
+# HOST_BLOCKED, when a power driver said why there is no machine, such as Slurm or Kubernetes in their own words.
+NO_CAPACITY_TEXT = LocalizedText(
+    "No GPU host is free yet: {blocked}", "暂时没有空闲的 GPU 服务器，任务继续排队：{blocked}"
+)
+BLOCKED_REASON_LIMIT_CHARS = 200
 
 FAILURE_TEXTS: Mapping[str, LocalizedText] = {
     "bad_job": LocalizedText("The job cannot be carried out as asked", "任务参数无效"),
@@ -226,7 +231,8 @@ class WaitInfo(NamedTuple):
 
     `wake_s`: the measured median wake time of the host. `host`: the host to start. `ahead`: the number of jobs ahead.
     `pull`: the image or the volume that is downloaded, or could not be. `pause`: that of the job's endpoint.
-    `unmet`: what each host lacks for it.
+    `unmet`: what each host lacks for it. `blocked`: why there is no machine for the host, in the words of its power
+    driver.
     """
 
     reason: WaitReason
@@ -236,15 +242,18 @@ class WaitInfo(NamedTuple):
     pull: ImageStatus | VolumeStatus | None = None
     pause: Pause | None = None
     unmet: Mapping[str, str] = MappingProxyType({})
+    blocked: str = ""
 
 
 def format_wait(wait: WaitInfo, language: Language) -> str:
     """Return the text that says why a job waits."""
-    text = _find_wait_text(wait)
     since, by = (f"{wait.pause.since:%Y-%m-%d %H:%M} UTC", wait.pause.by) if wait.pause else ("", "")
     minutes, pulled = round_up_minutes(wait.wake_s), format_pull(wait.pull)
     unmet = format_unmet(wait.unmet, language)
-    return text.render(language, minutes=minutes, host=wait.host, pulled=pulled, since=since, by=by, unmet=unmet)
+    blocked = CATALOGUE.localize(one_line(wait.blocked, BLOCKED_REASON_LIMIT_CHARS), language)
+    return _find_wait_text(wait).render(
+        language, minutes=minutes, host=wait.host, pulled=pulled, since=since, by=by, unmet=unmet, blocked=blocked
+    )
 
 
 def _find_wait_text(wait: WaitInfo) -> LocalizedText:
@@ -252,11 +261,19 @@ def _find_wait_text(wait: WaitInfo) -> LocalizedText:
         return NEXT_IN_LINE_TEXT
     if wait.reason is WaitReason.VOLUME_MISSING and _is_disk_full(wait.pull):
         return VOLUME_DISK_FULL_TEXT
+    if wait.reason is WaitReason.HOST_BLOCKED and wait.blocked:
+        return NO_CAPACITY_TEXT
     return WAIT_REASON_TEXTS[wait.reason]
 
 
 def _is_disk_full(pull: ImageStatus | VolumeStatus | None) -> bool:
     return isinstance(pull, VolumeStatus) and pull.failure == DISK_FULL_FAILURE
+
+
+def one_line(text: str, limit_chars: int) -> str:
+    """Return a text of a job or of another program as one line of at most so many characters, without control ones."""
+    shown = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return shown if len(shown) <= limit_chars else f"{shown[: limit_chars - 1]}…"
 
 
 def format_unmet(unmet: Mapping[str, str], language: Language) -> str:

@@ -42,13 +42,15 @@ class HostNotice(Struct, frozen=True):
 class WakeForecast(NamedTuple):
     """Why jobs of an endpoint wait for a host that is not online.
 
-    `wake_s`: usual seconds to wake it; None if not measured. `remaining_s`: those left of the current wake.
+    `wake_s`: usual seconds to wake it; None if not measured. `remaining_s`: those left of the current wake. `blocked`:
+    why there is no machine for it, in the words of its power driver.
     """
 
     reason: WaitReason
     host: str
     wake_s: float | None
     remaining_s: float | None
+    blocked: str = ""
 
 
 QueuedJobCounter = Callable[[Iterable[str]], int]  # of the jobs that wait in these pools

@@ -111,7 +111,9 @@ class JobViewBuilder:
             pull = self._wait_reasons.download(job.endpoint, reason)
             pause = self._wait_reasons.endpoint_pause(job.endpoint)
             unmet = self._wait_reasons.unmet_requirements(job.endpoint)
-            return messages.format_wait(messages.WaitInfo(reason, wake_s, hosts, ahead, pull, pause, unmet), language)
+            blocked = self._wait_reasons.reason_blocked(job.endpoint)
+            wait = messages.WaitInfo(reason, wake_s, hosts, ahead, pull, pause, unmet, blocked)
+            return messages.format_wait(wait, language)
         if job.error is not None:
             return messages.format_failure(job.error, language)
         return messages.format_status(job.status, language)

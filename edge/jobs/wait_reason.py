@@ -142,6 +142,11 @@ class WaitReasons:
         """Return the names of the hosts that offer `endpoint` and are offline, for a message."""
         return ", ".join(sorted(self._available_hosts(endpoint) - self._hosts.heartbeats.keys()))
 
+    def reason_blocked(self, endpoint: str) -> str:
+        """Return why there is no machine for the host that jobs of `endpoint` wait for; "" if nothing said so."""
+        forecast = self._power.wake_forecast(endpoint)
+        return forecast.blocked if forecast else ""
+
     def usual_wake_s(self, endpoint: str) -> float | None:
         """Return the usual seconds of the wake that jobs of `endpoint` wait for; None: not known."""
         forecast = self._power.wake_forecast(endpoint)

@@ -21,7 +21,7 @@ from edge.core.clock import Clock
 from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import log_and_continue, translate_errors
 from edge.core.leases import Leases
-from edge.core.messages import CATALOGUE
+from edge.core.messages import CATALOGUE, one_line
 from edge.notify.conditions import ConditionTracker, Findings, HeldCondition, find_conditions
 from edge.notify.facts import FactReader
 from edge.notify.targets import NotificationFailed, NotificationSender, NotifySettings, NotifyTarget
@@ -135,7 +135,7 @@ class NotificationService:
                 "owner": job.owner,
                 "endpoint": job.endpoint,
                 "code": job.error.code,
-                "why": _one_line(job.error.message),
+                "why": one_line(job.error.message, _WHY_LENGTH_LIMIT),
             },
             began_at=at,
             ended_at=at,
@@ -168,7 +168,7 @@ class NotificationService:
         notice = Notice(
             condition=finding.condition,
             subject=finding.subject,
-            values={name: _one_line(text) for name, text in finding.values.items()},
+            values={name: one_line(text, _WHY_LENGTH_LIMIT) for name, text in finding.values.items()},
             began_at=self._clock(),
             pending=self._pending_for(finding.condition),
         )
@@ -279,9 +279,3 @@ def _wants_job(target: NotifyTarget, job: Job) -> bool:
 def _row_key(finding: HeldCondition) -> str:
     """Return the key of a condition in NOTICES. A subject may hold any character."""
     return f"{_CONDITIONS}{finding.condition}.{hashlib.sha256(finding.subject.encode()).hexdigest()[:16]}"
-
-
-def _one_line(text: str) -> str:
-    """Return a text of a job or of another machine as one line, without control characters."""
-    shown = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(shown.split())[:_WHY_LENGTH_LIMIT]

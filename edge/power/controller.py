@@ -81,9 +81,7 @@ class PowerController:
         hosts, at = self._fleet.hosts_offering(endpoint, self._declared), self._dependencies.now()
         known = ((host, self.record(host), self.wait_reason(host)) for host in hosts)
         return views.nearest_forecast(
-            WakeForecast(why, host, views.wake_median_s(record), views.wake_left_s(record, at))
-            for host, record, why in known
-            if record and why
+            views.forecast_wake(host, record, why, at) for host, record, why in known if record and why
         )
 
     def has_driver(self, host: str) -> bool:

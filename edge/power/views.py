@@ -65,15 +65,20 @@ def nearest_forecast(forecasts: Iterable[WakeForecast]) -> WakeForecast | None:
     )
 
 
-def _reasons_blocked(record: PowerRecord) -> tuple[str, ...]:
-    """Return what the power driver said last about a host that it has no machine for, such as Slurm's reason."""
+def forecast_wake(host: str, record: PowerRecord, reason: WaitReason, at: datetime) -> WakeForecast:
+    """Return when the host can take jobs, which wait for it with this reason."""
+    return WakeForecast(reason, host, wake_median_s(record), wake_left_s(record, at), _reason_blocked(record))
+
+
+def _reason_blocked(record: PowerRecord) -> str:
+    """Return what the power driver said last about a host that it has no machine for, such as Slurm's reason, or ""."""
     result = record.call.result if record.call is not None and record.state is PowerState.BLOCKED else None
-    return (result.why,) if result is not None and result.outcome is PowerCallOutcome.NO_CAPACITY else ()
+    return result.why if result is not None and result.outcome is PowerCallOutcome.NO_CAPACITY else ""
 
 
 def host_view(host: str, seen: HostView | None, record: PowerRecord, at: datetime) -> HostView:
     """Return the host as `/v1/hosts` shows it. `seen`: its view by its heartbeats; None if it was never seen."""
-    override = active_override(record, at)
+    override, blocked = active_override(record, at), _reason_blocked(record)
     view = seen or HostView(id=host, state=record.state)
     is_online = record.state is PowerState.ONLINE and seen is not None
     return replace(
@@ -83,6 +88,6 @@ def host_view(host: str, seen: HostView | None, record: PowerRecord, at: datetim
         wake_median_s=wake_median_s(record),
         hold=None if override is None else to_builtins(override),
         declared=True,
-        waits=view.waits or _reasons_blocked(record),
+        waits=view.waits or ((blocked,) if blocked else ()),
         history=tuple(to_builtins(change) for change in record.history),
     )

@@ -146,7 +146,7 @@ def test_clients_are_told_why_slurm_lets_a_pilot_wait(site: Site) -> None:
         return any("Slurm's queue: Resources" in why for host in site.hosts().values() for why in host["waits"])
 
     wait_for_sync(is_told, timeout_s=DEADLINE_S)
-    wait_for_sync(lambda: site.job(job)["reason"] == "host_blocked", timeout_s=DEADLINE_S)
+    wait_for_sync(lambda: "Slurm's queue: Resources" in site.job(job)["message"], timeout_s=DEADLINE_S)
     site.cluster.call("scancel", hog)
     site.wait_for_status(job, "succeeded")
     site.wait_until_empty()

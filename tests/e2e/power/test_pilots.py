@@ -114,6 +114,8 @@ async def test_a_job_waits_for_room_runs_in_a_pod_and_the_pod_is_deleted(cluster
     blocked = await cluster.wait_for_state(S.BLOCKED)
     assert blocked.why == f"no capacity: Pod {POD} waits for a node: {UNSCHEDULABLE}"
     await wait_for_reason(cluster.running, job.id, "host_blocked")
+    told = (await cluster.running.ann.job(job.id)).message
+    assert told == f"No GPU host is free yet: Pod {POD} waits for a node: {UNSCHEDULABLE}"
     cluster.kubelet.allow(1)
     await cluster.wait_until_succeeded(job)
     assert await cluster.count_starts(job) == 1

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from bus.interface import BrokerUnreachable
+from edge.hosts.registry import WakeForecast
 from schemas.host_config import DailyBudget, WolHostConfig
 from schemas.power import PowerState as S
 from schemas.power import ReportedPower
@@ -359,7 +360,7 @@ async def test_what_is_shown_of_a_host(tmp_path: Path) -> None:
         assert never.declared
         prospect = power.wake_forecast("echo")
         assert prospect is not None
-        assert prospect == (WaitReason.HOST_OFF, "gpu-1", None, None)
+        assert prospect == WakeForecast(WaitReason.HOST_OFF, "gpu-1", None, None)
         await made.edge.world.submit()
         await made.edge.tick()
         assert power.wait_reason("gpu-1") is WaitReason.HOST_WAKING

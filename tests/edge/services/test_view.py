@@ -136,6 +136,16 @@ def test_the_texts_of_the_protocol_are_exact() -> None:
         (WaitInfo(WaitReason.QUOTA, ahead=0), "Waiting for your own earlier jobs", "您之前的任务尚未完成，任务排队中"),
         (WaitInfo(WaitReason.HOST_OFF, 61.0), "GPU is off; the job waits about 2 minutes", "GPU 已关机，正在等待开机"),
         (
+            WaitInfo(WaitReason.HOST_BLOCKED, blocked="job 17 waits in Slurm's queue:\x1b[1m Resources\n"),
+            "No GPU host is free yet: job 17 waits in Slurm's queue: [1m Resources",
+            "暂时没有空闲的 GPU 服务器，任务继续排队：作业 17 在 Slurm 队列中等待：[1m Resources",
+        ),
+        (
+            WaitInfo(WaitReason.HOST_BLOCKED, blocked="Pod lamplighter-k8s-1 waits for a node: " + 300 * "x"),
+            f"No GPU host is free yet: Pod lamplighter-k8s-1 waits for a node: {159 * 'x'}…",
+            f"暂时没有空闲的 GPU 服务器，任务继续排队：Pod lamplighter-k8s-1 正在等待节点：{159 * 'x'}…",
+        ),
+        (
             WaitInfo(WaitReason.HOST_OFF_UNSWITCHED, host="gpu-1"),
             "Nobody can switch gpu-1 on from here: start its runner",
             "gpu-1 已关机，且无法远程开机：请在该机器上启动 runner",
