@@ -98,6 +98,18 @@ class HostTokens:
         if (await update_row(self._bus.host_tokens, token_id, revoke)).row is None:
             raise ProblemError("not_found", f"there is no join token {token_id}: `lamplighter hosts token list`")
 
+    async def remove_hosts(self, token_id: str) -> tuple[str, ...]:
+        """Remove all hosts that have joined with the token, and return them. Raises ProblemError; BusError.
+
+        Jobs that run there go back to the queue. A repeated call removes those that an error left.
+        """
+        rows = await self._bus.enrolled_hosts.rows()
+        joined = tuple(sorted(host for host, row in rows.items() if row.value.host_token == token_id))
+        for host in joined:
+            with suppress(ProblemError):  # it has just ended by itself
+                await self._enrollment.remove(host, comes_back=host in self._declared)
+        return joined
+
     async def join(self, request: JoinRequest) -> JoinToken | None:
         """Enroll the host of a runner that has a shared token; None if token or secret are wrong.
 

@@ -335,9 +335,10 @@ _CLIENT: Mapping[str, str] = {
     "Its hosts stay enrolled when they end.": "其服务器结束后仍保持接入。",
     "Print only the token, for a file that `--join @FILE` reads.": "只输出令牌，供 --join @FILE 读取的文件使用。",
     "List the join tokens that hosts share, without their secrets.": "列出多台服务器共用的接入令牌，不含机密。",
-    "Let no further host join with token ID. The hosts that have joined stay.": (
-        "不再允许用令牌 ID 接入服务器。已接入的服务器不受影响。"
+    "Let no further host join with token ID. The hosts that have joined stay, unless --hosts.": (
+        "不再允许用令牌 ID 接入。已接入的服务器保留，除非使用 --hosts。"
     ),
+    "Also remove the hosts that have joined with it.": "同时移除用它接入的服务器。",
     "End, with exit code 0, after there was nothing to do for this time.": "空闲达到该时长后结束，退出码为 0。",
     "Remove an enrolled host. Its key and its connection to the broker end immediately.": (
         "移除已接入的服务器。其密钥和与 broker 的连接立即失效。"

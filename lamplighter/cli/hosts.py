@@ -193,13 +193,22 @@ def _token_row(token: dict[str, Any]) -> tuple[str, ...]:
 
 @host_token.command("revoke")
 @click.argument("token_id", metavar="ID")
+@click.option("--hosts", is_flag=True, help="Also remove the hosts that have joined with it.")
 @client_command
-def revoke_token(session: CliContext, token_id: str) -> None:
-    """Let no further host join with token ID. The hosts that have joined stay."""
-    session.client.call(api.delete_path(f"/v1/host-tokens/{api.quote_segment(token_id)}"))
-    session.show(
-        {"revoked": token_id}, lambda: session.out.print(say(f"join token {token_id} revoked"), highlight=False)
-    )
+def revoke_token(session: CliContext, token_id: str, *, hosts: bool) -> None:
+    """Let no further host join with token ID. The hosts that have joined stay, unless --hosts."""
+    path = f"/v1/host-tokens/{api.quote_segment(token_id)}"
+    session.client.call(api.delete_path(f"{path}?hosts=true" if hosts else path))
+    tokens = session.client.call(api.get_json("/v1/host-tokens"))["tokens"]
+    stay = next((token["hosts"] for token in tokens if token["id"] == token_id), 0)
+
+    def print_rest() -> None:
+        session.out.print(say(f"join token {token_id} revoked"), highlight=False)
+        if stay:
+            remedy = f"lamplighter hosts token revoke {token_id} --hosts"
+            session.out.print(say(f"{stay} of its hosts stay: {remedy} removes them"), highlight=False)
+
+    session.show({"revoked": token_id, "hosts": stay}, print_rest)
 
 
 OVERRIDE_TEXTS = {"on": "override: on", "off": "override: off", "auto": "automatic"}

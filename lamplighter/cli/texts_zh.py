@@ -230,6 +230,7 @@ _CLIENT: Mapping[str, str] = {
     ),
     "its heartbeat and capabilities": "心跳和任务类型",
     "join token {token} revoked": "接入令牌 {token} 已吊销",
+    "{number} of its hosts stay: {remedy} removes them": ("用它接入的 {number} 台服务器仍然保留：{remedy} 可移除它们"),
     "no join tokens": "没有接入令牌",
     "{value} is not a duration: write it as 90s, 30m, 12h or 7d": "{value} 不是时长：请写成 90s、30m、12h 或 7d",
     "key {key} revoked": "密钥 {key} 已吊销",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from anyio import sleep
 from litestar import delete, get, post
-from litestar.params import FromPath
+from litestar.params import FromPath, FromQuery
 from msgspec import Meta, Struct
 
 from edge.core.error_handling import translate_errors
@@ -119,13 +119,22 @@ async def list_host_tokens(services: ServicesDep) -> HostTokenListView:
 
 
 @delete("/v1/host-tokens/{token_id:str}", status_code=204, guards=[require_scope(Scope.ADMIN)])
-async def revoke_host_token(request: AnyRequest, services: ServicesDep, token_id: FromPath[str]) -> None:
-    """Revoke a join token: no further host can join with it. The hosts that have joined stay."""
+async def revoke_host_token(
+    request: AnyRequest, services: ServicesDep, token_id: FromPath[str], hosts: FromQuery[bool] = False
+) -> None:
+    """Revoke a join token: no further host can join with it. The hosts that have joined stay, unless `hosts`."""
     if not is_token(token_id):
         raise ProblemError("not_found", f"there is no join token {token_id!r}: `lamplighter hosts token list`")
     with translate_errors():
         await services.host_tokens.revoke(token_id)
     await record_audit_event(request, services, AuditAction.HOST_TOKEN_REVOKED, token_id)
+    if not hosts:
+        return
+    with translate_errors():
+        removed = await services.host_tokens.remove_hosts(token_id)
+    for host in removed:
+        details = {"token": token_id}
+        await record_audit_event(request, services, AuditAction.HOST_REMOVED, host, details=details)
 
 
 @post("/v1/host-tokens/join", status_code=200, opt={NO_AUTH: True}, operation_class=json_body(JoinRequest))

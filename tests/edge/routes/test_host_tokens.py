@@ -86,7 +86,7 @@ async def test_the_whole_way_of_a_token(tmp_path: Path):
     assert trail[1]["by"] == shared.id
 
 
-async def test_a_revoked_token_says_so_and_its_hosts_stay(tmp_path: Path):
+async def test_a_revoked_token_says_so_and_its_hosts_stay_until_they_are_removed(tmp_path: Path):
     async with serve_edge(tmp_path / "edge", FakeHostAccess()) as edge:
         shared = await create(edge)
         await join(shared, tmp_path / "one")
@@ -94,6 +94,13 @@ async def test_a_revoked_token_says_so_and_its_hosts_stay(tmp_path: Path):
         with pytest.raises(JoinRefused, match="was revoked"):
             await join(shared, tmp_path / "two")
         assert await list_tokens(edge) == [("revoked", 1, 1)]
+        other = await create(edge)
+        await join(other, tmp_path / "three")
+        assert (await edge.admin.delete(f"/v1/host-tokens/{shared.id}?hosts=true")).status_code == 204
+        assert sorted(await list_tokens(edge)) == [("active", 1, 1), ("revoked", 1, 0)]
+        trail = (await edge.admin.get("/v1/audit")).json()["events"]
+        removed = [row["details"] for row in trail if row["action"] == "host_removed"]
+        assert removed == [{"token": shared.id}]
         for unknown in ("nothing", "no.token"):
             assert (await edge.admin.delete(f"/v1/host-tokens/{unknown}")).status_code == 404
 
