@@ -1,6 +1,7 @@
 """One runner process: the composition root. It opens all that the runner works with, and closes it in reverse."""
 
 import fcntl
+import os
 import random
 import secrets
 import signal
@@ -53,6 +54,7 @@ from runner.host.enrollment import (
     wait_until_removed,
 )
 from runner.host.health_file import HealthFile
+from runner.host_end import HostEnd, HostEndInvalid, find_end
 from runner.lifecycle import run_lifecycle
 from runner.login_sessions import find_logged_in_users
 from runner.metrics import RunnerMetrics, ScrapeReader, listen_for_scrapes
@@ -108,7 +110,11 @@ async def serve(
                 except BrokerDenied as error:
                     raise (HostRemoved(settings.host) if enrolled else error) from error
                 context.log.info(
-                    "runner_started", engine=context.engine.name, endpoints=sorted(endpoints), slots=settings.slots
+                    "runner_started",
+                    engine=context.engine.name,
+                    endpoints=sorted(endpoints),
+                    slots=settings.slots,
+                    ends_in_s=host.end and round(host.end.lifetime_s),
                 )
                 is_empty = await _run_until_stopped(
                     context, host, RunnerCallbacks(say, ready, stopping), edge if enrolled else None
@@ -201,6 +207,7 @@ def _make_host_context(  # noqa: PLR0913, PLR0917 - what was opened before
         endpoint_folders=settings.endpoints,
         pool=settings.pool,
         until_idle_s=settings.until_idle_s,
+        end=_find_end(settings),
         pulled_images_file=settings.data / "pulled_images.json",
         grace_s=settings.grace_s,
         poweroff=settings.poweroff,
@@ -225,6 +232,13 @@ async def _open_folders(settings: RunnerSettings, client: AssetClient, stack: As
     )
     source = await stack.enter_async_context(open_volume_source(client))
     return HostFolders(volumes, source, CacheStore(settings.data / "caches", is_over))
+
+
+def _find_end(settings: RunnerSettings) -> HostEnd | None:
+    try:
+        return find_end(settings.ends_at, settings.ends_after_s, os.environ)
+    except HostEndInvalid as error:
+        raise RunnerStartError(str(error)) from error
 
 
 def _listen_for_scrapes(settings: RunnerSettings, metrics: RunnerMetrics, stack: AsyncExitStack) -> None:

@@ -19,6 +19,7 @@ from runner.assets.secret_files import secrets_mount
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable, FolderMount
 from runner.gpu.allocator import GpuAllocator
+from runner.host_end import HostEnd
 from runner.login_sessions import LoginLookup, no_logged_in_users
 from runner.metrics import RunnerMetrics
 from runner.outage import SINGLE_JOB_ERRORS, TRANSIENT_ERRORS, EngineCallFailed, OutageGate
@@ -203,7 +204,7 @@ class HostContext(Struct, frozen=True, kw_only=True):
     `report_health` is called after each heartbeat.
 
     Seconds: `grace_s` for jobs to end during a drain, `settle_s` for the records of those that were stopped then,
-    `until_idle_s` without work after which the runner ends.
+    `until_idle_s` without work after which the runner ends. `end`: when this host ends, where that is known.
     """
 
     endpoints: MutableMapping[str, LocalEndpoint]
@@ -219,6 +220,7 @@ class HostContext(Struct, frozen=True, kw_only=True):
     endpoint_folders: tuple[Path, ...] = ()
     pool: str | None = None
     until_idle_s: float | None = None
+    end: HostEnd | None = None
     grace_s: float = 10.0
     settle_s: float = 20.0
     poweroff: tuple[str, ...] = ()

@@ -96,7 +96,7 @@ async def run_lifecycle(
 
 def _build_parts(context: RunnerContext, host: HostContext, jobs: TaskGroup) -> RunnerParts:
     """Build the parts. Executions run in `jobs`."""
-    state = HostState(host.labels)
+    state = HostState(host.labels, host.end)
 
     def used_endpoints() -> list[LocalEndpoint]:
         return [*(one.assignment.endpoint for one in executions.active.values()), *warm_pool.used_endpoints()]

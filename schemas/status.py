@@ -21,6 +21,7 @@ class WaitReason(StrEnum):
     HOST_OFF = "host_off"
     HOST_OFF_UNSWITCHED = "host_off_unswitched"
     HOST_IN_MAINTENANCE = "host_in_maintenance"
+    HOST_ENDING = "host_ending"
     PAUSED = "paused"
     ENGINE_AWAY = "engine_away"
     IMAGE_MISSING = "image_missing"

@@ -46,7 +46,7 @@ EDGE_LAYERS: tuple[frozenset[str], ...] = (
 RUNNER_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"runner.egress", "runner.login_sessions", "runner.metrics", "runner.slots", "runner.tree_removal"}),
     frozenset({"runner.engines"}),
-    frozenset({"runner.assets", "runner.endpoints", "runner.gpu", "runner.run_clock"}),
+    frozenset({"runner.assets", "runner.endpoints", "runner.gpu", "runner.host_end", "runner.run_clock"}),
     frozenset({"runner.outage", "runner.settings"}),
     frozenset({"runner.context"}),
     frozenset({"runner.execution"}),

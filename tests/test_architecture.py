@@ -78,7 +78,7 @@ def test_layers_of_the_runner_are_these():
     assert [sorted(layer) for layer in RUNNER_LAYERS] == [
         ["runner.egress", "runner.login_sessions", "runner.metrics", "runner.slots", "runner.tree_removal"],
         ["runner.engines"],
-        ["runner.assets", "runner.endpoints", "runner.gpu", "runner.run_clock"],
+        ["runner.assets", "runner.endpoints", "runner.gpu", "runner.host_end", "runner.run_clock"],
         ["runner.outage", "runner.settings"],
         ["runner.context"],
         ["runner.execution"],

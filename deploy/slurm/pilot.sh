@@ -23,6 +23,12 @@ export LAMPLIGHTER_PROCESS__SANDBOX=${LAMPLIGHTER_PROCESS__SANDBOX:-auto}
 # Without a sandbox, several jobs in one pilot see the files of each other.
 export LAMPLIGHTER_SLOTS=${LAMPLIGHTER_SLOTS:-1}
 
+# When Slurm ends this job: the runner starts no job that may run longer. Slurm before 23.02 sets no variable.
+if [ -z "${SLURM_JOB_END_TIME:-}" ] && end=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%e) &&
+  end=$(date --date="$end" +%s 2>/dev/null); then
+  export SLURM_JOB_END_TIME=$end
+fi
+
 # bash hands TERM on, and waits for the runner to end.
 lamplighter runner --config /dev/null --join "@$token" --endpoints "$images" --until-idle "${PILOT_UNTIL_IDLE_S:-60}" &
 runner=$!

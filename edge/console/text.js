@@ -289,6 +289,7 @@ const TEXTS = {
   reason_disk_short: ["too little disk is free", "磁盘空间不足"],
   reason_endpoint_paused: ["an operator paused the endpoint", "管理员已暂停该任务类型"],
   reason_host_in_maintenance: ["the host is in maintenance", "主机正在维护"],
+  reason_host_ending: ["the host ends before a job would", "主机即将到期，剩余时间不够运行任务"],
   reason_engine_away: ["the container engine does not answer", "容器引擎没有响应"],
 
   last_days: ["{n} days", "{n} 天"],

@@ -85,6 +85,10 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     WaitReason.HOST_IN_MAINTENANCE: LocalizedText(
         "The GPU host is in maintenance; the job waits until that ends", "GPU 服务器正在维护，任务等待维护结束"
     ),
+    WaitReason.HOST_ENDING: LocalizedText(
+        "The GPU host ends before this job would; the job waits for the next one",
+        "GPU 服务器即将到期，剩余时间不够运行该任务；任务等待下一台",
+    ),
     WaitReason.PAUSED: LocalizedText("The GPU host takes no new jobs at the moment", "GPU 服务器暂停接收新任务"),
     WaitReason.ENGINE_AWAY: LocalizedText(
         "Docker does not answer on the GPU host; the job waits until it does",

@@ -32,6 +32,7 @@ LOW_NEAR_DEADLINE_FILTER = "status IN ('queued', 'scheduled') AND priority = 'lo
 UNSERVABLE_REASONS = frozenset(
     {
         WaitReason.ENGINE_AWAY,
+        WaitReason.HOST_ENDING,
         WaitReason.GPU_NONE,
         WaitReason.REQUIREMENT_UNMET,
         WaitReason.GPU_UNHEALTHY,

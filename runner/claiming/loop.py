@@ -302,7 +302,8 @@ class ClaimLoop:
         """Claim the job, then launch it. No work is done before the claim is recorded."""
         job = entry.record.job
         endpoint = self._host.endpoints.get(job.endpoint)
-        placed = await self._schedulability.place(endpoint) if endpoint else None
+        limit_s = job.policy.execution_timeout_s
+        placed = await self._schedulability.place(endpoint, limit_s=limit_s) if endpoint else None
         permit = self._host.slots.take()
         if endpoint is None or permit is None or not isinstance(placed, Placed):
             if permit is not None:

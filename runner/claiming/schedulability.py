@@ -14,9 +14,10 @@ from runner.claiming.volumes import HostContents
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import MIB, EngineInfo
 from runner.execution.execution import Execution
-from runner.execution.verdict import ClassifiedFailure
+from runner.execution.verdict import ClassifiedFailure, Done
 from runner.gpu.allocator import GpuAllocator
 from runner.gpu.placement import Placed, Unplaceable
+from runner.host_end import HostEnd, TimeLeft
 from schemas.isolation import PROCESS_ISOLATION
 from schemas.status import WaitReason
 
@@ -34,8 +35,9 @@ DISK_MEASUREMENT_MAX_AGE_S = 5.0  # so that a claim need not wait: the heartbeat
 class HostState:
     """The labels of this host, and what changes while it runs. Every change is notified and reported at once."""
 
-    def __init__(self, labels: Mapping[str, str] | None = None) -> None:
+    def __init__(self, labels: Mapping[str, str] | None = None, end: HostEnd | None = None) -> None:
         self.labels = labels or {}
+        self.time_left = TimeLeft(end)  # it only shrinks, and is reported with the next heartbeat
         self.is_recovered = False  # recovery has dealt with what earlier runner processes left
         self.is_draining = False  # the runner shuts down
         self.is_paused = False  # the edge's power control lets this host claim nothing
@@ -123,12 +125,21 @@ class Schedulability:
         default = self._state.engine.isolation if self._state.engine is not None else PROCESS_ISOLATION
         return endpoint.config.runtime or default
 
-    async def place(self, endpoint: LocalEndpoint, *, warm: bool = False) -> Placed | Unplaceable:
-        """Return the GPUs that a container of this endpoint would get now. `warm`: it starts before its job."""
-        return self._place(endpoint, await self._measure_disk_mb(DISK_MEASUREMENT_MAX_AGE_S), warm=warm)
+    async def place(
+        self, endpoint: LocalEndpoint, *, warm: bool = False, limit_s: float | None = None
+    ) -> Placed | Unplaceable:
+        """Return the GPUs that a container of this endpoint would get now.
+
+        `warm`: it starts before its job. `limit_s`: how long its job may run; None: as long as the endpoint says.
+        """
+        free_mb = await self._measure_disk_mb(DISK_MEASUREMENT_MAX_AGE_S)
+        return self._place(endpoint, free_mb, warm=warm, limit_s=limit_s)
 
     def learn_from(self, execution: Execution) -> None:
-        """Note a failure for a missing image: its endpoint is not claimed until the image is there."""
+        """Note how long a job ran, and a missing image: its endpoint is not claimed until the image is there."""
+        if isinstance(execution.verdict, Done):
+            endpoint = execution.assignment.endpoint.config.name
+            self._state.time_left.note_run(endpoint, anyio.current_time() - execution.began_at)
         if isinstance(execution.verdict, ClassifiedFailure) and execution.verdict.code == "image_missing":
             self._contents.images.note_missing(execution.assignment.endpoint)
 
@@ -139,11 +150,16 @@ class Schedulability:
             )
         return self._disk_measurement.mb
 
-    def _place(self, endpoint: LocalEndpoint, free_mb: int, *, warm: bool = False) -> Placed | Unplaceable:
+    def _place(
+        self, endpoint: LocalEndpoint, free_mb: int, *, warm: bool = False, limit_s: float | None = None
+    ) -> Placed | Unplaceable:
         if (paused := self._why_paused(endpoint)) is not None:
             return paused
         if (unmet := self._describe_unmet(endpoint)) is not None:
             return Unplaceable(WaitReason.REQUIREMENT_UNMET, unmet)
+        config = endpoint.config
+        if (late := self._state.time_left.why_too_late(config.name, limit_s or config.timeouts.base_s)) is not None:
+            return Unplaceable(WaitReason.HOST_ENDING, late)
         if self._state.engine_away is not None:
             return Unplaceable(WaitReason.ENGINE_AWAY, self._state.engine_away)
         if (incomplete := self._contents.why_unplaceable(endpoint)) is not None:

@@ -89,7 +89,8 @@ class Execution:
     `on_freed` is called when the container has exited and its outputs are safe: its slot and GPUs may be used again.
     Not before, because nothing new is claimed while the edge is away. It gets whether the container keeps its GPUs: a
     reused one does (`is_kept`), once the record says how the job ended. `on_ending` is called before that record is
-    written: the slot will be free in a moment. `verdict` is set at the end.
+    written: the slot will be free in a moment. `verdict` is set at the end. `began_at`: the loop's time of the claim,
+    or of the adoption.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Execution:
         self._leak: str | None = None
         self._on_freed = on_freed
         self._on_ending = on_ending
+        self.began_at = anyio.current_time()
         self.assignment = assignment
         self.delivery = delivery
         self.phase = ExecutionPhase.RUNNING

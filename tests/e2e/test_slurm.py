@@ -5,6 +5,7 @@ munged, slurmctld and slurmd of Debian run on this machine; the edge switches pi
 
 import json
 import os
+import re
 import signal
 import tomllib
 from collections.abc import Callable, Iterator
@@ -54,13 +55,13 @@ class Site:
         return {host["id"]: host for host in self.ask("hosts")}
 
     def wait_for_status(self, job_id: str, wanted: str) -> dict[str, Any]:
-        self._until(lambda: self.job(job_id)["status"] == wanted, f"{job_id} is not {wanted}: {self.job(job_id)}")
+        self.until(lambda: self.job(job_id)["status"] == wanted, f"{job_id} is not {wanted}: {self.job(job_id)}")
         return self.job(job_id)
 
     def wait_until_empty(self) -> None:
         """Wait until no pilot is left in Slurm, and no host of the token is enrolled."""
-        self._until(lambda: not self.cluster.jobs(), f"pilots are left: {self.cluster.jobs()}")
-        self._until(lambda: self.ask("hosts", "token", "list")[0]["hosts"] == 0, "hosts are left")
+        self.until(lambda: not self.cluster.jobs(), f"pilots are left: {self.cluster.jobs()}")
+        self.until(lambda: self.ask("hosts", "token", "list")[0]["hosts"] == 0, "hosts are left")
 
     def pilot_of(self, job_id: str) -> str:
         """Return the id of the Slurm job in which the job runs."""
@@ -74,7 +75,7 @@ class Site:
         history = rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
         return [row["event"]["type"] for row in history]
 
-    def _until(self, is_true: Callable[[], bool], otherwise: str) -> None:
+    def until(self, is_true: Callable[[], bool], otherwise: str) -> None:
         try:
             wait_for_sync(is_true, timeout_s=DEADLINE_S)
         except TimeoutError:
@@ -152,9 +153,20 @@ def test_clients_are_told_why_slurm_lets_a_pilot_wait(site: Site) -> None:
     site.wait_until_empty()
 
 
+@pytest.mark.long(40)
+def test_a_pilot_ends_before_its_time_limit_and_gives_its_job_back(site: Site) -> None:
+    """The limit is brought forward while the job runs. Slurm looks at limits twice a minute."""
+    job = site.submit(seconds=300)
+    pilot = site.pilot_of(job)
+    assert re.search(r"ends_in_s=1[34]\d\d\d ", site.pilot_logs())  # the limit of pilot.sh: 4 hours
+    site.cluster.call("scontrol", "update", f"JobId={pilot}", "TimeLimit=1")
+    site.until(lambda: "released" in site.events(job), "the job is not released")
+    assert lamplighter(site.data, "cancel", job).returncode == 0
+    site.wait_until_empty()
+
+
 @pytest.mark.long(25)
 def test_a_preempted_pilot_gives_its_job_back(site: Site) -> None:
-    """The same happens two minutes before the time limit: Slurm sends TERM to the batch script."""
     job = site.submit(seconds=4)
     pilot = site.pilot_of(job)
     host = site.hosts()[site.job(job)["host"]]

@@ -13,12 +13,14 @@ from runner.endpoints import LocalEndpoint
 from runner.engines.port import EngineError, StartFailed
 from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.placement import Placed, Unplaceable
+from runner.host_end import HostEnd
 from schemas.container_protocol import ExitCode
 from schemas.endpoint import Endpoint, Resources
 from schemas.events import AttemptReleased
 from schemas.gpu import GpuMonitorState, GpuSample
 from schemas.host import HostHeartbeat
 from schemas.ids import JobKey
+from schemas.job import Policy
 from schemas.status import Priority, Status, WaitReason
 from tests.runner.warm_programs import warm_endpoint
 from tests.support.fake_bus.stores import FakeTable
@@ -300,3 +302,21 @@ async def test_gpus_of_another_model_are_told_and_a_driver_that_hangs_is_not(wor
         assert told == {"well": "a GPU (A100) (it has Tesla T4, 7.5)"}
         gpus.set_state(GpuMonitorState.HUNG, "silent")
         await wait_for(has_none)
+
+
+async def test_a_job_that_may_outlive_the_host_waits_for_another(world: RunnerEnvironment) -> None:
+    """The endpoint's limit is 600 s. A job that asks for a longer one stays in the queue."""
+    now = 0.0
+    world.end = HostEnd(10_000.0, 10_000.0, lambda: now)
+    now = 9_000.0
+    async with world.run_runner():
+        long = await world.submit("well", policy=Policy(execution_timeout_s=5000.0))
+        assert (await world.wait_until_ended(await world.submit("well", "j2"))).status is Status.SUCCEEDED
+        assert (await world.job(long)).status is Status.QUEUED
+        now = 9_500.0
+
+        async def told() -> bool:
+            row = await world.edge.heartbeats.get("gpu-1")
+            return row is not None and row.value.unschedulable.get("well") == "host_ending"
+
+        await wait_for(told)

@@ -22,6 +22,7 @@ from runner.execution.cache_watch import is_over
 from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.port import GpuMonitor
 from runner.host.health_file import HealthFile
+from runner.host_end import HostEnd
 from runner.lifecycle import run_lifecycle
 from runner.outage import OutageGate
 from runner.run_clock import boot_clock
@@ -179,6 +180,7 @@ class RunnerEnvironment:
         self.leave = True
         self.grace_s = 0.05
         self.until_idle_s: float | None = None
+        self.end: HostEnd | None = None
         self.poweroff: tuple[str, ...] = ()
         self.people: frozenset[str] = frozenset()
         self.labels: dict[str, str] = {}
@@ -272,6 +274,7 @@ class RunnerEnvironment:
             labels=self.labels,
             report_health=HealthFile(self.health_file).renew,
             until_idle_s=self.until_idle_s,
+            end=self.end,
         )
 
     async def submit(self, endpoint: str, id_: str = "j1", owner: str = "ada", **changes: Any) -> JobKey:

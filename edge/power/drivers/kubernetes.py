@@ -38,6 +38,7 @@ from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
 ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in every Pod with a service account
 PILOT_LABEL = "lamplighter/pilot"  # the name of the Pod: a Pod without it is never touched
 HOST_VARIABLE = "LAMPLIGHTER_HOST"
+END_VARIABLE = "LAMPLIGHTER_ENDS_AFTER_S"
 REQUEST_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 0.5
 SETTLE_S = 10.0  # how long a start call waits for the scheduler's and the kubelet's first answer
@@ -162,6 +163,9 @@ def pilot_manifest(template: Mapping[str, Any], host: str) -> dict[str, Any]:
     for container in containers[:1]:  # the runner is the first one
         others = [one for one in container.get("env") or () if one.get("name") != HOST_VARIABLE]
         container["env"] = [*others, {"name": HOST_VARIABLE, "value": host}]
+        lifetime_s = spec.get("activeDeadlineSeconds")
+        if lifetime_s is not None and END_VARIABLE not in {one.get("name") for one in others}:
+            container["env"].append({"name": END_VARIABLE, "value": str(lifetime_s)})
     labels = {**(metadata.get("labels") or {}), PILOT_LABEL: name}
     kept = {key: metadata[key] for key in ("annotations",) if metadata.get(key)}
     return {

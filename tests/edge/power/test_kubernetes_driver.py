@@ -13,6 +13,7 @@ from msgspec import Struct
 from edge.power.driver_calls import call_driver, query_driver
 from edge.power.drivers import kubernetes
 from edge.power.drivers.kubernetes import (
+    END_VARIABLE,
     HOST_VARIABLE,
     KubernetesDriver,
     PilotPod,
@@ -83,6 +84,16 @@ async def test_a_pod_names_its_host_and_is_made_once(cluster: Cluster) -> None:
     assert pod["spec"]["containers"][0]["env"] == [{"name": HOST_VARIABLE, "value": "gpu-1"}]
     assert (await cluster.call()).outcome is PowerCallOutcome.DONE
     assert cluster.api.requests.count("create pods") == 1
+
+
+def test_the_runner_of_a_pod_with_a_deadline_is_told_it() -> None:
+    spec = {"containers": [{"name": "runner"}], "activeDeadlineSeconds": 3600}
+    told = {"name": END_VARIABLE, "value": "3600"}
+    assert pilot_manifest({"spec": spec}, "gpu-1")["spec"]["containers"][0]["env"][1:] == [told]
+    own = {"name": END_VARIABLE, "value": "60"}
+    spec["containers"] = [{"name": "runner", "env": [own]}]
+    assert own in (env := pilot_manifest({"spec": spec}, "gpu-1")["spec"]["containers"][0]["env"])
+    assert told not in env
 
 
 async def test_another_edge_was_first(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,87 @@
+"""The end of this host, where it is known: a job that would not end before it does not start here. The rule is pure.
+
+A Slurm job and a Pod with a deadline are killed at a known time. A job that starts too late would be stopped, and would
+run again elsewhere from its beginning.
+"""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
+
+SLURM_END_VARIABLE = "SLURM_JOB_END_TIME"  # Unix time; Slurm sets it since 23.02
+RUNS_KEPT, RUNS_NEEDED = 20, 3
+RUN_MARGIN = 1.25  # a run may take so many times the longest of the last ones
+LIFETIME_PART_NEEDED = 0.5
+
+
+class HostEndInvalid(Exception):
+    """The time at which this host ends cannot be read; the message says what to do."""
+
+
+class HostEnd(Struct, frozen=True):
+    """The end of this host. `at_s`: by `clock`; `lifetime_s`: from the start of the runner to it."""
+
+    at_s: float
+    lifetime_s: float
+    clock: Callable[[], float]
+
+    @property
+    def left_s(self) -> float:
+        """The seconds until the end; 0 after it."""
+        return max(0.0, self.at_s - self.clock())
+
+
+def find_end(ends_at: float | None, ends_after_s: float | None, environ: Mapping[str, str]) -> HostEnd | None:
+    """Return the earliest end of this host that is known now; None: none is. Raises HostEndInvalid.
+
+    `ends_at` (Unix time) and `ends_after_s` are the settings of these names.
+    """
+    told = environ.get(SLURM_END_VARIABLE)
+    try:
+        at = float(told) if ends_at is None and told else ends_at
+    except ValueError as error:
+        raise HostEndInvalid(f"{SLURM_END_VARIABLE}={told} is not a Unix time: set ends_at") from error
+    lifetimes = [max(0.0, at - time.time())] if at is not None else []
+    if ends_after_s is not None:
+        lifetimes.append(ends_after_s)
+    if not lifetimes:
+        return None
+    return HostEnd(time.monotonic() + min(lifetimes), min(lifetimes), time.monotonic)
+
+
+def has_time(left_s: float, lifetime_s: float, limit_s: float, longest_s: float | None) -> bool:
+    """Return whether a job may start that may run for `limit_s`.
+
+    `longest_s`: the longest of its endpoint's last runs here; None: too few are known. A job whose limit is longer than
+    the whole life of a host like this one would never start, so it starts in the first half.
+    """
+    if longest_s is not None and longest_s * RUN_MARGIN <= left_s:
+        return True
+    if limit_s <= lifetime_s:
+        return limit_s <= left_s
+    return longest_s is None and left_s >= lifetime_s * LIFETIME_PART_NEEDED
+
+
+class TimeLeft:
+    """Decides by the end of the host, and by how long jobs ran here, which jobs may start. `end` None: all may."""
+
+    def __init__(self, end: HostEnd | None) -> None:
+        self._end = end
+        self._runs: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RUNS_KEPT))
+
+    def note_run(self, endpoint: str, run_s: float) -> None:
+        """Record how long a job of the endpoint ran, from its claim to its end."""
+        self._runs[endpoint].append(run_s)
+
+    def why_too_late(self, endpoint: str, limit_s: float) -> str | None:
+        """Return why no job of the endpoint with this limit may start now; None if it may."""
+        if self._end is None:
+            return None
+        runs, left_s = self._runs[endpoint], self._end.left_s
+        longest_s = max(runs) if len(runs) >= RUNS_NEEDED else None
+        if has_time(left_s, self._end.lifetime_s, limit_s, longest_s):
+            return None
+        usual = "" if longest_s is None else f", and the longest of the last ones ran {longest_s:.0f} s"
+        return f"this host ends in {left_s:.0f} s: a job may run {limit_s:.0f} s{usual}"
