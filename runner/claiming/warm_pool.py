@@ -342,6 +342,7 @@ class WarmPool:
     ) -> None:
         """Enter the state after a container that loaded has said that it is ready. Later lines change nothing."""
         if warm.state in STATE_AFTER_READY:
+            await warm.is_vacated.wait()
             await self._note_ready(warm, handle, cursor)
         if (ready_state := STATE_AFTER_READY.get(warm.state)) is not None:
             timeout.deadline = min(warm.expires_at, anyio.current_time() + self._host.warm.recycle_s)

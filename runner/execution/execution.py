@@ -192,6 +192,7 @@ class Execution:
                 if container_run.is_container_left:
                     await self._keep_or_remove(container_run)
                     self._on_freed(self.is_kept)
+                    await self._vacate()
             await self._acknowledge(job)
             await self._clean_up()
         except ClaimLost as error:
@@ -312,7 +313,6 @@ class Execution:
 
     async def _keep_or_remove(self, container_run: ContainerRun) -> None:
         """Give the container of an ended job back to its pool. Remove it if the pool does not take it."""
-        await anyio.to_thread.run_sync(self._clear_job_folder)
         await self._is_inspected.wait()
         warm, pump = self.assignment.warm_container, container_run.output_pump
         if self._reuse is not None and warm is not None and pump.rest is not None:
@@ -320,6 +320,12 @@ class Execution:
             pump.rest = None if self.is_kept else pump.rest
         if not self.is_kept:
             await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
+
+    async def _vacate(self) -> None:
+        """Take folder and secrets of the ended job from a container that was kept: it is not ready before that."""
+        if self.is_kept and (warm := self.assignment.warm_container) is not None:
+            await anyio.to_thread.run_sync(self._clear_job_folder)
+            warm.is_vacated.set()
 
     def _clear_job_folder(self) -> None:
         """Move the job's folder to where the container does not see it, and remove the secrets. Blocking.

@@ -150,6 +150,8 @@ class WarmContainer:
         self.owner = ""
         self.reuse: ContainerReuse | None = None
         self.rest: OutputRest | None = None
+        self.is_vacated = anyio.Event()  # set when folder and secrets of the job before are gone
+        self.is_vacated.set()
         self.expires_at = float("inf")
         self.baseline: ContainerBaseline | None = None
         self.first_usage: ContainerUsage | None = None
@@ -173,6 +175,7 @@ class WarmContainer:
         """Enter LOADING after a job: it is ready again when it says so in the `rest` of its output."""
         self.number += 1
         self.since, self.rest = None, rest
+        self.is_vacated = anyio.Event()
         self.watch_scope = anyio.CancelScope()
         self.advance(WarmState.LOADING)
 

@@ -30,6 +30,7 @@ ENDPOINTS = (ROOT / "tests" / "chaos" / "endpoints",)
 MODULES = {"edge": "tests.chaos.entry_edge", "runner": "tests.chaos.entry_runner"}
 RECONNECT_GRACE_S = 25.0  # so long a reconnected host may need to learn that others have its jobs
 OWNER = "ann"
+SLOTS = 4  # of each runner
 START_TIMEOUT_S = 60.0  # on a busy machine
 QUIET_TIMEOUT_S = 75.0  # a lease expires in 30 s, the consumers of a dead edge 30 s later
 
@@ -82,7 +83,7 @@ class ChaosInstallation:
             broker=f"nats://127.0.0.1:{self.proxies[f'{host} broker'].port}",
             endpoints=ENDPOINTS,
             LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{self.proxies[f'{host} edge'].port}",
-            LAMPLIGHTER_SLOTS="4",
+            LAMPLIGHTER_SLOTS=str(SLOTS),
             LAMPLIGHTER_WARM__ON="1",  # for the endpoint `reused`; no endpoint here starts containers ahead
             LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB="0",
             **{FOLDER_ENV: str(_faults_folder(self.installation, "runner"))},

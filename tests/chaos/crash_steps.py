@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from schemas.status import ACTIVE_STATUSES, Status
 from tests.chaos import switched_host
-from tests.chaos.chaos_installation import ChaosInstallation
+from tests.chaos.chaos_installation import SLOTS, ChaosInstallation
 from tests.chaos.fault_points import CallSide
 from tests.chaos.followers import follow_and_record, open_sse, open_websocket
 from tests.chaos.recording_client import RecordingClient
@@ -74,6 +74,23 @@ async def play_reused(chaos: ChaosInstallation, client: RecordingClient, cell: C
     await chaos.wait_for_kept_container()
     job_id = await client.submit(cell.name, {"text": cell.name, "seconds": 4}, endpoint="reused")
     await _watched(client, job_id, cell)
+    await client.fetch(await client.read_job(job_id), cell.name)
+    return job_id
+
+
+async def play_next_in_hand(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """Run two jobs one after the other in a container, on the only slot that no other job has.
+
+    The message of the second one is fetched while the end of the first one is recorded.
+    """
+    for number in range(SLOTS - 1):
+        other = await client.submit(f"{cell.name}, other {number}", {"text": "other", "seconds": 8})
+        await client.wait_for(other, lambda job: job.status in ACTIVE_STATUSES)
+    first = await client.submit(f"{cell.name}, first", {"text": "first", "seconds": 1}, endpoint="reused")
+    job_id = await client.submit(cell.name, {"text": cell.name}, endpoint="reused")
+    await _watched(client, job_id, cell)
+    assert (await client.wait_until_ended(first)).status is Status.SUCCEEDED
+    await client.fetch(await client.read_job(first), "first")
     await client.fetch(await client.read_job(job_id), cell.name)
     return job_id
 
@@ -155,6 +172,7 @@ STEPS = (
     CrashStep("upload", "runner", "supplies.upload", play_plain),
     CrashStep("store", "edge", "store.write", play_plain, PARTS),
     CrashStep("record", "runner", "records.update.succeeded", play_plain),
+    CrashStep("record, reused", "runner", "records.update.succeeded", play_next_in_hand, PARTS),
     CrashStep("ack", "runner", "delivery.ack", play_plain),
     CrashStep("remove", "runner", "engine.remove", play_plain),
     CrashStep("release", "runner", "records.update.released", play_automatic_retry),
