@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from runner.assets.cache_store import CacheStore
 from runner.assets.client import AssetClient, EdgeAssetTransfer, asset_client
 from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetError
+from runner.assets.secret_files import SecretFiles, SecretsFolderUnusable, open_secret_files
 from runner.assets.volume_source import open_volume_source
 from runner.assets.volume_store import GIB, VolumeStore
 from runner.context import HostContext, RunnerContext
@@ -44,6 +46,7 @@ from runner.execution.cache_watch import is_over
 from runner.gpu.allocator import GpuAllocator
 from runner.gpu.assignment import AssignmentInvalid
 from runner.gpu.monitor import open_gpu_monitor
+from runner.gpu.mps import is_memory_shared
 from runner.gpu.port import GpuMonitor
 from runner.host.enrollment import (
     HostRemoved,
@@ -179,6 +182,7 @@ async def _build_contexts(  # noqa: PLR0913, PLR0917 - everything read and opene
         spans=await stack.enter_async_context(_open_spans(settings)),
         ready_at=_utc_now(),
         folders=folders,
+        secrets=await _open_secret_files(settings, engine.name, log, stack),
     )
     allocator = GpuAllocator(gpus, settings.gpu, time.monotonic, engine.pid)
     return context, _make_host_context(settings, endpoints, allocator, cache, client, selected.run_as)
@@ -239,6 +243,23 @@ def _find_end(settings: RunnerSettings) -> HostEnd | None:
         return find_end(settings.ends_at, settings.ends_after_s, os.environ)
     except HostEndInvalid as error:
         raise RunnerStartError(str(error)) from error
+
+
+async def _open_secret_files(
+    settings: RunnerSettings, engine: str, log: FilteringBoundLogger, stack: AsyncExitStack
+) -> SecretFiles:
+    """Return where the secrets of jobs are kept: in memory, if jobs can get folders there. Raises RunnerStartError."""
+
+    is_shared = is_memory_shared(settings.gpu.mps)
+    find = partial(open_secret_files, settings.data, settings.secrets_folder, engine, is_memory_shared=is_shared)
+    try:
+        files = await anyio.to_thread.run_sync(find)
+    except SecretsFolderUnusable as error:
+        raise RunnerStartError(str(error)) from error
+    if not files.is_in_memory:
+        log.info("secrets_kept_on_disk", reason="no tmpfs that jobs can get: secrets_folder names another")
+    stack.push_async_callback(anyio.to_thread.run_sync, files.close)
+    return files
 
 
 def _listen_for_scrapes(settings: RunnerSettings, metrics: RunnerMetrics, stack: AsyncExitStack) -> None:

@@ -15,7 +15,7 @@ from bus.interface import BrokerUnreachable, Bus, BusError
 from bus.spans import NO_SPANS, SpanRecorder
 from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetTransfer
-from runner.assets.secret_files import secrets_mount
+from runner.assets.secret_files import SecretFiles
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable, FolderMount
 from runner.gpu.allocator import GpuAllocator
@@ -50,7 +50,7 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
 
     `now` is UTC. `uptime` is monotonic. `jitter` draws from [0, 1). `jobs_dir` holds one folder per container.
     `disk_walk_limiter` bounds how many of them are measured at once. `ready_at` is when this process could run jobs.
-    `folders` are those that containers get besides; None if this host has none.
+    `folders` are those that containers get besides; None if this host has none. `secrets`: the files of jobs' secrets.
     """
 
     installation: str
@@ -70,6 +70,7 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
     spans: SpanRecorder = NO_SPANS
     ready_at: datetime | None = None
     folders: HostFolders | None = None
+    secrets: SecretFiles = field(default_factory=SecretFiles)
     disk_walk_limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(DISK_WALK_LIMIT))
 
     def claim(self, attempt: int, gpus: Iterable[str] = (), isolation: str | None = None) -> Claim:
@@ -90,7 +91,7 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
         write("operation_failed", operation=operation, error=f"{type(error).__name__}: {error}")
 
     async def delete_folder(self, folder: Path) -> None:
-        """Remove a container's folder.
+        """Remove a container's folder, with its secrets, or a folder in it.
 
         A folder that cannot be removed is logged, and recovery tries again after a restart.
         """
@@ -99,6 +100,8 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
     def remove_folder(self, folder: Path) -> None:
         """Do the same. Blocking."""
         try:
+            if folder.parent == self.jobs_dir:
+                self.secrets.remove(folder)
             remove_tree(folder)
         except OSError as error:
             self.log.warning("folder_removal_failed", folder=str(folder), error=str(error))
@@ -144,7 +147,7 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
         if self.folders is not None:
             mounts = await anyio.to_thread.run_sync(self.folders.mount, endpoint.config, owner, container)
         if endpoint.config.secrets:
-            mounts = (*mounts, await anyio.to_thread.run_sync(secrets_mount, container))
+            mounts = (*mounts, await anyio.to_thread.run_sync(self.secrets.mount, container))
         return mounts
 
     async def retry_engine_call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:

@@ -201,6 +201,8 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     volumes: VolumeSettings = VolumeSettings()
     caches: CacheSettings = CacheSettings()
     egress: EgressSettings = EgressSettings()
+    secrets_folder: Path | None = None
+    """Folder of a tmpfs for files of secrets. Unset: in `/dev/shm` if jobs can get folders of it, else in `data`."""
     labels: dict[LabelName, LabelValue] = field(default_factory=dict)
     """Labels of this host, as in `disk = "nvme"`. An endpoint with `labels` runs only on hosts that have them."""
     slots: Annotated[int, Meta(ge=1, le=256)] = 1

@@ -213,6 +213,16 @@ _HEYGEM: Mapping[str, str] = {
     "{process} ended with exit code {code}": " {process} 以退出码 {code} 结束",
 }
 
+_SECRETS: Mapping[str, str] = {
+    "the folder {folder} for secrets of jobs cannot be made ({why}): set secrets_folder to another one": (
+        "无法创建存放任务机密信息的文件夹 {folder}（{why}）：请将 secrets_folder 设为其他文件夹"
+    ),
+    "{folder}, where secrets of jobs are kept, belongs to another user: remove it, or set secrets_folder to a folder "
+    "of a tmpfs that only this user can write to": (
+        "存放任务机密信息的 {folder} 属于其他用户：请删除它，或将 secrets_folder 设为 tmpfs 上只有本用户可写的文件夹"
+    ),
+}
+
 JOB_TEXTS_ZH: Mapping[str, str] = {
     **_RUNS,
     **_FILES,
@@ -220,6 +230,7 @@ JOB_TEXTS_ZH: Mapping[str, str] = {
     **_SPEECH,
     **_MUSETALK,
     **_HEYGEM,
+    **_SECRETS,
     "$.{path}: {message}": "$.{path}：{message}",  # a field of the input
     "http{url}: {error}": "http{url}：{error}",  # an input that is fetched
 }

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from lamplighter.cli.process_setup import exit_on_error
 from lamplighter.digest_cache import hash_file
 from runner.assets.cache_store import CacheStore
 from runner.assets.host_folders import HostFolders
+from runner.assets.secret_files import SecretFiles, open_secret_files
 from runner.assets.volume_source import HttpVolumeSource, open_volume_source
 from runner.assets.volume_store import VolumeStore
 from runner.endpoints import ENDPOINT_FILE, LocalEndpoint, load_endpoints
@@ -32,6 +35,7 @@ from runner.execution.cache_watch import is_over
 from runner.execution.verdict import ClassifiedFailure, Done
 from runner.gpu.assignment import AssignmentInvalid
 from runner.gpu.monitor import open_gpu_monitor
+from runner.gpu.mps import MpsSettings, is_memory_shared
 from runner.gpu.port import GpuMonitor, NoGpuMonitor
 from runner.trial.trial import Trial, TrialImpossible, TrialReport, fill_volumes, snapshot_folder, try_image
 from schemas.asset import DIGEST_SCHEME
@@ -123,12 +127,18 @@ async def _try(folder: Path, inputs: tuple[str, ...], options: Mapping[str, Any]
         if selected.engine.name == "docker" and options["build"] and (endpoint.folder / DOCKERFILE).exists():
             await anyio.to_thread.run_sync(_build_image, endpoint)
         _say_unless(as_json, f"running one job of {endpoint.config.name}: {selected.summary}")
-        async with selected.engine, _gpu_monitor(endpoint) as gpus, open_volume_source(None) as source:
+        async with (
+            selected.engine,
+            _gpu_monitor(endpoint) as gpus,
+            open_volume_source(None) as source,
+            _open_secret_files(Path(scratch), selected.engine.name) as secret_files,
+        ):
             trial = Trial(
                 endpoint=endpoint,
                 input=checked.input,
                 files=files,
                 jobs_dir=jobs_dir,
+                secret_files=secret_files,
                 checks_stop=options["stop"],
                 secrets=secrets,
                 folders=_make_folders(Path(scratch), jobs_dir, source, given),
@@ -197,6 +207,20 @@ def _volume_printer(*, as_json: bool) -> Callable[[str, int], None]:
         _say_unless(as_json, f"filling the volume {names}: {percent} %")
 
     return print_fill
+
+
+@asynccontextmanager
+async def _open_secret_files(scratch: Path, engine: str) -> AsyncIterator[SecretFiles]:
+    """Give the files of secrets a place that is in memory where this machine has one, and leave nothing there."""
+    is_shared = is_memory_shared(MpsSettings())
+    find = partial(open_secret_files, scratch, None, engine, is_memory_shared=is_shared)
+    files = await anyio.to_thread.run_sync(find)
+    try:
+        yield files
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(files.remove_orphans, ())
+            await anyio.to_thread.run_sync(files.close)
 
 
 def _read_secrets(endpoint: LocalEndpoint, environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -1,56 +1,171 @@
 """The files of a job's secrets on its host.
 
-The folder `secrets` is beside the job's folder, outside /job, and is deleted with the container's folder. A warm
-container is started with an empty one. The files are written before the job starts, and deleted before another job.
+Each container has a folder of its own for them, outside /job. They are in memory where the host has a tmpfs that
+containers can get: nothing of them is on a disk, also after a power cut. Elsewhere the folder is in the container's
+folder. A warm container is started with an empty one. The files are written before the job starts, and deleted before
+another job.
 """
 
+import hashlib
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from runner.engines.launch import prepare_private_folder
+from runner.engines.own_container import is_beside_its_jobs
 from runner.engines.port import FolderMount
+from runner.tree_removal import remove_tree
 
 SECRETS_DIR = "secrets"
 SECRETS_MOUNT = "/run/secrets"
 SECRETS_ENV = "LAMPLIGHTER_SECRETS"  # the folder's path as the job sees it
+MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - a tmpfs on every Linux
+MOUNTS_FILE = Path("/proc/self/mountinfo")
+MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 
 
-def secrets_mount(container: Path) -> FolderMount:
-    """Make the folder of the secrets of a container, and return it as the container gets it. Blocking."""
-    folder = container / SECRETS_DIR
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    return FolderMount(source=folder.resolve(), target=SECRETS_MOUNT, variables=(SECRETS_ENV,), is_private=True)
+class SecretsFolderUnusable(OSError):
+    """The folder for files of secrets cannot be used; the message says why and what to do."""
 
 
-def write_secrets(container: Path, secrets: Mapping[str, str], job_root: Path | None = None) -> None:
-    """Write one file for each secret. Blocking; raises OSError.
+class SecretFiles:
+    """The secrets of all containers of a runner. `root` has one folder for each container, by the name of its folder.
 
-    `job_root`: what a container that runs already sees as /job, whose user then owns the files. Otherwise the engine
-    gives them to the job's user when it starts the container.
+    None: the secrets are in the container's folder, on its disk. All methods block.
     """
-    folder = secrets_mount(container).source if job_root is None else container / SECRETS_DIR
-    clear_secrets(container)
-    for name, value in secrets.items():
-        handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(value)
-    if job_root is not None:
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root
+
+    def folder(self, container: Path) -> Path:
+        """Return the folder of the secrets of the container whose own folder is `container`."""
+        return container / SECRETS_DIR if self._root is None else self._root / container.name
+
+    def make_root(self) -> None:
+        """Make the folder of all secrets. Raises SecretsFolderUnusable."""
+        root = self._root
+        if root is None:
+            return
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = root.lstat()
+        except OSError as error:
+            raise SecretsFolderUnusable(
+                f"the folder {root} for secrets of jobs cannot be made ({error.strerror}): set secrets_folder to "
+                "another one"
+            ) from error
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise SecretsFolderUnusable(
+                f"{root}, where secrets of jobs are kept, belongs to another user: remove it, or set secrets_folder "
+                "to a folder of a tmpfs that only this user can write to"
+            )
+
+    def mount(self, container: Path) -> FolderMount:
+        """Make the folder of the secrets of a container, and return it as the container gets it. Raises OSError."""
+        folder = self.folder(container)
+        self.make_root()
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        return FolderMount(source=folder.resolve(), target=SECRETS_MOUNT, variables=(SECRETS_ENV,), is_private=True)
+
+    def write(self, container: Path, secrets: Mapping[str, str]) -> None:
+        """Write one file for each secret of a container that is not started yet. Raises OSError.
+
+        The engine gives the files to the job's user when it starts the container.
+        """
+        self.mount(container)
+        self._write_files(container, secrets)
+
+    def write_for_running(self, container: Path, secrets: Mapping[str, str], job_root: Path) -> bool:
+        """Write the files for a container that runs already. Raises OSError.
+
+        Return False if its folder is gone, so that it cannot get them. `job_root` is what it sees as /job, whose user
+        then owns the files.
+        """
+        if not self.folder(container).is_dir():
+            return False
+        self._write_files(container, secrets)
         user = (job_root / "tmp").stat()
-        prepare_private_folder(folder, (user.st_uid, user.st_gid))
+        prepare_private_folder(self.folder(container), (user.st_uid, user.st_gid))
+        return True
+
+    def _write_files(self, container: Path, secrets: Mapping[str, str]) -> None:
+        self.clear(container)
+        for name, value in secrets.items():
+            path = self.folder(container) / name
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(value)
+
+    def read(self, container: Path) -> Mapping[str, str]:
+        """Return the secrets of the job that the container has; empty if it has none."""
+        for folder in (self.folder(container), container / SECRETS_DIR):  # the second: of a runner of 0.2
+            with suppress(FileNotFoundError):
+                return {path.name: path.read_text() for path in folder.iterdir()}
+        return {}
+
+    def clear(self, container: Path) -> None:
+        """Remove the files, and keep the folder."""
+        for folder in (self.folder(container), container / SECRETS_DIR):
+            with suppress(FileNotFoundError):
+                for path in folder.iterdir():
+                    path.unlink()
+
+    def remove(self, container: Path) -> None:
+        """Remove the folder of a container that was removed. Raises OSError."""
+        if self._root is not None:
+            remove_tree(self.folder(container))
+
+    def remove_orphans(self, containers: Iterable[Path]) -> None:
+        """Remove the folders of all but these containers: a crash may have left them. Raises OSError."""
+        if self._root is None or not self._root.is_dir():
+            return
+        kept = {container.name for container in containers}
+        for folder in list(self._root.iterdir()):
+            if folder.name not in kept:
+                remove_tree(folder)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Return whether no secret is ever on a disk."""
+        return self._root is not None and is_in_memory(self._root.parent)
+
+    def close(self) -> None:
+        """Remove the folder of all secrets if no container has any."""
+        if self._root is not None:
+            with suppress(OSError):  # a container goes on after this process
+                self._root.rmdir()
 
 
-def read_secrets(container: Path) -> Mapping[str, str]:
-    """Return the secrets of the job that the container has; empty if it has none. Blocking."""
-    with suppress(FileNotFoundError):
-        return {path.name: path.read_text() for path in (container / SECRETS_DIR).iterdir()}
-    return {}
+def open_secret_files(data: Path, wanted: Path | None, engine: str, *, is_memory_shared: bool) -> SecretFiles:
+    """Return where to keep the secrets of the runner whose data folder is `data`.
+
+    `wanted`: the folder that the settings name. `is_memory_shared`: jobs see all of /dev/shm. Blocking. Raises
+    SecretsFolderUnusable.
+    """
+    is_offered = not is_memory_shared and not (engine == "docker" and is_beside_its_jobs())
+    if wanted is None and is_offered and is_in_memory(MEMORY_FOLDER) and os.access(MEMORY_FOLDER, os.W_OK):
+        wanted = MEMORY_FOLDER
+    if wanted is None:
+        return SecretFiles()
+    files = SecretFiles(wanted / f"lamplighter-{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]}")
+    files.make_root()
+    files.close()  # it is made again with the first secret
+    return files
 
 
-def clear_secrets(container: Path) -> None:
-    """Remove the files, and keep the folder. Blocking."""
-    with suppress(FileNotFoundError):
-        for path in (container / SECRETS_DIR).iterdir():
-            path.unlink()
+def is_in_memory(folder: Path, mounts_file: Path = MOUNTS_FILE) -> bool:
+    """Return whether the folder is on a file system that is never on a disk. Blocking."""
+    mounts: dict[str, str] = {}
+    try:
+        lines = mounts_file.read_text().splitlines()
+    except OSError:
+        return False
+    for line in lines:  # proc_pid_mountinfo(5); of two mounts at one place the later one counts
+        before, _, after = line.partition(" - ")
+        mounts[before.split(" ")[4]] = after.split(" ")[0]
+    real = folder.resolve()
+    place = next((str(path) for path in (real, *real.parents) if str(path) in mounts), "")
+    return mounts.get(place) in MEMORY_FILE_SYSTEMS

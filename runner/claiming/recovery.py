@@ -92,6 +92,14 @@ class ContainerRecovery:
         for folder in await anyio.to_thread.run_sync(container_folders, self._context.jobs_dir):
             if folder.name not in used_folders:
                 await self._context.retry_while_unavailable("tidy", partial(self._clear_orphan_folder, folder))
+        await anyio.to_thread.run_sync(self._remove_orphan_secrets)
+
+    def _remove_orphan_secrets(self) -> None:
+        """Remove secrets without a container's folder, which is made before them and removed after them."""
+        try:
+            self._context.secrets.remove_orphans(container_folders(self._context.jobs_dir))
+        except OSError as error:
+            self._context.log.warning("secrets_removal_failed", error=str(error))
 
     async def recover_job(self, entry: VersionedRecord, delivery: QueueMessage | None) -> StepOutcome:
         """Recover a job that this host claimed and that no execution knows: follow its container.

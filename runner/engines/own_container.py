@@ -68,6 +68,11 @@ async def find_container_faults(data: Path, settings: DockerSettings) -> list[Co
         return []  # an engine that is away is waited for
 
 
+def is_beside_its_jobs() -> bool:
+    """Return whether this process is in a container, and the engine of its host starts the jobs. Blocking."""
+    return (own_container_id() is not None or DOCKER_MARK.exists()) and not has_dockerd()
+
+
 def has_dockerd() -> bool:
     """Return whether Docker's daemon is installed in this container. Blocking."""
     path = os.environ.get("PATH", os.defpath)

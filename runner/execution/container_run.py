@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from bus.interface import VersionedRecord
 from runner.assets.port import AssetError, SecretsUnavailable
-from runner.assets.secret_files import read_secrets, write_secrets
 from runner.context import RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint, container_spec
 from runner.engines.launch import close_inner_job_dir
@@ -148,7 +147,7 @@ class ContainerRun:
             if self.handle is None:
                 await self._prepare()
             else:
-                self._use_secrets(await anyio.to_thread.run_sync(read_secrets, self._folders.container))
+                self._use_secrets(await anyio.to_thread.run_sync(self._context.secrets.read, self._folders.container))
             if self.handle is None and self.stop_reason is None:
                 self.handle = await self._start()
             if self.handle is not None:
@@ -264,8 +263,10 @@ class ContainerRun:
 
     def _assign_warm(self) -> bool:
         self._write_job_file()
-        if self._secrets:
-            write_secrets(self._folders.container, self._secrets, self._folders.root)
+        if self._secrets and not self._context.secrets.write_for_running(
+            self._folders.container, self._secrets, self._folders.root
+        ):
+            return False
         warm = self._assignment.warm_container
         number, since = (warm.number, warm.since) if warm else (0, None)
         self.output_pump.since = since  # set when it became ready
@@ -280,7 +281,7 @@ class ContainerRun:
             write_warm_assignment(self._folders.container, self._identity, warm.number)
         self._write_job_file()
         if self._secrets:
-            write_secrets(self._folders.container, self._secrets)
+            self._context.secrets.write(self._folders.container, self._secrets)
 
     def _write_job_file(self) -> None:
         names, trace = self._file_names, self._trace.traceparent

@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from bus.interface import BusError, MessageTooLarge, QueueMessage
 from bus.notifier import Notifier
 from runner.assets.port import AssetError
-from runner.assets.secret_files import clear_secrets
 from runner.context import RunnerContext
 from runner.execution.attempt_trace import AttemptTrace
 from runner.execution.checkpoint import CheckpointFile
@@ -336,7 +335,7 @@ class Execution:
             self._folders.job.rename(self._folders.run / HIDDEN_FOLDER)
         except OSError:  # the container has put something else there
             self._context.remove_folder(self._folders.job)
-        clear_secrets(self._folders.container)
+        self._context.secrets.clear(self._folders.container)
 
     async def _clean_up(self) -> None:
         """Remove the container, then its folder. A container that was kept for another job keeps both."""

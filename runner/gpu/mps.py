@@ -38,6 +38,11 @@ def find_control_daemon(settings: MpsSettings, proc: ProcReader = read_proc) -> 
     return pid if (proc(pid, "comm") or "").startswith(DAEMON_NAME) else None
 
 
+def is_memory_shared(settings: MpsSettings) -> bool:
+    """Return whether jobs may get all of /dev/shm, by which CUDA talks to the MPS server. Blocking, but short."""
+    return settings.use == "on" or find_control_daemon(settings) is not None
+
+
 def mps_client(settings: MpsSettings, share: float, *, daemon_pid: int | None) -> MpsClient | None:
     """Return what a container with this share gets of MPS; None for a whole GPU, and where MPS is not used."""
     if share >= 1 or not (settings.use == "on" or daemon_pid is not None):

@@ -21,6 +21,7 @@ from bus.interface import Bus
 from bus.notifier import Notifier
 from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetError, AssetGone
+from runner.assets.secret_files import SecretFiles
 from runner.claiming.images import HostImages
 from runner.claiming.schedulability import HostState, Schedulability
 from runner.claiming.volumes import HostContents, HostVolumes
@@ -125,12 +126,13 @@ class _LocalAssets:
 
 
 class Trial(Struct, frozen=True, kw_only=True):
-    """One trial: an endpoint, a valid input, its files by digest, the folder for the job's folders, its secrets."""
+    """One trial: an endpoint, a valid input, its files by digest, folders for the job, its secrets."""
 
     endpoint: LocalEndpoint
     input: dict[str, Any]
     files: Mapping[str, Path]
     jobs_dir: Path
+    secret_files: SecretFiles
     checks_stop: bool = True
     secrets: Mapping[str, str] = {}
     folders: HostFolders | None = None
@@ -365,6 +367,7 @@ def _runner_context(trial: Trial, engine: ContainerEngine, feed: _TrialFeed) -> 
         outage=OutageGate(),
         log=structlog.get_logger("runner"),
         folders=trial.folders,
+        secrets=trial.secret_files,
     )
 
 

@@ -1,4 +1,4 @@
-"""A job that prints its secret, in a whole installation: every byte that is kept anywhere is searched for the value."""
+"""Jobs that hold and print a secret, in a whole installation: every byte that is kept anywhere is searched for it."""
 
 import subprocess
 import sys
@@ -9,6 +9,8 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
+from runner.assets.secret_files import open_secret_files
+from runner.engines.port import FoundContainer
 from schemas.status import Status
 from tests.support.byte_search import find_marks
 from tests.support.command import run_lamplighter, write_settings
@@ -39,6 +41,9 @@ from pathlib import Path
 value = (Path(os.environ["LAMPLIGHTER_SECRETS"]) / "HF_TOKEN").read_text()
 folder = Path(os.environ["LAMPLIGHTER_JOB"])
 job = json.loads((folder / "job.json").read_text())
+while "quiet" in job["input"]:
+    print(json.dumps({"type": "progress", "fraction": 0, "stage": f"holds {len(value)} bytes"}), flush=True)
+    time.sleep(0.2)
 print(value, flush=True)
 print("in the middle of " + value + " a line", file=sys.stderr, flush=True)
 print(json.dumps({"type": "metric", "name": value, "value": 1}), flush=True)
@@ -95,27 +100,68 @@ async def set_secret(running: RunningInstallation) -> None:
     assert (done.returncode, done.stdout) == (0, "secret HF_TOKEN is set\n"), done.stderr
 
 
-async def check_while_it_runs(running: RunningInstallation, url: str | None) -> None:
-    """Run a job that holds its secret, look around, and cancel it."""
-    job = await running.ann.submit("leaky", hold=True)
+def file_in_memory(running: RunningInstallation, folder: str) -> Path:
+    """Return the file of the secret of the container with this folder, on a file system without a disk."""
+    files = open_secret_files(running.installation.folder / HOST, None, "process", is_memory_shared=False)
+    assert files.is_in_memory
+    return files.folder(Path(folder)) / "HF_TOKEN"
 
-    async def has_printed() -> bool:
+
+async def start_and_find(running: RunningInstallation, stage: str, **given: bool) -> FoundContainer:
+    """Start a job, and return its container when it has reported this stage."""
+    job = await running.ann.submit("leaky", **given)
+
+    async def has_come_there() -> bool:
         progress = (await running.ann.job(job.id)).progress
-        return progress is not None and progress.stage == f"printed {MASKED}"
+        return progress is not None and progress.stage == stage
 
-    await wait_for(has_printed, timeout_s=60)
+    await wait_for(has_come_there, timeout_s=60)
     (container,) = await running.installation.containers()
-    found = {place.rpartition(":")[0] for place in find_marks(running.installation.folder, MARKS)}
-    file = f"{HOST}/jobs/{container.identity.folder}/secrets/HF_TOKEN"
-    of_engine = set() if url else {f"{HOST}/processes/{container.handle}/{name}" for name in ("stdout", "stderr")}
-    assert found == {file, *of_engine}
+    return container
+
+
+async def cancel(running: RunningInstallation, container: FoundContainer) -> None:
+    await running.ann.cancel(container.identity.job)
+    assert (await wait_until_ended(running.ann, container.identity.job)).status is Status.CANCELLED
+
+
+def find_on_disk(running: RunningInstallation, container: FoundContainer, url: str | None) -> set[str]:
+    """Return the files with the value in any form below the folders of installation and engine."""
+    places = [running.installation.folder]
+    if url is not None:
+        root = run_docker(url, "info", "--format", "{{.DockerRootDir}}").stdout.strip()
+        places.append(Path(root) / "containers" / container.handle)
+    return {place.rpartition(":")[0] for folder in places for place in find_marks(folder, MARKS)}
+
+
+async def check_while_it_runs(running: RunningInstallation, url: str | None) -> None:
+    """Run jobs that hold and print their secret, and look around. The runner is killed in the middle."""
+    quiet = await start_and_find(running, f"holds {len(VALUE)} bytes", quiet=True)
+    file = file_in_memory(running, quiet.identity.folder)
+    assert file.read_text() == VALUE
+    assert find_on_disk(running, quiet, url) == set()
     assert find_in_processes(VALUE) == []
     if url is not None:
-        inspected = run_docker(url, "inspect", container.handle).stdout
+        inspected = run_docker(url, "inspect", quiet.handle).stdout
         assert "/run/secrets" in inspected
         assert VALUE not in inspected
-    await running.ann.cancel(job.id)
-    assert (await wait_until_ended(running.ann, job.id)).status is Status.CANCELLED
+    runner = running.installation.runners[HOST]
+    await runner.kill()
+    (file.parent.parent / "ann.gone.1.1").mkdir()  # of a job that another crash left
+    (file.parent.parent / "ann.gone.1.1" / "HF_TOKEN").write_text(VALUE)
+    await runner.start()
+    await cancel(running, quiet)
+
+    async def is_removed() -> bool:
+        return not await anyio.Path(file.parent).exists()
+
+    await wait_for(is_removed, timeout_s=60)
+    assert not (file.parent.parent / "ann.gone.1.1").exists()
+    printed = await start_and_find(running, f"printed {MASKED}", hold=True)
+    names = {"stdout", "stderr"}  # what the program itself prints is on the disk of its engine while it runs
+    of_engine = {f"{HOST}/processes/{printed.handle}/{name}" for name in names}
+    assert url is not None or find_on_disk(running, printed, url) == of_engine
+    await cancel(running, printed)
 
 
 async def read_all_of(running: RunningInstallation, job_id: str) -> str:
@@ -159,4 +205,4 @@ async def test_no_byte_of_a_secret_is_kept_anywhere(
     assert find_marks(installation.folder, MARKS) == {}
     assert find_marks(elsewhere, (*MARKS, key)) == {}
     assert list(find_marks(installation.folder, [key])) == [f"edge/secrets.key: {key}"]
-    assert not list(installation.folder.rglob("secrets/HF_TOKEN"))
+    assert not file_in_memory(running, "any").parent.parent.exists()

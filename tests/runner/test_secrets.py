@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from runner.assets.secret_files import SECRETS_DIR, SECRETS_ENV
+from runner.assets.secret_files import (
+    SECRETS_ENV,
+    SecretFiles,
+    SecretsFolderUnusable,
+    is_in_memory,
+    open_secret_files,
+)
+from runner.engines.port import WARM_ENV
 from runner.execution.secret_redactor import SecretRedactor
 from schemas.container_protocol import OutputStream
 from schemas.endpoint import Reuse
@@ -34,8 +41,12 @@ def read_all(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> RunnerEnvironment:
-    made = RunnerEnvironment(tmp_path)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> RunnerEnvironment:
+    made = RunnerEnvironment(tmp_path / "hosts")
+    made.folder.mkdir()
+    is_on_disk = getattr(request, "param", "") == "on disk"
+    made.secrets = SecretFiles(None if is_on_disk else tmp_path / "memory")
+    (tmp_path / "memory").mkdir()
     made.assets.secrets = {"HF_TOKEN": VALUE, "NOT_ASKED_FOR": "another value"}
     return made
 
@@ -46,6 +57,7 @@ def offer(world: RunnerEnvironment, *, warm: bool = False, reuse: Reuse | None =
     world.kinds = {"kept": replace(endpoint, config=config)}
 
 
+@pytest.mark.parametrize("world", ["in memory", "on disk"], indirect=True)
 @pytest.mark.parametrize("warm", [False, True])
 async def test_a_container_has_the_secrets_of_its_job_as_private_files(world: RunnerEnvironment, warm: bool) -> None:
     loaded: dict[str, dict[str, str]] = {}
@@ -59,7 +71,8 @@ async def test_a_container_has_the_secrets_of_its_job_as_private_files(world: Ru
         worked[box.handle] = read_all(folder)
         modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "HF_TOKEN")]
         assert modes[1] & 0o077 == 0, modes
-        assert folder.parent == box.spec.job_dir.parent, "it is outside of /job"
+        assert folder == world.secrets.folder(box.spec.job_dir.parent)
+        assert not folder.is_relative_to(box.spec.job_dir)
         (box.spec.job_dir / "out" / "output.json").write_text("{}")
         return 0
 
@@ -75,7 +88,7 @@ async def test_a_container_has_the_secrets_of_its_job_as_private_files(world: Ru
     assert seen == {"HF_TOKEN": VALUE}
     assert loaded.get(handle) == ({} if warm else None)
     await world.wait_until_clean()
-    assert not list(world.folder.rglob(SECRETS_DIR))
+    assert not list(world.folder.parent.rglob("HF_TOKEN"))
 
 
 async def test_a_reused_container_has_the_secrets_of_one_job_after_the_other(world: RunnerEnvironment) -> None:
@@ -115,6 +128,101 @@ async def test_a_job_whose_secret_was_deleted_fails_and_is_not_tried_again(world
     assert ended.error is not None
     assert (ended.error.code, ended.error.retryable) == ("secret_missing", True)
     assert "lamplighter secrets set NAME" in ended.error.message
+
+
+async def test_secrets_of_a_container_that_is_gone_are_removed_at_the_next_start(world: RunnerEnvironment) -> None:
+    world.programs = {"kept": run_until_stopped}
+    offer(world)
+    key = await world.submit("kept", "j1")
+    async with world.run_runner("i1"):
+        await world.wait_until_running(key)
+        box = await world.wait_for_container()
+        folder = folder_of(box)
+    assert read_all(folder) == {"HF_TOKEN": VALUE}, "the runner was killed"
+    world.boxes.clear()
+    async with world.run_runner("i2") as second:
+        assert not folder.exists()
+        await second.drained()
+
+
+async def test_secrets_without_a_folder_of_a_container_are_removed_at_the_next_start(world: RunnerEnvironment) -> None:
+    left = world.secrets.folder(world.folder / "gpu-1" / "ann.j1.1.1")
+    left.mkdir(parents=True)
+    (left / "HF_TOKEN").write_text(VALUE)  # as a crash between the two removals leaves it
+    async with world.run_runner() as runner:
+        assert not left.exists()
+        await runner.drained()
+
+
+async def test_a_reused_container_whose_folder_of_secrets_vanished_gives_its_job_to_a_new_one(
+    world: RunnerEnvironment,
+) -> None:
+    seen: list[dict[str, str]] = []
+    folders: list[Path] = []
+
+    async def work(box: FakeContainer, folder: Path) -> int:
+        folders.append(folder_of(box))
+        seen.append(read_all(folder_of(box)))
+        (folder / "out" / "output.json").write_text("{}")
+        return 0
+
+    reused = reused_program(work)
+
+    async def program(box: FakeContainer) -> int:
+        return await (reused(box) if WARM_ENV in box.spec.env else work(box, box.spec.job_dir))
+
+    world.programs = {"kept": program}
+    offer(world, warm=True, reuse=Reuse())
+    async with world.run_runner() as runner:
+        await world.wait_until_ended(await world.submit("kept", "j1"))
+        (folder,) = folders
+
+        async def is_empty() -> bool:
+            return not read_all(folder)
+
+        await wait_for(is_empty)
+        folder.rmdir()
+        ended = await world.wait_until_ended(await world.submit("kept", "j2"))
+        await runner.drained()
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1), ended.error
+    assert seen == [{"HF_TOKEN": VALUE}] * 2
+
+
+def test_the_folder_of_secrets_is_in_memory_and_of_this_user(tmp_path: Path) -> None:
+    files = open_secret_files(tmp_path, None, "process", is_memory_shared=False)
+    folder = files.mount(tmp_path / "ann.j1.1.1").source
+    try:
+        assert files.is_in_memory
+        assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+        again = open_secret_files(tmp_path, None, "process", is_memory_shared=False)
+        assert again.folder(tmp_path / "ann.j1.1.1") == folder
+        assert not open_secret_files(tmp_path, None, "process", is_memory_shared=True).is_in_memory
+    finally:
+        files.remove(tmp_path / "ann.j1.1.1")
+        files.close()
+    assert not folder.parent.exists()
+
+
+def test_a_folder_of_secrets_that_somebody_else_made_is_refused(tmp_path: Path) -> None:
+    files = open_secret_files(tmp_path, tmp_path / "named", "process", is_memory_shared=False)
+    files.folder(tmp_path / "x").parent.symlink_to(tmp_path)
+    with pytest.raises(SecretsFolderUnusable, match="belongs to another user"):
+        files.write(tmp_path / "x", {"HF_TOKEN": VALUE})
+    with pytest.raises(SecretsFolderUnusable, match="belongs to another user"):
+        open_secret_files(tmp_path, tmp_path / "named", "process", is_memory_shared=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(SecretsFolderUnusable, match=r"set secrets_folder to another"):
+        open_secret_files(tmp_path, tmp_path / "file", "process", is_memory_shared=False)
+
+
+def test_the_last_mount_of_a_folder_says_whether_it_is_in_memory(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"25 1 0:1 / {tmp_path} rw - tmpfs x rw\n26 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n")
+    assert is_in_memory(tmp_path / "below", mounts)
+    assert not is_in_memory(tmp_path.parent, mounts)
+    mounts.write_text(f"{mounts.read_text()}27 25 8:2 / {tmp_path} rw - ext4 /dev/sdb1 rw\n")
+    assert not is_in_memory(tmp_path, mounts)
+    assert not is_in_memory(tmp_path, tmp_path / "missing")
 
 
 async def never(box: FakeContainer) -> int:

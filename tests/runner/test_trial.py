@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.assets.secret_files import SecretFiles
 from runner.endpoints import LocalEndpoint
 from runner.engines.process import ProcessEngine
 from runner.engines.selection import JOBKIT_DIR
@@ -70,7 +71,14 @@ async def run(folder: Path, program: str, *, warm: bool = False, gpus: int = 0) 
     )
     engine = ProcessEngine(folder / "processes", JOBKIT_DIR)
     secrets = {"HF_TOKEN": "hf_the-value"}
-    trial = Trial(endpoint=LocalEndpoint(config, image), input={}, files={}, jobs_dir=jobs, secrets=secrets)
+    trial = Trial(
+        endpoint=LocalEndpoint(config, image),
+        input={},
+        files={},
+        jobs_dir=jobs,
+        secret_files=SecretFiles(),
+        secrets=secrets,
+    )
     async with engine, NoGpuMonitor() as monitor:
         report = await try_image(trial, engine, monitor, lambda _: None)
         assert await engine.find("try", "here") == []

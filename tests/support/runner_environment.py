@@ -15,6 +15,7 @@ import structlog
 from runner.assets.cache_store import CacheStore
 from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetGone, EdgeUnavailable, SecretMissing
+from runner.assets.secret_files import SecretFiles
 from runner.assets.volume_store import VolumeStore
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint
@@ -197,6 +198,7 @@ class RunnerEnvironment:
         self.volumes_limit_bytes = 1 << 30
         self.caches_folder = folder.with_name(f"{folder.name}.caches")
         self.cache_settings = CacheSettings()
+        self.secrets = SecretFiles()
         self.warm = WarmSettings(memory_reserve_mb=0, backoff_s=0.05, backoff_most_s=0.2)
 
     @asynccontextmanager
@@ -231,6 +233,7 @@ class RunnerEnvironment:
                     self.weights,
                     CacheStore(self.caches_folder, is_over),
                 ),
+                secrets=self.secrets,
             )
             async with anyio.create_task_group() as tasks:
                 running = RunnerUnderTest(self, context, bus, engine, self._host_context())

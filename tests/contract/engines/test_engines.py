@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.assets.secret_files import SECRETS_DIR, secrets_mount, write_secrets
+from runner.assets.secret_files import SecretFiles, open_secret_files
 from runner.engines.port import (
     MIB,
     ContainerExit,
@@ -353,19 +353,26 @@ print(json.dumps([found, oct(mode), owned, more]), flush=True)
 
 
 @pytest.mark.parametrize("host", REAL, indirect=True)
-async def test_a_private_folder_is_read_by_the_job_and_nobody_else(host: EngineRig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_a_private_folder_is_read_by_the_job_and_nobody_else(host: EngineRig, in_memory: bool) -> None:
     container = host.root / "j"
-    write_secrets(container, {"HF_TOKEN": "hf_the-value"})
+    files = open_secret_files(host.root, None, host.kind, is_memory_shared=False) if in_memory else SecretFiles()
+    assert files.is_in_memory is in_memory
+    files.write(container, {"HF_TOKEN": "hf_the-value"})
     spec = host.spec(
         image="echo",
         job_dir=container / "job",
-        mounts=(secrets_mount(container),),
+        mounts=(files.mount(container),),
         entrypoint_override=("python3", "-c", READS_SECRET),
     )
     handle = await host.start(spec)
     printed = stream_text(await host.read(handle)).splitlines()[-1]
     is_own_user = host.kind == "process"
     assert json.loads(printed) == [{"HF_TOKEN": "hf_the-value"}, "0o400", True, "written" if is_own_user else "refused"]
-    folder = container / SECRETS_DIR
+    folder = files.folder(container)
     assert stat.S_IMODE(folder.stat().st_mode) & 0o027 == 0
     assert folder.stat().st_uid == os.geteuid()
+    await host.engine.remove(handle)
+    files.remove(container)
+    files.close()
+    assert folder.exists() is not in_memory
