@@ -42,7 +42,7 @@ from edge.jobs.wait_reason import WaitReasons
 from edge.outbound.url_policy import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.quotas import OwnerQuotas
-from edge.owners.secret_keys import read_or_make_keys
+from edge.owners.secret_keys import SecretKeyFile
 from edge.owners.secrets import SecretStore
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
@@ -121,7 +121,7 @@ async def build_domain(resources: EdgeResources) -> Domain:
     """Build the services below jobs."""
     settings, bus, store = resources.settings, resources.bus, resources.store
     endpoints = await _load_endpoint_registry(settings, bus)
-    keys = await to_thread.run_sync(read_or_make_keys, settings.secrets.key_file or settings.data / SECRET_KEY_FILE)
+    keys = await to_thread.run_sync(SecretKeyFile, settings.secrets.key_file or settings.data / SECRET_KEY_FILE)
     index = JobIndex(settings.data / "index.sqlite", bus.job_store)
     metrics = EdgeMetrics(settings.metrics)
     JobMetrics(index, metrics)

@@ -171,6 +171,12 @@ def delete_secret(name: str, *, owner: str | None, installation: bool) -> ApiReq
     return structs.replace(_secret_request("DELETE", name, owner, installation), read=ignore_body)
 
 
+def rotate_secret_key(*, finish: bool) -> ApiRequest[Any]:
+    """Seal all secrets with a new key, or `finish`: remove the old one from the key file."""
+    params = (("finish", "true"),) if finish else ()
+    return ApiRequest(method="POST", path="/v1/secret-key/rotate", read=decode_json, params=params)
+
+
 def _secret_request(
     method: str, name: str, owner: str | None, installation: bool, body: dict[str, Any] | None = None
 ) -> ApiRequest[Any]:

@@ -50,6 +50,7 @@ class AuditAction(StrEnum):
     WEBHOOK_DELETED = "webhook_deleted"
     SECRET_SET = "secret_set"  # noqa: S105 - the name of an action
     SECRET_DELETED = "secret_deleted"  # noqa: S105 - the name of an action
+    SECRET_KEY_ROTATED = "secret_key_rotated"  # noqa: S105 - the name of an action
     NOTIFICATIONS_TESTED = "notifications_tested"
     SETTINGS_CHANGED = "settings_changed"
 

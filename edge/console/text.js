@@ -355,6 +355,7 @@ const TEXTS = {
   audit_endpoint_resumed: ["endpoint resumed", "任务类型已恢复"],
   audit_secret_set: ["secret set", "设置机密信息"],
   audit_secret_deleted: ["secret deleted", "删除机密信息"],
+  audit_secret_key_rotated: ["key of secrets replaced", "更换机密信息的密钥"],
   audit_action: ["Any action", "全部操作"],
   audit_subject: ["Id of key, host, owner, job or file", "密钥、主机、所有者、任务或文件的编号"],
   audit_job_cancelled: ["job cancelled", "取消任务"],

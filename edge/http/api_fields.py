@@ -252,6 +252,12 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "set_by": _N("The id of the key that set it", "k1"),
     },
     "SecretList": {"secrets": _N("The secrets by name, without their values")},
+    "SecretKeyRotation": {
+        "key_id": _N("The id of the key that seals secrets now", "6d0f1b2c3a49"),
+        "old_key_ids": _N("The ids of the keys that only open, until the rotation is finished", ["9a8b7c6d5e4f"]),
+        "sealed": _N("How many secrets the new key seals", 3),
+        "file": _N("The key file of the edge that answered", "/var/lib/lamplighter/edge/secrets.key"),
+    },
     "JobSecrets": {"secrets": _N("The values by name, only for the host that runs the job", {"HF_TOKEN": "hf_…"})},
     "KeyList": {"keys": _N("The keys, without their secrets")},
     "Liveness": {"status": _N("`ok`", "ok")},

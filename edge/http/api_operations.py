@@ -127,6 +127,7 @@ OPERATIONS: Final[dict[tuple[str, str], OperationNote]] = {
     ("/v1/secrets", "get"): OperationNote("listSecrets", "secrets"),
     ("/v1/secrets/{name}", "put"): OperationNote("setSecret", "secrets", (*_BODY, "quota_exceeded", "owner_deleting")),
     ("/v1/secrets/{name}", "delete"): OperationNote("deleteSecret", "secrets", ("not_found",)),
+    ("/v1/secret-key/rotate", "post"): OperationNote("rotateSecretKey", "secrets", ("not_set_up",)),
     ("/v1/jobs/{job_id}/secrets", "post"): OperationNote("readJobSecrets", "secrets", (*_JOB, "secret_missing")),
     ("/v1/tokens", "post"): OperationNote("createToken", "keys", _BODY),
     ("/v1/audit", "get"): OperationNote("listAudit", "keys"),

@@ -2,14 +2,19 @@
 
 Each line of the file is one key: 32 bytes in base64. The first key seals, every key opens. The id of a key is made from
 the key, so that an edge recognizes a secret that was sealed with a key which it does not have.
+
+To replace the key, a new one is written before the old one, all secrets are sealed again, and the old one is removed
+later. The file is always whole, and each of its states opens every secret: a crash in between loses nothing.
 """
 
 import base64
 import binascii
+import fcntl
 import hashlib
 import os
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +60,11 @@ class SecretKeys:
         """The id of the first key, which seals new values."""
         return next(iter(self._ciphers))
 
+    @property
+    def old_ids(self) -> tuple[str, ...]:
+        """The ids of the other keys, which only open."""
+        return tuple(self._ciphers)[1:]
+
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._ciphers
 
@@ -72,22 +82,92 @@ class SecretKeys:
             raise SecretUnreadable(name) from error
 
 
+class SecretKeyFile:
+    """The key file of one edge, which another edge or a person may change meanwhile. All methods block.
+
+    It is created with one key if it does not exist. Raises SecretKeysUnusable.
+    """
+
+    def __init__(self, path: Path, entropy: Entropy = os.urandom) -> None:
+        self.path = path
+        self._entropy = entropy
+        self.keys = read_or_make_keys(path, entropy)
+        self._version = _file_version(path)
+
+    def reload(self) -> None:
+        """Read the file again if it has changed. Raises SecretKeysUnusable: `keys` then stays as it is."""
+        version = _file_version(self.path)
+        if version != self._version:
+            self.keys = read_or_make_keys(self.path, self._entropy)
+            self._version = version
+
+    def add_key(self) -> None:
+        """Put a new key before the others, unless an older one is still in the file. Raises SecretKeysUnusable."""
+        with self._lock():
+            self.reload()
+            if not self.keys.old_ids:
+                self._write([base64.b64encode(self._entropy(KEY_BYTES)).decode(), *_list_keys(self.path)])
+
+    def remove_old_keys(self) -> None:
+        """Keep only the first key. Raises SecretKeysUnusable."""
+        with self._lock():
+            self.reload()
+            if self.keys.old_ids:
+                self._write(_list_keys(self.path)[:1])
+
+    def age_s(self, now: float) -> float:
+        """Return the seconds since the file was changed. `now`: as `time.time` tells it."""
+        return now - self.path.stat().st_mtime
+
+    def _write(self, lines: list[str]) -> None:
+        atomic_write(self.path.resolve(), "\n".join((_HEADER.strip(), *lines, "")))
+        self.keys = read_or_make_keys(self.path, self._entropy)
+        self._version = _file_version(self.path)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep other edges that share the file from changing it. Translates OSError."""
+        try:
+            with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise SecretKeysUnusable(
+                f"the key file {self.path} cannot be changed ({error.strerror}): let the edge write to its folder, or "
+                "change the file by hand as docs/secrets.md says"
+            ) from error
+
+
+def _file_version(path: Path) -> tuple[int, ...]:
+    """Return what differs after each change of the file; nothing if it is missing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def read_or_make_keys(path: Path, entropy: Entropy = os.urandom) -> SecretKeys:
     """Read the key file; create it with one key if it does not exist. Blocking. Raises SecretKeysUnusable."""
     try:
         if not path.exists():
             _create_once(path, f"{_HEADER}{base64.b64encode(entropy(KEY_BYTES)).decode()}\n")
-        text = path.read_text(errors="replace")
+        lines = _list_keys(path)
     except OSError as error:
         raise SecretKeysUnusable(
             f"the key file {path} cannot be read or created ({error.strerror}): correct its owner and permissions, or "
             "set [secrets] key_file"
         ) from error
-    lines = [line.strip() for line in text.splitlines()]
-    keys = [_parse_key(path, line) for line in lines if line and not line.startswith("#")]
+    keys = [_parse_key(path, line) for line in lines]
     if not keys:
         raise SecretKeysUnusable(f"{path} has no key: restore it from a copy, or delete it and set all secrets again")
     return SecretKeys(keys, entropy)
+
+
+def _list_keys(path: Path) -> list[str]:
+    """Return the lines of the file that are keys. Raises OSError."""
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _create_once(path: Path, text: str) -> None:

@@ -4,12 +4,13 @@ A value is sealed in the broker's bucket SECRETS with a key of `edge.owners.secr
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
 import structlog
-from anyio import sleep
+from anyio import sleep, to_thread
 from msgspec import Struct
 
 from bus.compare_and_set import update_row
@@ -17,7 +18,7 @@ from bus.interface import BusError, RowUnreadable, Table
 from edge.core.clock import Clock
 from edge.core.error_handling import translate_errors
 from edge.core.validation import input_invalid_problem
-from edge.owners.secret_keys import SealedText, SecretKeys, SecretUnreadable
+from edge.owners.secret_keys import SealedText, SecretKeyFile, SecretKeysUnusable, SecretUnreadable
 from schemas.endpoint import Endpoint
 from schemas.job_environment import (
     OWNER_SECRETS_LIMIT,
@@ -29,6 +30,7 @@ from schemas.job_environment import (
 from schemas.problems import FieldError, ProblemError
 
 CHECK_INTERVAL_S = 10.0  # between two looks for secrets that this edge cannot open
+OLD_KEY_KEPT_S = 60.0  # after a change of the key file: every edge that shares it has read it, and no request is older
 
 _log = structlog.get_logger()
 
@@ -51,12 +53,24 @@ class SecretFacts(Struct, frozen=True, kw_only=True):
     set_by: str
 
 
+class KeyRotationFacts(Struct, frozen=True, kw_only=True):
+    """The keys of this edge after a step of a rotation: the one that seals, those that only open, and their file.
+
+    `sealed`: how many secrets the first key seals.
+    """
+
+    key_id: str
+    old_key_ids: tuple[str, ...]
+    sealed: int
+    file: str
+
+
 class SecretStore:
     """The secrets in the broker's bucket SECRETS. `owner` None means: of the installation."""
 
-    def __init__(self, table: Table[StoredSecret], keys: SecretKeys, clock: Clock) -> None:
+    def __init__(self, table: Table[StoredSecret], key_file: SecretKeyFile, clock: Clock) -> None:
         self._table = table
-        self._keys = keys
+        self._key_file = key_file
         self._clock = clock
         self._faults: tuple[str, ...] = ()
 
@@ -115,10 +129,12 @@ class SecretStore:
         """Return the values of the secrets that the endpoint names. Raises ProblemError `secret_missing`."""
         opened: dict[str, str] = {}
         for name, (key, stored) in (await self._find_rows(endpoint, owner)).items():
-            if stored.key_id not in self._keys:
+            if stored.key_id not in self._key_file.keys:
+                await self._reload_keys()  # another edge may have replaced the key a moment ago
+            if stored.key_id not in self._key_file.keys:
                 raise _unreadable(name, _explain_missing_key(stored.key_id))
             try:
-                opened[name] = self._keys.open(key, SealedText(stored.key_id, stored.nonce, stored.sealed))
+                opened[name] = self._key_file.keys.open(key, SealedText(stored.key_id, stored.nonce, stored.sealed))
             except SecretUnreadable as error:
                 raise _unreadable(name, "the stored bytes are damaged: set the secret again") from error
         return opened
@@ -153,26 +169,89 @@ class SecretStore:
 
     async def check_keys(self) -> None:
         """Make one pass of `run`. Raises BusError."""
+        problem = await self._reload_keys()
         rows = {key: row.value for key, row in (await self._table.rows()).items()}
         unknown: dict[str, list[str]] = {}
         for key, stored in rows.items():
-            if stored.key_id not in self._keys:
+            if stored.key_id not in self._key_file.keys:
                 unknown.setdefault(stored.key_id, []).append(key)
-            elif stored.key_id != self._keys.sealing_id:
+            elif stored.key_id != self._key_file.keys.sealing_id:
                 await self._seal_again(key)
         faults = {
             f"{len(keys)} secrets cannot be read by this edge: {_explain_missing_key(key_id)}": keys
             for key_id, keys in sorted(unknown.items())
         }
+        if problem is not None:
+            faults[problem] = []
         for fault in faults.keys() - set(self._faults):
             _log.error("secrets_unreadable", names=sorted(faults[fault]), reason=fault)
         self._faults = tuple(faults)
 
+    async def _reload_keys(self) -> str | None:
+        """Read the key file again if it has changed; return why it cannot be used. The keys are then as before."""
+        try:
+            await to_thread.run_sync(self._key_file.reload)
+        except SecretKeysUnusable as error:
+            return str(error)
+        return None
+
+    async def rotate_key(self) -> KeyRotationFacts:
+        """Seal all secrets with a new key. The old one stays in the file and opens, until `finish_rotation`.
+
+        If an older key is in the file already, an earlier call did not finish: it is continued. Raises ProblemError.
+        """
+        with translate_errors():
+            await self._refuse_second_key()
+            await self._change_file(self._key_file.add_key)
+            await self._refuse_second_key()
+        return await self._describe_keys()
+
+    async def finish_rotation(self) -> KeyRotationFacts:
+        """Remove the old keys from the file. Raises ProblemError `unavailable` as long as one may be in use."""
+        with translate_errors():
+            await self._refuse_second_key()
+            if self._key_file.keys.old_ids:
+                await self._refuse_old_seals()
+                left_s = OLD_KEY_KEPT_S - await to_thread.run_sync(self._key_file.age_s, self._clock().timestamp())
+                if left_s > 0:
+                    raise ProblemError(
+                        "unavailable",
+                        "another edge may still use the old key: finish the rotation when the key file has not changed "
+                        f"for {OLD_KEY_KEPT_S:g} s",
+                        retry_after_s=math.ceil(left_s),
+                    )
+                await self._change_file(self._key_file.remove_old_keys)
+        return await self._describe_keys()
+
+    async def _refuse_old_seals(self) -> None:
+        """Raise ProblemError `unavailable` if an old key sealed a secret that could not be sealed again."""
+        sealing = self._key_file.keys.sealing_id
+        damaged = sorted(key for key, row in (await self._table.rows()).items() if row.value.key_id != sealing)
+        if damaged:
+            names = ", ".join(damaged)
+            raise ProblemError(
+                "unavailable",
+                f"an old key is still needed: the stored bytes of {names} are damaged, delete these secrets",
+            )
+
+    async def _change_file(self, change: Callable[[], None]) -> None:
+        try:
+            await to_thread.run_sync(change)
+        except SecretKeysUnusable as error:
+            raise ProblemError("not_set_up", str(error)) from error
+
+    async def _describe_keys(self) -> KeyRotationFacts:
+        with translate_errors():
+            rows = await self._table.rows()
+        keys, file = self._key_file.keys, str(self._key_file.path)
+        sealed = sum(row.value.key_id == keys.sealing_id for row in rows.values())
+        return KeyRotationFacts(key_id=keys.sealing_id, old_key_ids=keys.old_ids, sealed=sealed, file=file)
+
     async def _seal_again(self, key: str) -> None:
         def seal(stored: StoredSecret | None) -> StoredSecret | None:
-            if stored is None or stored.key_id == self._keys.sealing_id:
+            if stored is None or stored.key_id == self._key_file.keys.sealing_id:
                 return None
-            value = self._keys.open(key, SealedText(stored.key_id, stored.nonce, stored.sealed))
+            value = self._key_file.keys.open(key, SealedText(stored.key_id, stored.nonce, stored.sealed))
             return self._seal(key, value, stored.set_at, stored.set_by)
 
         try:
@@ -187,7 +266,7 @@ class SecretStore:
             raise ProblemError("unavailable", f"this edge cannot store secrets: {self._faults[0]}")
 
     def _seal(self, key: str, value: str, at: datetime, by: str) -> StoredSecret:
-        sealed = self._keys.seal(key, value)
+        sealed = self._key_file.keys.seal(key, value)
         return StoredSecret(key_id=sealed.key_id, nonce=sealed.nonce, sealed=sealed.sealed, set_at=at, set_by=by)
 
 

@@ -398,6 +398,10 @@ _CLIENT: Mapping[str, str] = {
         "将机密信息 NAME 设为标准输入的文本（去掉末尾换行），并替换原有的值。"
     ),
     "List the names. Values are never shown.": "列出名称。值永远不会显示。",
+    "Seal all secrets with a new key (needs the scope admin). The old key still opens, until --finish.": (
+        "用新密钥重新加密所有机密信息（需要 admin 权限）。在 --finish 之前，旧密钥仍可解密。"
+    ),
+    "Remove the old key from the key file.": "从密钥文件中删除旧密钥。",
     "Delete the secret NAME. Waiting jobs that need it fail when they start.": (
         "删除机密信息 NAME。需要它的等待中任务在启动时会失败。"
     ),

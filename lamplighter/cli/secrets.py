@@ -1,4 +1,7 @@
-"""`lamplighter secrets`: secrets for the programs of jobs. A value comes from stdin or a file, not from an argument."""
+"""`lamplighter secrets`: secrets for the programs of jobs, and the key that seals them.
+
+A value comes from stdin or a file, not from an argument.
+"""
 
 import sys
 from pathlib import Path
@@ -6,6 +9,7 @@ from typing import Any
 
 import click
 
+from lamplighter import api
 from lamplighter.cli import display
 from lamplighter.cli.context import CliContext, client_command
 from lamplighter.cli.language import say
@@ -79,3 +83,27 @@ def delete_secret(session: CliContext, name: str, owner: str | None, installatio
     session.client.delete_secret(name, **_check_holder(owner, installation))
     text = say(f"secret {name} is deleted")
     session.show({"deleted": name}, lambda: session.out.print(text, markup=False, highlight=False))
+
+
+@secrets.command("rotate-key")
+@click.option("--finish", is_flag=True, help="Remove the old key from the key file.")
+@client_command
+def rotate_key(session: CliContext, finish: bool) -> None:
+    """Seal all secrets with a new key (needs the scope admin). The old key still opens, until --finish."""
+    facts = session.client.call(api.rotate_secret_key(finish=finish))
+
+    def show() -> None:
+        key, file, count = facts["key_id"], facts["file"], facts["sealed"]
+        done = say(f"{count} secrets are sealed with the key {key} of {file}")
+        session.out.print(done, markup=False, highlight=False, soft_wrap=True)
+        step = _NEXT_STEP if facts["old_key_ids"] else _LAST_STEP
+        session.err.print(say(step), markup=False, highlight=False, soft_wrap=True)
+
+    session.show(facts, show)
+
+
+_NEXT_STEP = (
+    "the old key is still in that file. Copy the file to every edge that has its own, and keep a copy outside the "
+    "backups; then, after a minute: lamplighter secrets rotate-key --finish"
+)
+_LAST_STEP = "no old key is in that file any more: keep a copy of it outside the backups"

@@ -263,6 +263,15 @@ _CLIENT: Mapping[str, str] = {
     "secrets": "条机密信息",
     "no secrets": "没有机密信息",
     "secret {name} is set": "机密信息 {name} 已设置",
+    "{count} secrets are sealed with the key {key} of {file}": "已用 {file} 中的密钥 {key} 加密 {count} 条机密信息",
+    "the old key is still in that file. Copy the file to every edge that has its own, and keep a copy outside the "
+    "backups; then, after a minute: lamplighter secrets rotate-key --finish": (
+        "该文件中仍有旧密钥。请将文件复制到每个自有密钥文件的 edge，并在备份之外另存一份；一分钟后运行："
+        "lamplighter secrets rotate-key --finish"
+    ),
+    "no old key is in that file any more: keep a copy of it outside the backups": (
+        "该文件中已没有旧密钥：请在备份之外另存一份"
+    ),
     "secret {name} is deleted": "机密信息 {name} 已删除",
     "the installation": "整个系统",
     "Value": "值",

@@ -1,6 +1,7 @@
 """`lamplighter secrets` and the client's methods against a served edge."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -24,7 +25,7 @@ async def stored(face: ServedEdge, key: str) -> str:
     """Return the value that a job would get."""
     row = await face.world.bus.secrets.get(key)
     assert row is not None
-    return face.world.secret_keys.open(key, row.value)
+    return face.world.secret_key_file.keys.open(key, row.value)
 
 
 async def test_a_secret_is_set_from_stdin_or_a_file_listed_and_deleted(face: ServedEdge, tmp_path: Path) -> None:
@@ -46,6 +47,22 @@ async def test_a_secret_is_set_from_stdin_or_a_file_listed_and_deleted(face: Ser
     assert "there is no secret HF_TOKEN" in gone.stderr.decode()
 
 
+async def test_the_key_is_replaced_with_a_hint_to_the_next_step(face: ServedEdge) -> None:
+    await run(face, "set", "HF_TOKEN", given=f"{VALUE}\n".encode())
+    done = await run(face, "rotate-key", key="admin")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().startswith("1 secrets are sealed with the key ")
+    assert "lamplighter secrets rotate-key --finish" in done.stderr.decode()
+    assert await stored(face, "owner.ann.HF_TOKEN") == VALUE
+    file = face.world.secret_key_file.path
+    os.utime(file, (0, 0))
+    finished = await run(face, "rotate-key", "--finish", key="admin")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == done.stdout
+    assert "no old key is in that file any more" in finished.stderr.decode()
+    assert await stored(face, "owner.ann.HF_TOKEN") == VALUE
+
+
 @pytest.mark.parametrize(
     ("words", "given", "said"),
     [
@@ -55,6 +72,7 @@ async def test_a_secret_is_set_from_stdin_or_a_file_listed_and_deleted(face: Ser
         (("set", "1ST"), VALUE.encode(), "the name of a secret must have"),
         (("set", "HF_TOKEN", VALUE), b"", "extra argument"),
         (("set", "HF_TOKEN", "--installation"), VALUE.encode(), "need the scope admin"),
+        (("rotate-key",), b"", "admin"),
         (("list", "--owner", "bob", "--installation"), b"", "exclude each other"),
     ],
 )

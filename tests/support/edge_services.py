@@ -37,7 +37,7 @@ from edge.outbound.ssrf_guard import guarded_client
 from edge.outbound.url_policy import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride, OwnerQuotas
-from edge.owners.secret_keys import read_or_make_keys
+from edge.owners.secret_keys import SecretKeyFile
 from edge.owners.secrets import SecretStore
 from edge.power.observation import FleetObserver
 from edge.store.upload_state import UploadStateStore
@@ -180,8 +180,8 @@ class EdgeServicesRig:
             clock=time,
         )
         entropy = FixedEntropy()
-        self.secret_keys = read_or_make_keys(folder / "secrets.key")
-        self.secrets = SecretStore(bus.secrets, self.secret_keys, time)
+        self.secret_key_file = SecretKeyFile(folder / "secrets.key")
+        self.secrets = SecretStore(bus.secrets, self.secret_key_file, time)
         admission = Admission(
             readiness=self.readiness,
             endpoints=self.endpoints,

@@ -43,6 +43,15 @@ class SecretListView(Struct, frozen=True):
     secrets: list[StoredSecretView]
 
 
+class SecretKeyRotationView(Struct, frozen=True, kw_only=True):
+    """The keys of the edge that answered. `sealed`: how many secrets the first key seals. `file`: on the edge."""
+
+    key_id: str
+    old_key_ids: list[str]
+    sealed: int
+    file: str
+
+
 def _to_view(facts: SecretFacts) -> StoredSecretView:
     return StoredSecretView(name=facts.name, owner=facts.owner, set_at=facts.set_at, set_by=facts.set_by)
 
@@ -102,6 +111,20 @@ async def delete_secret(
     await record_audit_event(request, services, AuditAction.SECRET_DELETED, name, owner=holder or "")
 
 
+@post("/v1/secret-key/rotate", status_code=200, guards=[require_scope(Scope.ADMIN)])
+async def rotate_secret_key(
+    request: AnyRequest, services: ServicesDep, finish: Annotated[bool, QueryParameter()] = False
+) -> SecretKeyRotationView:
+    """Seal all secrets with a new key. The old one stays in the key file and opens, until a call with `finish`."""
+    secrets = services.secrets
+    facts = await (secrets.finish_rotation() if finish else secrets.rotate_key())
+    details = {"step": "finished" if finish else "started", "sealed": str(facts.sealed)}
+    await record_audit_event(request, services, AuditAction.SECRET_KEY_ROTATED, facts.key_id, details=details)
+    return SecretKeyRotationView(
+        key_id=facts.key_id, old_key_ids=list(facts.old_key_ids), sealed=facts.sealed, file=facts.file
+    )
+
+
 @post(
     "/v1/jobs/{job_id:str}/secrets",
     status_code=200,
@@ -132,5 +155,6 @@ ROUTES = (
     list_secrets,
     set_secret,
     delete_secret,
+    rotate_secret_key,
     read_job_secrets,
 )

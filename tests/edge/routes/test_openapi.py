@@ -44,7 +44,7 @@ WITHOUT_BODY = {
     *("/v1/jobs/{job_id}/cancel", "/v1/jobs/{job_id}/retry", "/v1/deliveries/{delivery_id}/replay"),
     "/v1/session/tickets",
     "/v1/webhooks/{webhook_id}/test",
-    "/v1/jobs/{job_id}/secrets",
+    *("/v1/jobs/{job_id}/secrets", "/v1/secret-key/rotate"),
     "/v1/notifications/test",
     *("/v1/endpoints/{name}/pause", "/v1/endpoints/{name}/resume", "/v1/hosts/{host}/maintenance"),
     "/v1/hosts/{host}/leave",

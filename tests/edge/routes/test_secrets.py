@@ -44,6 +44,22 @@ async def test_only_an_admin_touches_those_of_the_installation(edge: ServedEdge)
     assert (await edge.admin.delete(path, params=query)).status_code == 204
 
 
+async def test_an_admin_replaces_the_key_and_the_audit_log_tells_it(edge: ServedEdge):
+    await edge.ann.put("/v1/secrets/HF_TOKEN", json={"value": VALUE})
+    for client in (edge.ann, edge.runner):
+        assert (await client.post("/v1/secret-key/rotate")).status_code == 403
+    done = (await edge.admin.post("/v1/secret-key/rotate")).json()
+    assert (len(done["old_key_ids"]), done["sealed"]) == (1, 1)
+    early = await edge.admin.post("/v1/secret-key/rotate?finish=true", headers={"Accept-Language": "zh"})
+    assert (early.status_code, early.json()["code"]) == (503, "unavailable")
+    assert int(early.headers["Retry-After"]) > 0
+    assert "旧密钥" in early.json()["detail"]
+    events = (await edge.admin.get("/v1/audit", params={"action": "secret_key_rotated"})).json()["events"]
+    assert [(event["subject"], event["details"]) for event in events] == [
+        (done["key_id"], {"step": "started", "sealed": "1"})
+    ]
+
+
 async def test_bad_values_and_names_are_refused(edge: ServedEdge):
     for body in ({"value": "short"}, {"value": 5}, {}, {"value": VALUE, "more": 1}):
         reply = await edge.ann.put("/v1/secrets/HF_TOKEN", json=body)

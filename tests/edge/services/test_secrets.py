@@ -4,13 +4,18 @@ import base64
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from edge.owners.secret_keys import KEY_BYTES, SecretKeysUnusable, read_or_make_keys
-from edge.owners.secrets import SecretStore
+from bus.interface import Table
+from bus.secret_files import atomic_write
+from edge.owners import secret_keys
+from edge.owners.secret_keys import KEY_BYTES, SecretKeyFile, SecretKeysUnusable, read_or_make_keys
+from edge.owners.secrets import OLD_KEY_KEPT_S, SecretStore
 from schemas.endpoint import Endpoint, Reuse
 from schemas.job_environment import OWNER_SECRETS_LIMIT, StoredSecret
 from schemas.problems import ProblemError
@@ -22,7 +27,7 @@ VALUE = "hf_the-value-of-ann"
 
 
 def make_store(folder: Path, broker: FakeBroker, name: str = "secrets.key") -> SecretStore:
-    return SecretStore(broker.connect().secrets, read_or_make_keys(folder / name), ManualClock())
+    return SecretStore(broker.connect().secrets, SecretKeyFile(folder / name), ManualClock())
 
 
 @pytest.fixture
@@ -110,6 +115,166 @@ async def test_a_new_first_key_seals_what_the_old_one_sealed(
     alone = make_store(tmp_path, broker)
     assert await alone.open_for_job(TTS, "ann") == {"HF_TOKEN": VALUE}
     assert await alone.list("ann") == [before]
+
+
+async def fill(store: SecretStore) -> None:
+    for owner in ("ann", "bob", None):
+        await store.set(owner, "HF_TOKEN", f"hf_the-value-of-{owner}", "k1")
+
+
+async def read_all(store: SecretStore) -> list[str]:
+    found = [*(await store.open_for_job(TTS, "ann")).values(), *(await store.open_for_job(TTS, "bob")).values()]
+    return [*found, *(await store.open_for_job(TTS, "nobody")).values()]
+
+
+ALL = ["hf_the-value-of-ann", "hf_the-value-of-bob", "hf_the-value-of-None"]
+
+
+def let_a_minute_pass(file: Path) -> None:
+    """Date the key file as if it had not changed for so long, by the clock of the stores."""
+    at = ManualClock()().timestamp() - OLD_KEY_KEPT_S
+    os.utime(file, (at, at))
+
+
+async def test_a_key_is_replaced_and_the_old_one_removed_later(
+    store: SecretStore, tmp_path: Path, broker: FakeBroker
+) -> None:
+    await fill(store)
+    file = tmp_path / "secrets.key"
+    old = read_or_make_keys(file).sealing_id
+    facts = await store.rotate_key()
+    assert (facts.old_key_ids, facts.sealed, facts.file) == ((old,), 3, str(file))
+    assert facts.key_id != old
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    again = await store.rotate_key()
+    assert again == facts, "a rotation that is not finished is continued"
+    os.utime(file)
+    with pytest.raises(ProblemError, match="another edge may still use the old key") as refused:
+        await store.finish_rotation()
+    assert refused.value.retry_after_s
+    let_a_minute_pass(file)
+    done = await store.finish_rotation()
+    assert (done.key_id, done.old_key_ids, done.sealed) == (facts.key_id, (), 3)
+    assert await store.finish_rotation() == done
+    assert read_or_make_keys(file).old_ids == ()
+    assert await read_all(make_store(tmp_path, broker)) == await read_all(store) == ALL
+
+
+class DyingTable:
+    """The table of an edge that is killed at its write number `at`."""
+
+    def __init__(self, table: Table[StoredSecret], at: int) -> None:
+        self._table, self._left = table, at
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"put", "create", "update"}:
+            self._left -= 1
+            if not self._left:
+                raise Killed
+        return getattr(self._table, name)
+
+
+class Killed(BaseException):
+    """What a test raises in place of SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize(
+    "step", ["before the file", "after the file", "write 1", "write 2", "write 3", "before the end"]
+)
+async def test_an_edge_that_is_killed_while_it_replaces_the_key_loses_nothing(
+    tmp_path: Path, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    await fill(make_store(tmp_path, broker))
+    file = tmp_path / "secrets.key"
+    old = read_or_make_keys(file).sealing_id
+    other = make_store(tmp_path, broker)  # of an edge that shares the file and has read it before
+    table: Any = DyingTable(broker.connect().secrets, int(step[-1]) if step.startswith("write") else 0)
+    dying = SecretStore(table, SecretKeyFile(file), ManualClock())
+
+    def die(path: Path, text: str) -> None:
+        if step != "before the file":
+            atomic_write(path, text)
+        raise Killed
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        if step == "before the end":
+            await dying.rotate_key()
+            let_a_minute_pass(file)
+        if not step.startswith("write"):
+            patch.setattr(secret_keys, "atomic_write", die)
+        await (dying.finish_rotation() if step == "before the end" else dying.rotate_key())
+        pytest.fail("nothing killed it")
+    assert await read_all(other) == ALL
+    assert await read_all(make_store(tmp_path, broker)) == ALL
+    next_edge = make_store(tmp_path, broker)
+    facts = await next_edge.rotate_key()
+    let_a_minute_pass(file)
+    assert (await next_edge.finish_rotation()).old_key_ids == ()
+    assert old not in {facts.key_id, *read_or_make_keys(file)._ciphers}
+    assert facts.sealed == 3
+    assert await read_all(other) == await read_all(next_edge) == ALL
+
+
+async def test_an_edge_with_a_key_file_of_its_own_goes_on_after_a_copy_without_a_restart(
+    store: SecretStore, tmp_path: Path, broker: FakeBroker
+) -> None:
+    await fill(store)
+    file, copied = tmp_path / "secrets.key", tmp_path / "copied.key"
+    copied.write_bytes(file.read_bytes())
+    other = make_store(tmp_path, broker, "copied.key")
+    await store.rotate_key()
+    with pytest.raises(ProblemError, match="copy that file from an edge that can read them") as refused:
+        await other.open_for_job(TTS, "ann")
+    assert refused.value.code == "unavailable", "the job waits"
+    with pytest.raises(ProblemError, match="this edge cannot store secrets"):
+        await other.set("ann", "HF_TOKEN", "another value", "k1")
+    with pytest.raises(ProblemError, match="this edge cannot store secrets"):
+        await other.rotate_key()
+    copied.write_bytes(file.read_bytes())
+    assert await read_all(other) == ALL
+    await other.check_keys()
+    assert other.faults == ()
+
+
+async def test_an_edge_with_a_broken_key_file_keeps_the_keys_that_it_read(store: SecretStore, tmp_path: Path) -> None:
+    await fill(store)
+    file = tmp_path / "secrets.key"
+    whole = file.read_text()
+    file.write_text(f"{whole[:-9]}\n")
+    await store.check_keys()
+    (fault,) = store.faults
+    assert "has a line that is not a key" in fault
+    assert await read_all(store) == ALL
+    file.write_text(whole)
+    await store.check_keys()
+    assert store.faults == ()
+
+
+async def test_a_key_file_that_cannot_be_written_is_left_as_it_is(
+    store: SecretStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(store)
+    (tmp_path / "secrets.key.lock").mkdir()
+    with pytest.raises(ProblemError, match=r"secrets\.key cannot be changed .*: let the edge write") as refused:
+        await store.rotate_key()
+    assert refused.value.code == "not_set_up"
+    assert await read_all(store) == ALL
+
+
+async def test_an_old_key_stays_while_a_damaged_secret_needs_it(
+    store: SecretStore, tmp_path: Path, broker: FakeBroker
+) -> None:
+    await fill(store)
+    table = broker.connect().secrets
+    row = await table.get("owner.ann.HF_TOKEN")
+    assert row is not None
+    await table.put("owner.eve.HF_TOKEN", row.value)
+    await store.rotate_key()
+    let_a_minute_pass(tmp_path / "secrets.key")
+    with pytest.raises(ProblemError, match=r"stored bytes of owner\.eve\.HF_TOKEN are damaged"):
+        await store.finish_rotation()
+    await store.delete("eve", "HF_TOKEN")
+    assert (await store.finish_rotation()).old_key_ids == ()
 
 
 def test_the_key_file_is_private_and_a_bad_one_is_named(tmp_path: Path) -> None:
