@@ -175,6 +175,8 @@ class DockerEngine:
                     self._networks.note_job(handle, network)
                 client.start(handle)
         except EngineUnavailable:
+            if network and not handle:
+                self._networks.abandon(network)
             raise
         except EngineError as error:
             if handle:

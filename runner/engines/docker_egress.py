@@ -154,15 +154,18 @@ class EgressNetworks:
             self.remove(network)
 
     def remove(self, network: str) -> None:
-        """Remove a network container and end its proxy."""
+        """Remove a network container and end its proxy. If Docker does not answer, the next `restore` removes it."""
+        self.abandon(network)
+        self._remove_container(network)
+
+    def abandon(self, network: str) -> None:
+        """End the proxy of a network whose job's container was not made. The next `restore` removes the container."""
         with self._lock:
             served = self._served.pop(network, None)
+            self._starting.discard(network)
         if served is not None and self.loop is not None:
             with suppress(RuntimeError):  # the loop has ended, and the proxy with it
                 self.loop.call_soon_threadsafe(served.close)
-        self._remove_container(network)
-        with self._lock:
-            self._starting.discard(network)
 
     def restore(self, client: DockerCalls, owner: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Serve the networks of containers that an earlier runner started, and remove networks without a container.

@@ -1,5 +1,6 @@
 """Secrets on a host, over the fakes: which container has which files, for how long, and what is masked."""
 
+import asyncio
 import json
 import stat
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from runner.assets.client import asset_client
+from runner.assets.port import EdgeUnavailable, SecretsUnavailable
 from runner.assets.secret_files import (
     SECRETS_ENV,
     SecretFiles,
@@ -239,6 +242,39 @@ async def test_a_job_waits_until_the_edge_gives_all_that_its_endpoint_names(worl
         world.assets.secrets = {"HF_TOKEN": VALUE}
         assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
         await runner.drained()
+
+
+async def test_an_edge_that_dies_while_it_gives_secrets_delays_the_job_and_costs_no_attempt(
+    world: RunnerEnvironment,
+) -> None:
+    world.programs = {"kept": warm_program(succeed)}
+    offer(world)
+    world.assets.away = True
+    async with world.run_runner() as runner:
+        key = await world.submit("kept", "j1")
+        await world.assets.asked.wait()
+        world.assets.away = False
+        ended = await world.wait_until_ended(key)
+        await runner.drained()
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1), ended.error
+    assert await world.event_types(key) == ["Submitted", "Started", "Succeeded"]
+
+
+@pytest.mark.parametrize("sent", [b"", b'HTTP/1.1 200 OK\r\nContent-Length: 60\r\n\r\n{"secrets":{"HF_TOKEN":"hf_'])
+async def test_an_answer_with_secrets_that_is_cut_is_asked_for_again(sent: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(sent)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()[:2]
+        async with asset_client(f"http://{host}:{port}", "key") as client:
+            with pytest.raises(EdgeUnavailable) as refused:
+                await client.fetch_secrets("ann", "j1")
+    assert not isinstance(refused.value, SecretsUnavailable), "the edge is away for every job"
+    assert "hf_" not in str(refused.value)
 
 
 async def test_a_job_that_waits_for_its_secrets_can_be_cancelled(world: RunnerEnvironment) -> None:

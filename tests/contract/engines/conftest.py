@@ -1,7 +1,8 @@
 """Fixtures of the engines' contract: `host` is each engine in turn."""
 
+import gc
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
@@ -72,3 +73,10 @@ async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         finally:
             for left in await host.engine.find(INSTALLATION, name):
                 await host.engine.remove(left.handle)
+
+
+@pytest.fixture
+def swept() -> Iterator[None]:
+    """Collect what a test leaves open within the test."""
+    yield
+    gc.collect()

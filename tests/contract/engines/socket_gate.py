@@ -6,6 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
+# docker-py leaves its socket open when a daemon refuses it: the fixture `swept` collects it.
+LEAKY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class SocketGate:
     """Listens at `path` and forwards to `target`."""

@@ -1,10 +1,8 @@
 """Contract of the Docker engine alone: isolation, GPU requests, a daemon that goes away."""
 
 import asyncio
-import gc
 import json
 import threading
-from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -16,18 +14,10 @@ from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import MIB, EngineUnavailable, GpuInjection, StartFailed
 from tests.contract.engines.conftest import ENGINES
 from tests.contract.engines.engine_rigs import DEADLINE_S, INSTALLATION, EngineRig, stream_text
-from tests.contract.engines.socket_gate import open_gate
+from tests.contract.engines.socket_gate import LEAKY, open_gate
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
-# docker-py leaves its socket open where the daemon goes away between our knock and its connect: `swept` collects it.
-LEAKY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 DOCKER = pytest.mark.parametrize("host", ENGINES[4:], indirect=True)
-
-
-@pytest.fixture
-def swept() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 @DOCKER

@@ -1,5 +1,6 @@
 """Jobs with a way out, on a real engine: what they reach, and each trick to reach something else."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,10 +11,13 @@ import pytest
 
 from runner.egress.proxy import EgressProxy
 from runner.egress.rules import EgressRules
+from runner.engines import docker as docker_engine
+from runner.engines import docker_egress
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.docker_egress import OWNER_LABEL
-from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, StartFailed
+from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, EngineUnavailable, StartFailed
 from schemas.isolation import EgressPolicy
+from tests.contract.engines.socket_gate import LEAKY, open_gate
 from tests.support.docker_images import run_docker
 from tests.support.image_registry import build_small_image
 from tests.support.internet import OWN, SITE, public_site
@@ -214,13 +218,15 @@ async def test_an_allow_list_holds_for_urls_tunnels_and_the_names_inside_tunnels
     assert (fronted, nameless) == ("closed", "closed")
 
 
+def list_networks(docker_url: str, folder: Path) -> list[str]:
+    """Return the network containers of the host of this test."""
+    listed = run_docker(docker_url, "ps", "-aq", "--filter", f"label={OWNER_LABEL}={INSTALLATION}/{folder.name}")
+    return listed.stdout.split()
+
+
 async def test_the_next_runner_serves_the_job_on_and_leaves_no_network_behind(
     jobs: Jobs, docker_url: str, tmp_path: Path
 ) -> None:
-    def networks() -> list[str]:
-        listed = run_docker(docker_url, "ps", "-aq", "--filter", f"label={OWNER_LABEL}={INSTALLATION}/{tmp_path.name}")
-        return listed.stdout.split()
-
     gate = "/job/out/go"
     handle = await jobs.start(
         "j", ("site.example",), ("wait_for", gate), ("get", "http://site.example/"), ("get", f"http://{SITE}/")
@@ -232,15 +238,43 @@ async def test_the_next_runner_serves_the_job_on_and_leaves_no_network_behind(
         (tmp_path / "j" / "job" / "out" / "go").touch()
         _, allowed, refused = await Jobs(engine, "", tmp_path).read(handle)
         assert (allowed[0], refused[0]) == (200, 403)
-        assert len(networks()) == 1
+        assert len(list_networks(docker_url, tmp_path)) == 1
         await engine.remove(handle)
-        assert networks() == []
+        assert list_networks(docker_url, tmp_path) == []
         left = await Jobs(engine, jobs._image, tmp_path).start("left", (), ("interfaces",))
         run_docker(docker_url, "rm", "-f", left)  # as a crash between the two removals leaves it
-        assert len(networks()) == 1
+        assert len(list_networks(docker_url, tmp_path)) == 1
     async with open_engine(docker_url, Names()) as engine:
         assert await engine.find(INSTALLATION, tmp_path.name) == []
-        assert networks() == []
+        assert list_networks(docker_url, tmp_path) == []
+
+
+@LEAKY
+@pytest.mark.usefixtures("swept")
+@pytest.mark.parametrize("step", ["network_config", "_receive_listener", "join_network"])
+async def test_a_daemon_that_goes_away_while_a_network_is_made_leaves_nothing_when_it_is_back(
+    jobs: Jobs, docker_url: str, names: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    loop = asyncio.get_running_loop()
+    module = docker_egress if step != "join_network" else docker_engine
+    real = getattr(module, step)
+    async with open_gate(tmp_path, docker_url) as way, open_engine(way.url, names) as engine:
+
+        def shut_then(*arguments: Any) -> Any:
+            asyncio.run_coroutine_threadsafe(way.shut(), loop).result()
+            return real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, step, shut_then)
+            with pytest.raises(EngineUnavailable):
+                await Jobs(engine, jobs._image, tmp_path).start("lost", ("site.example",), ("interfaces",))
+        way.open()
+        assert await engine.find(INSTALLATION, tmp_path.name) == []
+        assert list_networks(docker_url, tmp_path) == []
+        assert engine._networks._served == {}
+        again = Jobs(engine, jobs._image, tmp_path)
+        assert await again.ask((), ("interfaces",)) == [["lo"]]
+        assert list_networks(docker_url, tmp_path) == []
 
 
 async def test_an_image_without_python_says_what_to_set(jobs: Jobs, docker_url: str, tmp_path: Path) -> None:
