@@ -68,11 +68,51 @@ def interfaces():
     return [name for _, name in socket.if_nameindex()]
 
 
+def take(address, port):
+    """Return what came of listening in the proxy's place."""
+    taker = socket.socket()
+    taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        taker.bind((address, port))
+        taker.listen()
+    except OSError as error:
+        return error.strerror
+    return "taken"
+
+
+def listen(port):
+    """Listen, tell it by a file, and go on."""
+    kept.append(socket.create_server(("127.0.0.1", port)))
+    pathlib.Path("/job/out/listens").touch()
+
+
+def unix(path):
+    """Return what came of a connection to a unix socket; a path that begins with @ is abstract."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path.replace("@", chr(0), 1))
+    except OSError as error:
+        return error.strerror
+    return "connected"
+
+
+def processes():
+    """Return the programs of all processes that are visible."""
+    names = [path.read_text().strip() for path in pathlib.Path("/proc").glob("[0-9]*/comm")]
+    return sorted(names)
+
+
+kept = []
+
+
 def wait_for(path):
     """Wait until the test makes the file."""
     while not pathlib.Path(path).exists():
         time.sleep(0.05)
 
 
-CALLS = {call.__name__: call for call in (get, tunnel, direct, lookup, interfaces, wait_for)}
+CALLS = {
+    call.__name__: call for call in (get, tunnel, direct, lookup, interfaces, wait_for, take, listen, unix, processes)
+}
 json.dump([CALLS[name](*arguments) for name, *arguments in json.loads(sys.argv[1])], sys.stdout)

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from runner.egress.proxy import EgressProxy
@@ -22,6 +23,7 @@ from tests.support.docker_images import run_docker
 from tests.support.image_registry import build_small_image
 from tests.support.internet import OWN, SITE, public_site
 from tests.support.namespaces import EDGE
+from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180), pytest.mark.long(15)]
 
@@ -196,6 +198,35 @@ async def test_a_name_that_resolves_to_this_machine_a_moment_later_is_refused(jo
     first, second = await jobs.ask((), *[("get", "http://rebind.example/")] * 2)
     assert told(first)["host"] == "rebind.example"  # one look-up, and the address that it gave
     assert (second[0], names.asked.count("rebind.example")) == (403, 2)
+
+
+async def test_a_job_reaches_no_other_job_no_network_container_and_no_socket_of_the_runner(
+    jobs: Jobs, tmp_path: Path
+) -> None:
+    other = await jobs.start("other", (), ("listen", 4222), ("wait_for", "/job/out/go"))
+    out = anyio.Path(tmp_path / "other" / "job" / "out")
+
+    async def listens() -> bool:
+        return await (out / "listens").exists()
+
+    await wait_for(listens)
+    sockets = ("/control/proxy.sock", "/var/run/docker.sock", str(tmp_path / "other" / "job-network" / "proxy.sock"))
+    *reached, processes = await jobs.ask(
+        (),
+        ("direct", "127.0.0.1", 4222),
+        ("tunnel", "127.0.0.1:4222"),
+        *(("unix", path) for path in (*sockets, "@/control/proxy.sock")),
+        ("take", "127.0.0.1", 3128),
+        ("take", "0.0.0.0", 3128),
+        ("processes",),
+    )
+    refused = "ConnectionRefusedError: [Errno 111] Connection refused"
+    missing, taken = "No such file or directory", "Address already in use"
+    assert reached == [refused, "403", *[missing] * 3, "Connection refused", taken, taken]
+    assert processes == ["docker-init", "python3"]
+    await (out / "go").touch()
+    await jobs.read(other)
+    await jobs.engine.remove(other)
 
 
 async def test_an_allow_list_holds_for_urls_tunnels_and_the_names_inside_tunnels(jobs: Jobs) -> None:
