@@ -205,6 +205,7 @@ def _make_host_context(  # noqa: PLR0913, PLR0917 - what was opened before
         labels=settings.labels,
         warm=settings.warm,
         images=settings.images,
+        egress_image=settings.egress.image,
         volumes=settings.volumes,
         caches=settings.caches,
         registries=settings.registries,
@@ -367,7 +368,6 @@ def engine_config(settings: RunnerSettings) -> EngineConfig:
         job_user=settings.process.user,
         sandbox=settings.process.sandbox,
         slots=settings.slots,
-        egress_image=settings.egress.image,
         own_services=_list_own_services(settings),
     )
 

@@ -200,7 +200,7 @@ class HostContext(Struct, frozen=True, kw_only=True):
 
     `endpoints` changes while the runner runs: the parts that read it see each change at once. `pool`: the only pool of
     which endpoints are offered. `endpoint_folders` are read again and again. `pulled_images_file` records the images
-    that this host pulled itself; None keeps no record.
+    that this host pulled itself; None keeps no record. `egress_image`: for the networks of jobs with egress.
 
     `drop_assets` removes deleted assets from the input cache. `poweroff` is the program that powers this machine off.
     `run_as` is the user that jobs run as, None if they run in containers. `labels` are what endpoints can require.
@@ -216,6 +216,7 @@ class HostContext(Struct, frozen=True, kw_only=True):
     drop_assets: DropAssets
     warm: WarmSettings = WarmSettings()
     images: ImageSettings = ImageSettings()
+    egress_image: str | None = None
     volumes: VolumeSettings = VolumeSettings()
     caches: CacheSettings = CacheSettings()
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)

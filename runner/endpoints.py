@@ -24,7 +24,8 @@ class LocalEndpoint(Struct, frozen=True):
     """An endpoint, and the folder that defines it. The process engine runs the image in that folder.
 
     `image`: what the engine has under the endpoint's image name, as last seen; None if it has nothing, or no images.
-    `digest`: of the bytes of endpoint.toml. `stamp` changes when a file of the folder does.
+    `network_image`: the same of the setting egress.image, if the endpoint has a network. `digest`: of the bytes of
+    endpoint.toml. `stamp` changes when a file of the folder does.
     """
 
     config: Endpoint
@@ -32,6 +33,7 @@ class LocalEndpoint(Struct, frozen=True):
     image: LocalImage | None = None
     digest: str | None = None
     stamp: int = 0
+    network_image: LocalImage | None = None
 
     @property
     def program(self) -> JobProgram:
@@ -138,6 +140,7 @@ def container_spec(
         gpus=gpus,
         runtime=endpoint.config.runtime,
         egress=endpoint.config.egress,
+        network_image=endpoint.network_image.id if endpoint.network_image else None,
         mounts=mounts,
         env=endpoint.config.env,
     )

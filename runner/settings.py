@@ -12,6 +12,7 @@ from runner.gpu.allocator import GpuSettings
 from runner.metrics import MetricsListenSettings
 from schemas.backoff import Backoff
 from schemas.ids import Token
+from schemas.image_reference import parse_image_reference
 from schemas.power import ForeignUse
 from schemas.requirements import LabelName, LabelValue
 from schemas.settings_loader import renamed_from
@@ -117,7 +118,11 @@ class EgressSettings(Struct, frozen=True):
     """Jobs whose endpoint has `network = "egress"`."""
 
     image: str | None = None
-    """An image with Python 3 that the engine has, for jobs whose own image has none."""
+    """An image with Python 3, for jobs whose own image has none. It is pulled like the images of endpoints."""
+
+    def __post_init__(self) -> None:
+        if self.image is not None:
+            parse_image_reference(self.image)
 
 
 class DeadManSettings(Struct, frozen=True):

@@ -53,6 +53,7 @@ FAILURE_TEXTS: Mapping[PullFailure, tuple[str, str]] = {
     PullFailure.INTERRUPTED: ("the connection to {registry} broke", "nothing, it is tried again"),
     PullFailure.FAILED: ("the engine could not pull {image}", "read the engine's log on that host"),
 }
+NETWORK_IMAGE_FIX = "correct egress.image in the settings of that host, or push it"
 PULLING_IS_OFF = "this host pulls no images ([images] pull = false): build or pull {image} there"
 
 
@@ -128,11 +129,21 @@ class HostImages:
             is_blocked = anyio.current_time() < self._missing_until.get(endpoint.config.name, 0.0)
             return Unplaceable(WaitReason.IMAGE_MISSING, f"{name} was missing") if is_blocked else None
         if endpoint.image is not None:
-            return None
+            name = self._name_network_image(endpoint)
+            if name is None or endpoint.network_image is not None:
+                return None
         image = self._images.get(name)
         if image is not None and image.progress is not None:
             return Unplaceable(WaitReason.IMAGE_PULLING, f"{name} is pulled")
         return Unplaceable(WaitReason.IMAGE_MISSING, f"the engine has no image {name}")
+
+    def _name_network_image(self, endpoint: LocalEndpoint) -> str | None:
+        """Return the name of the image for the endpoint's network containers; None if it is the endpoint's own."""
+        return self._host.egress_image if endpoint.config.egress is not None else None
+
+    def _names_of(self, endpoint: LocalEndpoint) -> set[str]:
+        """Return the names of the images that jobs of this endpoint need."""
+        return {endpoint.config.image, self._name_network_image(endpoint) or endpoint.config.image}
 
     def note_missing(self, endpoint: LocalEndpoint) -> None:
         """Note that a container could not start because its image is gone."""
@@ -159,7 +170,7 @@ class HostImages:
         return ImageStatus(
             image=name,
             endpoints=tuple(
-                sorted(one.config.name for one in self._host.endpoints.values() if one.config.image == name)
+                sorted(one.config.name for one in self._host.endpoints.values() if name in self._names_of(one))
             ),
             state="ready" if image.local else "pulling" if progress else "missing",
             digest=image.local.digest if image.local else None,
@@ -190,7 +201,7 @@ class HostImages:
         """Ask the engine for the image of every endpoint. While the engine is away, what was seen last counts."""
         if self._store is None:
             return
-        names = {endpoint.config.image for endpoint in self._host.endpoints.values()}
+        names = set().union(*map(self._names_of, self._host.endpoints.values()))
         backoff = Backoff(self._host.images.retry_least_s, self._host.images.retry_most_s)
         for name in self._images.keys() - names:
             del self._images[name]
@@ -223,8 +234,10 @@ class HostImages:
         has_changed = False
         for name, endpoint in list(self._host.endpoints.items()):
             image = self._images.get(endpoint.config.image)
-            if image is not None and image.local != endpoint.image:
-                self._host.endpoints[name] = replace(endpoint, image=image.local)
+            network = self._images.get(self._name_network_image(endpoint) or "")
+            network_image = network.local if network else None
+            if image is not None and (image.local, network_image) != (endpoint.image, endpoint.network_image):
+                self._host.endpoints[name] = replace(endpoint, image=image.local, network_image=network_image)
                 has_changed = True
                 self._context.log.info(
                     "image_changed",
@@ -274,7 +287,9 @@ class HostImages:
                 await self._pulled.add(image.local.id, name)
                 self._context.log.info("image_pulled", image=name, digest=image.local.digest)
         except PullFailed as error:
-            image.failures.record_failure(_describe(name, image.reference, error), anyio.current_time())
+            is_of_networks = all(one.config.image != name for one in self._host.endpoints.values())
+            why = _describe(name, image.reference, error, is_of_networks=is_of_networks)
+            image.failures.record_failure(why, anyio.current_time())
             self._context.log.warning("image_pull_failed", image=name, code=error.code, error=error.message)
             if error.code is PullFailure.DISK_FULL:
                 await self._make_room(store, is_full=True)
@@ -314,7 +329,8 @@ class HostImages:
 
     async def _make_room(self, store: ImageStore, *, is_full: bool = False) -> None:
         """Remove images that this host pulled and no endpoint names, while less than the reserve is free."""
-        used_ids = [one.image.id for one in self._host.endpoints.values() if one.image is not None]
+        images = [image for one in self._host.endpoints.values() for image in (one.image, one.network_image)]
+        used_ids = [image.id for image in images if image is not None]
         try:
             for image_id, name in self._pulled.unneeded(used_ids).items():
                 free = None if is_full else await store.free_bytes()
@@ -327,9 +343,11 @@ class HostImages:
             self._note_engine_error("remove_image", error)
 
 
-def _describe(name: str, reference: ImageReference, error: PullFailed) -> str:
-    """Return one line: what happened, why, and what to do."""
+def _describe(name: str, reference: ImageReference, error: PullFailed, *, is_of_networks: bool) -> str:
+    """Return one line: what happened, why, and what to do. `is_of_networks`: no endpoint has the image."""
     what, fix = (text.format(registry=reference.registry, image=name) for text in FAILURE_TEXTS[error.code])
+    if is_of_networks and error.code is PullFailure.NOT_FOUND:
+        fix = NETWORK_IMAGE_FIX
     return f"{what} ({error.message}): {fix}"
 
 

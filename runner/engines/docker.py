@@ -94,7 +94,6 @@ class DockerSettings(Struct, frozen=True):
     streams: int = 32
     call_timeout_s: int = 30
     reconnect_s: float = 60.0  # how long to wait for a daemon that restarts
-    egress_image: str | None = None  # with Python 3, for images that have none
 
 
 @contextmanager
@@ -119,7 +118,7 @@ class DockerEngine:
 
     def __init__(self, settings: DockerSettings, proxy: EgressProxy | None = None) -> None:
         self._settings = settings
-        self._networks = EgressNetworks(proxy or EgressProxy(), settings.egress_image, self._remove_container)
+        self._networks = EgressNetworks(proxy or EgressProxy(), self._remove_container)
         self._injection = settings.injection
         self._threads = 2 * settings.streams + 8
         self.pool = ThreadPoolExecutor(self._threads, thread_name_prefix="docker")

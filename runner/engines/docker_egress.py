@@ -32,8 +32,9 @@ CONTROL_MOUNT, CONTROL_SOCKET = "/control", "proxy.sock"
 LISTEN_TIMEOUT_S = 30.0
 PYTHON_HINT = (
     'network = "egress" needs python3 in the image; if it has none, set egress.image in the settings of the runner to '
-    "an image with python3 that this engine has"
+    "an image with python3, as in python:3.12-slim, which it then pulls"
 )
+OWN_IMAGE_HINT = "egress.image in the settings of the runner must name an image with python3, as in python:3.12-slim"
 LISTEN_POLL_S = 0.02
 NETWORK_LABEL = f"{LABEL_PREFIX}network"  # on a job's container: the network container
 OWNER_LABEL = f"{LABEL_PREFIX}network_of"  # on a network container: installation and host
@@ -54,13 +55,13 @@ def join_network(config: Mapping[str, Any], network: str) -> dict[str, Any]:
     }
 
 
-def network_config(spec: ContainerSpec, user: str, profile: str | None, image: str | None) -> dict[str, Any]:
-    """Return the create request of the network container for the job's `spec`. `image`: another one with Python 3."""
+def network_config(spec: ContainerSpec, user: str, profile: str | None) -> dict[str, Any]:
+    """Return the create request of the network container for the job's `spec`."""
     source = inspect.getsource(listener_program)
     argv = ("python3", "-I", "-S", "-c", source, str(PROXY_PORT), f"{CONTROL_MOUNT}/{CONTROL_SOCKET}")
     own = ContainerSpec(
         identity=spec.identity,
-        image=image or spec.image,
+        image=spec.network_image or spec.image,
         job_dir=spec.job_dir,
         limits=LIMITS,
         entrypoint_override=argv,
@@ -106,14 +107,12 @@ class DockerCalls(Protocol):
 class EgressNetworks:
     """The network containers of one engine, and their proxies. All methods but `close` block: they run in threads.
 
-    `image` runs the program of network containers; None: the job's own image. `remove` removes a container that may be
-    gone.
+    `remove` removes a container that may be gone.
     """
 
-    def __init__(self, proxy: EgressProxy, image: str | None, remove: Callable[[str], None]) -> None:
+    def __init__(self, proxy: EgressProxy, remove: Callable[[str], None]) -> None:
         self._proxy = proxy
         self._remove_container = remove
-        self._image = image
         self._lock = threading.Lock()
         self._starting: set[str] = set()
         self._served: dict[str, ServedListener] = {}
@@ -127,13 +126,14 @@ class EgressNetworks:
         (control / CONTROL_SOCKET).unlink(missing_ok=True)  # of a start that failed
         if os.geteuid() != owner[0]:
             os.chown(control, *owner)
-        config = network_config(spec, "{}:{}".format(*owner), profile, self._image)
+        config = network_config(spec, "{}:{}".format(*owner), profile)
         with self._lock:  # `restore` must not take it for a leftover
             network = str(client.create_container_from_config(config)["Id"])
             self._starting.add(network)
         try:
             client.start(network)
-            listener = _receive_listener(client, network, control)
+            hint = OWN_IMAGE_HINT if spec.network_image else PYTHON_HINT
+            listener = _receive_listener(client, network, control, hint)
             self._serve(network, listener, spec.egress or EgressPolicy())
         except BaseException:
             self.remove(network)
@@ -216,7 +216,7 @@ def _container_name(found: Mapping[str, Any]) -> str:
     return str((found.get("Names") or [found["Id"]])[0]).lstrip("/")
 
 
-def _receive_listener(client: DockerCalls, network: str, control: Path) -> socket.socket:
+def _receive_listener(client: DockerCalls, network: str, control: Path, hint: str = PYTHON_HINT) -> socket.socket:
     """Return the listening socket of a network container, as soon as its program listens. Raises EngineError."""
     deadline = time.monotonic() + LISTEN_TIMEOUT_S
     while True:
@@ -226,7 +226,7 @@ def _receive_listener(client: DockerCalls, network: str, control: Path) -> socke
         if not state["Running"]:
             output = client.logs(network, tail=3).decode(errors="replace").strip().splitlines()
             why = output[-1] if output else f"exit code {state['ExitCode']}"
-            raise EngineError(f"the container of the network ended ({why}): {PYTHON_HINT}")
+            raise EngineError(f"the container of the network ended ({why}): {hint}")
         if time.monotonic() > deadline:
             raise EngineError(f"the container of the network did not listen within {LISTEN_TIMEOUT_S:.0f} s")
         time.sleep(LISTEN_POLL_S)

@@ -116,6 +116,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()  # UUIDs, never indices: a reboot changes those
     runtime: RuntimeName | None = None  # None: the engine's default
     egress: EgressPolicy | None = None  # None: no network
+    network_image: str | None = None  # with Python 3, for the network of `egress`; None: `image` has it
     mps: MpsClient | None = None
     mounts: tuple[FolderMount, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)

@@ -17,7 +17,6 @@ import anyio.to_thread
 import msgspec
 import structlog
 from msgspec import Struct
-from msgspec.structs import replace
 
 from bus.secret_files import atomic_write
 from runner.egress.proxy import EgressProxy
@@ -63,7 +62,7 @@ class EngineChoice(NamedTuple):
 class EngineConfig(Struct, frozen=True, kw_only=True):
     """Settings of the runner that concern its engine. `job_user` and `sandbox` are those of the process engine.
 
-    `egress_image`: an image with Python 3 for jobs with egress. `own_services`: the hosts of broker and edge.
+    `own_services`: the hosts of broker and edge.
     """
 
     data: Path
@@ -71,7 +70,6 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     docker_socket: str | None
     job_user: str | None
     slots: int
-    egress_image: str | None = None
     own_services: tuple[str, ...] = ()
     sandbox: SandboxSetting = "none"
 
@@ -203,7 +201,7 @@ def _build_engine(config: EngineConfig, name: EngineName) -> ContainerEngine:
 
 
 def _docker_engine(config: EngineConfig) -> DockerEngine:
-    settings = replace(docker_settings(config.docker_socket, config.slots), egress_image=config.egress_image)
+    settings = docker_settings(config.docker_socket, config.slots)
     return DockerEngine(settings, EgressProxy(EgressRules(config.own_services)))
 
 

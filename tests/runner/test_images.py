@@ -16,6 +16,7 @@ from schemas.endpoint import Endpoint, Resources
 from schemas.host import ImageStatus
 from schemas.status import Status
 from tests.runner.warm_programs import warm_program
+from tests.support.fake_engine import FakeContainer
 from tests.support.fake_images import FakeImageStore, FakeRegistry, image_id
 from tests.support.runner_environment import RunnerEnvironment, succeed
 from tests.support.wait import wait_for
@@ -76,6 +77,40 @@ async def test_an_image_is_pulled_before_a_job_needs_it_and_the_job_waits_for_it
         assert (ready.digest, ready.percent, ready.why) == (image_id("manifest of well"), None, None)
     assert await world.event_types(key) == ["Submitted", "Started", "Succeeded"]
     assert store_of(world).registry.pulls == [NAME]
+
+
+async def test_the_image_of_networks_is_pulled_and_waited_for_by_jobs_with_egress_alone(
+    world: RunnerEnvironment,
+) -> None:
+    network, store = "registry.test/python:3", store_of(world)
+    world.egress_image = network
+    plain = Endpoint(name="plain", image=NAME, resources=Resources(disk_mb=0, memory_mb=16))
+    with_network = replace(plain, name="well", network="egress")
+    world.kinds = {one.name: LocalEndpoint(one, world.folder) for one in (plain, with_network)}
+    used: list[str | None] = []
+
+    async def note_image(box: FakeContainer) -> int:
+        used.append(box.spec.network_image)
+        return await succeed(box)
+
+    world.programs = {image_id("well"): note_image}
+
+    async def why() -> str | None:
+        row = await world.edge.heartbeats.get("gpu-1")
+        found = {image.image: image for image in row.value.images} if row else {}
+        return found[network].why if network in found else None
+
+    async with world.run_runner():
+        assert (await world.wait_until_ended(await world.submit("plain", "j1"))).status is Status.SUCCEEDED
+        told = await wait_for(why)
+        assert "registry.test has no registry.test/python:3 (" in told
+        assert told.endswith("): correct egress.image in the settings of that host, or push it")
+        assert await reason_of(world) == "image_missing"
+        key = await world.submit("well", "j2")
+        store.registry.contents[network] = "python"
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+    assert used == [None, store.held[network].id]
+    assert await world.event_types(key) == ["Submitted", "Started", "Succeeded"]
 
 
 async def test_the_container_is_started_from_the_image_that_was_seen(world: RunnerEnvironment) -> None:

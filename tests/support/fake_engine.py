@@ -220,7 +220,8 @@ class FakeEngine:
 
     async def probe(self) -> EngineInfo:
         self._check_available()
-        return EngineInfo(self.name, "1", isolated=False, notes=("runs functions, not containers",))
+        notes = ("runs functions, not containers",)
+        return EngineInfo(self.name, "1", isolated=False, notes=notes, has_egress=True)
 
     def _check_available(self) -> None:
         if self.is_unavailable:

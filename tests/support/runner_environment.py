@@ -190,6 +190,7 @@ class RunnerEnvironment:
         self.gpu_settings = GpuSettings()
         self.images: FakeImageStore | None = None
         self.endpoint_folders: tuple[Path, ...] = ()
+        self.egress_image: str | None = None
         self.image_settings = ImageSettings(retry_least_s=0.02, retry_most_s=0.1, reserve_mb=0)
         self.registries: dict[str, RegistrySettings] = {}
         self.volume_settings = VolumeSettings(retry_least_s=0.02, retry_most_s=0.1)
@@ -265,6 +266,7 @@ class RunnerEnvironment:
             drop_assets=forget,
             warm=self.warm,
             images=self.image_settings,
+            egress_image=self.egress_image,
             volumes=self.volume_settings,
             caches=self.cache_settings,
             registries=self.registries,

@@ -76,7 +76,9 @@ class Jobs:
         self._image = image
         self._folder = folder
 
-    async def start(self, name: str, allow: tuple[str, ...], *calls: Any, image: str = "") -> str:
+    async def start(
+        self, name: str, allow: tuple[str, ...], *calls: Any, image: str = "", network_image: str | None = None
+    ) -> str:
         (self._folder / name).mkdir()
         return await self.engine.start(
             ContainerSpec(
@@ -86,6 +88,7 @@ class Jobs:
                 entrypoint_override=("python3", "-c", PROGRAM, json.dumps(calls)),
                 limits=ContainerLimits(128, 1.0),
                 egress=EgressPolicy(allow),
+                network_image=network_image,
             )
         )
 
@@ -312,4 +315,6 @@ async def test_an_image_without_python_says_what_to_set(jobs: Jobs, docker_url: 
     image = build_small_image(docker_url, "lamplighter-test-no-python", tmp_path / "image")
     with pytest.raises(StartFailed, match=r"set egress\.image in the settings"):
         await jobs.start("j", (), image=image)
+    with pytest.raises(StartFailed, match=r"egress\.image .* must name an image with python3"):
+        await jobs.start("k", (), network_image=image)
     assert await jobs.engine.find(INSTALLATION, tmp_path.name) == []
