@@ -346,7 +346,9 @@ _DOCTOR: Mapping[str, str] = {
     'set username and password_file under [registries."{registry}"], or run docker login on that host': (
         '请在 [registries."{registry}"] 下设置 username 和 password_file，或在该服务器上运行 docker login'
     ),
-    "correct egress.image in the settings of that host, or push it": "请更正该服务器设置中的 egress.image，或推送该镜像",
+    "correct egress.image in the settings of that host, or push it": (
+        "请更正该服务器设置中的 egress.image，或推送该镜像"
+    ),
     "correct `image` in endpoint.toml, or push it": "请更正 endpoint.toml 中的 image，或推送该镜像",
     "check its name, the network and its certificate": "请检查名称、网络和证书",
     "nothing, it is tried again": "无需处理，会自动重试",

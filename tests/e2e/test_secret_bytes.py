@@ -36,7 +36,7 @@ GREETING = "good morning"
 command = ["python3", "main.py"]
 """
 PROGRAM = """
-import json, os, sys, time
+import base64, json, os, sys, time
 from pathlib import Path
 value = (Path(os.environ["LAMPLIGHTER_SECRETS"]) / "HF_TOKEN").read_text()
 folder = Path(os.environ["LAMPLIGHTER_JOB"])
@@ -44,7 +44,7 @@ job = json.loads((folder / "job.json").read_text())
 while "quiet" in job["input"]:
     print(json.dumps({"type": "progress", "fraction": 0, "stage": f"holds {len(value)} bytes"}), flush=True)
     time.sleep(0.2)
-print(value, flush=True)
+print(value, base64.b64encode(value.encode()).decode(), flush=True)
 print("in the middle of " + value + " a line", file=sys.stderr, flush=True)
 print(json.dumps({"type": "metric", "name": value, "value": 1}), flush=True)
 print(json.dumps({"type": "progress", "fraction": 0.5, "stage": "printed " + value}), flush=True)

@@ -1,8 +1,11 @@
 """Secrets on a host, over the fakes: which container has which files, for how long, and what is masked."""
 
 import asyncio
+import base64
 import json
+import re
 import stat
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -365,6 +368,45 @@ def redact_in_pieces(redactor: SecretRedactor, pieces: list[str], stream: Output
 def test_a_value_is_masked_in_every_form_and_at_the_same_length(values: list[str], printed: str, masked: str) -> None:
     assert redact_in_pieces(SecretRedactor(values), [printed]) == masked
     assert len(masked.encode()) == len(printed.encode())
+
+
+SIGNS = "p/ss+w?rd&100%=<灯>"
+
+
+def encodings(value: str) -> dict[str, str]:
+    """Return the value as programs encode it for URLs and headers."""
+    data = value.encode()
+    return {
+        "url": urllib.parse.quote(value),
+        "url, all": urllib.parse.quote(value, safe=""),
+        "url, lower": re.sub("%..", lambda escape: escape[0].lower(), urllib.parse.quote(value, safe="")),
+        "form": urllib.parse.urlencode({"": value})[1:],
+        "hex": data.hex(),
+        "base64": base64.b64encode(data).decode(),
+        "base64, url": base64.urlsafe_b64encode(data).decode(),
+        **{f"basic, user of {size}": base64.b64encode(b"u" * size + b":" + data).decode() for size in range(3)},
+        **{f"in the middle {size}": base64.b64encode(b"u" * size + data + b"\n").decode() for size in range(3)},
+    }
+
+
+@pytest.mark.parametrize("value", [VALUE, SIGNS, "12345678"])
+@pytest.mark.parametrize("name", encodings("x"))
+def test_a_value_is_masked_in_the_usual_encodings(value: str, name: str) -> None:
+    encoded = encodings(value)[name]
+    redactor = SecretRedactor([value])
+    masked = redact_in_pieces(redactor, [f"Authorization: {encoded}, and more\n"])
+    assert len(masked) == len(f"Authorization: {encoded}, and more\n")
+    shown = masked.removeprefix("Authorization: ").removesuffix(", and more\n")
+    assert shown.count("*") >= len(encoded) - 8, "at most the characters that neighbours share with it are shown"
+    assert redactor.redact_value({"header": encoded}) == {"header": shown}
+    cut = len(encoded) // 2
+    in_two = redact_in_pieces(SecretRedactor([value]), [encoded[:cut], f"{encoded[cut:]}\n"])
+    assert in_two.count("*") >= shown.count("*")
+
+
+def test_texts_without_the_value_stay_as_they_are() -> None:
+    printed = "".join(f"{text}\n" for text in encodings("another value, as long as that").values())
+    assert redact_in_pieces(SecretRedactor([VALUE, SIGNS]), [printed]) == printed
 
 
 @pytest.mark.parametrize("cut", range(1, len(VALUE)))
