@@ -234,7 +234,10 @@ _JOBS: Mapping[str, str] = {
     "the name of a secret must have 1 to 64 characters of A-Z a-z 0-9 _, the first one no digit": (
         "机密信息的名称须为 1 至 64 个字符（A-Z a-z 0-9 _），且不能以数字开头"
     ),
-    "must be a text of {least} to {most} bytes without NUL": "须为 {least} 至 {most} 字节、不含 NUL 的文本",
+    "must be a text of {least} to {most} bytes without NUL: a shorter one could not be masked in logs, and anything "
+    "else can be encoded, for example with base64": (
+        "须为 {least} 至 {most} 字节、不含 NUL 的文本：更短的值无法在日志中遮盖，其他内容可先编码，例如 base64"
+    ),
     "secrets of the installation need the scope admin: use a key that has it": (
         "整个系统共用的机密信息需要 admin 权限：请使用具有该权限的密钥"
     ),
@@ -247,8 +250,8 @@ _JOBS: Mapping[str, str] = {
         "请运行 lamplighter secrets set NAME --installation"
     ),
     "the secret {name} cannot be read: {why}": "无法读取机密信息 {name}：{why}",
-    "another edge may still use the old key: finish the rotation when the key file has not changed for {limit} s": (
-        "其他 edge 可能仍在使用旧密钥：请在密钥文件 {limit} 秒未变动后再完成更换"
+    "another edge may still use the old key: finish the rotation in {seconds} s": (
+        "其他 edge 可能仍在使用旧密钥：请在 {seconds} 秒后完成更换"
     ),
     "an old key is still needed: the stored bytes of {names} are damaged, delete these secrets": (
         "仍需要旧密钥：{names} 的已存数据已损坏，请删除这些机密信息"

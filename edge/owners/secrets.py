@@ -216,8 +216,7 @@ class SecretStore:
                 if left_s > 0:
                     raise ProblemError(
                         "unavailable",
-                        "another edge may still use the old key: finish the rotation when the key file has not changed "
-                        f"for {OLD_KEY_KEPT_S:g} s",
+                        f"another edge may still use the old key: finish the rotation in {math.ceil(left_s)} s",
                         retry_after_s=math.ceil(left_s),
                     )
                 await self._change_file(self._key_file.remove_old_keys)
@@ -286,7 +285,10 @@ def _check_name(name: str) -> None:
 def _check_value(value: str) -> None:
     if SECRET_LEAST_BYTES <= len(value.encode()) <= SECRET_LIMIT_BYTES and "\0" not in value:
         return
-    reason = f"must be a text of {SECRET_LEAST_BYTES} to {SECRET_LIMIT_BYTES} bytes without NUL"
+    reason = (
+        f"must be a text of {SECRET_LEAST_BYTES} to {SECRET_LIMIT_BYTES} bytes without NUL: a shorter one could not be "
+        "masked in logs, and anything else can be encoded, for example with base64"
+    )
     raise input_invalid_problem(FieldError("$.value", reason))
 
 

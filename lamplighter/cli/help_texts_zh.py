@@ -386,8 +386,8 @@ _CLIENT: Mapping[str, str] = {
         "删除用户 OWNER 的所有任务、文件、上传、密钥、机密信息、推送记录和用量。运行中的任务会先被取消。"
     ),
     "Set, list and delete secrets for the programs of jobs.": "设置、列出和删除任务程序使用的机密信息。",
-    "Set, list and delete secrets, which programs of jobs read as files.": (
-        "设置、列出和删除机密信息，任务的程序以文件形式读取。"
+    "Set, list and delete secrets, which programs of jobs read as files; replace the key that seals them.": (
+        "设置、列出和删除机密信息，任务的程序以文件形式读取；更换加密它们的密钥。"
     ),
     "Of this owner [that of the key]. Needs the scope admin.": "属于该用户 [密钥所属用户]。需要 admin 权限。",
     "Of the installation, for jobs of every owner. Needs the scope admin.": (

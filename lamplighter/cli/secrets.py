@@ -24,7 +24,7 @@ installation_option = click.option(
 
 @click.group()
 def secrets() -> None:
-    """Set, list and delete secrets, which programs of jobs read as files."""
+    """Set, list and delete secrets, which programs of jobs read as files; replace the key that seals them."""
 
 
 @secrets.command("set")
@@ -94,7 +94,7 @@ def rotate_key(session: CliContext, finish: bool) -> None:
 
     def show() -> None:
         key, file, count = facts["key_id"], facts["file"], facts["sealed"]
-        done = say(f"{count} secrets are sealed with the key {key} of {file}")
+        done = say(f"the key {key} of {file} seals all secrets ({count})")
         session.out.print(done, markup=False, highlight=False, soft_wrap=True)
         step = _NEXT_STEP if facts["old_key_ids"] else _LAST_STEP
         session.err.print(say(step), markup=False, highlight=False, soft_wrap=True)

@@ -263,7 +263,7 @@ _CLIENT: Mapping[str, str] = {
     "secrets": "条机密信息",
     "no secrets": "没有机密信息",
     "secret {name} is set": "机密信息 {name} 已设置",
-    "{count} secrets are sealed with the key {key} of {file}": "已用 {file} 中的密钥 {key} 加密 {count} 条机密信息",
+    "the key {key} of {file} seals all secrets ({count})": "{file} 中的密钥 {key} 现已加密所有机密信息（{count} 条）",
     "the old key is still in that file. Copy the file to every edge that has its own, and keep a copy outside the "
     "backups; then, after a minute: lamplighter secrets rotate-key --finish": (
         "该文件中仍有旧密钥。请将文件复制到每个自有密钥文件的 edge，并在备份之外另存一份；一分钟后运行："
