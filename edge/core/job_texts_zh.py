@@ -214,6 +214,16 @@ _HEYGEM: Mapping[str, str] = {
 }
 
 _SECRETS: Mapping[str, str] = {
+    "another edge may still use the old key: finish the rotation in {seconds} s": (
+        "其他 edge 可能仍在使用旧密钥：请在 {seconds} 秒后完成更换"
+    ),
+    "an old key is still needed: the stored bytes of {names} are damaged, delete these secrets": (
+        "仍需要旧密钥：{names} 的已存数据已损坏，请删除这些机密信息"
+    ),
+    "the key file {file} cannot be changed ({why}): let the edge write to its folder, or change the file by hand as "
+    "docs/secrets.md says": (
+        "无法更改密钥文件 {file}（{why}）：请允许 edge 写入其所在文件夹，或按 docs/secrets.md 手动更改"
+    ),
     "the folder {folder} for secrets of jobs cannot be made ({why}): set secrets_folder to another one": (
         "无法创建存放任务机密信息的文件夹 {folder}（{why}）：请将 secrets_folder 设为其他文件夹"
     ),

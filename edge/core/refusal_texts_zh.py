@@ -250,16 +250,6 @@ _JOBS: Mapping[str, str] = {
         "请运行 lamplighter secrets set NAME --installation"
     ),
     "the secret {name} cannot be read: {why}": "无法读取机密信息 {name}：{why}",
-    "another edge may still use the old key: finish the rotation in {seconds} s": (
-        "其他 edge 可能仍在使用旧密钥：请在 {seconds} 秒后完成更换"
-    ),
-    "an old key is still needed: the stored bytes of {names} are damaged, delete these secrets": (
-        "仍需要旧密钥：{names} 的已存数据已损坏，请删除这些机密信息"
-    ),
-    "the key file {file} cannot be changed ({why}): let the edge write to its folder, or change the file by hand as "
-    "docs/secrets.md says": (
-        "无法更改密钥文件 {file}（{why}）：请允许 edge 写入其所在文件夹，或按 docs/secrets.md 手动更改"
-    ),
     "this edge cannot store secrets: {why}": "该 edge 无法保存机密信息：{why}",
     "{count} secrets cannot be read by this edge: {why}": "该 edge 无法读取 {count} 条机密信息：{why}",
     "the key {key} sealed them, and the key file of this edge ([secrets] key_file) does not have it: copy that file "
