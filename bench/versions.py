@@ -36,7 +36,7 @@ async def measure(tree: Path) -> Measured:
     """Return the figures of one installation whose edge and runner are those of `tree`."""
     endpoints = [tree / "images" / "echo"]  # an older release does not know newer fields of an endpoint.toml
     with tempfile.TemporaryDirectory() as folder:
-        installation = Installation(Path(folder), "process", trees={"edge": tree, "runner": tree})
+        installation = Installation(Path(folder), "process", programs={"edge": tree, "runner": tree})
         keys = await installation.open()
         try:
             began = time.monotonic()

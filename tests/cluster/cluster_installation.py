@@ -38,7 +38,7 @@ class ClusterInstallation(Installation):
     def __init__(
         self, folder: Path, machines: Sequence[NamespaceMachine], brokers: BrokerCluster, balancer: TcpBalancer
     ) -> None:
-        super().__init__(folder, "process", modules=MODULES, url=URL)
+        super().__init__(folder, "process", programs=MODULES, url=URL)
         self.machines = machines
         self.brokers = brokers
         self.balancer = balancer

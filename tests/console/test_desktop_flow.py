@@ -28,7 +28,7 @@ async def desktop(tmp_path: Path, browser: Browser) -> AsyncIterator[Console]:
     """Run an edge whose only host is off, and was never on."""
     host = SwitchedHost(HOST, tmp_path / "switch")
     (tmp_path / "lamplighter.toml").write_text(host.declaration(boot_timeout=120.0))
-    installation = Installation(tmp_path, "process", modules={"edge": FAST_CLOCK_MODULE})
+    installation = Installation(tmp_path, "process", programs={"edge": FAST_CLOCK_MODULE})
     try:
         async with run_installation(installation) as running:
             options = ("--config", os.devnull, "--log-format", "json")

@@ -177,7 +177,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object)
     (folder / "nvml").mkdir()
     cards = StubNvml(folder / "nvml", gpu0__utilization=50)
     program = "tests.observe.quick_program"
-    installation = Installation(folder, "process", modules={"edge": program, "runner": program})
+    installation = Installation(folder, "process", programs={"edge": program, "runner": program})
     installation.server = NatsServer(folder / "broker", store_bytes=STORE_BYTES)
     certificate = load_or_create_certificate(folder / "tls", ["127.0.0.1"], utc_now())
     async with AsyncExitStack() as stack:

@@ -145,8 +145,8 @@ def process_memory_mb(pid: int, field: str = "VmRSS") -> float:
 class Installation:
     """The processes of one installation, with their data below `folder`.
 
-    `modules`: by verb, the program to start in place of `lamplighter`. `trees`: by verb, the folder of the code to run
-    (tests/upgrade has another release there). `broker_host`, `edge_host`: the addresses where they listen. `tls`: the
+    `programs`: by verb, what to start in place of `lamplighter`: a module, or the folder of another release
+    (tests/upgrade). `broker_host`, `edge_host`: the addresses where they listen. `tls`: the
     broker's certificate. `url`: where clients reach edges that listen elsewhere; no socket is opened then.
     After `open`, `keys` holds the API keys: `ann` has every client scope, `admin` and `runner` the scope of that name.
     """
@@ -156,16 +156,14 @@ class Installation:
         folder: Path,
         engine: str,
         docker_url: str | None = None,
-        modules: Mapping[str, str] | None = None,
-        trees: Mapping[str, Path] | None = None,
+        programs: Mapping[str, str | Path] | None = None,
         *,
         broker_host: str = LOOPBACK,
         edge_host: str = LOOPBACK,
         tls: TlsFiles | None = None,
         url: str | None = None,
     ) -> None:
-        self._modules = modules or {}
-        self._trees = trees or {}
+        self._programs = programs or {}
         self._tls = tls
         self._sockets: list[socket.socket] = []
         self.folder = folder
@@ -264,14 +262,15 @@ class Installation:
         self, verb: str, name: str, environ: dict[str, str], *, fds: tuple[int, ...] = (), prefix: Sequence[str] = ()
     ) -> ServiceProcess:
         """Start an edge or a runner with its log in `<name>.log`; also again, after it was killed."""
+        program = self._programs.get(verb, PROGRAM)
         process = ServiceProcess(
             verb,
             environ,
             self.folder / f"{name}.log",
             fds,
-            self._modules.get(verb, PROGRAM),
+            PROGRAM if isinstance(program, Path) else program,
             prefix=prefix,
-            tree=self._trees.get(verb, ROOT),
+            tree=program if isinstance(program, Path) else ROOT,
         )
         (self.edges if verb == "edge" else self.runners)[name] = process
         await process.start()

@@ -60,7 +60,7 @@ def test_what_the_previous_release_left_is_there_and_goes_on(previous: Path, tmp
 @asynccontextmanager
 async def apart(folder: Path, verb: str, previous: Path) -> AsyncIterator[AsyncClient]:
     """An installation whose `verb` is of the previous release."""
-    installation = Installation(folder, "process", None, trees={verb: previous})
+    installation = Installation(folder, "process", None, programs={verb: previous})
     keys = await installation.open()
     endpoints = {"edge": ROOT / "images" / "echo", "runner": ROOT / "images" / "echo"} | {
         verb: previous / "images" / "echo"

@@ -115,8 +115,8 @@ class SwitchedInstallation(Installation):
 
     def __init__(self, folder: Path, net: HostNetwork, hosts: Sequence[SwitchedHost]) -> None:
         self._certificate = load_or_create_certificate(folder / "tls", [EDGE], utc_now())
-        modules = {"edge": FAST_CLOCK_MODULE}
-        super().__init__(folder, "process", modules=modules, broker_host=EDGE, tls=self._certificate)
+        programs = {"edge": FAST_CLOCK_MODULE}
+        super().__init__(folder, "process", programs=programs, broker_host=EDGE, tls=self._certificate)
         self.net = net
         self.hosts = {host.name: host for host in hosts}
 

@@ -78,7 +78,7 @@ async def home(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) 
     folder.chmod(0o711)
     api_server, token_file = KubernetesApi(), folder / "token"
     token_file.write_text("token-1")
-    installation = Installation(folder, "process", modules={"edge": FAST_CLOCK_MODULE})
+    installation = Installation(folder, "process", programs={"edge": FAST_CLOCK_MODULE})
     async with api_server.serve() as server:
         given = {"driver": "kubernetes", "server": server, "token_file": str(token_file), "namespace": NAMESPACE}
         rules = {**given, **RULES, "boot_timeout": 30.0, "drain_s": 20.0, "timeout": 4.0}
