@@ -91,7 +91,7 @@ class CacheSettings(Struct, frozen=True):
 
 
 class RegistrySettings(Struct, frozen=True):
-    """A registry of images. Its name is the first part of an image's name, `docker.io` where there is none."""
+    """A registry of images. Its name is the first part of an image's name, `docker.io` where it names none."""
 
     username: str | None = None
     """The name to log in with. Unset: the login in Docker's own `config.json`, if there is one."""

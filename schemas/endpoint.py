@@ -167,7 +167,7 @@ def parse_endpoint(text: str) -> Endpoint:
 
 
 def _find_cache_problems(endpoint: Endpoint) -> Iterator[str]:
-    """Yield why a container of this endpoint could have caches of nobody, or of several owners."""
+    """Yield why a container of this endpoint could have the caches of no owner, or of several."""
     if endpoint.caches and endpoint.warm:
         yield "warm = true starts containers before their owner is known, and [[caches]] belong to one: use [reuse]"
     if endpoint.caches and endpoint.reuse is not None and endpoint.reuse.scope != "owner":

@@ -1,6 +1,6 @@
-"""The port of a power driver. `lamplighter.power` is its public name, for drivers in packages of others.
+"""The port of a power driver. `lamplighter.power` is its public name, for drivers in packages of their own.
 
-It ends with the reply of a webhook or a relay, which the drivers for both read.
+The last part of this module is the reply of a webhook and of a relay, which two of the drivers read.
 
 Calls are idempotent: starting a host that is on or starting succeeds, and so does stopping one that is off. A call may
 be repeated, also by another edge, after its result was lost. The port has no call that deletes a machine, and must not

@@ -26,7 +26,7 @@ TAGS: Final = {
     "usage": "Jobs, GPU seconds, energy and cost",
     "keys": "API keys, tokens and the audit log",
     "secrets": "Secrets for the programs of jobs",
-    "notifications": "What operators are told about",
+    "notifications": "Messages to operators",
     "session": "The session of a browser",
     "owners": "Owners, what they have, and the deletion of their data",
     "health": "Is it up, and how is it",

@@ -124,7 +124,7 @@ class PowerController:
         return lambda: self._subscribers.discard(listener)
 
     def subscribe_records(self, listener: RecordChangeSubscriber) -> None:
-        """Call `listener` with each change of a record that this edge sees, whoever wrote it. It must not block."""
+        """Call `listener` with each change of a record that this edge sees, by any edge. It must not block."""
         self._record_subscribers.append(listener)
 
     def request_tick(self) -> None:

@@ -80,7 +80,7 @@ CLIENT_COMMANDS = {
     "secrets": ("secrets", "secrets", "Set, list and delete secrets for the programs of jobs."),
     "owners": ("owners", "owners", "Delete all data of an owner."),
     "audit": ("audit", "audit", "Show who did what to keys, hosts, owners, jobs and settings."),
-    "notify": ("notify", "notify", "Show what operators are told about, and test the targets."),
+    "notify": ("notify", "notify", "Show what operators get messages about, and test the targets."),
     "top": ("top", "top", "Watch hosts and jobs."),
     "doctor": ("doctor", "doctor", "Check this installation and show how to fix it."),
 }

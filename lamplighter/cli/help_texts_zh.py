@@ -88,8 +88,8 @@ _COMMANDS: Mapping[str, str] = {
     "Send one test message to a webhook and show the answer. Exit code 1 unless it is 2xx.": (
         "向 Webhook 发送一条测试消息并显示响应。响应不是 2xx 时退出码为 1。"
     ),
-    "Show what operators are told about, and test the targets.": "显示会通知运维人员的情况，并测试通知目标。",
-    "Show what operators are told about, and test the targets (needs a key with the scope admin).": (
+    "Show what operators get messages about, and test the targets.": "显示会通知运维人员的情况，并测试通知目标。",
+    "Show what operators get messages about, and test the targets (needs a key with the scope admin).": (
         "显示会通知运维人员的情况，并测试通知目标（需要 admin 权限的密钥）。"
     ),
     "List the conditions that hold now.": "列出当前存在的情况。",

@@ -1,4 +1,4 @@
-"""`lamplighter notify`: the conditions that operators are told about, and a test of the targets."""
+"""`lamplighter notify`: the conditions for which operators get messages, and a test of the targets."""
 
 import sys
 from typing import Any
@@ -16,7 +16,7 @@ NO_TARGETS = "no targets: add [notify.targets.NAME] to the edge's settings"
 
 @click.group()
 def notify() -> None:
-    """Show what operators are told about, and test the targets (needs a key with the scope admin)."""
+    """Show what operators get messages about, and test the targets (needs a key with the scope admin)."""
 
 
 @notify.command("list")

@@ -1,4 +1,4 @@
-"""What both engines share: prepare a job's folder, start in a thread that can be abandoned, measure the processes."""
+"""Code of both engines: prepare a job's folder, start in a thread that can be abandoned, measure the processes."""
 
 import asyncio
 import os

@@ -12,8 +12,8 @@ The port assumes that containers run on the runner's own host. The runner writes
 file system, connects to a unix socket in that folder to start the job of a warm container, and matches pids of GPU
 processes with those of the container.
 
-Names of engines (EngineName) are also known to `runner/engines/selection.py`, `lamplighter/cli/up.py` (`--engine`),
-`lamplighter/cli/doctor.py`, `lamplighter/cli/display.py` and `deploy/demo.py`.
+Names of engines (EngineName) are also known to `runner/engines/selection.py` and `deploy/demo.py`, and in
+`lamplighter/cli` to `up.py` and `try_image.py` (`--engine`), `machine_checks.py`, `doctor.py` and `display.py`.
 """
 
 from collections.abc import AsyncGenerator, Mapping

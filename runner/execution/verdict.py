@@ -30,7 +30,7 @@ from schemas.status import Blame
 
 
 class StopReason(StrEnum):
-    """Why the runner stopped a container. It is written down before the stop: afterwards it looks like a crash."""
+    """Why the runner stopped a container. It is stored before the stop, because the exit looks like that of a crash."""
 
     CANCEL = "cancel"
     EXECUTION_TIMEOUT = "execution_timeout"

@@ -1,7 +1,7 @@
 """The vendor's speech server: `preprocess_and_tran` and `invoke`, which the desktop client calls.
 
 The client calls the first once for each voice and keeps what it answers. The second turns a text into speech, and its
-response is the WAV itself: the request waits for a job. If its client disconnects, nobody can fetch the speech any
+response is the WAV itself: the request waits for a job. If its client disconnects, no client can fetch the speech any
 more, so the job is cancelled.
 """
 

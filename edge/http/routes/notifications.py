@@ -1,4 +1,4 @@
-"""`/v1/notifications`: the conditions that operators are told about, and a test of the targets."""
+"""`/v1/notifications`: the conditions for which operators get messages, and a test of the targets."""
 
 from litestar import get, post
 from msgspec import Struct
@@ -47,7 +47,7 @@ def _to_view(notice: Notice) -> NoticeView:
 
 @get("/v1/notifications", guards=[require_scope(Scope.ADMIN)])
 async def list_notifications(services: ServicesDep) -> NotificationsView:
-    """List the conditions that hold and that targets are told about. Without targets nothing is looked at."""
+    """List the conditions that hold and that a target gets. Without targets, no condition is checked."""
     notices = await services.notifications.open_notices()
     return NotificationsView([_to_view(notice) for notice in notices], sorted(services.notifications.targets))
 
