@@ -2,7 +2,8 @@
 
 With `auto`, the first start chooses Docker if the machine has a Docker client or an engine was configured, else the
 process engine. Whether Docker answers at that moment does not matter: it may be starting too. An engine with less
-isolation never replaces it. A setting that names an engine wins, and is kept.
+isolation never replaces it, and where jobs ran in a sandbox they never run without one by themselves. A setting that
+names an engine wins, and is kept.
 """
 
 import os
@@ -45,11 +46,12 @@ class EngineDecisionUnreadable(EngineUnusable):
 
 
 class EngineDecision(Struct, frozen=True):
-    """Content of DECISION_FILE. `why` is for people."""
+    """Content of DECISION_FILE. `why` is for people. `has_sandbox`: jobs ran in a sandbox here."""
 
     engine: EngineName
     why: str
     at: datetime
+    has_sandbox: bool = False
 
 
 class EngineChoice(NamedTuple):
@@ -121,6 +123,7 @@ async def _select_process(config: EngineConfig, choice: EngineChoice, images: It
     jobs, images = config.data.resolve() / "jobs", list(images)
     await anyio.to_thread.run_sync(plain.check_job_user, jobs, images)
     engine, problem = await anyio.to_thread.run_sync(_add_sandbox, config, plain, jobs, images)
+    await anyio.to_thread.run_sync(_keep_sandbox, config, choice.decision, engine is not plain, problem)
     why = choice.decision.why
     if engine is not plain:
         summary = (
@@ -161,6 +164,20 @@ def _add_sandbox(
     if config.sandbox == "bubblewrap":
         raise CannotRunJobs(f'jobs cannot run in a sandbox ({problem}): mend that, or set [process] sandbox = "none"')
     return plain, problem
+
+
+def _keep_sandbox(config: EngineConfig, decision: EngineDecision, has_sandbox: bool, problem: str) -> None:
+    """Keep whether jobs run in a sandbox. Blocking. Raises OSError, and CannotRunJobs if they did and cannot any more.
+
+    A kernel or a package that was updated must not take the isolation away without a word.
+    """
+    if decision.has_sandbox and problem:
+        raise CannotRunJobs(
+            f"jobs ran in a sandbox on this host, and that does not work any more ({problem}): mend it, or set "
+            '[process] sandbox = "none" to run them without one'
+        )
+    if decision.has_sandbox != has_sandbox:
+        atomic_write(config.data / DECISION_FILE, msgspec.json.encode(replace(decision, has_sandbox=has_sandbox)))
 
 
 async def remove_previous_containers(config: EngineConfig, previous: EngineName, installation: str, host: str) -> None:

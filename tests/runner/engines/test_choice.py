@@ -158,6 +158,19 @@ async def test_without_a_sandbox_auto_says_why_and_bubblewrap_does_not_start(
     assert 'set [process] sandbox = "none"' in str(refused.value)
 
 
+async def test_a_sandbox_that_worked_is_not_left_out_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require(why_no_sandbox(), "REQUIRE_SANDBOX")
+    for _ in range(2):
+        assert await isolation_of(await select(tmp_path, "auto")) == "bubblewrap"
+    with monkeypatch.context() as patch:
+        patch.setattr(selection, "find_bubblewrap", lambda: None)
+        for asked in ("auto", "bubblewrap"):
+            with pytest.raises(EngineUnusable, match=r"sandbox .*bubblewrap is not installed"):
+                await select(tmp_path, asked)
+        assert await isolation_of(await select(tmp_path, "none")) == "process"
+        assert await isolation_of(await select(tmp_path, "auto")) == "process"
+
+
 def test_a_bubblewrap_on_the_path_comes_before_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_bubblewrap() != str(tmp_path / "bwrap")
