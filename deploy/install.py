@@ -97,6 +97,8 @@ PIP_OUTPUT_VARIABLES = {
 BATCH_BYTES = 25_000_000  # what an interruption may lose: pip unpacks nothing before all is downloaded
 TORCH_BYTES = {"cpu": 192_000_000, "cuda": 527_000_000}  # 2.13.0 for Linux on x86-64
 POLL_S = 0.25
+# What is imported once a part is there. pip would compile all files of all packages, and few are ever imported.
+IMPORTS = {"lamplighter": "lamplighter.cli.edge, lamplighter.cli.runner", "torch": "av, numpy, tflite, torch"}
 
 
 class InstallError(Exception):
@@ -266,7 +268,7 @@ class Pip:
 
     def __init__(self, python: Path, scratch: Path, lock: int) -> None:
         self._argv = [str(python), "-I", "-m", "pip", "-qq", "install", "--no-deps", "--no-warn-script-location"]
-        self._argv.append("--root-user-action=ignore")
+        self._argv += ["--root-user-action=ignore", "--no-compile"]  # see compile_imports
         self._environ = pip_environ(python) | {"TMPDIR": str(scratch)}
         self._scratch = scratch
         self._lock = lock  # kept open by pip too: one that outlives a killed justw still holds it
@@ -377,6 +379,13 @@ def install_cpu_torch(pip: Pip) -> bool:
     return False
 
 
+def compile_imports(part: str) -> None:
+    """Import what is used of a part, so that no later start compiles it. If that fails, the verb will say so."""
+    if part in IMPORTS:  # with -I, PYTHONDONTWRITEBYTECODE does not count
+        argv = [sys.executable, "-I", "-c", f"import {IMPORTS[part]}"]
+        subprocess.run(argv, cwd=ROOT, stderr=subprocess.DEVNULL, check=False)
+
+
 def announce(parts: list[str], pip: Pip) -> None:
     """Say how much is to be installed, if anything is."""
     locks = [LOCKS[part] for part in parts if part in LOCKS]
@@ -405,6 +414,7 @@ def install(environment: Environment, lock: int) -> None:
                 pip.install("--no-build-isolation", "--editable", ROOT)
             else:
                 pip.install_locked(missing_entries(LOCKS[part]))
+            compile_imports(part)
             stamp = environment.stamp(part)
             stamp.parent.mkdir(exist_ok=True)
             new = stamp.with_suffix(".new")
