@@ -12,6 +12,7 @@ from bench.installation import IMAGE, build_echo_image, run_installation, wait_o
 from schemas.status import Status
 from tests.support.docker_images import docker_url, run_docker
 from tests.support.installation import IMAGES, ROOT
+from tests.support.wait import wait_for
 
 __all__ = ["docker_url"]
 
@@ -29,6 +30,11 @@ async def test_a_job_whose_image_is_nowhere_ends_the_bench_with_the_reason_and_w
     async with run_installation() as made:
         await made.installation.start_runner(endpoints=MISSING)
         job = await made.client.submit("missing")
+
+        async def is_tried() -> bool:
+            return await module._last_attempt_error(made, job.id) is not None
+
+        await wait_for(is_tried, timeout_s=60)  # a runner may take longer to start than the bench waits here
         with pytest.raises(SystemExit, match=r"not run after 3 s \(image_missing: .*docs/images.md shows; gpu-1: "):
             await wait_until_succeeded(made, job.id)
 
