@@ -4,13 +4,15 @@ import os
 import sys
 from pathlib import Path
 
+from tests.support.bytecode import enable_bytecode_cache
+
 CHOOSES = ("-k", "-m", "--lf", "--ff")  # options that say which tests; a path does too
 SLOWEST = 10
 
 
 def workers(cores: int) -> int:
     """How many tests run at once. Most of a test is waiting, so there are more than cores."""
-    return min(max(4, 2 * cores), 16)
+    return min(max(4, 3 * cores), 16)
 
 
 def pytest_words(words: list[str], cores: int) -> list[str]:
@@ -25,5 +27,6 @@ def pytest_words(words: list[str], cores: int) -> list[str]:
 
 
 if __name__ == "__main__":
+    enable_bytecode_cache()  # pytest's plugins are compiled too, before tests/conftest.py is read
     given = pytest_words(sys.argv[1:], os.cpu_count() or 1)
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *given])
