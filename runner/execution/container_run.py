@@ -33,7 +33,7 @@ from runner.execution.cache_watch import caches_of, running_limit
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.disk_usage import DiskWatch, disk_limit, measure_disk_use
 from runner.execution.output_pump import OutputPump
-from runner.execution.outputs import has_output
+from runner.execution.outputs import find_output
 from runner.execution.secret_redactor import SecretRedactor
 from runner.execution.staging import FetchProgress, InvalidJobInput, job_timeouts, stage_inputs, write_job_file
 from runner.execution.verdict import ExitFacts, StopReason, Verdict, classify_exit, failure_before_start
@@ -87,7 +87,7 @@ class JobAssignment(Struct, frozen=True):
 class ContainerRun:
     """One container of one attempt. `handle` is set once it was started.
 
-    `exit`, `run_s` and the last `error_line` are set once it has ended.
+    `exit`, `run_s` and the last `error_line` are set once it has ended, `has_files` (to upload) by `classify`.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class ContainerRun:
         self.exit: ContainerExit | None = None
         self.run_s: float | None = None
         self.error_line: ErrorLine | None = None
+        self.has_files = True
         warm = assignment.warm_container
         self.output_pump = OutputPump(
             context,
@@ -174,13 +175,15 @@ class ContainerRun:
         return self.exit is not None and self.output_pump.end_code is not None
 
     async def _exit_facts(self, start_failure: StartFailed | None, error_line: ErrorLine | None) -> ExitFacts:
+        found = await anyio.to_thread.run_sync(find_output, self.job_dir / "out")
+        self.has_files = found.has_files
         return ExitFacts(
             stop_reason=self.stop_reason,
             exit=self.exit,
             start_failure=start_failure,
             xid=self._assignment.allocation.xid,
             error_line=error_line,
-            has_output=await anyio.to_thread.run_sync(has_output, self.job_dir / "out"),
+            has_output=found.has_output,
             disk_excess=self._disk_excess or await self._check_final_disk_use(),
             stderr_end=next(reversed(self.output_pump.stderr_tail.lines), ""),
         )

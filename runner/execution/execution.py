@@ -178,12 +178,15 @@ class Execution:
             await container_run.run()
             with self._trace.step("deliver"):
                 tasks.start_soon(self._publish_rest, container_run)
-                result = await self._upload_result(container_run, await container_run.classify())
+                verdict = await container_run.classify()
+                is_left, has_files = container_run.is_container_left, container_run.has_files
+                if is_left and not has_files:
+                    self._announce_end(container_run, tasks)
+                result = await self._upload_result(container_run, verdict)
                 self.verdict = result.verdict
-                if container_run.is_container_left:
-                    tasks.start_soon(self._find_leak, container_run)
-                    self._on_ending()
-                elif container_run.exit is not None:
+                if is_left and has_files:  # their upload may take minutes
+                    self._announce_end(container_run, tasks)
+                if not is_left and container_run.exit is not None:
                     self._on_freed(False)
                 await self._is_published.wait()
             with self._trace.step("record"):
@@ -198,6 +201,11 @@ class Execution:
             self._abandon(error)
         finally:
             await container_run.output_pump.close_rest()
+
+    def _announce_end(self, container_run: ContainerRun, tasks: TaskGroup) -> None:
+        """Begin what prepares the next job while the end of this one is recorded."""
+        tasks.start_soon(self._find_leak, container_run)
+        self._on_ending()
 
     async def _publish_rest(self, container_run: ContainerRun) -> None:
         """Publish the rest of the output, while outputs are uploaded: it precedes the record of the end."""

@@ -6,7 +6,7 @@ Blocking: call it in a thread, after the container has exited.
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -39,12 +39,21 @@ class CollectedOutput(Struct, frozen=True):
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def has_output(out: Path) -> bool:
-    """Return whether `out` contains anything finished. True for a non-folder too: `collect_outputs` refuses that."""
+class OutputPresence(NamedTuple):
+    """Whether `out` contains anything finished, and whether any of it is a file to upload."""
+
+    has_output: bool
+    has_files: bool
+
+
+def find_output(out: Path) -> OutputPresence:
+    """Return what `out` contains. Both are true for a non-folder too: `collect_outputs` refuses that."""
     try:
-        return any(map(_is_finished, os.listdir(out)))  # noqa: PTH208 - returns names
+        names = set(filter(_is_finished, os.listdir(out)))  # noqa: PTH208 - returns names
     except OSError:
-        return os.path.lexists(out)
+        exists = os.path.lexists(out)
+        return OutputPresence(exists, exists)
+    return OutputPresence(bool(names), bool(names - {OUTPUT_FILE}))
 
 
 def collect_outputs(out: Path, limit_bytes: int | None = None) -> CollectedOutput:

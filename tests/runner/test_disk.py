@@ -15,7 +15,7 @@ from runner.engines.port import OutputCursor
 from runner.execution import checkpoint
 from runner.execution.checkpoint import Checkpoint, CheckpointFile
 from runner.execution.output_pump import HeadTailLog
-from runner.execution.outputs import CollectedOutput, OutputRefused, collect_outputs, has_output
+from runner.execution.outputs import CollectedOutput, OutputRefused, collect_outputs, find_output
 from runner.execution.verdict import StopReason
 from schemas.container_protocol import ErrorLine
 from schemas.feed import FeedPosition, LogMessage
@@ -203,9 +203,9 @@ def test_an_out_that_leads_elsewhere_is_refused(folder: Path) -> None:
 def test_files_are_a_result_without_an_answer(folder: Path) -> None:
     (folder / "output.json").unlink()
     (folder / ".part-a.mp4").write_text("half")
-    assert not has_output(folder)
+    assert find_output(folder) == (False, False)
     (folder / "a.mp4").write_text("whole")
-    assert has_output(folder)
+    assert find_output(folder) == (True, True)
     assert collect_outputs(folder) == CollectedOutput({}, (folder / "a.mp4",))
 
 
@@ -234,6 +234,6 @@ def test_a_file_that_cannot_be_read_is_refused(forbidden: Path, name: str) -> No
 def test_an_answer_that_is_a_dangling_link_is_there_and_refused(folder: Path) -> None:
     (folder / "output.json").unlink()
     (folder / "output.json").symlink_to("nowhere")
-    assert has_output(folder)
+    assert find_output(folder) == (True, False)
     with pytest.raises(OutputRefused):
         collect_outputs(folder)
