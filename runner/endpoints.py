@@ -1,10 +1,13 @@
 """The endpoints of this host: `endpoint.toml` in each configured folder, or in a folder one level below it."""
 
+import functools
 import hashlib
 import itertools
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -17,6 +20,9 @@ from schemas.host import HOST_ENDPOINTS_LIMIT, HOST_ENDPOINTS_LIMIT_BYTES
 from schemas.job import JobProgram
 
 ENDPOINT_FILE = "endpoint.toml"
+DOCKERFILE = "Dockerfile"
+SOURCE_LIMIT_BYTES = 64 * 1024 * 1024  # of all files together; a larger folder holds data
+SOURCE_DEPTH_LIMIT = 8
 STAMPED_FILES_LIMIT = 2_000  # of one folder; a larger one holds data, and looking at it all again and again costs
 
 
@@ -25,7 +31,8 @@ class LocalEndpoint(Struct, frozen=True):
 
     `image`: what the engine has under the endpoint's image name, as last seen; None if it has nothing, or no images.
     `network_image`: the same of the setting egress.image, if the endpoint has a network. `digest`: of the bytes of
-    endpoint.toml. `stamp` changes when a file of the folder does.
+    endpoint.toml. `stamp` changes when a file of the folder does. `folder_digest`: of the files in the folder
+    (`find_folder_digest`); None if they are too many or too large.
     """
 
     config: Endpoint
@@ -34,6 +41,18 @@ class LocalEndpoint(Struct, frozen=True):
     digest: str | None = None
     stamp: int = 0
     network_image: LocalImage | None = None
+    folder_digest: str | None = None
+
+    @property
+    def source_digest(self) -> str | None:
+        """The digest of what the program was made of on this host; None if it came from a registry or is not known.
+
+        An image that was loaded from an archive has no registry either. Then the folder has no Dockerfile.
+        """
+        if self.image is None:
+            return self.folder_digest if self.config.process is not None else None
+        is_built_here = self.image.digest == self.image.id and (self.folder / DOCKERFILE).is_file()
+        return self.folder_digest if is_built_here else None
 
     @property
     def program(self) -> JobProgram:
@@ -88,7 +107,8 @@ def _load_endpoint(path: Path) -> LocalEndpoint:
         endpoint = parse_endpoint(data.decode())
         check_input_schema(endpoint.input)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        return LocalEndpoint(endpoint, path.parent.resolve(), digest=digest, stamp=_stamp_folder(path.parent))
+        folder, stamp = path.parent.resolve(), _stamp_folder(path.parent)
+        return LocalEndpoint(endpoint, folder, digest=digest, stamp=stamp, folder_digest=find_folder_digest(folder))
     except (EndpointInvalid, OSError, UnicodeDecodeError) as error:
         raise EndpointInvalid(f"{path}: {error}") from error
 
@@ -101,6 +121,44 @@ def _stamp_folder(folder: Path) -> int:
     """
     files = itertools.islice(_walk_files(folder), STAMPED_FILES_LIMIT)
     return hash(tuple((file.path, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]))
+
+
+def find_folder_digest(folder: Path) -> str | None:
+    """Return the digest of the files in the folder; None if they are too many, too large or cannot be read. Blocking.
+
+    They are read again only after a change. Names that begin with a dot or `__` do not count, as for the stamp.
+    """
+    try:
+        paths = itertools.islice(_walk_files(folder, SOURCE_DEPTH_LIMIT), STAMPED_FILES_LIMIT + 1)
+        files = tuple(_SourceFile.look_at(entry) for entry in paths)
+        if len(files) > STAMPED_FILES_LIMIT or sum(file.size for file in files) > SOURCE_LIMIT_BYTES:
+            return None
+        return _hash_folder(str(folder), files)
+    except OSError:
+        return None
+
+
+class _SourceFile(NamedTuple):
+    """A file of the folder. An image that is built from it has its content, and whether it can be executed."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    is_executable: bool
+
+    @classmethod
+    def look_at(cls, entry: os.DirEntry[str]) -> "_SourceFile":
+        found = entry.stat()
+        return cls(entry.path, found.st_size, found.st_mtime_ns, bool(found.st_mode & stat.S_IXUSR))
+
+
+@functools.lru_cache(maxsize=HOST_ENDPOINTS_LIMIT)
+def _hash_folder(folder: str, files: tuple[_SourceFile, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        content = hashlib.sha256(Path(file.path).read_bytes()).hexdigest()
+        digest.update(f"{content} {file.is_executable} {os.path.relpath(file.path, folder)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _walk_files(folder: Path, depth: int = 2) -> Iterator[os.DirEntry[str]]:

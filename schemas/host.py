@@ -201,6 +201,8 @@ class HostCapabilities(Struct, frozen=True, kw_only=True):
 
     Of two that differ, the newer one validates. `programs`: what a job of each endpoint runs there. `labels`: those of
     its settings. `unmet`: by endpoint, what the host lacks for it and will lack until somebody changes the host.
+    `sources`: by endpoint, the digest of the folder that its image was built from on this host, or that runs as
+    processes; without an entry the image came from a registry, or the folder cannot tell.
     """
 
     host: Token
@@ -212,6 +214,7 @@ class HostCapabilities(Struct, frozen=True, kw_only=True):
     gpus: tuple[GpuReport, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     unmet: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 class HostView(Struct, frozen=True, kw_only=True):

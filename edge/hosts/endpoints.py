@@ -155,6 +155,14 @@ class EndpointRegistry:
             if endpoint in offer.programs
         }
 
+    def sources(self, endpoint: str) -> dict[str, str]:
+        """Return the digests of the folders of `endpoint` on the hosts whose program came from no registry."""
+        return {
+            host: offer.sources[endpoint]
+            for host, offer in sorted(self._capabilities.items())
+            if endpoint in offer.sources
+        }
+
     def unmet(self, endpoint: str) -> dict[str, str]:
         """Return the hosts that offer `endpoint` and do not meet its requirements, each with what it lacks."""
         return self._unmet.get(endpoint, {})
@@ -199,12 +207,21 @@ def _limit_endpoints(offer: HostCapabilities) -> HostCapabilities:
     return structs.replace(offer, endpoints=offer.endpoints[:HOST_ENDPOINTS_LIMIT])
 
 
-def do_programs_differ(programs: Iterable[JobProgram]) -> bool:
-    """Return whether two hosts run an endpoint differently. An unknown digest agrees with every other."""
-    found = list(programs)
-    images = {program.image_digest for program in found} - {None}
-    files = {program.endpoint_digest for program in found} - {None}
-    return len(images) > 1 or len(files) > 1
+def do_programs_differ(programs: Mapping[str, JobProgram], sources: Mapping[str, str]) -> bool:
+    """Return whether two hosts run an endpoint differently. An unknown digest agrees with every other.
+
+    Images that were built on two hosts have other ids, also if they were built from the same files. So where both hosts
+    have told the digest of that folder (`sources`), it is compared and not the ids.
+    """
+    files = {program.endpoint_digest for program in programs.values()} - {None}
+    images = {host: program.image_digest for host, program in programs.items() if program.image_digest is not None}
+    if len(files) > 1:
+        return True
+    if images and len(set(images.values())) == 1:
+        return False
+    if images.keys() <= sources.keys():
+        return len(set(sources.values())) > 1
+    return len(set(images.values())) > 1
 
 
 def localize_schema(schema: Any, language: Language) -> Any:

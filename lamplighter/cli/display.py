@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lamplighter.cli.language import say, say_each
+from schemas.host import DISK_FULL_FAILURE
 from schemas.job_view import JobView
 from schemas.status import FINAL_STATUSES, Status
 
@@ -138,11 +139,21 @@ def format_images(host: Mapping[str, Any]) -> str:
     for image in others:
         state = format_pull(image) if image["state"] == "pulling" else say(image["state"])
         parts.append(f"{image['image']}: {state}")
-    for volume in host.get("volumes", ()):
-        if volume["state"] != "ready":
-            state = format_pull(volume) if volume["state"] == "filling" else say(volume["state"])
-            parts.append(f"{', '.join(volume['names'])}: {state}")
+    unfilled = (volume for volume in host.get("volumes", ()) if volume["state"] != "ready")
+    parts += (f"{', '.join(volume['names'])}: {format_fill(volume)}" for volume in unfilled)
     return "; ".join(parts) or "-"
+
+
+def format_labels(host: Mapping[str, Any]) -> str:
+    """Return the labels of a host as `disk=nvme, room=b`."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(host.get("labels", {}).items())) or "-"
+
+
+def format_fill(volume: Mapping[str, Any]) -> str:
+    """Return the state of a volume that is not ready: how much of it has arrived, or why it is missing."""
+    if volume["state"] == "filling":
+        return format_pull(volume)
+    return say("disk full") if volume.get("failure") == DISK_FULL_FAILURE else say(volume["state"])
 
 
 def format_free_share(gpu: Mapping[str, Any]) -> str:

@@ -149,15 +149,25 @@ def check_endpoints(target: DoctorTarget) -> Iterable[Finding]:
         return
     for endpoint in reply.json()["endpoints"]:
         if endpoint.get("differs"):
+            sources = endpoint.get("sources", {})
             programs = endpoint["programs"].items()
-            versions = ", ".join(f"{host}: {_describe_program(program)}" for host, program in programs)
+            versions = ", ".join(
+                f"{host}: {_describe_program(program, sources.get(host))}" for host, program in programs
+            )
             fix = "give these hosts the same endpoint.toml and the same image, best by its digest"
+            if sources.keys() >= endpoint["programs"].keys():
+                fix = "give these hosts the same folder, and build its image again if it has one"
             yield Finding(f"endpoint {endpoint['name']}", CheckStatus.WARN, f"its hosts differ ({versions})", fix)
 
 
-def _describe_program(program: dict[str, Any]) -> str:
-    """Return the first digits of the digests of an image and an endpoint.toml."""
-    digests = (("image", program.get("image_digest")), ("endpoint.toml", program.get("endpoint_digest")))
+def _describe_program(program: dict[str, Any], source: str | None) -> str:
+    """Return the first digits of the digests of an image and an endpoint.toml.
+
+    In place of an image that was built on its host, its folder is shown: the ids of images that were built on two hosts
+    always differ.
+    """
+    image = ("folder", source) if source else ("image", program.get("image_digest"))
+    digests = (image, ("endpoint.toml", program.get("endpoint_digest")))
     return " ".join(f"{name} {digest.partition(':')[2][:12]}" for name, digest in digests if digest)
 
 

@@ -65,12 +65,18 @@ def list_endpoints(session: CliContext, name: str | None) -> None:
 
 def _describe_hosts(endpoint: dict[str, Any]) -> str:
     """Return the hosts of an endpoint, what they lack, whether their programs differ, and whether it is paused."""
-    unmet = endpoint.get("unmet", {})
-    hosts = ", ".join(
-        say(f"{host} (lacks {unmet[host]})") if host in unmet else host for host in endpoint["hosts"]
-    ) or say("no host yet")
+    hosts = ", ".join(_describe_host(endpoint, host) for host in endpoint["hosts"]) or say("no host yet")
     hosts = say(f"{hosts} (they differ)") if endpoint.get("differs") else hosts
     return say(f"{hosts} (paused)") if endpoint.get("paused") else hosts
+
+
+def _describe_host(endpoint: dict[str, Any], host: str) -> str:
+    """Return the host with what it lacks, or with its volumes that are not ready."""
+    if lacks := endpoint.get("unmet", {}).get(host):
+        return say(f"{host} (lacks {lacks})")
+    volumes = [volume for volume in endpoint.get("volumes", {}).get(host, ()) if volume["state"] != "ready"]
+    states = ", ".join(f"{', '.join(volume['names'])}: {display.format_fill(volume)}" for volume in volumes)
+    return f"{host} ({states})" if states else host
 
 
 def _print_fields(session: CliContext, endpoint: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ REVOKED = (
     "its broker account and connections",
     "its heartbeat and capabilities",
     "its power override",
+    "its maintenance",
 )
 
 
@@ -42,7 +43,7 @@ def print_hosts(session: CliContext, found: list[dict[str, Any]], edge_version: 
 
     Warn of each runner whose version is too far from the edge's; an edge before 0.2 does not tell its own.
     """
-    columns = (
+    columns: tuple[str, ...] = (
         "HOST",
         "STATE",
         "VERSION",
@@ -55,7 +56,11 @@ def print_hosts(session: CliContext, found: list[dict[str, Any]], edge_version: 
         "WARM",
         "JOBS",
     )
-    display.print_table(session.out, columns, map(_host_row, found), "no host has connected yet: start a runner")
+    rows = list(map(_host_row, found))
+    if any(host.get("labels") for host in found):
+        columns = (*columns, "LABELS")
+        rows = [(*row, display.format_labels(host)) for row, host in zip(rows, found, strict=True)]
+    display.print_table(session.out, columns, rows, "no host has connected yet: start a runner")
     for host in found:
         if warning := version_warning(edge_version, host):
             text = say(f"host {host['id']}: {warning}")

@@ -74,6 +74,7 @@ _COLUMNS: Mapping[str, str] = {
     "IMAGES": "镜像",
     "WARM": "预热",
     "JOBS": "任务数",
+    "LABELS": "标签",
     "REVISION": "版本",
     "AT": "时间",
     "EVENT": "事件",
@@ -219,8 +220,8 @@ _CLIENT: Mapping[str, str] = {
     "host {host} removed; revoked: {rights}": "服务器 {host} 已移除；已吊销：{rights}",
     "its key for files": "文件密钥",
     "its broker account and connections": "broker 账号和连接",
-    "its presence and offer": "在线状态和任务类型",
     "its power override": "电源的强制状态",
+    "its maintenance": "维护状态",
     "host {host} {state}, {what}": "服务器 {host}：{state}，{what}",
     "no keys": "没有密钥",
     "no scopes": "没有权限",
@@ -334,6 +335,9 @@ _DOCTOR: Mapping[str, str] = {
     "give these hosts the same endpoint.toml and the same image, best by its digest": (
         "请让这些服务器使用相同的 endpoint.toml 和相同的镜像，最好用摘要指定镜像"
     ),
+    "give these hosts the same folder, and build its image again if it has one": (
+        "请让这些服务器使用相同的文件夹，如有镜像请重新构建"
+    ),
     "{image} is pulled: {progress}": "正在拉取 {image}：{progress}",
     "{registry} refuses {image} to this login, or does not have it ({why})": (
         "{registry} 拒绝以此登录提供 {image}，或没有该镜像（{why}）"
@@ -378,6 +382,12 @@ _DOCTOR: Mapping[str, str] = {
     "{file} of the volume {name} cannot be had from {server} ({why})": (
         "无法从 {server} 取得卷 {name} 的文件 {file}（{why}）"
     ),
+    "upload it with a key of the owner lamplighter-volumes, or correct its `sha256`": (
+        "请使用所有者 lamplighter-volumes 的密钥上传该文件，或更正其 sha256"
+    ),
+    "give that host a new key: run lamplighter hosts add for it, and the command that it prints": (
+        "请为该服务器创建新密钥：运行 lamplighter hosts add，再在该服务器上运行它显示的命令"
+    ),
     "correct its `url` in endpoint.toml, or put the file there": "请更正 endpoint.toml 中的 url，或将文件放到该处",
     "check the login in its `url` in endpoint.toml": "请检查 endpoint.toml 中 url 里的登录信息",
     "correct its `sha256` in endpoint.toml, or the file there": "请更正 endpoint.toml 中的 sha256，或该处的文件",
@@ -391,6 +401,7 @@ _DOCTOR: Mapping[str, str] = {
     "filling": "下载中",
     "pulling": "拉取中",
     "missing": "缺少",
+    "disk full": "磁盘已满",
     "install Docker on that host and set engine = docker, or run only images that you trust": (
         "请在该服务器上安装 Docker 并设置 engine = docker，或只运行可信的镜像"
     ),

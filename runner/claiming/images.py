@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from bus.notifier import Notifier
 from bus.secret_files import atomic_write
 from runner.context import HostContext, RunnerContext
-from runner.endpoints import LocalEndpoint
+from runner.endpoints import LocalEndpoint, find_folder_digest
 from runner.engines.image_port import (
     ImageStore,
     LocalImage,
@@ -213,7 +213,7 @@ class HostImages:
         except EngineError as error:
             self._note_engine_error("inspect_image", error)
             return
-        self._update_endpoints()
+        await self._update_endpoints()
 
     async def _find(self, store: ImageStore, reference: ImageReference) -> LocalImage | None:
         """Return the image under its own name, or under that of the mirror."""
@@ -229,15 +229,23 @@ class HostImages:
             yield mirrored(reference, settings.mirror)
         yield reference
 
-    def _update_endpoints(self) -> None:
-        """Give every endpoint the image that was found. Jobs and containers that exist keep the one they have."""
+    async def _update_endpoints(self) -> None:
+        """Give every endpoint the image that was found. Jobs and containers that exist keep the one they have.
+
+        The folder is looked at when its image has changed: it is then what the image was built from.
+        """
         has_changed = False
         for name, endpoint in list(self._host.endpoints.items()):
             image = self._images.get(endpoint.config.image)
             network = self._images.get(self._name_network_image(endpoint) or "")
             network_image = network.local if network else None
             if image is not None and (image.local, network_image) != (endpoint.image, endpoint.network_image):
-                self._host.endpoints[name] = replace(endpoint, image=image.local, network_image=network_image)
+                digest = await anyio.to_thread.run_sync(find_folder_digest, endpoint.folder)
+                if self._host.endpoints.get(name) is not endpoint:
+                    continue  # changed meanwhile: the next look sees it
+                self._host.endpoints[name] = replace(
+                    endpoint, image=image.local, network_image=network_image, folder_digest=digest
+                )
                 has_changed = True
                 self._context.log.info(
                     "image_changed",

@@ -63,4 +63,6 @@ class EndpointWatch:
             return endpoint
         image = current.image if current.config.image == endpoint.config.image else None
         has_images = self._context.engine.images is not None
-        return replace(endpoint, image=image, stamp=current.stamp if has_images else endpoint.stamp)
+        if not has_images:
+            return replace(endpoint, image=image)
+        return replace(endpoint, image=image, stamp=current.stamp, folder_digest=current.folder_digest)

@@ -149,6 +149,11 @@ class HeartbeatPublisher:
             at=self._since,
             endpoints=tuple(endpoint.config.offered for endpoint in self._host.endpoints.values()),
             programs={name: endpoint.program for name, endpoint in self._host.endpoints.items()},
+            sources={
+                name: digest
+                for name, endpoint in self._host.endpoints.items()
+                if (digest := endpoint.source_digest) is not None
+            },
             slots=self._host.slots.count,
             gpus=tuple(replace(gpu, **_CHANGING_READINGS) for gpu in self._host.gpu_allocator.reports()),
             labels=dict(self._host.labels),

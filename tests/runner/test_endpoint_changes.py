@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from runner.endpoints import load_endpoints
+from runner.endpoints import SOURCE_LIMIT_BYTES, LocalEndpoint, find_folder_digest, load_endpoints
+from runner.engines.image_port import LocalImage
+from schemas.endpoint import ProcessCommand
 from schemas.host import HostCapabilities
 from schemas.job import JobProgram
 from schemas.status import Status
@@ -129,16 +132,64 @@ async def test_a_new_endpoint_is_claimed_and_a_removed_one_is_not_offered(world:
 async def test_an_image_built_again_under_its_tag_is_noticed(world: RunnerEnvironment) -> None:
     world.images = store = FakeImageStore(FakeRegistry())
     store.build("well", "well")
+    folder = file_of(world).parent
+    (folder / "Dockerfile").write_text("FROM scratch\n")
     async with world.run_runner():
         first = await world.wait_until_ended(await world.submit("well", "j1"))
+        before = await world.edge.capabilities.get("gpu-1")
+        assert before is not None
+        (folder / "main.py").write_text("changed")
         rebuilt = store.build("well", "other")
 
-        async def told() -> bool:
+        async def told() -> HostCapabilities | None:
             row = await world.edge.capabilities.get("gpu-1")
-            return row is not None and row.value.programs["well"].image_digest == rebuilt.digest
+            return row.value if row and row.value.programs["well"].image_digest == rebuilt.digest else None
 
-        await wait_for(told)
+        built = await wait_for(told)
+        assert built is not None
+        assert built.sources == {"well": find_folder_digest(folder)}
+        assert before.value.sources.keys() == {"well"}
+        assert before.value.sources != built.sources
         second = await world.wait_until_ended(await world.submit("well", "j2"))
     assert first.program is not None
     assert second.program is not None
     assert (first.program.image_digest, second.program.image_digest) == (image_id("well"), image_id("other"))
+
+
+def make_source(folder: Path) -> Path:
+    """Write the folder of an image."""
+    (folder / "app" / "deep").mkdir(parents=True)
+    for name, text in (("endpoint.toml", TEXT), ("Dockerfile", "FROM scratch\n"), ("app/deep/main.py", "pass\n")):
+        (folder / name).write_text(text.format(more=""))
+    return folder
+
+
+def test_the_digest_of_a_folder_depends_on_what_an_image_is_built_from_and_not_on_its_place(tmp_path: Path) -> None:
+    one, other = make_source(tmp_path / "one"), make_source(tmp_path / "other")
+    digest = find_folder_digest(one)
+    assert digest is not None
+    (other / ".cache").write_text("not looked at")
+    assert find_folder_digest(other) == digest
+    (other / "app" / "deep" / "main.py").chmod(0o755)
+    assert find_folder_digest(other) != digest
+    (one / "app" / "deep" / "main.py").write_text("raise\n")
+    assert find_folder_digest(one) != digest
+    with (one / "weights.bin").open("wb") as file:
+        file.truncate(SOURCE_LIMIT_BYTES)
+    assert find_folder_digest(one) is None
+
+
+def test_only_a_program_that_came_from_no_registry_is_told_by_its_folder(tmp_path: Path) -> None:
+    folder = make_source(tmp_path / "well")
+    (loaded,) = load_endpoints([folder]).values()
+
+    def source(image: LocalImage | None, endpoint: LocalEndpoint = loaded) -> str | None:
+        return replace(endpoint, image=image).source_digest
+
+    assert source(LocalImage("sha256:a", "sha256:a")) == loaded.folder_digest
+    assert source(LocalImage("sha256:a", "sha256:manifest")) is None
+    assert source(None) is None
+    plain = replace(loaded, config=replace(loaded.config, process=ProcessCommand(("run",))))
+    assert source(None, plain) == loaded.folder_digest
+    (folder / "Dockerfile").unlink()
+    assert source(LocalImage("sha256:a", "sha256:a")) is None  # it was loaded from an archive

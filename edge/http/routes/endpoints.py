@@ -25,10 +25,23 @@ class RunTimeView(Struct, frozen=True):
     samples: int
 
 
+class VolumeFillView(Struct, frozen=True):
+    """A volume of an endpoint on a host. `state`, `failure` and the amounts: as in VolumeStatus."""
+
+    names: tuple[str, ...]
+    state: str
+    percent: int | None = None
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    failure: str | None = None
+
+
 class EndpointView(Struct, frozen=True):
     """An endpoint. `hosts`: the hosts that offer it, powered on or not.
 
-    `programs`: what a job runs on each host that told. `differs`: two of them have another image or endpoint.toml.
+    `programs`: what a job runs on each host that told. `sources`: by host, the digest of the folder that the program
+    is in, where it came from no registry. `differs`: two hosts have another program or endpoint.toml. `volumes`: those
+    of the endpoint on each host that is on.
     `paused`: since when and by whom it is paused; None while it is not. `unmet`: the hosts that do not meet its
     requirements, each with what it lacks.
 
@@ -54,6 +67,8 @@ class EndpointView(Struct, frozen=True):
     run_time: RunTimeView | None = None
     paused: Pause | None = None
     unmet: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    volumes: dict[str, list[VolumeFillView]] = field(default_factory=dict)
 
 
 class EndpointListView(Struct, frozen=True):
@@ -79,11 +94,26 @@ def _to_endpoint_view(services: EdgeServices, endpoint: Endpoint, language: Lang
         warm=endpoint.warm,
         hosts=tuple(sorted(services.endpoints.hosts_offering(endpoint.name))),
         programs=(programs := services.endpoints.programs(endpoint.name)),
-        differs=do_programs_differ(programs.values()),
+        differs=do_programs_differ(programs, sources := services.endpoints.sources(endpoint.name)),
         run_time=None if usual is None else RunTimeView(round(usual.p50, 3), round(usual.p90, 3), usual.samples),
         paused=services.hosts.pauses.of_endpoint(endpoint.name),
         unmet=services.endpoints.unmet(endpoint.name),
+        sources=sources,
+        volumes=_list_volumes(services, endpoint.name),
     )
+
+
+def _list_volumes(services: EdgeServices, endpoint: str) -> dict[str, list[VolumeFillView]]:
+    """Return the volumes of the endpoint by host. Why one failed may name a server: it is only in `/v1/hosts`."""
+    found = {
+        host: [
+            VolumeFillView(one.names, one.state, one.percent, one.done_bytes, one.total_bytes, one.failure)
+            for one in heartbeat.volumes
+            if endpoint in one.endpoints
+        ]
+        for host, heartbeat in sorted(services.hosts.heartbeats.items())
+    }
+    return {host: volumes for host, volumes in found.items() if volumes}
 
 
 @get_or_head("/v1/endpoints", guards=[require_scope(Scope.JOBS_READ)])
