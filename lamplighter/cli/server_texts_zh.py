@@ -201,6 +201,13 @@ _AUTHORS: Mapping[str, str] = {
     "{image} cannot be built from {folder}: the lines above say why. If it is built elsewhere, give --no-build": (
         "无法从 {folder} 构建 {image}：原因见上面的输出。如在别处构建，请使用 --no-build"
     ),
+    "warning: a host like this machine would not run its jobs, it lacks {what}": (
+        "警告：与本机相同的服务器不会运行其任务，缺少{what}"
+    ),
+    "{file} of the volume {name} has no `url`, and there is no edge here that has it: "
+    "give a folder with --volume {volume}=FOLDER": (
+        "卷 {name} 的文件 {file} 没有 url，而本机没有保存它的 edge：请用 --volume {volume}=FOLDER 指定一个文件夹"
+    ),
     "filling the volume {names}: {percent} %": "正在下载卷 {names}：{percent} %",
     "--volume {text}: give NAME=FOLDER, the name of a volume in {file} ({names}) and a folder": (
         "--volume {text}：请给出 NAME=FOLDER，即 {file} 中卷的名称（{names}）和一个文件夹"

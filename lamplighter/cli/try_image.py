@@ -29,7 +29,7 @@ from runner.assets.host_folders import HostFolders
 from runner.assets.secret_files import SecretFiles, open_secret_files
 from runner.assets.volume_source import HttpVolumeSource, open_volume_source
 from runner.assets.volume_store import VolumeStore
-from runner.endpoints import ENDPOINT_FILE, LocalEndpoint, load_endpoints
+from runner.endpoints import DOCKERFILE, ENDPOINT_FILE, LocalEndpoint, load_endpoints
 from runner.engines.selection import EngineConfig, EngineUnusable, select_engine
 from runner.execution.cache_watch import is_over
 from runner.execution.verdict import ClassifiedFailure, Done
@@ -37,7 +37,15 @@ from runner.gpu.assignment import AssignmentInvalid
 from runner.gpu.monitor import open_gpu_monitor
 from runner.gpu.mps import MpsSettings, is_memory_shared
 from runner.gpu.port import GpuMonitor, NoGpuMonitor
-from runner.trial.trial import Trial, TrialImpossible, TrialReport, fill_volumes, snapshot_folder, try_image
+from runner.trial.trial import (
+    Trial,
+    TrialImpossible,
+    TrialReport,
+    fill_volumes,
+    relax_requirements,
+    snapshot_folder,
+    try_image,
+)
 from schemas.asset import DIGEST_SCHEME
 from schemas.endpoint import EndpointInvalid
 from schemas.feed import FeedMessage, LogMessage, ProgressMessage
@@ -45,7 +53,6 @@ from schemas.problems import ProblemError
 
 WATCH_INTERVAL_S = 0.3
 VOLUMES_LIMIT_BYTES = 1 << 62  # the disk is the limit
-DOCKERFILE = "Dockerfile"
 
 
 class BuildFailed(Exception):
@@ -133,8 +140,11 @@ async def _try(folder: Path, inputs: tuple[str, ...], options: Mapping[str, Any]
             open_volume_source(None) as source,
             _open_secret_files(Path(scratch), selected.engine.name) as secret_files,
         ):
+            relaxed, unmet = relax_requirements(endpoint, gpus, await selected.engine.probe())
+            if unmet is not None:
+                _say_unless(as_json, f"warning: a host like this machine would not run its jobs, it lacks {unmet}")
             trial = Trial(
-                endpoint=endpoint,
+                endpoint=relaxed,
                 input=checked.input,
                 files=files,
                 jobs_dir=jobs_dir,
@@ -146,7 +156,7 @@ async def _try(folder: Path, inputs: tuple[str, ...], options: Mapping[str, Any]
             await fill_volumes(trial, selected.engine, gpus, _volume_printer(as_json=as_json))
             report = await try_image(trial, selected.engine, gpus, _printer(as_json=as_json))
         saved = _save_files(report, options["output"])
-    _print_report(endpoint, report, saved, as_json=as_json)
+    _print_report(endpoint, report, saved, unmet, as_json=as_json)
     return 0 if isinstance(report.verdict, Done) and not report.broken else FAILED
 
 
@@ -282,7 +292,9 @@ def _save_files(report: TrialReport, output: Path | None) -> list[tuple[str, int
     return [(path.name, path.stat().st_size) for path in report.output.files]
 
 
-def _print_report(endpoint: LocalEndpoint, report: TrialReport, files: list[tuple[str, int]], *, as_json: bool) -> None:
+def _print_report(
+    endpoint: LocalEndpoint, report: TrialReport, files: list[tuple[str, int]], unmet: str | None, *, as_json: bool
+) -> None:
     verdict = report.verdict
     error = {"code": verdict.code, "message": verdict.message} if isinstance(verdict, ClassifiedFailure) else None
     if as_json:
@@ -294,6 +306,7 @@ def _print_report(endpoint: LocalEndpoint, report: TrialReport, files: list[tupl
             "run_s": report.run_s,
             "warm": report.was_warm,
             "stop": report.stop,
+            "unmet": unmet,
             "data": report.output.data,
             "files": [{"name": name, "bytes": size} for name, size in files],
             "broken_rules": [{"rule": broken.rule, "message": broken.message} for broken in report.broken],

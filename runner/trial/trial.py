@@ -23,12 +23,13 @@ from runner.assets.host_folders import HostFolders
 from runner.assets.port import AssetError, AssetGone
 from runner.assets.secret_files import SecretFiles
 from runner.claiming.images import HostImages
+from runner.claiming.requirements import describe_unmet
 from runner.claiming.schedulability import HostState, Schedulability
 from runner.claiming.volumes import HostContents, HostVolumes
 from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint
-from runner.engines.port import ContainerEngine
+from runner.engines.port import ContainerEngine, EngineInfo
 from runner.execution.attempt_trace import AttemptTrace
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.container_run import ContainerRun, JobAssignment
@@ -138,6 +139,18 @@ class Trial(Struct, frozen=True, kw_only=True):
     folders: HostFolders | None = None
 
 
+def relax_requirements(
+    endpoint: LocalEndpoint, gpus: GpuMonitor, engine: EngineInfo
+) -> tuple[LocalEndpoint, str | None]:
+    """Return the endpoint without labels and card models, and what this machine lacks for it; None if nothing.
+
+    They choose the hosts of jobs. An author tries an image on the machine at hand, which has no labels.
+    """
+    unmet = describe_unmet(endpoint.config, {}, gpus.snapshot(), engine)
+    config = replace(endpoint.config, labels={}, gpu=(), compute_capability=None)
+    return replace(endpoint, config=config), unmet
+
+
 async def fill_volumes(
     trial: Trial, engine: ContainerEngine, gpus: GpuMonitor, say: Callable[[str, int], None]
 ) -> None:
@@ -148,6 +161,12 @@ async def fill_volumes(
     wanted = tuple(volume for volume in config.volumes if volume.name not in trial.folders.given)
     if not wanted:
         return
+    for volume in wanted:
+        if asset := next((file.path for file in volume.files if file.url is None), None):
+            raise TrialImpossible(
+                f"{asset} of the volume {volume.name} has no `url`, and there is no edge here that has it: "
+                f"give a folder with --volume {volume.name}=FOLDER"
+            )
     endpoint = replace(trial.endpoint, config=replace(config, volumes=wanted))
     host = _host_context(replace(trial, endpoint=endpoint), gpus, engine)
     context = _runner_context(trial, engine, _TrialFeed(lambda _: None))

@@ -52,10 +52,14 @@ def test_a_new_folder_passes_its_own_check(image: Path) -> None:
 @needs_job_user
 def test_a_file_is_given_by_its_path(image: Path) -> None:
     (image.parent / "words.txt").write_text("from a file")
+    with (image / "endpoint.toml").open("a") as file:
+        file.write('\n[labels]\ndisk = "nvme"\n')
     tried = lamplighter(image.parent, "try", "capitals", "--engine", "process", "--no-stop", "--file", "words.txt")
     assert tried.returncode == 0, tried.stderr
     assert '{"text":"FROM A FILE"}' in tried.stdout
     assert "100% write 3/3" in tried.stderr
+    warning = "a host like this machine would not run its jobs, it lacks label disk = nvme (it has no such label)"
+    assert warning in tried.stderr  # and it is tried nevertheless
 
 
 WRONG = {

@@ -6,12 +6,13 @@ import pytest
 
 from runner.assets.secret_files import SecretFiles
 from runner.endpoints import LocalEndpoint
+from runner.engines.port import EngineInfo
 from runner.engines.process import ProcessEngine
 from runner.engines.selection import JOBKIT_DIR
 from runner.execution.verdict import ClassifiedFailure, Done
 from runner.gpu.port import NoGpuMonitor
 from runner.trial.rules import RULES
-from runner.trial.trial import Trial, TrialImpossible, TrialReport, try_image
+from runner.trial.trial import Trial, TrialImpossible, TrialReport, relax_requirements, try_image
 from schemas.endpoint import Endpoint, ProcessCommand, Resources, Timeouts
 
 START = """
@@ -113,3 +114,25 @@ async def test_a_missing_module_is_named_and_is_no_wrong_exit_code(tmp_path: Pat
 async def test_an_endpoint_that_cannot_start_here_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrialImpossible, match="tried cannot start on this machine"):
         await run(tmp_path, "finish()", gpus=1)
+
+
+async def test_requirements_that_choose_a_host_are_told_and_do_not_stop_a_trial(tmp_path: Path) -> None:
+    required = Endpoint(
+        name="tried",
+        image="tried",
+        gpu=("RTX 4090",),
+        compute_capability="8.9",
+        labels={"disk": "nvme"},
+        runtime="runsc",
+        resources=Resources(gpus=1),
+    )
+    plain = EngineInfo("process", "1", isolated=False)
+    relaxed, unmet = relax_requirements(LocalEndpoint(required, tmp_path), NoGpuMonitor(), plain)
+    assert unmet is not None
+    for lacking in (
+        "label disk = nvme",
+        "a GPU (RTX 4090, compute capability 8.9 or higher)",
+        "runtime runsc",
+    ):
+        assert lacking in unmet
+    assert (relaxed.config.cards.is_any, relaxed.config.labels, relaxed.config.resources.gpus) == (True, {}, 1)
