@@ -169,7 +169,7 @@ def parse_endpoint(text: str) -> Endpoint:
 def _find_cache_problems(endpoint: Endpoint) -> Iterator[str]:
     """Yield why a container of this endpoint could have the caches of no owner, or of several."""
     if endpoint.caches and endpoint.warm:
-        yield "warm = true starts containers before their owner is known, and [[caches]] belong to one: use [reuse]"
+        yield "warm = true starts containers before their owner is known, and [[caches]] belong to one: remove warm"
     if endpoint.caches and endpoint.reuse is not None and endpoint.reuse.scope != "owner":
         yield 'reuse.scope is "endpoint", and [[caches]] belong to one owner: set scope = "owner"'
 

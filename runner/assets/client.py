@@ -274,7 +274,8 @@ async def _raise_for_status(answer: httpx2.Response) -> None:
         return
     await answer.aread()
     error_type = _ERROR_BY_STATUS.get(answer.status_code, EdgeUnavailable)
-    raise error_type(f"the edge answered {answer.status_code} for {answer.request.url.path}: {answer.text[:200]}")
+    said = answer.text[:200] or answer.reason_phrase  # the answer to HEAD has no text
+    raise error_type(f"the edge answered {answer.status_code} for {answer.request.url.path}: {said}")
 
 
 @contextmanager

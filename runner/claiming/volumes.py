@@ -55,6 +55,12 @@ FAILURE_TEXTS: Mapping[FillFailure, tuple[str, str]] = {
     FillFailure.FAILED: ("{file} cannot be had from {server}", "look at that server, or at the disk of that host"),
 }
 
+# What to do about a file without a URL.
+ASSET_FIXES: Mapping[FillFailure, str] = {
+    FillFailure.NOT_FOUND: "upload it with a key of the owner lamplighter-volumes, or correct its `sha256`",
+    FillFailure.REFUSED: "give that host a new key: run lamplighter hosts add for it, and the command that it prints",
+}
+
 UsedEndpoints = Callable[[], Iterable[LocalEndpoint]]
 
 
@@ -296,6 +302,8 @@ def _describe(volume: Volume, file: VolumeFile, error: FillFailed) -> str:
     """Return one line: what happened, why, and what to do."""
     values = {"server": server_name(file), "file": f"{file.path} of the volume {volume.name}"}
     what, fix = (text.format(**values) for text in FAILURE_TEXTS[error.code])
+    if file.url is None:
+        fix = ASSET_FIXES.get(error.code, fix)
     return f"{what} ({error.message}): {fix}"
 
 

@@ -90,7 +90,7 @@ WRONG = {
     "folders inside each other": (VOLUME + CACHE.replace('"/kernels"', '"/weights/k"'), r"overlap: use separate"),
     "a cache without a limit": (CACHE.replace("max_mb = 64", ""), r"caches\[0\]\.max_mb is missing"),
     "a cache of no size": (CACHE.replace("= 64", "= 0"), r"caches\[0\]\.max_mb is 0: it must be a whole number from 1"),
-    "a warm container of nobody": ("\nwarm = true\n" + CACHE, r"warm = true .* belong to one: use \[reuse\]"),
+    "a warm container of nobody": ("\nwarm = true\n" + CACHE, r"warm = true .* belong to one: remove warm"),
     "a container of several owners": (CACHE + '\n[reuse]\nscope = "endpoint"\n', r"reuse.scope is .* set scope"),
 }
 
