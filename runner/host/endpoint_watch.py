@@ -65,4 +65,10 @@ class EndpointWatch:
         has_images = self._context.engine.images is not None
         if not has_images:
             return replace(endpoint, image=image)
-        return replace(endpoint, image=image, stamp=current.stamp, folder_digest=current.folder_digest)
+        return replace(
+            endpoint,
+            image=image,
+            network_image=current.network_image,
+            stamp=current.stamp,
+            folder_digest=current.folder_digest,
+        )

@@ -129,6 +129,27 @@ async def test_a_new_endpoint_is_claimed_and_a_removed_one_is_not_offered(world:
         await wait_for(offers_only_other)
 
 
+async def test_a_look_at_an_endpoint_with_a_network_changes_nothing(world: RunnerEnvironment) -> None:
+    world.images = store = FakeImageStore(FakeRegistry())
+    for name in ("well", "other", "python"):
+        store.build(name, name)
+    world.egress_image = "python"
+    write(world, 'network = "egress"')
+    async with world.run_runner() as runner:
+
+        async def has_both() -> LocalEndpoint | None:
+            found = runner.host.endpoints.get("well")
+            return found if found and found.image and found.network_image else None
+
+        before = await wait_for(has_both)
+        (world.endpoint_folders[0] / "other").mkdir()
+        file_of(world).parent.with_name("other").joinpath("endpoint.toml").write_text(
+            TEXT.format(more="").replace("well", "other")
+        )
+        assert (await world.wait_until_ended(await world.submit("other"))).status is Status.SUCCEEDED
+        assert runner.host.endpoints["well"] is before
+
+
 async def test_an_image_built_again_under_its_tag_is_noticed(world: RunnerEnvironment) -> None:
     world.images = store = FakeImageStore(FakeRegistry())
     store.build("well", "well")
