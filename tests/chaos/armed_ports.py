@@ -28,6 +28,8 @@ HOSTS = {"put": _presence}
 DELIVERY = {"ack": no_label, "nak": no_label}
 ENGINE = {"start": no_label, "stop": no_label, "remove": no_label}
 SUPPLIES = {"stage": no_label, "upload": no_label}
+SOURCE = {"download": no_label}
+VOLUMES = {"add": no_label, "assemble": no_label}
 STORE = {"write": no_label}
 DRIVER = {"start": no_label, "stop": no_label}
 

@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import httpx2
+
 from schemas.ids import JobKey
 from tests.chaos.collect_evidence import collect_evidence, read_revisions, retry_bus_call
 from tests.chaos.evidence import Evidence, HostOutage, JobRevision
 from tests.chaos.fault_points import FOLDER_ENV, FaultPoints
 from tests.chaos.history import ObservationLog
 from tests.chaos.recording_client import RecordingClient
+from tests.chaos.weighted_endpoint import weighted_folder, write_closed_endpoint
 from tests.support.docker_engine import OwnDockerEngine
 from tests.support.installation import (
     HOST,
@@ -57,6 +60,15 @@ class ChaosInstallation:
         self._running = running
         self._faults = {name: FaultPoints(_faults_folder(self.installation, name)) for name in MODULES}
 
+    @property
+    def _endpoints(self) -> tuple[Path, ...]:
+        return (*ENDPOINTS, weighted_folder(self.installation.folder))
+
+    @property
+    def admin(self) -> httpx2.AsyncClient:
+        """The HTTP client of the administrator."""
+        return self._running.admin._http
+
     def client(self, name: str, *, direct: bool = False) -> RecordingClient:
         """Return a client of ann; `direct`: it does not use the proxy."""
         url = self.installation.url if direct else f"http://127.0.0.1:{self.proxies['front'].port}"
@@ -73,7 +85,7 @@ class ChaosInstallation:
     async def start_edge(self) -> None:
         """Start the edge again after a kill; return when it serves."""
         environ = {FOLDER_ENV: str(_faults_folder(self.installation, "edge"))}
-        await self.installation.start_edge(ENDPOINTS, **environ)
+        await self.installation.start_edge(self._endpoints, **environ)
         await wait_until_ready(self._running.ann, START_TIMEOUT_S)
 
     async def start_runner(self, host: str = HOST) -> None:
@@ -81,9 +93,10 @@ class ChaosInstallation:
         await self.installation.start_runner(
             host,
             broker=f"nats://127.0.0.1:{self.proxies[f'{host} broker'].port}",
-            endpoints=ENDPOINTS,
+            endpoints=self._endpoints,
             LAMPLIGHTER_EDGE__URL=f"http://127.0.0.1:{self.proxies[f'{host} edge'].port}",
             LAMPLIGHTER_SLOTS=str(SLOTS),
+            LAMPLIGHTER_PACE__IMAGE_S="0.5",  # `weighted` changes for each cell
             LAMPLIGHTER_WARM__ON="1",  # for the endpoint `reused`; no endpoint here starts containers ahead
             LAMPLIGHTER_GPU__PLACEMENT__DISK_RESERVE_MB="0",
             **{FOLDER_ENV: str(_faults_folder(self.installation, "runner"))},
@@ -151,7 +164,9 @@ async def run_chaos_installation(
     engine = "docker" if docker else "process"
     installation = Installation(folder, engine, docker.url if docker else None, MODULES)
     environ = {FOLDER_ENV: str(_faults_folder(installation, "edge"))}
-    async with run_installation(installation, ENDPOINTS, **environ) as running, AsyncExitStack() as opened:
+    write_closed_endpoint(folder)
+    endpoints = (*ENDPOINTS, weighted_folder(folder))
+    async with run_installation(installation, endpoints, **environ) as running, AsyncExitStack() as opened:
         targets = {"front": installation.edge_address}
         for host in hosts:
             targets |= {f"{host} broker": installation.broker_address, f"{host} edge": installation.edge_address}

@@ -12,6 +12,8 @@ from tests.chaos.chaos_installation import SLOTS, ChaosInstallation
 from tests.chaos.fault_points import CallSide
 from tests.chaos.followers import follow_and_record, open_sse, open_websocket
 from tests.chaos.recording_client import RecordingClient
+from tests.chaos.weighted_endpoint import NAME as WEIGHTED
+from tests.chaos.weighted_endpoint import close_endpoint, open_endpoint, upload_weights
 
 PARTS = ("edge", "broker", "runner")
 DOCKER = ("docker, live-restore", "docker, no live-restore")
@@ -95,6 +97,17 @@ async def play_next_in_hand(_: ChaosInstallation, client: RecordingClient, cell:
     return job_id
 
 
+async def play_filled(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """Run a job whose volume is filled while it waits, and that has a cache."""
+    await close_endpoint(chaos.installation.folder, chaos.bus)
+    digests = await upload_weights(chaos.admin, cell.name)
+    job_id = await client.submit(cell.name, {"text": cell.name}, endpoint=WEIGHTED)
+    await open_endpoint(chaos.installation.folder, digests)
+    await _watched(client, job_id, cell)
+    await client.fetch(await client.read_job(job_id), cell.name)
+    return job_id
+
+
 async def play_cancel_running(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
     """Cancel a job while it runs."""
     job_id = await client.submit(cell.name, {"seconds": LONG_S})
@@ -169,6 +182,9 @@ STEPS = (
     CrashStep("stage and start", "runner", "engine.start", play_plain),
     CrashStep("progress", "runner", "feed.publish.progress", play_long, WITH_JOB),
     CrashStep("progress, reused", "runner", "feed.publish.progress", play_reused, WITH_JOB),
+    CrashStep("fill: download", "runner", "source.download", play_filled, PARTS),
+    CrashStep("fill: add file", "runner", "volumes.add", play_filled, ("runner",)),
+    CrashStep("fill: assemble", "runner", "volumes.assemble", play_filled, ("runner",)),
     CrashStep("upload", "runner", "supplies.upload", play_plain),
     CrashStep("store", "edge", "store.write", play_plain, PARTS),
     CrashStep("record", "runner", "records.update.succeeded", play_plain),

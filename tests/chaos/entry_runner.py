@@ -5,7 +5,7 @@ from typing import Any
 import runner.app
 from lamplighter.cli import main
 from runner.context import RunnerContext
-from tests.chaos.armed_ports import ENGINE, SUPPLIES, arm_bus
+from tests.chaos.armed_ports import ENGINE, SOURCE, SUPPLIES, VOLUMES, arm_bus
 from tests.chaos.fault_points import FaultPoints
 from tests.chaos.run_stamps import STAMPS_NAME, start_with_stamps
 
@@ -19,6 +19,9 @@ async def live(life: RunnerContext, *rest: Any) -> None:
     vars(life.engine)["start"] = start_with_stamps(life.engine.start, life.jobs_dir.with_name(STAMPS_NAME))
     FAULTS.over(life.engine, "engine", ENGINE)
     FAULTS.over(life.assets, "supplies", SUPPLIES)
+    if life.folders is not None:
+        FAULTS.over(life.folders.source, "source", SOURCE)
+        FAULTS.over_blocking(life.folders.volumes, "volumes", VOLUMES)
     await LIVE(life, *rest)
 
 

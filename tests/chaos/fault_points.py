@@ -77,6 +77,22 @@ class FaultPoints:
         for method, label in methods.items():
             setattr(port, method, self.around(f"{name}.{method}", getattr(port, method), label))
 
+    def over_blocking(self, port: object, name: str, methods: Mapping[str, Label]) -> None:
+        """Put points around `methods` that block. A stop stops all threads of the process."""
+        for method, label in methods.items():
+            setattr(port, method, self._around_blocking(f"{name}.{method}", getattr(port, method), label))
+
+    def _around_blocking(self, point: str, call: Callable[..., T], label: Label) -> Callable[..., T]:
+        def armed(*args: Any, **named: Any) -> T:
+            about = label(*args, **named)
+            name = f"{point}.{about}" if about else point
+            self.reach(name, CallSide.BEFORE)
+            result = call(*args, **named)
+            self.reach(name, CallSide.AFTER)
+            return result
+
+        return armed
+
     def arm(self, point: str, moment: CallSide) -> None:
         """Stop the process the next time that it reaches the point."""
         (self._folder / f"{point}.{moment}").touch()

@@ -22,11 +22,16 @@ class Port:
     async def write(self, what):
         print(what, flush=True)
 
+    def add(self, what):
+        print(what, flush=True)
+
 async def main():
     port = Port()
     FaultPoints.of_this_process().over(port, "port", {"write": lambda what: what})
-    for what in ("one", "two", "two"):
-        await port.write(what)
+    FaultPoints.of_this_process().over_blocking(port, "port", {"add": lambda what: what})
+    await port.write("one")
+    await port.write("two")
+    await asyncio.to_thread(port.add, "two")
 
 input()
 asyncio.run(main())
@@ -43,20 +48,27 @@ def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-@pytest.mark.parametrize(("moment", "output"), [(CallSide.BEFORE, "one\n"), (CallSide.AFTER, "one\ntwo\n")])
+@pytest.mark.parametrize(
+    ("point", "moment", "output"),
+    [
+        ("port.write.two", CallSide.BEFORE, "one\n"),
+        ("port.write.two", CallSide.AFTER, "one\ntwo\n"),
+        ("port.add.two", CallSide.BEFORE, "one\ntwo\n"),  # in a thread
+    ],
+)
 async def test_it_stands_on_the_side_of_the_call_that_was_armed_and_only_once(
-    tmp_path: Path, program: subprocess.Popen[str], moment: CallSide, output: str
+    tmp_path: Path, program: subprocess.Popen[str], point: str, moment: CallSide, output: str
 ):
     faults = FaultPoints(tmp_path)
-    faults.arm("port.write.two", moment)
-    assert not faults.reached("port.write.two", moment, program.pid)
+    faults.arm(point, moment)
+    assert not faults.reached(point, moment, program.pid)
     assert program.stdin is not None
     assert program.stdout is not None
     program.stdin.write("\n")
     program.stdin.flush()
 
     async def stands() -> bool:
-        return faults.reached("port.write.two", moment, program.pid)
+        return faults.reached(point, moment, program.pid)
 
     await wait_for(stands)
     lines = [program.stdout.readline() for _ in output.splitlines()]
@@ -65,7 +77,7 @@ async def test_it_stands_on_the_side_of_the_call_that_was_armed_and_only_once(
     rest, _ = program.communicate(timeout=20)
     assert output + rest == "one\ntwo\ntwo\n"
     assert program.returncode == 0
-    assert not faults.reached("port.write.two", moment, program.pid)
+    assert not faults.reached(point, moment, program.pid)
 
 
 async def test_a_process_that_was_killed_where_it_stood_stands_there_no_more(

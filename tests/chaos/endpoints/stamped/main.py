@@ -11,6 +11,7 @@ import jobkit
 EVERY_S = 0.05
 BAD_INPUT, TRY_AGAIN = 65, 75
 BLOCKS = 4096
+VOLUME = "LAMPLIGHTER_VOLUME_WEIGHTS"
 
 
 def work(job: jobkit.Job) -> dict[str, object]:
@@ -30,9 +31,19 @@ def work(job: jobkit.Job) -> dict[str, object]:
         if job.attempt <= job.input.get("stumbles", 0):
             os._exit(TRY_AGAIN)
         with job.output("result.bin") as path:
-            path.write_bytes(job.input.get("text", "").encode() * BLOCKS)
+            path.write_bytes(_content(job.input.get("text", "")))
         _stamp(stamps)
     return {"text": job.input.get("text", "")}
+
+
+def _content(text):
+    """Return the text, BLOCKS times: from the volume of the endpoint `weighted`, and otherwise from the input."""
+    if VOLUME not in os.environ:
+        return text.encode() * BLOCKS
+    weights = jobkit.volume("weights")
+    with (jobkit.cache("kernels") / "runs").open("a") as runs:
+        runs.write("run\n")
+    return (weights / "a").read_bytes() + (weights / "model" / "b").read_bytes().removesuffix(b"\n")
 
 
 def _stamp(stamps):
