@@ -85,7 +85,7 @@ class SecretKeys:
 class SecretKeyFile:
     """The key file of one edge, which another edge or a person may change meanwhile. All methods block.
 
-    It is created with one key if it does not exist. Raises SecretKeysUnusable.
+    It is created with one key if it does not exist at the start. Raises SecretKeysUnusable.
     """
 
     def __init__(self, path: Path, entropy: Entropy = os.urandom) -> None:
@@ -97,6 +97,8 @@ class SecretKeyFile:
     def reload(self) -> None:
         """Read the file again if it has changed. Raises SecretKeysUnusable: `keys` then stays as it is."""
         version = _file_version(self.path)
+        if not version:  # a new file would not open what the keys of the old one sealed
+            raise SecretKeysUnusable(f"the key file {self.path} is missing: restore it from a copy")
         if version != self._version:
             self.keys = read_or_make_keys(self.path, self._entropy)
             self._version = version
@@ -126,7 +128,7 @@ class SecretKeyFile:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Keep other edges that share the file from changing it. Translates OSError."""
+        """Keep other edges that share the file from changing it. Raises SecretKeysUnusable in place of OSError."""
         try:
             with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)

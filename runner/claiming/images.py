@@ -129,9 +129,10 @@ class HostImages:
             is_blocked = anyio.current_time() < self._missing_until.get(endpoint.config.name, 0.0)
             return Unplaceable(WaitReason.IMAGE_MISSING, f"{name} was missing") if is_blocked else None
         if endpoint.image is not None:
-            name = self._name_network_image(endpoint)
-            if name is None or endpoint.network_image is not None:
+            network = self._name_network_image(endpoint)
+            if network is None or endpoint.network_image is not None:
                 return None
+            name = network
         image = self._images.get(name)
         if image is not None and image.progress is not None:
             return Unplaceable(WaitReason.IMAGE_PULLING, f"{name} is pulled")

@@ -3,6 +3,7 @@
 import base64
 import os
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -236,15 +237,28 @@ async def test_an_edge_with_a_key_file_of_its_own_goes_on_after_a_copy_without_a
     assert other.faults == ()
 
 
-async def test_an_edge_with_a_broken_key_file_keeps_the_keys_that_it_read(store: SecretStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda file: file.write_text(f"{file.read_text()[:-9]}\n"), "has a line that is not a key"),
+        (lambda file: file.write_text(""), "has no key"),
+        (lambda file: file.unlink(), "is missing: restore it from a copy"),
+    ],
+    ids=["cut", "empty", "missing"],
+)
+async def test_an_edge_with_a_broken_key_file_keeps_the_keys_that_it_read(
+    store: SecretStore, tmp_path: Path, spoil: Callable[[Path], object], reason: str
+) -> None:
     await fill(store)
     file = tmp_path / "secrets.key"
     whole = file.read_text()
-    file.write_text(f"{whole[:-9]}\n")
+    spoil(file)
     await store.check_keys()
     (fault,) = store.faults
-    assert "has a line that is not a key" in fault
+    assert reason in fault
     assert await read_all(store) == ALL
+    with pytest.raises(ProblemError, match=reason):
+        await store.rotate_key()
     file.write_text(whole)
     await store.check_keys()
     assert store.faults == ()
