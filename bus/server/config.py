@@ -146,7 +146,8 @@ class TlsFiles(NamedTuple):
 class ClusterConfig(NamedTuple):
     """The part of one server in a cluster. `secret` is the same on all servers.
 
-    `server`: its unique name. `listen` and `routes`: addresses between the servers, where traffic is not encrypted.
+    `server`: its unique name. `listen` and `routes`: addresses between the servers. `tls` encrypts what goes there: its
+    certificate must name this server's address, and `ca` (PEM) must have signed those of all servers.
     """
 
     server: str
@@ -154,6 +155,8 @@ class ClusterConfig(NamedTuple):
     routes: tuple[str, ...]
     secret: str
     name: str = "lamplighter"
+    tls: TlsFiles | None = None
+    ca: Path | None = None
 
 
 class ServerConfig(NamedTuple):
@@ -198,5 +201,14 @@ def _render_cluster(cluster: ClusterConfig) -> str:
         f"server_name: {json.dumps(cluster.server)}\n"
         f"cluster {{\n    name: {json.dumps(cluster.name)}\n    listen: {json.dumps(cluster.listen)}\n"
         f"    authorization {{ user: route, password: {json.dumps(cluster.secret)}, timeout: 2 }}\n"
-        f"    routes: {json.dumps(routes)}\n}}\n"
+        f"    routes: {json.dumps(routes)}\n{_render_route_tls(cluster)}}}\n"
     )
+
+
+def _render_route_tls(cluster: ClusterConfig) -> str:
+    """Return the `tls` block of the routes: both ends show a certificate."""
+    if cluster.tls is None or cluster.ca is None:
+        return ""
+    files = {"cert_file": cluster.tls.cert, "key_file": cluster.tls.key, "ca_file": cluster.ca}
+    lines = "".join(f"        {name}: {json.dumps(str(path.resolve()))}\n" for name, path in files.items())
+    return f"    tls {{\n{lines}        verify: true\n        timeout: 5\n    }}\n"

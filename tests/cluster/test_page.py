@@ -4,7 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from bus.server.config import ClusterConfig, ServerConfig, render_accounts, render_config
+from bus.server.config import ClusterConfig, ServerConfig, TlsFiles, render_accounts, render_config
 from bus.server.process import find_program
 from edge.settings import EdgeSettings
 from schemas.settings_loader import load_settings
@@ -37,6 +37,15 @@ def test_the_broker_takes_what_the_page_shows_and_we_write_the_same(tmp_path: Pa
         done = subprocess.run([find_program(), "-t", "-c", conf], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert words(page) == words(ours)
+
+
+def test_the_page_shows_the_encryption_of_routes_that_we_write():
+    (text,) = [block for block in shown(PAGE, "text") if "ca_file" in block]
+    folder = Path("/etc/lamplighter/tls")
+    files = TlsFiles(folder / "cert.pem", folder / "key.pem")
+    cluster = ClusterConfig("n1", "192.0.2.1:6222", (), "secret", tls=files, ca=folder / "ca.pem")
+    ours = render_config(ServerConfig("192.0.2.1:4222", "192.0.2.1:8222", "/", FILES, cluster=cluster))
+    assert " ".join(text.split()) in " ".join(ours.split())
 
 
 def test_the_settings_that_the_page_shows_are_settings():

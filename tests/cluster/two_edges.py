@@ -1,4 +1,7 @@
-"""Two edges behind Caddy on this machine, with three brokers and a bucket; each of them can be killed."""
+"""Two edges behind Caddy on this machine, with three brokers and a bucket; each of them can be killed.
+
+The brokers talk TLS with each other and with edges and runner.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,7 +13,7 @@ from bus.interface import Bus
 from bus.open import open_edge
 from bus.settings import BrokerSettings
 from lamplighter import AsyncClient
-from tests.support.broker_trio import NAMES, PASSWORDS, BrokerTrio, run_broker_trio
+from tests.support.broker_trio import NAMES, PASSWORDS, BrokerTrio, make_trio_tls, run_broker_trio
 from tests.support.installation import HOST, Installation, create_keys, wait_until_ready
 from tests.support.reserved_ports import reserve_ports
 from tests.support.reverse_proxies import CaddyOfCluster, running_proxy
@@ -75,7 +78,8 @@ class TwoEdgesInstallation(Installation):
 async def run_two_edges(folder: Path) -> AsyncIterator[tuple[TwoEdgesInstallation, Bus]]:
     """Run brokers, bucket, edges, Caddy and a runner; the bus has the edge's rights."""
     async with AsyncExitStack() as opened:
-        brokers = await opened.enter_async_context(run_broker_trio(folder / "brokers"))
+        tls = make_trio_tls(folder / "tls")
+        brokers = await opened.enter_async_context(run_broker_trio(folder / "brokers", tls=tls))
         store = opened.enter_context(create_bucket())
         front, *ports = opened.enter_context(reserve_ports(1 + len(EDGES)))
         addresses = " ".join(f"127.0.0.1:{port}" for port in ports)
