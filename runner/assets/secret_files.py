@@ -101,17 +101,15 @@ class SecretFiles:
 
     def read(self, container: Path) -> Mapping[str, str]:
         """Return the secrets of the job that the container has; empty if it has none."""
-        for folder in (self.folder(container), container / SECRETS_DIR):  # the second: of a runner of 0.2
-            with suppress(FileNotFoundError):
-                return {path.name: path.read_text() for path in folder.iterdir()}
+        with suppress(FileNotFoundError):
+            return {path.name: path.read_text() for path in self.folder(container).iterdir()}
         return {}
 
     def clear(self, container: Path) -> None:
         """Remove the files, and keep the folder."""
-        for folder in (self.folder(container), container / SECRETS_DIR):
-            with suppress(FileNotFoundError):
-                for path in folder.iterdir():
-                    path.unlink()
+        with suppress(FileNotFoundError):
+            for path in self.folder(container).iterdir():
+                path.unlink()
 
     def remove(self, container: Path) -> None:
         """Remove the folder of a container that was removed. Raises OSError."""
