@@ -18,6 +18,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bus.secret_files import atomic_write
 from runner.egress.proxy import EgressProxy
