@@ -13,7 +13,7 @@ class Notifier:
     """
 
     def __init__(self) -> None:
-        self._event: asyncio.Event | None = None  # None while nobody waits: each submit notifies several
+        self._event: asyncio.Event | None = None  # None while no task waits: each submit notifies several
 
     def notify(self) -> None:
         """Wake all waiting tasks. Call it after the state was changed, on the event loop's own thread."""

@@ -18,12 +18,18 @@ from bus.nats.topology import Bucket
 T = TypeVar("T")
 
 CONCURRENT_READ_LIMIT = 64
+# A broker that loses writes in a crash gives their sequences to later ones, which then are not seen as new.
+FULL_READ_INTERVAL_S = 30.0
 
 
 class _KeptRows(NamedTuple, Generic[T]):
-    """All rows of a bucket as of `last_sequence` of its stream. `keys`: also those of markers and unreadable rows."""
+    """All rows of a bucket as of `last_sequence` of its stream. `keys`: also those of markers and unreadable rows.
+
+    `read_at`: when all of them were last read, by the clock of the event loop.
+    """
 
     created: str
+    read_at: float
     last_sequence: int
     keys: Set[str]
     rows: Mapping[str, TableRow[T]]
@@ -116,11 +122,15 @@ class NatsTable(Generic[T]):
 
     async def _read_kept_rows(self) -> dict[str, TableRow[T]]:
         """Return all rows: those of the last call, with what was written since; or read all, if that is not enough."""
+        now = asyncio.get_running_loop().time()
         info = await self._jetstream.stream_info(self._bucket.stream)
-        kept = None if self._kept is None else await self._update_kept(self._kept, info)
+        kept = self._kept
+        if kept is not None:
+            is_old = now - kept.read_at >= FULL_READ_INTERVAL_S
+            kept = None if is_old else await self._update_kept(kept, info)
         if kept is None:
             keys = await self.keys()
-            kept = _KeptRows(info.created, info.state.last_seq, keys, await self._read_rows(keys))
+            kept = _KeptRows(info.created, now, info.state.last_seq, keys, await self._read_rows(keys))
         self._kept = kept
         return dict(kept.rows)
 
@@ -143,7 +153,7 @@ class NatsTable(Generic[T]):
             if (row := self._decode_or_log(message)) is not None:
                 rows[key] = row
         is_complete = len(keys) == info.state.num_subjects  # no write was missed, so fewer means a removal
-        return _KeptRows(info.created, info.state.last_seq, keys, rows) if is_complete else None
+        return kept._replace(last_sequence=info.state.last_seq, keys=keys, rows=rows) if is_complete else None
 
     def _decode_or_log(self, message: StoredMessage) -> TableRow[T] | None:
         """Return the row of a message; None if it is a delete marker or unreadable."""
