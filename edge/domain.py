@@ -66,7 +66,7 @@ class HttpClients(NamedTuple):
 
 
 class EdgeResources(NamedTuple):
-    """What the process of an edge reads and opens for its services.
+    """The settings, connections and files that the process of an edge opens for its services.
 
     `addresses`: the addresses in join tokens; None if hosts cannot join. `certificates`: as in EdgeServices.
     """
@@ -166,7 +166,7 @@ async def build_domain(resources: EdgeResources) -> Domain:
 
 
 def build_jobs(resources: EdgeResources, domain: Domain) -> JobServices:
-    """Build the services of jobs."""
+    """Build the services of jobs on those of `domain`."""
     settings, bus = resources.settings, resources.bus
     endpoints, index, assets, quotas = domain.endpoints, domain.index, domain.assets, domain.quotas
     publish_window = PublishWindow(
