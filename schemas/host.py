@@ -3,6 +3,7 @@
 Also the Host of `/v1/hosts`.
 """
 
+from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct, field
@@ -217,6 +218,33 @@ class HostCapabilities(Struct, frozen=True, kw_only=True):
     sources: dict[str, str] = field(default_factory=dict)
 
 
+class KeepReason(StrEnum):
+    """Why a host with a power driver is on."""
+
+    MAINTENANCE = "maintenance"
+    OPERATOR = "operator"
+    JOBS_RUN = "jobs_run"
+    JOBS_WAIT = "jobs_wait"
+    LOW_JOBS_WAIT = "low_jobs_wait"
+    IN_USE = "in_use"
+    POOL_MIN = "pool_min"
+    COOL_DOWN = "cool_down"
+    MIN_ON = "min_on"
+    POWER_CYCLE = "power_cycle"
+    IDLE_TIMER = "idle_timer"
+    EDGE_NEW = "edge_new"
+    PROHIBITED = "prohibited"
+    DRAINS = "drains"
+
+
+class KeptOn(Struct, frozen=True):
+    """A reason for which a host is on. `until`: when this reason ends by itself; null where that is not known."""
+
+    reason: KeepReason
+    message: str
+    until: Moment | None = None
+
+
 class HostView(Struct, frozen=True, kw_only=True):
     """A Host of `/v1/hosts`. `state`: online, draining or off; the power control adds others.
 
@@ -230,6 +258,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     its requirements the host does not meet, also while the host is off. `isolation`: what isolates jobs there whose
     endpoint asks for no runtime: `process` for nothing; `runtimes`: those that an endpoint can ask for.
     `gpus_assigned`: how many of the machine's GPUs its runner uses, and why; null: all.
+    `kept_on`: why a declared host is on.
     """
 
     id: Token
@@ -261,6 +290,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     isolation: str | None = None
     runtimes: tuple[str, ...] = ()
     gpus_assigned: str | None = None
+    kept_on: tuple[KeptOn, ...] = ()
 
 
 class AssetTombstone(Struct, frozen=True):

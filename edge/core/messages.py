@@ -13,7 +13,7 @@ from msgspec import structs
 from edge.core.host_texts_zh import HOST_TEXTS_ZH
 from edge.core.job_texts_zh import JOB_TEXTS_ZH
 from edge.core.refusal_texts_zh import REFUSALS_ZH
-from schemas.host import DISK_FULL_FAILURE, ImageStatus, VolumeStatus
+from schemas.host import DISK_FULL_FAILURE, ImageStatus, KeepReason, VolumeStatus
 from schemas.installation import Pause
 from schemas.job import JobFailure
 from schemas.problems import FieldError, Problem, ProblemError
@@ -29,7 +29,8 @@ class LocalizedText(NamedTuple):
 
     Placeholders: `{minutes}` is the median wake time of the host, `{host}` its id, `{code}` the code of a failure,
     `{pulled}` how much of an image has arrived, `{since}` and `{by}` when and by whom an endpoint was paused,
-    `{unmet}` what each host lacks.
+    `{unmet}` what each host lacks, `{until}` when a reason ends, `{uses}` how others use a host, `{prohibition}` the
+    rule by which a host must go off.
     """
 
     en: str
@@ -181,6 +182,42 @@ NOTICE_TEXTS: Mapping[str, LocalizedText] = {
     "gpu_recovered": LocalizedText("The GPU is healthy again", "GPU 已恢复正常"),
     "paused": LocalizedText("The GPU host takes no new jobs", "GPU 服务器暂停接收新任务"),
     "resumed": LocalizedText("The GPU host takes jobs again", "GPU 服务器恢复接收任务"),
+}
+
+# The reasons for which a host is on: `kept_on` of a Host.
+KEEP_REASON_TEXTS: Mapping[KeepReason, LocalizedText] = {
+    KeepReason.MAINTENANCE: LocalizedText("It is in maintenance: no rule switches it off", "正在维护：不会自动关机"),
+    KeepReason.OPERATOR: LocalizedText("The operator wants it on", "管理员要求开机"),
+    KeepReason.JOBS_RUN: LocalizedText(
+        "Jobs run there, or their results are not saved yet", "有任务正在其上运行，或结果尚未保存"
+    ),
+    KeepReason.JOBS_WAIT: LocalizedText("Jobs wait in its pools", "其队列池中有任务在等待"),
+    KeepReason.LOW_JOBS_WAIT: LocalizedText("Jobs of priority low wait in its pools", "其队列池中有低优先级任务在等待"),
+    KeepReason.IN_USE: LocalizedText("Others use the machine: {uses}", "机器正被他人使用：{uses}"),
+    KeepReason.POOL_MIN: LocalizedText("The `min` of a pool keeps it on", "队列池的 min 要求其保持开机"),
+    KeepReason.COOL_DOWN: LocalizedText(
+        "The other hosts of its pools suffice; it may go off at {until} (cool_down_s)",
+        "其队列池的其他服务器已足够；可在 {until} 后关机（cool_down_s）",
+    ),
+    KeepReason.MIN_ON: LocalizedText("It stays on until {until} at least (min_on)", "至少保持开机到 {until}（min_on）"),
+    KeepReason.POWER_CYCLE: LocalizedText(
+        "It was off within the last hour; no rule of a pool stops it before {until}",
+        "过去一小时内关过机；{until} 之前不会按队列池规则关机",
+    ),
+    KeepReason.IDLE_TIMER: LocalizedText(
+        "It is idle, and goes off at {until} if no job comes (idle_after)",
+        "空闲；若没有新任务，将于 {until} 关机（idle_after）",
+    ),
+    KeepReason.EDGE_NEW: LocalizedText(
+        "This edge was started or connected less than 30 s ago, and does not judge yet",
+        "该 edge 启动或连接不足 30 秒，尚未做出判断",
+    ),
+    KeepReason.PROHIBITED: LocalizedText(
+        "It goes off as soon as it is drained: {prohibition}", "排空后立即关机：{prohibition}"
+    ),
+    KeepReason.DRAINS: LocalizedText(
+        "It goes off as soon as it is drained, unless it is needed again", "排空后关机，除非再次需要"
+    ),
 }
 
 # The titles of problems. schemas/problems.py has the English ones.

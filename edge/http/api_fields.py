@@ -187,7 +187,12 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "maintenance": _N("Since when and by whom it is in maintenance; null: it is not", None),
         "labels": _N("The labels of its runner's settings", {"disk": "nvme"}),
         "unmet": _N("Which requirements of an endpoint it does not meet, by endpoint", {}),
+        "kept_on": _N("Why it is on; empty for a host that is off, or that the settings do not declare", []),
         "declared": _N("Whether the settings declare it, so that its power can be switched", True),
+    },
+    "KeptOn": {
+        "reason": _N("The rule that keeps it on", "idle_timer"),
+        "until": _N("When the reason ends by itself; null: not known", _LATER),
     },
     "HostList": {"hosts": _N("The hosts"), "version": _N("The version of this edge", "0.2.0")},
     "HostToken": {

@@ -51,10 +51,12 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     `absence_counts`: this edge has been connected long enough to treat a missing heartbeat as absence, and has read
     all jobs. `can_report_state`: the power driver can report OFF. `wake_requested`: the pools need this host;
     `wake_reason`: why. `has_queued_work`: jobs wait in a pool that it offers. `active_jobs`: jobs recorded as
-    running or cancelling there. `in_maintenance`: an operator works on it.
+    running or cancelling there. `in_maintenance`: an operator works on it. `has_waking_work`: of the queued work, some
+    wakes hosts: it is not of priority `low`.
 
     `is_reserved`: the `min` of a pool keeps it on. `is_released`: the other hosts of its pools suffice, and have for
-    `cool_down_s`. `has_pool_rule`: the settings have a rule for one of its pools.
+    `cool_down_s`. `cool_down_left_s`: the rest of that time while they suffice. `has_pool_rule`: the settings have a
+    rule for one of its pools.
 
     Durations. `wake_requested_s`: since `wake_requested` became true, 0 while it is false. `idle_s`: since the host
     has been online and empty, with no queued work and no use by others that keeps it on; 0 while it is not idle.
@@ -69,10 +71,12 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     wake_requested: bool = False
     wake_reason: str = ""
     has_queued_work: bool = False
+    has_waking_work: bool = False
     active_jobs: int = 0
     in_maintenance: bool = False
     is_reserved: bool = False
     is_released: bool = False
+    cool_down_left_s: float | None = None
     has_pool_rule: bool = False
     wake_requested_s: float = 0.0
     idle_s: float = 0.0

@@ -17,7 +17,7 @@ from bus.notifier import Notifier
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.registry import HostNotice, WakeForecast
 from edge.power import state_machine, views
-from edge.power.conditions import HostFacts
+from edge.power.conditions import HostFacts, PowerCase
 from edge.power.driver_calls import (
     WAKE_LEAD_FACTOR,
     DriverPoller,
@@ -27,11 +27,13 @@ from edge.power.driver_calls import (
     update_record,
 )
 from edge.power.host_facts import DriverReport, HostObserver, PlannedFleet
+from edge.power.kept_on import keep_reasons
 from edge.power.observation import FleetObservation
-from schemas.host import HostView
+from schemas.host import HostView, KeptOn
 from schemas.power import PowerOverride, PowerRecord, PowerState
 from schemas.problems import ProblemError
 from schemas.status import WaitReason
+from schemas.texts import Language
 
 RecordChangeSubscriber = Callable[[str, PowerRecord, PowerRecord], None]
 """It is called with the host, and with its record before and after the change."""
@@ -54,6 +56,7 @@ class PowerController:
             self._declared, self._drivers, self._current_record, self.request_tick, dependencies.poll_interval_s
         )
         self._rows: dict[str, TableRow[PowerRecord]] = {}
+        self._facts: dict[str, HostFacts] = {}  # of the last tick
         self._online_hosts: frozenset[str] = frozenset()
         self._unconfirmed_calls: dict[str, str] = {}  # host -> id of a call whose write failed and may have been stored
         self._subscribers: set[Callable[[HostNotice], object]] = set()
@@ -95,12 +98,20 @@ class PowerController:
             return None
         return record.state is PowerState.OFF
 
-    def views(self, seen: Iterable[HostView]) -> tuple[HostView, ...]:
+    def views(self, seen: Iterable[HostView], language: Language = Language.EN) -> tuple[HostView, ...]:
         """Return the views in `seen` with power states added, and views of declared hosts that were never seen."""
         by_id = {view.id: view for view in seen}
         at = self._dependencies.now()
-        declared = {host: views.host_view(host, by_id.get(host), row.value, at) for host, row in self._rows.items()}
+        declared = {
+            host: views.host_view(host, by_id.get(host), row.value, at, self._kept_on(host, row.value, language))
+            for host, row in self._rows.items()
+        }
         return tuple(view for _, view in sorted((by_id | declared).items()))
+
+    def _kept_on(self, host: str, record: PowerRecord, language: Language) -> tuple[KeptOn, ...]:
+        """Return why the host is on, by the facts of the last tick."""
+        facts = self._facts.get(host)
+        return () if facts is None else keep_reasons(PowerCase(record, facts, self._declared[host]), language)
 
     async def set_override(
         self, host: str, want: Literal["on", "off", "auto"], until: datetime | None = None
@@ -214,7 +225,7 @@ class PowerController:
         self, host: str, row: TableRow[PowerRecord], fleet: FleetObservation, planned: PlannedFleet
     ) -> DuePowerCall | None:
         report = DriverReport(self._drivers[host].can_report_state, self._poller.last_reported(host, row.value))
-        facts = self._host_observer.observe_host(host, row.value, fleet, planned, report)
+        facts = self._facts[host] = self._host_observer.observe_host(host, row.value, fleet, planned, report)
         if (overdue := self._recover_unconfirmed_call(host, row.value)) is not None:
             return overdue
         call_id = self._dependencies.new_id()

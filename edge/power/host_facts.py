@@ -5,6 +5,7 @@ Durations are measured on a monotonic clock, from when this edge first saw the v
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -80,10 +81,14 @@ class PoolLoads:
 
 
 class PlannedFleet(NamedTuple):
-    """The plan for the pools, and the hosts that may go off now because the others suffice."""
+    """The plan for the pools, and the hosts that may go off now because the others suffice.
+
+    `cooling`: hosts for which that is so in a while, with the seconds that are left.
+    """
 
     plan: FleetPlan
     released: frozenset[str]
+    cooling: Mapping[str, float] = MappingProxyType({})
 
 
 class HostObserver:
@@ -109,30 +114,31 @@ class HostObserver:
         hosts += [_undeclared_host(heartbeat, fleet) for heartbeat in self._undeclared(fleet)]
         plan = plan_fleet(demands, hosts, self._rules)
         resumable = {host.name for host in hosts if host.phase is HostPhase.RESUMABLE}
-        released = (resumable - plan.resumed) | self._released_long_enough(plan, fleet)
-        return PlannedFleet(plan, frozenset(released))
+        cooling = self._cool_down_left_s(plan, fleet)
+        released = (resumable - plan.resumed) | {host for host, left_s in cooling.items() if left_s <= 0}
+        return PlannedFleet(plan, frozenset(released), {host: left_s for host, left_s in cooling.items() if left_s > 0})
 
     def _demand(self, pool: str, jobs: PoolJobs) -> PoolDemand:
         return PoolDemand(jobs.wake, jobs.waiting, jobs.run_s, self._loads.load(pool), jobs.concurrency)
 
-    def _released_long_enough(self, plan: FleetPlan, fleet: FleetObservation) -> set[str]:
-        """Return the hosts that have been superfluous for the `cool_down_s` of their pools.
+    def _cool_down_left_s(self, plan: FleetPlan, fleet: FleetObservation) -> dict[str, float]:
+        """Return the superfluous hosts, each with the rest of the `cool_down_s` of its pools; 0 when it is over.
 
         Which host is the emptiest changes with every job, so it is their number that must have lasted.
         """
         groups: dict[frozenset[str], list[str]] = {frozenset(offer.slots): [] for offer in fleet.offers.values()}
         for host in plan.surplus:
             groups.setdefault(self._pools_of(host, fleet), []).append(host)
-        released: set[str] = set()
+        left_s: dict[str, float] = {}
         for pools, hosts in groups.items():
             cool_down_s = max((self._rules.get(pool, DEFAULT_POOL).cool_down_s for pool in pools), default=0.0)
             largest = sum(frozenset(offer.slots) == pools for offer in fleet.offers.values())
             for number in range(1, max(largest, len(hosts)) + 1):
                 is_superfluous = number <= len(hosts)
                 lasted_s = self._stopwatch.seconds((pools, "surplus", number), is_superfluous)
-                if is_superfluous and lasted_s >= cool_down_s:
-                    released.add(hosts[number - 1])
-        return released
+                if is_superfluous:
+                    left_s[hosts[number - 1]] = max(0.0, cool_down_s - lasted_s)
+        return left_s
 
     @staticmethod
     def _pools_of(host: str, fleet: FleetObservation) -> frozenset[str]:
@@ -222,6 +228,7 @@ class HostObserver:
             wake_reason=plan.wake.get(host, ""),
             is_reserved=host in plan.reserved,
             is_released=host in planned.released,
+            cool_down_left_s=planned.cooling.get(host),
             has_pool_rule=not self._rules.keys().isdisjoint(self._pools_of(host, fleet)),
         )
 
@@ -238,6 +245,7 @@ def current_facts(host: str, fleet: FleetObservation) -> HostFacts:
         absence_counts=fleet.absence_counts,
         heartbeat=None if heartbeat is None else _heartbeat_facts(heartbeat),
         has_queued_work=bool(waiting if offer is None else waiting & offer.slots.keys()),
+        has_waking_work=any(jobs.wake and (offer is None or pool in offer.slots) for pool, jobs in fleet.pools.items()),
         active_jobs=fleet.active_jobs.get(host, 0),
         in_maintenance=host in fleet.in_maintenance,
     )

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from edge.hosts.registry import WakeForecast
 from edge.power.conditions import active_override
-from schemas.host import HostView
+from schemas.host import HostView, KeptOn
 from schemas.power import PowerCallOutcome, PowerRecord, PowerState, ReportedPower
 from schemas.status import WaitReason
 
@@ -76,7 +76,9 @@ def _reason_blocked(record: PowerRecord) -> str:
     return result.why if result is not None and result.outcome is PowerCallOutcome.NO_CAPACITY else ""
 
 
-def host_view(host: str, seen: HostView | None, record: PowerRecord, at: datetime) -> HostView:
+def host_view(
+    host: str, seen: HostView | None, record: PowerRecord, at: datetime, kept_on: tuple[KeptOn, ...]
+) -> HostView:
     """Return the host as `/v1/hosts` shows it. `seen`: its view by its heartbeats; None if it was never seen."""
     override, blocked = active_override(record, at), _reason_blocked(record)
     view = seen or HostView(id=host, state=record.state)
@@ -90,4 +92,5 @@ def host_view(host: str, seen: HostView | None, record: PowerRecord, at: datetim
         declared=True,
         waits=view.waits or ((blocked,) if blocked else ()),
         history=tuple(to_builtins(change) for change in record.history),
+        kept_on=kept_on,
     )

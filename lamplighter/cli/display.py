@@ -176,6 +176,12 @@ def format_offered(host: Mapping[str, Any]) -> str:
     return ", ".join(say(f"{name} (unmet)") if name in unmet else name for name in host["endpoints"])
 
 
+def describe_kept_on(host: Mapping[str, Any]) -> str:
+    """Return why a host with a power driver is on, as the edge says it; empty where it is off."""
+    why = "; ".join(reason["message"] for reason in host.get("kept_on", ()))
+    return f"{host['id']} is on: {why}" if why else ""
+
+
 def describe_engine(host: Mapping[str, Any]) -> str:
     """Return a sentence about the engine of an online host, and what it means for the jobs there."""
     if why := host.get("engine_away"):

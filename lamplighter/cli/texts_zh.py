@@ -67,6 +67,7 @@ _COLUMNS: Mapping[str, str] = {
     "ENDPOINTS": "任务类型",
     "GPUS": "显卡",
     "GPU ACCESS": "显卡接入",
+    "{host} is on: {why}": "{host} 保持开机：{why}",
     "GPU": "显卡",
     "POSITION": "排队位置",
     "ELAPSED": "已用时",

@@ -12,7 +12,7 @@ from lamplighter.cli import display
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.doctor import CheckStatus, DoctorTarget, Finding, check_hosts
 from lamplighter.cli.hosts import version_warning
-from schemas.host import HostHeartbeat, HostView, VolumeStatus, WarmPoolStatus
+from schemas.host import HostHeartbeat, HostView, KeepReason, KeptOn, VolumeStatus, WarmPoolStatus
 
 EDGE_VERSION = "0.4.0"
 DIED = WarmPoolStatus("heygem", 0, 1, "the container died while it waited: no weights", 8.0)
@@ -30,6 +30,14 @@ DIED = WarmPoolStatus("heygem", 0, 1, "the container died while it waited: no we
 )
 def test_warm_slots_in_words(slots: WarmPoolStatus, told: str):
     assert display.format_warm_slots(msgspec.to_builtins(slots)) == told
+
+
+def test_why_a_host_is_on_in_words():
+    kept_on = (KeptOn(KeepReason.OPERATOR, "The operator wants it on"), KeptOn(KeepReason.JOBS_RUN, "Jobs run there"))
+    view = HostView(id="gpu-1", state="online", kept_on=kept_on)
+    told = display.describe_kept_on(msgspec.to_builtins(view))
+    assert told == "gpu-1 is on: The operator wants it on; Jobs run there"
+    assert not display.describe_kept_on({"id": "gpu-1"})  # an edge before this release
 
 
 def found(**host: Any) -> dict[str, Finding]:

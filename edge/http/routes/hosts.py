@@ -12,7 +12,7 @@ from bus.interface import BusError
 from edge.core.error_handling import translate_errors
 from edge.hosts.samples import HostSample
 from edge.http.auth import record_audit_event, require_scope
-from edge.http.dependencies import AnyRequest, EdgeServices, OwnerDep, ServicesDep, get_or_head
+from edge.http.dependencies import AnyRequest, EdgeServices, LanguageDep, OwnerDep, ServicesDep, get_or_head
 from edge.http.openapi import json_body
 from edge.http.request_body import read_struct
 from schemas.auth import Scope
@@ -22,6 +22,7 @@ from schemas.ids import Token, is_token
 from schemas.installation import AuditAction
 from schemas.job import Moment
 from schemas.problems import ProblemError
+from schemas.texts import Language
 from schemas.version import VERSION
 
 
@@ -33,24 +34,24 @@ class HostListView(Struct, frozen=True):
 
 
 @get_or_head("/v1/hosts", guards=[require_scope(Scope.HOSTS_READ)])
-async def list_hosts(services: ServicesDep, owner: OwnerDep) -> HostListView:
+async def list_hosts(services: ServicesDep, owner: OwnerDep, language: LanguageDep) -> HostListView:
     """List the hosts and their state."""
-    return HostListView(_host_views(services, owner))
+    return HostListView(_host_views(services, owner, language))
 
 
 @get_or_head("/v1/hosts/{host:str}", guards=[require_scope(Scope.HOSTS_READ)])
-async def read_host(services: ServicesDep, owner: OwnerDep, host: FromPath[str]) -> HostView:
+async def read_host(services: ServicesDep, owner: OwnerDep, host: FromPath[str], language: LanguageDep) -> HostView:
     """Return one host and its state."""
-    return _find_host(services, owner, host)
+    return _find_host(services, owner, host, language)
 
 
-def _host_views(services: EdgeServices, owner: str) -> list[HostView]:
-    views = services.power.views(services.hosts.views(owner))
+def _host_views(services: EdgeServices, owner: str, language: Language) -> list[HostView]:
+    views = services.power.views(services.hosts.views(owner), language)
     return [replace(view, maintenance=services.hosts.pauses.of_host(view.id)) for view in views]
 
 
-def _find_host(services: EdgeServices, owner: str, host: str) -> HostView:
-    found = next((view for view in _host_views(services, owner) if view.id == host), None)
+def _find_host(services: EdgeServices, owner: str, host: str, language: Language = Language.EN) -> HostView:
+    found = next((view for view in _host_views(services, owner, language) if view.id == host), None)
     if found is None:
         raise ProblemError("not_found", "there is no host with this id: GET /v1/hosts lists all hosts")
     return found
