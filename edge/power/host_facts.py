@@ -20,6 +20,7 @@ from edge.power.conditions import (
     is_empty,
     is_used_by_others,
     power_prohibition,
+    was_stopped_lately,
 )
 from edge.power.observation import FleetObservation, PoolJobs
 from edge.power.scale_rule import DEFAULT_POOL, FleetHost, FleetPlan, HostPhase, PoolDemand, plan_fleet
@@ -169,6 +170,7 @@ class HostObserver:
                 hourly_cost=rules.price.hourly_cost if rules.price else 0.0,
                 vram_mb=offer.vram_mb if offer else 0,
                 is_fixed=(override is not None and override.want == "on") or is_used_by_others(case),
+                was_stopped_lately=was_stopped_lately(case),
             )
 
         return describe

@@ -41,7 +41,8 @@ class FleetHost(NamedTuple):
     """A host as the rule judges it.
 
     `slots`: by pool that it offers; None if the host was never seen, so that it may offer any pool. `ready_s`: seconds
-    until it is up, 0 if it is. `is_fixed`: it stays on whatever the pools need.
+    until it is up, 0 if it is. `is_fixed`: it stays on whatever the pools need. `was_stopped_lately`: it was off within
+    the last hour, so that no rule may stop it again soon.
     """
 
     name: str
@@ -53,6 +54,7 @@ class FleetHost(NamedTuple):
     hourly_cost: float = 0.0
     vram_mb: int = 0
     is_fixed: bool = False
+    was_stopped_lately: bool = False
 
     def offers_pool(self, pool: str) -> bool:
         """Return whether the host may run jobs of the pool."""
@@ -63,9 +65,13 @@ class FleetHost(NamedTuple):
         return 1 if self.slots is None else self.slots.get(pool, 0)
 
     @property
-    def wake_order(self) -> tuple[int, bool, float, int, str]:
-        """The order in which hosts are woken if nothing else decides."""
-        return self.wake_priority, self.slots is None, self.hourly_cost, -self.vram_mb, self.name
+    def wake_order(self) -> tuple[int, bool, float, bool, int, str]:
+        """The order in which hosts are woken if nothing else decides.
+
+        A host that was stopped lately comes after its equals: once woken, it would stay on for the rest of the hour.
+        """
+        is_unseen, lately = self.slots is None, self.was_stopped_lately
+        return self.wake_priority, is_unseen, self.hourly_cost, lately, -self.vram_mb, self.name
 
     def startable_jobs(self, pool: str, run_s: float, within_s: float) -> int:
         """Return how many jobs of the pool the host can start from now on `within_s`.
@@ -286,7 +292,7 @@ class _Planner:
             left, load, count = left - int(capacity * share), load - slots * share, count + 1
 
 
-def _keep_order(host: FleetHost) -> tuple[bool, int, tuple[int, bool, float, int, str]]:
+def _keep_order(host: FleetHost) -> tuple[bool, int, tuple[int, bool, float, bool, int, str]]:
     """Return the order in which hosts are kept on: the fullest first, then those that are woken first."""
     return not host.is_fixed, -host.occupied, host.wake_order
 
@@ -304,20 +310,22 @@ class _Cover(NamedTuple):
 
     hourly_cost: float
     size: int
+    stopped_lately: int
     vram_mb: int
     jobs: int
     hosts: tuple[FleetHost, ...]
 
     @property
-    def cost(self) -> tuple[float, int, int, int]:
-        """The order of covers: money, number of hosts, then the most VRAM and the most jobs."""
-        return self.hourly_cost, self.size, -self.vram_mb, -self.jobs
+    def cost(self) -> tuple[float, int, int, int, int]:
+        """The order of covers: money, number of hosts, the fewest stopped lately, then the most VRAM and jobs."""
+        return self.hourly_cost, self.size, self.stopped_lately, -self.vram_mb, -self.jobs
 
     def add(self, host: FleetHost, jobs: int) -> "_Cover":
         """Return the set with one more host, which starts `jobs` jobs."""
         return _Cover(
             round(self.hourly_cost + host.hourly_cost, 9),
             self.size + 1,
+            self.stopped_lately + host.was_stopped_lately,
             self.vram_mb + host.vram_mb,
             self.jobs + jobs,
             (*self.hosts, host),
@@ -329,7 +337,7 @@ def _cheapest_cover(candidates: Sequence[tuple[FleetHost, int]], jobs: int, limi
 
     A set that costs more and starts fewer jobs than another is dropped.
     """
-    covers = [_Cover(0.0, 0, 0, 0, ())]
+    covers = [_Cover(0.0, 0, 0, 0, 0, ())]
     for host, capacity in candidates:
         larger = [cover.add(host, capacity) for cover in covers if cover.jobs < jobs]
         covers = _undominated(sorted((*covers, *larger), key=lambda cover: cover.cost), jobs)

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from bench.fleet import CYCLES_LIMIT, SCENARIOS, describe, hindsight_optimum_s, play
 
-BURST, SAWTOOTH, TRICKLE, NEVER_BOOTS, TWO_EDGES = SCENARIOS
+BURST, SAWTOOTH, TRICKLE, NEVER_BOOTS, TWO_EDGES, *_ = SCENARIOS
 
 
 def test_five_hundred_jobs_and_three_dark_hosts_are_three_starts_in_one_look() -> None:

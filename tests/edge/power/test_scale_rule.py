@@ -67,6 +67,15 @@ WOKEN: list[tuple[str, PoolDemand, list[FleetHost], dict[str, Any], str]] = [
     ("the lowest rank", FEW, [host("x", wake_priority=2), host("y")], {}, "y"),
     ("the rank before the price", FEW, [host("x", hourly_cost=9.0), host("y", wake_priority=2)], {}, "x"),
     ("the price of equal ranks", FEW, [host("x", hourly_cost=2.0), host("y", hourly_cost=1.0)], {}, "y"),
+    ("of equal prices one that may be stopped again", FEW, [host("x", was_stopped_lately=True), host("y")], {}, "y"),
+    (
+        "the price before that",
+        FEW,
+        [host("x", was_stopped_lately=True, hourly_cost=1.0), host("y", hourly_cost=2.0)],
+        {},
+        "x",
+    ),
+    ("that before the VRAM", FEW, [host("x", was_stopped_lately=True, vram_mb=24_000), host("y")], {}, "y"),
     ("then the most VRAM", FEW, [host("x", vram_mb=8_000), host("y", vram_mb=24_000)], {}, "y"),
     ("fewer hosts for the same money", jobs(18), [host("x"), host("y"), host("z", slots=2)], {}, "z"),
     (
