@@ -75,7 +75,8 @@ async def run_hosts(made: BenchInstallation, count: int, job_s: float) -> AsyncI
             tasks.start_soon(_read_starts, hosts)
             await _wait_until_online(made, hosts, count)
             yield hosts
-            process.kill()
+            if process.returncode is None:
+                process.kill()
             tasks.cancel_scope.cancel()
 
 
@@ -126,8 +127,8 @@ class StallWatch:
             heartbeats = [row.value for row in (await bus.heartbeats.rows()).values()]
         idle = [heartbeat.host for heartbeat in heartbeats if not heartbeat.running]
         refusing = {one.host: one.unschedulable for one in heartbeats if one.unschedulable}
-        lanes = "; ".join(f"{name} {counts}" for name, counts in consumers.items())
-        return f"{lanes}; {len(heartbeats)} hosts beat, idle: {idle}, unschedulable: {refusing}"
+        lanes = "; ".join(f"{name} {counts}" for name, counts in consumers.items() if any(counts.values()))
+        return f"{lanes or 'all queues are empty'}; {len(heartbeats)} hosts beat, idle: {idle}, unschedulable: {refusing}"
 
 
 async def read_queue_consumers(made: BenchInstallation) -> dict[str, dict[str, int]]:
