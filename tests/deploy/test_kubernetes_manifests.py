@@ -1,6 +1,6 @@
 """The manifests of deploy/kubernetes: valid in three releases, with the rights that the driver uses and no others."""
 
-from pathlib import Path
+import re
 from typing import Any
 
 import kubernetes_validate
@@ -8,10 +8,14 @@ import pytest
 import yaml
 
 from edge.power.drivers.kubernetes import pilot_manifest
+from edge.settings import EdgeSettings
 from runner.settings import RunnerSettings
+from schemas.host_config import KubernetesHostConfig
+from schemas.settings_loader import load_settings
+from tests.support.doc_pages import DOCS, ROOT, read_listed_blocks
 from tests.support.kubernetes_api import PILOT_VERBS
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+FOLDER = ROOT / "deploy" / "kubernetes"
 RELEASES = ("1.35", "1.36", "1.37")
 MANIFESTS = {
     f"{file.stem}-{manifest['kind']}": manifest
@@ -77,3 +81,14 @@ def test_the_runner_has_time_to_drain_and_knows_its_settings(pilot: dict[str, An
     assert float(given["LAMPLIGHTER_GRACE_S"]["value"]) < pilot["spec"]["terminationGracePeriodSeconds"]
     settings = {name.removeprefix("LAMPLIGHTER_").lower() for name in given} - {"join"}
     assert settings <= set(RunnerSettings.__struct_fields__)
+
+
+def test_the_page_declares_hosts_and_applies_manifests_that_are_there() -> None:
+    page = DOCS / "kubernetes.md"
+    settings = load_settings(EdgeSettings, "\n".join(read_listed_blocks(page, "toml")), {})
+    declared = [host for name, host in settings.hosts.items() if name.startswith("k8s-")]
+    assert len(declared) == 3
+    assert all(isinstance(host, KubernetesHostConfig) for host in declared)
+    applied = re.findall(r"kubectl apply -f (\S+)", "\n".join(read_listed_blocks(page, "text")))
+    assert applied
+    assert [file for file in applied if not (ROOT / file).is_file()] == []

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from tests.support import runpod_client
@@ -14,6 +15,7 @@ RUN_TIMEOUT_S = 110
 
 _RUNPOD = re.compile(r"^import .*\brunpod\b", re.MULTILINE)
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LISTED_FENCE = re.compile(r"^( +)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
 def read_fences(page: Path) -> list[tuple[str, str]]:
@@ -24,6 +26,12 @@ def read_fences(page: Path) -> list[tuple[str, str]]:
 def read_blocks(page: Path, language: str) -> list[str]:
     """The texts of the blocks in one language."""
     return [text for found, text in read_fences(page) if found == language]
+
+
+def read_listed_blocks(page: Path, language: str) -> list[str]:
+    """The texts of the blocks that are indented, because they belong to an item of a list."""
+    blocks = _LISTED_FENCE.findall(page.read_text())
+    return [textwrap.dedent(text) for _, found, text in blocks if found == language]
 
 
 def run_block(language: str, text: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:

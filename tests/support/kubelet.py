@@ -35,6 +35,7 @@ class Kubelet:
         self._processes: dict[str, Process] = {}  # by the uid of the Pod
         self._evicted: dict[str, dict[str, str]] = {}
         self._started: set[str] = set()
+        self._lost: set[str] = set()
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator["Kubelet"]:
@@ -61,6 +62,18 @@ class Kubelet:
     def end(self, name: str) -> None:
         """Let the runner of a Pod end by itself, as after `--until-idle`."""
         _send(self._processes[self.api.pods[name]["metadata"]["uid"]], signal.SIGTERM)
+
+    def lose_node(self, name: str) -> None:
+        """Take the power from the node of a Pod: its processes are gone, and no kubelet ends the Pod in the API.
+
+        The control plane deletes the Pod, as after `tolerationSeconds`.
+        """
+        pod = self.api.pods[name]
+        self._lost.add(pod["metadata"]["uid"])
+        _send(self._processes[pod["metadata"]["uid"]], signal.SIGKILL)
+        ready = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}
+        self.api.set_status(name, phase="Unknown", reason="NodeLost", conditions=[ready])
+        self.api.begin_deletion(name, grace_s=1.0)
 
     async def _watch(self, tasks: TaskGroup) -> None:
         while True:
@@ -108,7 +121,7 @@ class Kubelet:
         self._record_end(name, pod, container["name"], code)
 
     def _record_end(self, name: str, pod: dict[str, Any], container: str, code: int) -> None:
-        if self.api.pods.get(name) is not pod:
+        if self.api.pods.get(name) is not pod or pod["metadata"]["uid"] in self._lost:
             return
         if "deletionTimestamp" in pod["metadata"]:
             self.api.remove(name)

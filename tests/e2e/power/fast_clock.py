@@ -14,9 +14,11 @@ host.HEARTBEAT_TTL_S, host.HEARTBEAT_INTERVAL_S, host.HOST_GONE_TIMEOUT_S = 5.0,
 if sys.argv[1] == "edge":
     from edge import domain
     from edge.power import conditions, state_machine
+    from edge.power.drivers import kubernetes
     from schemas.backoff import Backoff
 
     conditions.CALL_ABANDONED_AFTER_S, conditions.DRAIN_SETTLE_S = 2.0, 2.0
+    kubernetes.LOST_AFTER_S = 1.0
     state_machine.BACKOFF = Backoff(0.4, 600.0)
     domain.PowerDependencies = partial(domain.PowerDependencies, tick_interval_s=0.5, poll_interval_s=0.3)  # type: ignore[attr-defined, assignment]
 

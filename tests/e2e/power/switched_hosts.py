@@ -110,27 +110,46 @@ class SwitchedHost:
                 os.kill(pid, signal.SIGKILL)
 
 
-class SwitchedInstallation(Installation):
-    """Edge and broker on one side of the network, reached by others with TLS; the hosts on the other side."""
+class JoinableInstallation(Installation):
+    """An edge with a fast clock, and a broker, at `address`: hosts join with a token over TLS, at port `tls_port`."""
 
-    def __init__(self, folder: Path, net: HostNetwork, hosts: Sequence[SwitchedHost]) -> None:
-        self._certificate = load_or_create_certificate(folder / "tls", [EDGE], utc_now())
+    def __init__(self, folder: Path, address: str, tls_port: int) -> None:
+        self._certificate = load_or_create_certificate(folder / "tls", [address], utc_now())
+        self._public = f"{address}:{tls_port}"
         programs = {"edge": FAST_CLOCK_MODULE}
-        super().__init__(folder, "process", programs=programs, broker_host=EDGE, tls=self._certificate)
-        self.net = net
-        self.hosts = {host.name: host for host in hosts}
+        super().__init__(folder, "process", programs=programs, broker_host=address, tls=self._certificate)
 
     def edge_environ(self, endpoints: Sequence[Path] = ENDPOINTS, name: str = EDGE_NAME) -> dict[str, str]:
         """The settings of an edge that lets hosts join."""
         return super().edge_environ(endpoints, name) | {
-            "LAMPLIGHTER_PUBLIC__LISTEN": f"{EDGE}:{TLS_PORT}",
-            "LAMPLIGHTER_PUBLIC__URL": f"https://{EDGE}:{TLS_PORT}",
+            "LAMPLIGHTER_PUBLIC__LISTEN": self._public,
+            "LAMPLIGHTER_PUBLIC__URL": f"https://{self._public}",
             "LAMPLIGHTER_PUBLIC__BROKER": self.server.url,
             "LAMPLIGHTER_PUBLIC__CERT": str(self._certificate.cert),
             "LAMPLIGHTER_PUBLIC__KEY": str(self._certificate.key),
             "LAMPLIGHTER_ENROLLMENT__NATS_CONF_DIR": str(self.folder / "broker"),
             "LAMPLIGHTER_ENROLLMENT__RELOAD_COMMAND": json.dumps(self.server.reload_command),
         }
+
+    def joining_environ(self, host: str) -> dict[str, str]:
+        """The settings of a runner that joins: all but what comes with its token, its name, and its folder."""
+        settings = self.runner_environ(host, OFFERED)
+        enrolled = ("LAMPLIGHTER_BROKER__", "LAMPLIGHTER_EDGE__", "LAMPLIGHTER_HOST", "LAMPLIGHTER_DATA")
+        return {
+            **{name: value for name, value in settings.items() if not name.startswith(enrolled)},
+            "LAMPLIGHTER_CONFIG": os.devnull,
+            "LAMPLIGHTER_PACE__PRESENCE_S": "0.5",
+            "LAMPLIGHTER_LOG_FORMAT": "json",
+        }
+
+
+class SwitchedInstallation(JoinableInstallation):
+    """Edge and broker on one side of the network, reached by others with TLS; the hosts on the other side."""
+
+    def __init__(self, folder: Path, net: HostNetwork, hosts: Sequence[SwitchedHost]) -> None:
+        super().__init__(folder, EDGE, TLS_PORT)
+        self.net = net
+        self.hosts = {host.name: host for host in hosts}
 
     async def start_edge_again(self) -> None:
         """Start the edge again, after it was killed."""
@@ -158,15 +177,8 @@ class SwitchedInstallation(Installation):
         """Let every host join: its runner starts with the token of `hosts add`, as at a first boot."""
         for host in self.hosts.values():
             token = (await admin.call(api.add_host(host.name)))["token"]
-            settings = self.runner_environ(host.name, OFFERED)
-            enrolled = ("LAMPLIGHTER_BROKER__", "LAMPLIGHTER_EDGE__", "LAMPLIGHTER_HOST")  # these come with the token
-            environ = BYTECODE_ENVIRON | {
-                **{name: value for name, value in settings.items() if not name.startswith(enrolled)},
-                "LAMPLIGHTER_CONFIG": os.devnull,
-                "LAMPLIGHTER_DATA": str(self.folder / f"data-{host.name}"),
-                "LAMPLIGHTER_PACE__PRESENCE_S": "0.5",
-                "LAMPLIGHTER_LOG_FORMAT": "json",
-            }
+            data = {"LAMPLIGHTER_DATA": str(self.folder / f"data-{host.name}")}
+            environ = BYTECODE_ENVIRON | self.joining_environ(host.name) | data
             argv = (*self.net.at_host, sys.executable, "-m", FAST_CLOCK_MODULE, "runner", "--join", token)
             host.build(HostPlan(argv, environ, str(ROOT)))
 

@@ -5,11 +5,13 @@ The tests of this file share one installation and run in order; each begins and 
 
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from anyio import to_thread
 from msgspec import Struct
 
 from edge.power.drivers.kubernetes import pod_name
@@ -18,19 +20,22 @@ from schemas.events import Started
 from schemas.job_view import JobView
 from schemas.power import PowerRecord
 from schemas.power import PowerState as S
-from tests.e2e.power.switched_hosts import FAST_CLOCK_MODULE, OFFERED, RULES
+from tests.e2e.power.switched_hosts import FAST_CLOCK_MODULE, OFFERED, RULES, JoinableInstallation
 from tests.support.bytecode import BYTECODE_ENVIRON
-from tests.support.installation import ROOT, Installation, RunningInstallation, run_installation
+from tests.support.doc_pages import DOCS, read_listed_blocks, run_block
+from tests.support.installation import ROOT, RunningInstallation, run_installation
 from tests.support.job_checks import events_of, read_history, wait_for_reason, wait_until_running
 from tests.support.kubelet import UNSCHEDULABLE, Kubelet
 from tests.support.kubernetes_api import NAMESPACE, KubernetesApi
+from tests.support.reserved_ports import HOST as HOST_ADDRESS
+from tests.support.reserved_ports import reserve_ports
 from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.long(30), pytest.mark.timeout(240)]
 HOST = "k8s-1"
 POD = pod_name(HOST)
 STATE_TIMEOUT_S = 90.0
-NOT_OF_A_POD = ("LAMPLIGHTER_HOST", "LAMPLIGHTER_DATA")  # the driver sets one, the kubelet the other
+JOIN_SECRET = "lamplighter-join"
 
 
 class Cluster(Struct):
@@ -78,25 +83,44 @@ async def home(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) 
     folder.chmod(0o711)
     api_server, token_file = KubernetesApi(), folder / "token"
     token_file.write_text("token-1")
-    installation = Installation(folder, "process", programs={"edge": FAST_CLOCK_MODULE})
-    async with api_server.serve() as server:
-        given = {"driver": "kubernetes", "server": server, "token_file": str(token_file), "namespace": NAMESPACE}
-        rules = {**given, **RULES, "boot_timeout": 30.0, "drain_s": 20.0, "timeout": 4.0}
-        lines = (f"{name} = {value!r}\n" for name, value in rules.items())
-        (folder / "lamplighter.toml").write_text(f"[hosts.{HOST}]\n{''.join(lines)}")
-        async with run_installation(installation, OFFERED) as running:
-            environ = {**BYTECODE_ENVIRON, "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-            settings = installation.runner_environ(HOST, OFFERED) | {"LAMPLIGHTER_PACE__PRESENCE_S": "0.5"}
-            container = {
-                "name": "runner",
-                "image": "pilot:1",
-                "command": [sys.executable, "-m", FAST_CLOCK_MODULE, "runner"],
-                "env": [{"name": name, "value": value} for name, value in settings.items() if name not in NOT_OF_A_POD],
-            }
-            template = {"template": {"spec": {"containers": [container], "terminationGracePeriodSeconds": 20}}}
-            api_server.pod_templates["lamplighter-pilot"] = template
-            async with Kubelet(api_server, folder, environ, slots=0).run() as kubelet:
-                yield Cluster(api_server, kubelet, token_file, running)
+    with reserve_ports(1) as (port,):
+        installation = JoinableInstallation(folder, HOST_ADDRESS, port)
+        async with api_server.serve() as server:
+            given = {"driver": "kubernetes", "server": server, "token_file": str(token_file), "namespace": NAMESPACE}
+            rules = {**given, **RULES, "boot_timeout": 30.0, "drain_s": 10.0, "timeout": 4.0}
+            lines = (f"{name} = {value!r}\n" for name, value in rules.items())
+            (folder / "lamplighter.toml").write_text(f"[hosts.{HOST}]\n{''.join(lines)}")
+            async with run_installation(installation, OFFERED) as running:
+                api_server.pod_templates["lamplighter-pilot"] = pilot_template(installation.joining_environ(HOST))
+                token = await to_thread.run_sync(make_token, folder, installation)
+                environ = {**BYTECODE_ENVIRON, "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+                async with Kubelet(api_server, folder, environ, slots=0).run() as kubelet:
+                    kubelet.secrets[JOIN_SECRET] = {"token": token}
+                    yield Cluster(api_server, kubelet, token_file, running)
+
+
+def make_token(folder: Path, installation: JoinableInstallation) -> str:
+    """Make the token of the pilots by the command of docs/kubernetes.md. Blocking."""
+    lines = "\n".join(read_listed_blocks(DOCS / "kubernetes.md", "text")).splitlines()
+    (command,) = (line for line in lines if line.startswith("lamplighter hosts token "))
+    admin = {"LAMPLIGHTER_URL": installation.url, "LAMPLIGHTER_KEY": installation.keys["admin"]}
+    done = run_block("sh", command, folder, **admin)
+    assert done.returncode == 0, done.stderr
+    return (folder / "token.txt").read_text().strip()
+
+
+def pilot_template(settings: Mapping[str, str]) -> dict[str, Any]:
+    """Return the PodTemplate of deploy/kubernetes/pilot.yaml, with the program and the settings of these pilots."""
+    template: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "pilot.yaml").read_text())
+    (container,) = template["template"]["spec"]["containers"]
+    (join,) = (one for one in container["env"] if one["name"] == "LAMPLIGHTER_JOIN")
+    assert container["args"][:2] == ["runner", "--until-idle"]
+    assert join["valueFrom"]["secretKeyRef"]["name"] == JOIN_SECRET
+    container["image"] = "pilot:1"
+    container["command"] = [sys.executable, "-m", FAST_CLOCK_MODULE]
+    container["env"] = [join, *({"name": name, "value": value} for name, value in settings.items())]
+    template["template"]["spec"]["terminationGracePeriodSeconds"] = 10
+    return template
 
 
 @pytest.fixture
@@ -146,6 +170,17 @@ async def test_an_eviction_loses_nothing_and_runs_nothing_twice_at_once(cluster:
     if POD in cluster.api.pods and cluster.api.pods[POD]["status"]["phase"] == "Running":
         cluster.kubelet.end(POD)  # as after `--until-idle`: its host is off
     await cluster.wait_for_state(S.OFF)
+
+
+async def test_the_job_of_a_node_that_is_lost_runs_again_in_another_pod(cluster: Cluster) -> None:
+    """The node cannot say that the Pod has ended: after its grace the edge counts it as off, and removes it."""
+    job = await cluster.submit(seconds=2.0)
+    await wait_until_running(cluster.running, job.id)
+    lost = cluster.api.pods[POD]["metadata"]["uid"]
+    cluster.kubelet.lose_node(POD)
+    await cluster.wait_until_succeeded(job)
+    assert await cluster.count_starts(job) == 2
+    assert POD not in cluster.api.pods or cluster.api.pods[POD]["metadata"]["uid"] != lost
 
 
 async def test_a_wrong_image_is_a_fault_and_trouble_with_the_api_server_is_waited_out(cluster: Cluster) -> None:
