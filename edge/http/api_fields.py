@@ -421,6 +421,8 @@ PARAMETERS: Final[dict[tuple[str, str], FieldNote]] = {
     ("query", "installation"): _N("Of the installation, for jobs of every owner; needs the scope admin", True),
     ("query", "cursor"): _N("`next_cursor` of the page before", "c1"),
     ("query", "endpoint"): _N("Only jobs of this endpoint", "echo"),
+    ("query", "hosts"): _N("Whether the hosts that joined with the token are removed too", True),
+    ("query", "finish"): _N("Whether to end the rotation: the old key is removed", True),
     ("query", "from"): _N("Only what is from this time on. The default of a report is 30 days before its end", _AT),
     ("query", "limit"): _N("How many to return at most", 50),
     ("query", "priority"): _N("Only jobs of this priority", "normal"),

@@ -233,7 +233,17 @@ _CLIENT: Mapping[str, str] = {
     "its heartbeat and capabilities": "心跳和任务类型",
     "join token {token} revoked": "接入令牌 {token} 已吊销",
     "{number} of its hosts stay: {remedy} removes them": ("用它接入的 {number} 台服务器仍然保留：{remedy} 可移除它们"),
+    "lamplighter hosts token revoke {token} --hosts": "lamplighter hosts token revoke {token} --hosts",
     "no join tokens": "没有接入令牌",
+    "gpus of {host}": "{host} 的 GPU",
+    "its runner uses {gpus}": "其 runner 使用 {gpus}",
+    "GPUs for jobs: {gpus}": "供任务使用的 GPU：{gpus}",
+    "correct the variable, or name the GPUs of this machine's runner with gpu.visible": (
+        "请改正该变量，或用 gpu.visible 指定本机 runner 的 GPU"
+    ),
+    "{problem}: correct it, or name this runner's GPUs with gpu.visible": (
+        "{problem}：请改正，或用 gpu.visible 指定此 runner 的 GPU"
+    ),
     "{value} is not a duration: write it as 90s, 30m, 12h or 7d": "{value} 不是时长：请写成 90s、30m、12h 或 7d",
     "key {key} revoked": "密钥 {key} 已吊销",
     "Delete all data of {owner}? This cannot be undone.": "确定删除 {owner} 的所有数据吗？此操作无法撤销。",
@@ -434,6 +444,11 @@ _DOCTOR: Mapping[str, str] = {
         "任务以 runner 自身用户的普通进程运行，不在容器中"
     ),
     "jobs run as plain processes of {user}, not in containers": "任务以用户 {user} 的普通进程运行，不在容器中",
+    "jobs ran in a sandbox on this host, and that does not work any more ({why}): mend it, or set "
+    '[process] sandbox = "none" to run them without one': (
+        "此服务器上的任务曾在沙箱中运行，现已无法运行（{why}）：请修复，"
+        '或设置 [process] sandbox = "none" 以不用沙箱运行'
+    ),
     "jobs run as processes of {user}, each in a sandbox of bubblewrap": (
         "任务以用户 {user} 的进程运行，每个任务在 bubblewrap 沙箱中"
     ),
