@@ -128,7 +128,9 @@ class StallWatch:
         idle = [heartbeat.host for heartbeat in heartbeats if not heartbeat.running]
         refusing = {one.host: one.unschedulable for one in heartbeats if one.unschedulable}
         lanes = "; ".join(f"{name} {counts}" for name, counts in consumers.items() if any(counts.values()))
-        return f"{lanes or 'all queues are empty'}; {len(heartbeats)} hosts beat, idle: {idle}, unschedulable: {refusing}"
+        return (
+            f"{lanes or 'all queues are empty'}; {len(heartbeats)} hosts beat, idle: {idle}, unschedulable: {refusing}"
+        )
 
 
 async def read_queue_consumers(made: BenchInstallation) -> dict[str, dict[str, int]]:
