@@ -97,15 +97,20 @@ async def play_next_in_hand(_: ChaosInstallation, client: RecordingClient, cell:
     return job_id
 
 
-async def play_filled(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+async def play_filled(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell, seconds: float = 0.6) -> str:
     """Run a job whose volume is filled while it waits, and that has a cache."""
     await close_endpoint(chaos.installation.folder, chaos.bus)
     digests = await upload_weights(chaos.admin, cell.name)
-    job_id = await client.submit(cell.name, {"text": cell.name}, endpoint=WEIGHTED)
+    job_id = await client.submit(cell.name, {"text": cell.name, "seconds": seconds}, endpoint=WEIGHTED)
     await open_endpoint(chaos.installation.folder, digests)
     await _watched(client, job_id, cell)
     await client.fetch(await client.read_job(job_id), cell.name)
     return job_id
+
+
+async def play_long_filled(chaos: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
+    """Run such a job, which is still running when a killed daemon has restarted."""
+    return await play_filled(chaos, client, cell, seconds=5)
 
 
 async def play_cancel_running(_: ChaosInstallation, client: RecordingClient, cell: CrashCell) -> str:
@@ -185,6 +190,8 @@ STEPS = (
     CrashStep("fill: download", "runner", "source.download", play_filled, PARTS),
     CrashStep("fill: add file", "runner", "volumes.add", play_filled, ("runner",)),
     CrashStep("fill: assemble", "runner", "volumes.assemble", play_filled, ("runner",)),
+    CrashStep("start with volume", "runner", "engine.start", play_filled, ("runner", *DOCKER)),
+    CrashStep("progress, cache", "runner", "feed.publish.progress", play_long_filled, ("runner", *JOB, *DOCKER)),
     CrashStep("upload", "runner", "supplies.upload", play_plain),
     CrashStep("store", "edge", "store.write", play_plain, PARTS),
     CrashStep("record", "runner", "records.update.succeeded", play_plain),
