@@ -185,7 +185,18 @@ async def test_hosts_are_reported_while_on_and_while_off(edge: ServedEdge):
     assert set(host) == {
         *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
         *("busy", "cannot", "unschedulable", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
-        *("version", "declared", "images", "volumes", "maintenance", "labels", "unmet", "isolation", "runtimes"),
+        *(
+            "kept_on",
+            "version",
+            "declared",
+            "images",
+            "volumes",
+            "maintenance",
+            "labels",
+            "unmet",
+            "isolation",
+            "runtimes",
+        ),
         "gpus_assigned",
     }
     assert (await edge.ann.get("/v1/hosts/none")).status_code == 404
@@ -248,7 +259,7 @@ async def test_openapi_names_every_route_and_the_body_of_a_submit(edge: ServedEd
         *("/v1/jobs/actions", "/v1/jobs/actions/{action_id}", "/v1/hosts/{host}/samples"),
         *("/v1/session", "/v1/session/tickets", "/v1/relays", "/v1/hosts/{host}/leave"),
         *("/v1/host-tokens", "/v1/host-tokens/join", "/v1/host-tokens/{token_id}"),
-        *("/v1/secrets", "/v1/secrets/{name}", "/v1/jobs/{job_id}/secrets"),
+        *("/v1/secrets", "/v1/secrets/{name}", "/v1/jobs/{job_id}/secrets", "/v1/secret-key/rotate"),
         *("/livez", "/readyz", "/metrics"),
     }
     assert set(document["paths"]) == paths
