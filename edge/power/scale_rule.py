@@ -37,6 +37,9 @@ class HostPhase(Enum):
     FAILED = auto()
 
 
+_UP_PHASES = frozenset({HostPhase.SERVING, HostPhase.RESUMABLE})
+
+
 class FleetHost(NamedTuple):
     """A host as the rule judges it.
 
@@ -80,7 +83,7 @@ class FleetHost(NamedTuple):
         that is shorter than a boot must not count as out of reach.
         """
         slots = self.slots_of(pool)
-        if self.phase in {HostPhase.SERVING, HostPhase.RESUMABLE}:
+        if self.phase in _UP_PHASES:
             busy = min(self.occupied, slots)
             return (slots - busy) * _starts(run_s, within_s) + busy * _starts(run_s, within_s - run_s / 2)
         return slots * max(1, _starts(run_s, within_s - self.ready_s))
@@ -157,67 +160,76 @@ class _Planner:
 
     def wake_for(self, pool: str) -> None:
         """Add the hosts that the pool needs: those that drain, those on their way, then the cheapest dark ones."""
-        demand, rule = self._demands.get(pool, PoolDemand()), self._rule(pool)
-        left, all_left = demand.wake_jobs, demand.waiting_jobs
+        demand, rule, free_shares = self._demands.get(pool, PoolDemand()), self._rule(pool), dict(self._shares)
+        wake_left, waiting_left = demand.wake_jobs, demand.waiting_jobs
         counted = self._offering(pool, HostPhase.SERVING)
         for host in counted:
-            taken = self._take(host, pool, demand.run_s, rule.target_wait_s, all_left)
-            left, all_left = left - taken, all_left - taken
+            taken = self._take(host, pool, demand, waiting_left)
+            wake_left, waiting_left = wake_left - taken, waiting_left - taken
         for host in self._offering(pool, HostPhase.RESUMABLE):
-            if all_left > 0 or len(counted) < rule.min:
+            if waiting_left > 0 or len(counted) < rule.min:
                 counted.append(host)
                 self.resumed.add(host.name)
-                taken = self._take(host, pool, demand.run_s, rule.target_wait_s, all_left)
-                left, all_left = left - taken, all_left - taken
-        chosen = self._choose_coming(pool, demand, left, counted)
-        left -= sum(self._take(host, pool, demand.run_s, rule.target_wait_s, left) for host in chosen)
-        dark, left = self._choose_dark(pool, demand, left, [*counted, *chosen])
-        chosen += dark
-        self._request(pool, demand, chosen, left)
+                taken = self._take(host, pool, demand, waiting_left)
+                wake_left, waiting_left = wake_left - taken, waiting_left - taken
+        coming, wake_left = self._choose_coming(pool, demand, wake_left, counted)
+        dark, wake_left = self._choose_dark(pool, demand, wake_left, [*counted, *coming], free_shares)
+        chosen = coming + dark
+        self._request(pool, demand, chosen, wake_left)
         kept_on = sorted(counted, key=_keep_order) + chosen
         self.reserved.update(host.name for host in kept_on[: rule.min])
 
-    def _take(self, host: FleetHost, pool: str, run_s: float, within_s: float, jobs: int) -> int:
-        """Give up to `jobs` jobs of the pool to the host; return how many it can start in time."""
-        capacity = host.startable_jobs(pool, run_s, within_s)
-        taken = max(0, min(jobs, int(capacity * self._shares[host.name] + 1e-6)))
+    def _take(self, host: FleetHost, pool: str, demand: PoolDemand, jobs: int) -> int:
+        """Assign at most `jobs` jobs of the pool to the host; return how many it can start in time."""
+        capacity = host.startable_jobs(pool, demand.run_s, self._rule(pool).target_wait_s)
+        taken = max(0, min(jobs, _part_of(capacity, self._shares[host.name])))
         if capacity:
             self._shares[host.name] -= taken / capacity
         return taken
 
-    def _choose_coming(self, pool: str, demand: PoolDemand, left: int, counted: Sequence[FleetHost]) -> list[FleetHost]:
-        """Return the hosts on their way that the pool still waits for."""
+    def _choose_coming(
+        self, pool: str, demand: PoolDemand, wake_left: int, counted: Sequence[FleetHost]
+    ) -> tuple[list[FleetHost], int]:
+        """Return the hosts on their way that the pool still waits for, and how many jobs they leave."""
         rule = self._rule(pool)
         chosen: list[FleetHost] = []
         for host in self._offering(pool, HostPhase.COMING, HostPhase.DARK):
             is_on_its_way = host.phase is HostPhase.COMING or host.name in self.wake
-            if is_on_its_way and (left > 0 or len(counted) + len(chosen) < rule.min):
+            if is_on_its_way and (wake_left > 0 or len(counted) + len(chosen) < rule.min):
                 chosen.append(host)
-                left -= int(
-                    host.startable_jobs(pool, demand.run_s, rule.target_wait_s) * self._shares[host.name] + 1e-6
-                )
-        return chosen
+                wake_left -= self._take(host, pool, demand, wake_left)
+        return chosen, wake_left
 
     def _choose_dark(
-        self, pool: str, demand: PoolDemand, left: int, counted: Sequence[FleetHost]
+        self,
+        pool: str,
+        demand: PoolDemand,
+        wake_left: int,
+        counted: Sequence[FleetHost],
+        free_shares: Mapping[str, float],
     ) -> tuple[list[FleetHost], int]:
-        """Return the cheapest dark hosts that start `left` jobs in time, at least `min`, and the jobs that are left."""
+        """Return the cheapest dark hosts that start `wake_left` jobs in time, at least `min`, and what they leave.
+
+        `free_shares`: the part of the capacity of each host that the pools before this one have left.
+        """
         rule = self._rule(pool)
         dark = [host for host in self._offering(pool, HostPhase.DARK) if host.name not in self.wake]
         on_their_way = {host.name for host in self._offering(pool, HostPhase.COMING)} | {one.name for one in counted}
         room = max(0, len(dark) if rule.max is None else rule.max - len(on_their_way))
-        useful = [host for host in dark if not self._is_done_before(host, pool, demand, counted)]
-        left = min(left, self._startable_by_quota(pool, demand, useful, counted))
+        up = [(one, free_shares[one.name]) for one in counted if one.phase in _UP_PHASES]
+        useful = [host for host in dark if not _is_done_before(host, pool, demand, up)]
+        wake_left = min(wake_left, self._startable_by_quota(pool, demand, useful, counted))
         chosen: list[FleetHost] = []
         for tier in _tiers(useful):
-            if left <= 0 or room <= 0:
+            if wake_left <= 0 or room <= 0:
                 break
             capacities = [host.startable_jobs(pool, demand.run_s, rule.target_wait_s) for host in tier]
-            cover = _cheapest_cover(list(zip(tier, capacities, strict=True)), left, room)
+            cover = _cheapest_cover(list(zip(tier, capacities, strict=True)), wake_left, room)
             chosen, room = chosen + cover, room - len(cover)
-            left -= sum(self._take(host, pool, demand.run_s, rule.target_wait_s, left) for host in cover)
+            for host in cover:
+                wake_left -= self._take(host, pool, demand, wake_left)
         missing = max(0, rule.min - len(counted) - len(chosen))
-        return chosen + [host for host in dark if host not in chosen][:missing], left
+        return chosen + [host for host in dark if host not in chosen][:missing], wake_left
 
     def _startable_by_quota(
         self, pool: str, demand: PoolDemand, dark: Sequence[FleetHost], counted: Sequence[FleetHost]
@@ -229,21 +241,15 @@ class _Planner:
         soonest_s = min(host.ready_s for host in dark)
         return max(0, slots) * max(1, _starts(demand.run_s, self._rule(pool).target_wait_s - soonest_s))
 
-    @staticmethod
-    def _is_done_before(host: FleetHost, pool: str, demand: PoolDemand, counted: Sequence[FleetHost]) -> bool:
-        """Return whether the hosts that are on will have started all jobs before this one is up."""
-        up = (one for one in counted if one.phase in {HostPhase.SERVING, HostPhase.RESUMABLE})
-        return sum(one.startable_jobs(pool, demand.run_s, host.ready_s) for one in up) >= demand.wake_jobs
-
-    def _request(self, pool: str, demand: PoolDemand, chosen: Sequence[FleetHost], left: int) -> None:
+    def _request(self, pool: str, demand: PoolDemand, chosen: Sequence[FleetHost], wake_left: int) -> None:
         """Request the chosen hosts, and the failed ones that come before the last of them."""
-        if not chosen and left <= 0:
+        if not chosen and wake_left <= 0:
             return
         last = max((host.wake_order for host in chosen), default=None)
         failed = [
             host
             for host in self._offering(pool, HostPhase.FAILED)
-            if left > 0 or last is None or host.wake_order <= last
+            if wake_left > 0 or last is None or host.wake_order <= last
         ]
         why = self._wake_reason(pool, demand, len(chosen))
         for host in (*chosen, *failed):
@@ -290,6 +296,17 @@ class _Planner:
             share = shares[host.name]
             shares[host.name] -= min(part, share)
             left, load, count = left - int(capacity * share), load - slots * share, count + 1
+
+
+def _is_done_before(host: FleetHost, pool: str, demand: PoolDemand, up: Iterable[tuple[FleetHost, float]]) -> bool:
+    """Return whether the hosts that are on, each with its share, will have started all jobs before this one is up."""
+    started = (_part_of(one.startable_jobs(pool, demand.run_s, host.ready_s), share) for one, share in up)
+    return sum(started) >= demand.wake_jobs
+
+
+def _part_of(jobs: int, share: float) -> int:
+    """Return how many of the jobs a share is; a share that arithmetic has made slightly too small loses none."""
+    return int(jobs * share + 1e-6)
 
 
 def _keep_order(host: FleetHost) -> tuple[bool, int, tuple[int, bool, float, bool, int, str]]:

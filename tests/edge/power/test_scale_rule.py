@@ -169,6 +169,22 @@ def test_pools_of_one_host_share_it() -> None:
     assert plan_fleet({"a": ten, "b": ten}, both, {}).wake.keys() == {"y"}
 
 
+@pytest.mark.parametrize("phase", [DARK, COMES])
+def test_a_host_gives_other_pools_all_that_one_pool_leaves(phase: HostPhase) -> None:
+    """Each host starts 10 jobs: 16 jobs need two hosts, and the second host serves both pools."""
+    hosts = [host("x", phase, pools="ab"), host("y", phase, pools="ab"), host("z", pools="ab")]
+    runs = {"run_s": 53.0}
+    assert hosts[0].startable_jobs("a", within_s=DEFAULT_POOL.target_wait_s, **runs) == 10
+    assert plan_fleet({"a": jobs(11, **runs), "b": jobs(5, **runs)}, hosts, {}).wake.keys() == {"x", "y"}
+
+
+def test_a_host_that_one_pool_occupies_does_not_finish_the_jobs_of_another() -> None:
+    """Host x could start 3 jobs before y is up, but pool a takes 10 of the 11 that it can start in time."""
+    both = [host("x", UP, pools="ab"), host("y", pools="ab")]
+    assert plan_fleet({"b": jobs(3)}, both, {}).wake == {}
+    assert plan_fleet({"a": jobs(10), "b": jobs(3)}, both, {}).wake.keys() == {"y"}
+
+
 def test_what_people_read_tells_why() -> None:
     assert plan(FEW, THREE).wake == {"x": "a job waits for it"}
     why = "500 jobs wait in pool a: fewer hosts cannot start them within 600 s"
@@ -194,9 +210,16 @@ FLEETS = st.lists(
 )
 
 
-@given(hosts=FLEETS, waiting=st.integers(0, 200), run_s=st.sampled_from([1.0, 60.0, 3600.0]))
-def test_the_set_is_sufficient_and_none_is_cheaper(hosts: list[FleetHost], waiting: int, run_s: float) -> None:
-    """Compare with all sets of dark hosts."""
+@given(
+    hosts=FLEETS,
+    waiting=st.integers(0, 200),
+    run_s=st.sampled_from([1.0, 60.0, 3600.0]),
+    limit=st.none() | st.integers(1, 4),
+)
+def test_the_set_is_sufficient_and_none_is_cheaper(
+    hosts: list[FleetHost], waiting: int, run_s: float, limit: int | None
+) -> None:
+    """Compare with all sets of dark hosts that `max` allows."""
 
     def startable(some: tuple[FleetHost, ...]) -> int:
         return sum(one.startable_jobs("a", run_s, DEFAULT_POOL.target_wait_s) for one in some)
@@ -204,14 +227,17 @@ def test_the_set_is_sufficient_and_none_is_cheaper(hosts: list[FleetHost], waiti
     def cost(some: tuple[FleetHost, ...]) -> tuple[float, int]:
         return round(sum(one.hourly_cost for one in some), 6), len(some)
 
-    made = plan(jobs(waiting, run_s=run_s), hosts)
+    made = plan(jobs(waiting, run_s=run_s), hosts, max=limit)
     dark = [one for one in hosts if one.phase is DARK]
     woken = tuple(one for one in dark if one.name in made.wake)
     given_jobs = startable(tuple(one for one in hosts if one.phase in {UP, DRAINS, COMES}))
-    sets = [some for size in range(len(dark) + 1) for some in itertools.combinations(dark, size)]
+    others = sum(one.phase in {UP, DRAINS, COMES} for one in hosts)
+    room = len(dark) if limit is None else min(len(dark), max(0, limit - others))
+    sets = [some for size in range(room + 1) for some in itertools.combinations(dark, size)]
     sufficient = [some for some in sets if given_jobs + startable(some) >= waiting]
     if woken and not sufficient:
-        assert len(woken) == len(dark)
+        assert len(woken) == room
+        assert startable(woken) == max(map(startable, sets))
     if woken and sufficient:
         assert cost(woken) == min(map(cost, sufficient))
     if sufficient and not woken and waiting > given_jobs:
