@@ -350,25 +350,45 @@ class _Cover(NamedTuple):
 
 
 def _cheapest_cover(candidates: Sequence[tuple[FleetHost, int]], jobs: int, limit: int) -> list[FleetHost]:
-    """Return the cheapest of the candidates that start `jobs` jobs together; the `limit` largest if all do not suffice.
+    """Return the cheapest of at most `limit` candidates that start `jobs` jobs together, else the `limit` largest."""
+    best = _search_cover(candidates, jobs, None)
+    if best is not None and best.size > limit:
+        best = _search_cover(candidates, jobs, limit)
+    if best is not None:
+        return list(best.hosts)
+    chosen: list[FleetHost] = []
+    for host, capacity in sorted(candidates, key=lambda one: (-one[1], one[0].wake_order))[:limit]:
+        if jobs > 0:
+            chosen.append(host)
+            jobs -= capacity
+    return sorted(chosen, key=lambda host: host.wake_order)
 
-    A set that costs more and starts fewer jobs than another is dropped.
+
+def _search_cover(candidates: Sequence[tuple[FleetHost, int]], jobs: int, limit: int | None) -> _Cover | None:
+    """Return the cheapest set that starts `jobs` jobs, with at most `limit` hosts if that is not None.
+
+    A set that another set makes useless is dropped. With a limit it returns None if none of the _COVERS_LIMIT sets
+    that are kept after each host suffices; the largest hosts together may do so.
     """
     covers = [_Cover(0.0, 0, 0, 0, 0, ())]
     for host, capacity in candidates:
-        larger = [cover.add(host, capacity) for cover in covers if cover.jobs < jobs]
-        covers = _undominated(sorted((*covers, *larger), key=lambda cover: cover.cost), jobs)
-    best = covers[-1]
-    if best.jobs >= jobs and best.size <= limit:
-        return list(best.hosts)
-    largest = sorted(candidates, key=lambda one: (-one[1], one[0].wake_order))[:limit]
-    return sorted((host for host, _ in largest), key=lambda host: host.wake_order)
+        larger = [cover.add(host, capacity) for cover in covers if cover.jobs < jobs and cover.size != limit]
+        covers = _undominated(sorted((*covers, *larger), key=lambda cover: cover.cost), jobs, limit)
+    return covers[-1] if covers[-1].jobs >= jobs else None
 
 
-def _undominated(covers: Iterable[_Cover], jobs: int) -> list[_Cover]:
-    """Return the covers of which each starts more jobs than all cheaper ones, up to the first that suffices."""
+def _undominated(covers: Iterable[_Cover], jobs: int, limit: int | None) -> list[_Cover]:
+    """Return the covers of which each starts more jobs than all cheaper ones, up to the first that suffices.
+
+    With a limit a cover is compared only with those that have no more hosts: a smaller one leaves room for more.
+    """
     kept: list[_Cover] = []
+    most_jobs = [-1] * (1 if limit is None else limit + 1)  # by number of hosts, of the covers with no more hosts
     for cover in covers:
-        if not kept or (kept[-1].jobs < jobs and cover.jobs > kept[-1].jobs):
+        size = 0 if limit is None else cover.size
+        if cover.jobs > most_jobs[size]:
             kept.append(cover)
+            most_jobs[size:] = [max(cover.jobs, most) for most in most_jobs[size:]]
+        if cover.jobs >= jobs:
+            break
     return [*kept[: _COVERS_LIMIT - 1], kept[-1]] if len(kept) > _COVERS_LIMIT else kept
