@@ -125,7 +125,7 @@ class PowerController:
         row = await update_record(
             self._table, host, self._dependencies.now, lambda record: state_machine.with_override(record, override)
         )
-        self._accept_row(host, row)
+        self._accept_own_write(host, row)
         self.request_tick()
         return row.value
 
@@ -206,8 +206,17 @@ class PowerController:
             WAKE_LEAD_FACTOR * max(wakes, default=DEFAULT_WAKE_S), include_queue=is_draining
         )
 
+    def _accept_own_write(self, host: str, row: TableRow[PowerRecord]) -> None:
+        """Keep a row that this edge has written, unless it has kept a newer one while it waited for the answer."""
+        known = self._rows.get(host)
+        if known is None or row.revision > known.revision:
+            self._accept_row(host, row)
+
     def _accept_row(self, host: str, row: TableRow[PowerRecord]) -> None:
-        """Keep a newer row, written by any edge, and notify listeners once of each change of state."""
+        """Keep a row, written by any edge, and notify listeners once of each change of state.
+
+        A row that was read may have a lower revision than the known one: after a restore, revisions start again.
+        """
         before, self._rows[host] = self._rows.get(host), row
         record = row.value
         if before is not None and before.revision != row.revision:
@@ -243,7 +252,7 @@ class PowerController:
             self._unconfirmed_calls[host] = call_id
             _log.warning("power_record_write_failed", host=host, error=str(error))
             return None
-        self._accept_row(host, row)
+        self._accept_own_write(host, row)
         return DuePowerCall(host, record.call) if record.call and record.call.id == call_id else None
 
     def _recover_unconfirmed_call(self, host: str, record: PowerRecord) -> DuePowerCall | None:

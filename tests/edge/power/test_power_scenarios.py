@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from bus.interface import BrokerUnreachable
 from edge.hosts.registry import WakeForecast
 from schemas.host_config import DailyBudget, WolHostConfig
+from schemas.power import PowerRecord, ReportedPower
 from schemas.power import PowerState as S
-from schemas.power import ReportedPower
 from schemas.problems import ProblemError
 from schemas.status import Priority, WaitReason
 from tests.edge.power.power_rig import HOST, PowerRig, PowerRigEdge, run_power_rig
@@ -330,6 +330,28 @@ async def test_a_silent_host_with_work_on_it_is_neither_cycled_nor_forgotten(tmp
         assert (await made.record()).state is S.WAKING
         assert calls(made) == []
         assert await made.edge.power.is_off("gpu-1") is False
+
+
+async def test_an_override_whose_answer_comes_late_does_not_undo_a_newer_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_power_rig(tmp_path, ONE) as made:
+        power, states = made.edge.power, list[tuple[str, str]]()
+        power.subscribe_records(lambda _host, before, after: states.append((before.state, after.state)))
+        update = power._table.update
+
+        async def update_and_tick(host: str, record: PowerRecord, revision: int) -> int:
+            monkeypatch.setattr(power._table, "update", update)
+            written = await update(host, record, revision)
+            await made.edge.tick()  # the override is stored, and its answer is not there yet
+            return written
+
+        monkeypatch.setattr(power._table, "update", update_and_tick)
+        await power.set_override("gpu-1", "on")
+        record = power.record("gpu-1")
+        assert record is not None
+        assert record.state is S.WAKING
+        assert states == [("off", "off"), ("off", "waking")]
 
 
 async def test_a_host_without_a_word_of_its_own_is_off_when_silent_and_powers_itself_off(tmp_path: Path) -> None:
