@@ -15,6 +15,7 @@ from tests.support.wait import wait_for
 pytestmark = [pytest.mark.long(30), pytest.mark.timeout(240)]
 
 NAMES = ("gpu-1", "gpu-2", "gpu-3")
+HOSTS = [(name, {"boot_timeout": 90.0}) for name in NAMES]  # three runners that boot at once are slow under load
 BURST, MORE = 45, 5
 RULE = "[pools.echo]\ntarget_wait_s = 3.0\ncool_down_s = 1.0\n"
 WHY = "jobs wait in pool echo: fewer hosts cannot start them within 3 s"
@@ -36,7 +37,7 @@ async def submit_until_all_work(scenario: PowerScenario) -> list[JobView]:
 
 
 async def test_three_dark_hosts_start_for_a_burst_and_go_off_when_it_is_over(net: HostNetwork, tmp_path: Path) -> None:
-    async with run_switched_installation(tmp_path, net, [(name, {}) for name in NAMES], RULE) as scenario:
+    async with run_switched_installation(tmp_path, net, HOSTS, RULE) as scenario:
         jobs = await submit_until_all_work(scenario)
         done = await scenario.wait_until_succeeded(*jobs)
         assert [job.output.data["text"] for job in done if job.output] == [str(number) for number in range(len(jobs))]
