@@ -12,8 +12,8 @@ from schemas.host_config import DailyBudget, WolHostConfig
 from schemas.power import PowerRecord, ReportedPower
 from schemas.power import PowerState as S
 from schemas.problems import ProblemError
-from schemas.status import Priority, WaitReason
-from tests.edge.power.power_rig import HOST, PowerRig, PowerRigEdge, run_power_rig
+from schemas.status import Priority, Status, WaitReason
+from tests.edge.power.power_rig import HEARTBEAT_INTERVAL_S, HOST, PowerRig, PowerRigEdge, run_power_rig
 from tests.support.edge_services import START, fake_bus_services
 
 ONE = {"gpu-1": HOST}
@@ -319,9 +319,9 @@ async def test_low_input_under_way_wakes_nobody_before_it_presses(tmp_path: Path
         assert timedelta(minutes=3) < soon - woken.since <= timedelta(minutes=4, seconds=5)
 
 
-async def test_a_silent_host_with_work_on_it_is_neither_cycled_nor_forgotten(tmp_path: Path) -> None:
+async def test_a_silent_host_is_not_cycled_until_its_job_is_released(tmp_path: Path) -> None:
     async with run_power_rig(tmp_path, ONE) as made:
-        await made.edge.world.start(await made.edge.world.submit(), incarnation="life-1")
+        job = await made.edge.world.start(await made.edge.world.submit(), incarnation="life-1")
         made.drivers["gpu-1"].power = ReportedPower.ON
         await made.wait_for_state(S.ONLINE)
         made.runners["gpu-1"].crashed = True
@@ -330,6 +330,15 @@ async def test_a_silent_host_with_work_on_it_is_neither_cycled_nor_forgotten(tmp
         assert (await made.record()).state is S.WAKING
         assert calls(made) == []
         assert await made.edge.power.is_off("gpu-1") is False
+        repairs = await made.edge.world.reconciler.sweep()
+        assert repairs["release_lost_attempts"] == 1, "no other host is on: the reconciler releases the job"
+        await made.advance(HEARTBEAT_INTERVAL_S)
+        assert [change.why for change in (await made.record()).history][-1] == "no heartbeat in time: one power cycle"
+        made.runners["gpu-1"].crashed = False
+        await made.wait_for_state(S.ONLINE)
+        assert calls(made) == ["stop", "start"]
+        job = await made.edge.world.read(job)
+        assert (job.status, job.free_releases) == (Status.QUEUED, {"host_lost": 1})
 
 
 async def test_an_override_whose_answer_comes_late_does_not_undo_a_newer_change(
