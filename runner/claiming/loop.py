@@ -214,10 +214,10 @@ class ClaimLoop:
         """Return the endpoints that cannot start now, after GPUs were kept for the one whose turn it is."""
         reasons, now = await self._schedulability.unschedulable_reasons(), anyio.current_time()
         endpoints, allocator = self._host.endpoints, self._host.gpu_allocator
-        larger = [name for name in reasons if name in endpoints and endpoints[name].config.resources.gpus > 1]
-        self._turns.note_refused(reasons, larger, now)
+        gpus_needed = {name: endpoint.config.resources.gpus for name, endpoint in endpoints.items()}
+        self._turns.note_refused(reasons, gpus_needed, now)
         name, kept_before = self._turns.name_to_check(now), self._turns.kept_for
-        if name is not None and name in endpoints:
+        if name is not None:
             lanes = [Lane(endpoints[name].config.effective_pool, priority) for priority in TURN_PRIORITIES]
             job = await peek_job(self._context, partial(self._fetch_first, lanes))
             self._turns.note_checked(name, now, has_job=job is not None and job.endpoint == name)

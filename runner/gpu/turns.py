@@ -9,7 +9,7 @@ The queue is looked at once in `turn_after_s`. So a job waits at most twice that
 these GPUs already.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from runner.gpu.placement import ANY_CARD, PlacementCapacity, PlacementPolicy, free_share, is_fit
 from schemas.endpoint import Resources
@@ -28,18 +28,19 @@ class ShareTurns:
         self._checked_at = 0.0
         self.kept_for: str | None = None
 
-    def note_refused(self, refused: Mapping[str, WaitReason], larger: Collection[str], now: float) -> None:
-        """Record why which endpoints cannot start now. `larger`: those that need more than one GPU.
+    def note_refused(self, refused: Mapping[str, WaitReason], gpus_needed: Mapping[str, int], now: float) -> None:
+        """Record why which endpoints cannot start now. `gpus_needed`: how many GPUs each endpoint of the host needs.
 
-        An endpoint that cannot start for another reason than its share loses its turn.
+        An endpoint that cannot start for another reason than its share, or that was removed, loses its turn.
         """
         self._refused_since = {
             name: self._refused_since.get(name, now)
             for name, reason in refused.items()
             if reason is WaitReason.GPU_SHARE_SHORT
-            or (reason is WaitReason.BEHIND and (name in self._refused_since or name in larger))
+            or (reason is WaitReason.BEHIND and (name in self._refused_since or gpus_needed[name] > 1))
         }
-        if self.kept_for in refused and self.kept_for not in self._refused_since:
+        is_refused_otherwise = self.kept_for in refused and self.kept_for not in self._refused_since
+        if is_refused_otherwise or self.kept_for not in gpus_needed:
             self.kept_for = None
 
     def name_to_check(self, now: float) -> str | None:

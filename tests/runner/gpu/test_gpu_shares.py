@@ -161,7 +161,7 @@ def test_small_jobs_do_not_start_past_a_whole_one_for_ever(
             running.remove((ends, allocation))
         refused = gpus.place(large, None)
         while isinstance(refused, Unplaceable):  # each round as the claim loop does it: whose turn, then one start
-            turns.note_refused({"large": refused.reason}, ["large"] if cards > 1 else [], now)
+            turns.note_refused({"large": refused.reason}, {"large": cards}, now)
             if turns.name_to_check(now) == "large":
                 turns.note_checked("large", now, has_job=True)
             gpus.keep_gpus(large if turns.kept_for else None)
@@ -181,11 +181,11 @@ def test_small_jobs_do_not_start_past_a_whole_one_for_ever(
     assert now <= bound
 
 
-def test_a_turn_ends_with_the_start_with_the_queue_and_with_another_reason() -> None:
-    turns = ShareTurns(60.0)
+def test_a_turn_ends_with_the_start_with_the_queue_with_another_reason_and_with_the_endpoint() -> None:
+    turns, gpus_needed = ShareTurns(60.0), {"large": 1}
 
     def give_turn() -> None:
-        turns.note_refused({"large": WaitReason.GPU_SHARE_SHORT}, [], 0.0)
+        turns.note_refused({"large": WaitReason.GPU_SHARE_SHORT}, gpus_needed, 0.0)
         assert turns.name_to_check(59.0) is None
         assert turns.name_to_check(60.0) == "large"
         turns.note_checked("large", 60.0, has_job=True)
@@ -202,17 +202,20 @@ def test_a_turn_ends_with_the_start_with_the_queue_and_with_another_reason() -> 
     assert turns.name_to_check(125.0) is None  # its patience began again
     turns.note_started("large")
     give_turn()
-    turns.note_refused({}, [], 70.0)  # it may start now, and its turn lasts until it does
+    turns.note_refused({}, gpus_needed, 70.0)  # it may start now, and its turn lasts until it does
     assert turns.kept_for == "large"
-    turns.note_refused({"large": WaitReason.IMAGE_MISSING}, [], 71.0)
+    turns.note_refused({"large": WaitReason.IMAGE_MISSING}, gpus_needed, 71.0)
+    assert turns.kept_for is None
+    give_turn()
+    turns.note_refused({}, {}, 72.0)  # the endpoint was removed
     assert turns.kept_for is None
 
 
 def test_who_is_behind_gets_no_turn_unless_it_needs_more_than_one_gpu() -> None:
     turns = ShareTurns(0.0)
-    turns.note_refused({"equal": WaitReason.BEHIND, "other": WaitReason.VRAM_SHORT}, [], 0.0)
+    turns.note_refused({"equal": WaitReason.BEHIND, "other": WaitReason.VRAM_SHORT}, {"equal": 1, "other": 1}, 0.0)
     assert turns.name_to_check(1.0) is None
-    turns.note_refused({"pair": WaitReason.BEHIND}, ["pair"], 1.0)
+    turns.note_refused({"pair": WaitReason.BEHIND}, {"pair": 2}, 1.0)
     assert turns.name_to_check(1.0) == "pair"
 
 

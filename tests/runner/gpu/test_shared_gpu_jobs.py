@@ -151,6 +151,22 @@ async def test_small_jobs_without_end_do_not_keep_a_whole_one_waiting(
         await wait_for(are_all_ended)  # and the small ones go on
 
 
+async def test_another_endpoint_gets_a_turn_after_the_one_whose_turn_it_was_is_removed(
+    world: RunnerEnvironment, jobs: Jobs, tmp_path: Path
+) -> None:
+    world.kinds = {**(world.kinds or {}), "other": warm_endpoint("other", tmp_path, gpus=1, vram_mb=1000)}
+    world.programs["other"] = jobs
+    short, behind = WaitReason.GPU_SHARE_SHORT, WaitReason.BEHIND
+    async with run_stub_monitor(StubNvml(tmp_path)) as world.gpus, world.run_runner() as runner:
+        await world.submit("half", "j1")
+        await world.submit("whole", "j2")
+        await wait_for_report(world, 0.5, whole=short, other=behind, half=behind, quarter=behind)
+        del runner.host.endpoints["whole"]
+        await wait_for_report(world, 0.5, other=short)
+        await world.submit("other", "j3")
+        await wait_for_report(world, 0.5, other=short, half=behind, quarter=behind)
+
+
 async def test_a_warm_container_has_its_share_and_its_part_of_mps(
     world: RunnerEnvironment, jobs: Jobs, tmp_path: Path
 ) -> None:
