@@ -27,6 +27,7 @@ from runner.endpoints import group_by_pool
 from runner.execution.container_run import JobAssignment
 from runner.execution.execution import ExecutionRegistry, RoundKey
 from runner.execution.fence import record_event
+from runner.execution.staging import job_timeouts
 from runner.gpu.placement import Placed
 from runner.gpu.turns import ShareTurns
 from schemas.backoff import Backoff
@@ -302,8 +303,10 @@ class ClaimLoop:
         """Claim the job, then launch it. No work is done before the claim is recorded."""
         job = entry.record.job
         endpoint = self._host.endpoints.get(job.endpoint)
-        limit_s = job.policy.execution_timeout_s
-        placed = await self._schedulability.place(endpoint, limit_s=limit_s) if endpoint else None
+        placed = None
+        if endpoint is not None:
+            limit_s = job_timeouts(job, endpoint.config).execution_s
+            placed = await self._schedulability.place(endpoint, limit_s=limit_s)
         permit = self._host.slots.take()
         if endpoint is None or permit is None or not isinstance(placed, Placed):
             if permit is not None:

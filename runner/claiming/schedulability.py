@@ -130,7 +130,7 @@ class Schedulability:
     ) -> Placed | Unplaceable:
         """Return the GPUs that a container of this endpoint would get now.
 
-        `warm`: it starts before its job. `limit_s`: how long its job may run; None: as long as the endpoint says.
+        `warm`: it starts before its job. `limit_s`: how long its job may run; None: `base_s`.
         """
         free_mb = await self._measure_disk_mb(DISK_MEASUREMENT_MAX_AGE_S)
         return self._place(endpoint, free_mb, warm=warm, limit_s=limit_s)

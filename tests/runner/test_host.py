@@ -15,7 +15,7 @@ from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.placement import Placed, Unplaceable
 from runner.host_end import HostEnd
 from schemas.container_protocol import ExitCode
-from schemas.endpoint import Endpoint, Resources
+from schemas.endpoint import Endpoint, Resources, Timeouts
 from schemas.events import AttemptReleased
 from schemas.gpu import GpuMonitorState, GpuSample
 from schemas.host import HostHeartbeat
@@ -305,14 +305,21 @@ async def test_gpus_of_another_model_are_told_and_a_driver_that_hangs_is_not(wor
 
 
 async def test_a_job_that_may_outlive_the_host_waits_for_another(world: RunnerEnvironment) -> None:
-    """The endpoint's limit is 600 s. A job that asks for a longer one stays in the queue."""
+    """The endpoint's limit is 600 s. A job with a longer one, its own or by its input, stays in the queue."""
     now = 0.0
+    limits = Timeouts(base_s=600.0, per_input_s=2.0, grace_s=0.2)
+    config = Endpoint(name="well", image="well", input_seconds="length", timeouts=limits)
+    world.kinds = {"well": LocalEndpoint(config, world.folder)}
     world.end = HostEnd(10_000.0, 10_000.0, lambda: now)
     now = 9_000.0
     async with world.run_runner():
-        long = await world.submit("well", policy=Policy(execution_timeout_s=5000.0))
-        assert (await world.wait_until_ended(await world.submit("well", "j2"))).status is Status.SUCCEEDED
-        assert (await world.job(long)).status is Status.QUEUED
+        long = [
+            await world.submit("well", "j1", policy=Policy(execution_timeout_s=5000.0)),
+            await world.submit("well", "j2", input={"length": 1000}),
+        ]
+        short = await world.submit("well", "j3", input={"length": 10})
+        assert (await world.wait_until_ended(short)).status is Status.SUCCEEDED
+        assert {(await world.job(key)).status for key in long} == {Status.QUEUED}
         now = 9_500.0
 
         async def told() -> bool:
