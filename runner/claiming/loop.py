@@ -349,7 +349,8 @@ class ClaimLoop:
     async def _is_claimant_gone(self, job: Job) -> bool:
         """Return whether the runner process that claimed `job` is gone.
 
-        Returns False while this runner has been connected for less than HOST_GONE_TIMEOUT_S: it cannot tell yet.
+        Returns False while it cannot tell: this runner has been connected for less than HOST_GONE_TIMEOUT_S, or the
+        heartbeat is one of a later release. The heartbeat of a process that is gone expires.
         """
         if job.claim is None or self._context.bus.health.uptime_s() < HOST_GONE_TIMEOUT_S:
             return False
@@ -357,7 +358,7 @@ class ClaimLoop:
             row = await self._context.bus.heartbeats.get(job.claim.host)
         except RowUnreadable as error:
             self._context.log.warning("heartbeat_read_failed", claimed_by=job.claim.host, error=str(error))
-            return True  # a host that is alive writes its heartbeat again every few seconds
+            return False
         return row is None or row.value.incarnation != job.claim.incarnation
 
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from bus.interface import BrokerUnreachable, MessageTooLarge, RevisionConflict
+from bus.interface import BrokerUnreachable, MessageTooLarge, RevisionConflict, TableRow
 from runner.execution.fence import ClaimLost, FencedJob, record_event
 from schemas.events import (
     Adopted,
@@ -22,6 +22,7 @@ from schemas.events import (
     encode_record,
 )
 from schemas.feed import LogEndMessage, LogMessage
+from schemas.host import HostHeartbeat
 from schemas.ids import JobKey
 from schemas.job import Claim, Output
 from schemas.lifecycle import next_record
@@ -178,6 +179,38 @@ async def test_a_living_host_keeps_its_job(world: RunnerEnvironment) -> None:
             job = await world.wait_until_ended(key)
     assert job.claim is not None
     assert (job.claim.host, job.attempt) == ("gpu-1", 1)
+
+
+async def test_a_host_whose_heartbeat_cannot_be_read_keeps_its_job(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    key = await world.submit("well")
+    await write(world, key, Started(Claim("gpu-2", "x", 1)))
+    async with world.run_runner() as runner:
+        get = runner.bus.heartbeats.get
+
+        async def count_reads(host: str) -> TableRow[HostHeartbeat] | None:
+            reads.append(host)
+            return await get(host)
+
+        monkeypatch.setattr(runner.bus.heartbeats, "get", count_reads)
+        for number in (1, 2):  # the second time, the message was put off after the first
+            world.clock.ahead += 31
+            world.broker.corrupt("$KV.HOSTS.gpu-2", b"a row of a later release")
+
+            async def is_read(expected: int = number) -> bool:
+                return len(reads) == expected
+
+            await wait_for(is_read)
+        assert (await world.job(key)).attempt == 1
+
+        async def is_ended() -> bool:
+            world.clock.ahead += 31  # the row has expired
+            return (await world.job(key)).status is Status.SUCCEEDED
+
+        await wait_for(is_ended)
+    assert await world.event_types(key) == ["Submitted", "Started", "AttemptReleased", "Started", "Succeeded"]
 
 
 async def time_passes(world: RunnerEnvironment, seconds: int, host: str) -> None:
