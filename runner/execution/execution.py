@@ -373,17 +373,20 @@ class Execution:
             await self.delivery.in_progress()
 
     async def _check_claim(self) -> None:
-        if self.phase not in CLAIM_CHECKED_PHASES:
+        if not self._is_claim_checked():
             return
         try:
-            job = await self._fenced_job.read_job()
+            # While the record is read, `_record` may write it. Then it is our own, and a released attempt stays so.
+            job = await self._fenced_job.read_job(may_claim_back=self._is_claim_checked)
         except ClaimLost as error:
-            # While the record was read, `_record` may have written it: then it is our own.
-            if self.phase in CLAIM_CHECKED_PHASES:
+            if self._is_claim_checked():
                 self._abandon(error)
             return
         if job.status is Status.CANCELLING:
             await self.stop(StopReason.CANCEL)
+
+    def _is_claim_checked(self) -> bool:
+        return self.phase in CLAIM_CHECKED_PHASES
 
     def _abandon(self, error: ClaimLost) -> None:
         self._log.warning("claim_lost", error=str(error))

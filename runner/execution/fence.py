@@ -117,10 +117,18 @@ class FencedJob:
         self._claim = claim
         self._known = known
 
-    async def read_job(self) -> Job:
-        """Return the recorded job if the claim is ours. Raises ClaimLost; BusError if the broker is away."""
+    async def read_job(self, may_claim_back: Callable[[], bool]) -> Job:
+        """Return the recorded job if the claim is ours. Raises ClaimLost; BusError if the broker is away.
+
+        `may_claim_back` is asked after each read: a released attempt that must not be claimed back is left as it is.
+        """
+
+        def claim_back_if_allowed(job: Job) -> JobEvent | None:
+            event = self._claim_back(job)
+            return event if may_claim_back() else None
+
         self._known = None
-        return (await self._transition(self._claim_back)).record.job
+        return (await self._transition(claim_back_if_allowed)).record.job
 
     async def record(self, decide: Callable[[Job], JobEvent]) -> Job:
         """Record `decide(job)` for the latest record; return the changed job.

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from bus.interface import BrokerUnreachable, MessageTooLarge, RevisionConflict, TableRow
+from bus.interface import BrokerUnreachable, MessageTooLarge, RevisionConflict, TableRow, VersionedRecord
 from runner.execution.fence import ClaimLost, FencedJob, record_event
 from schemas.events import (
     Adopted,
@@ -378,28 +378,79 @@ async def test_a_write_whose_answer_was_lost_counts_if_the_record_is_ours(
                 await record_event(runner.context, entry, Succeeded(Output()))
 
 
+async def test_a_check_that_reads_our_own_release_does_not_claim_the_job_back(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begin the check during the upload, and let it read the record only after the end was recorded."""
+    world.pace = replace(world.pace, heartbeat_s=3600.0)
+    reading, go_on, cleared = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def fail_once(box: FakeContainer) -> int:
+        world.assets.away = box.spec.identity.attempt == 1
+        box.write(b"a log to upload\n")
+        write_outputs(box)
+        return 75 if world.assets.away else 0
+
+    world.programs["lucky"] = fail_once
+    key = await world.submit("lucky")
+    async with world.run_runner() as runner:
+        read, remove = runner.bus.job_store.read, runner.engine.remove
+
+        async def read_late(wanted: JobKey) -> VersionedRecord | None:
+            monkeypatch.setattr(runner.bus.job_store, "read", read)
+            reading.set()
+            await go_on.wait()
+            return await read(wanted)
+
+        async def remove_late(handle: str) -> None:
+            await cleared.wait()
+            await remove(handle)
+
+        await wait_with_deadline(world.assets.asked.wait)
+        monkeypatch.setattr(runner.engine, "remove", remove_late)
+        monkeypatch.setattr(runner.bus.job_store, "read", read_late)
+        await world.edge.host_nudges.nudge("gpu-1", key)
+        await wait_with_deadline(reading.wait)
+        world.assets.away = False
+        await world.wait_for_event(key, AttemptReleased)
+        go_on.set()
+        await wait_with_deadline(anyio.wait_all_tasks_blocked)
+        cleared.set()
+
+        async def is_ended() -> bool:
+            world.clock.ahead += 60
+            return (await world.job(key)).status is Status.SUCCEEDED
+
+        await wait_for(is_ended)
+    assert await world.event_types(key) == ["Submitted", "Started", "AttemptReleased", "Started", "Succeeded"]
+
+
 async def test_a_claim_is_of_one_round_and_ends_with_it(world: RunnerEnvironment) -> None:
     """Start the second round with the same claim, as this runner process does if it gets the job again."""
+
+    def always() -> bool:
+        return True
+
     world.slots = 0
     key = await world.submit("well")
     async with world.run_runner() as runner:
         claim = runner.context.claim(1)
         first, second = (FencedJob(runner.context, key, round_, claim) for round_ in (1, 2))
         await write(world, key, Started(claim))
-        assert (await first.read_job()).attempt == 1
+        assert (await first.read_job(always)).attempt == 1
         await write(world, key, Failed(make_failure()))
         with pytest.raises(ClaimLost, match="failed"):
-            await first.read_job()
+            await first.read_job(always)
         await write(world, key, Retried())
         await write(world, key, Started(claim))
         with pytest.raises(ClaimLost, match="round 2"):
-            await first.read_job()
-        assert (await second.read_job()).round == 2
+            await first.read_job(always)
+        assert (await second.read_job(always)).round == 2
         entry = await world.edge.job_store.read(key)
         assert entry is not None
         await world.edge.job_store.delete(key, entry.revision)
         with pytest.raises(ClaimLost, match="does not exist"):
-            await second.read_job()
+            await second.read_job(always)
 
 
 async def test_a_record_of_the_limit_is_written_and_one_byte_more_is_refused(
