@@ -82,7 +82,7 @@ class ClaimLoop:
         self._claiming = True
         self.jobs_started = 0  # since the start of this process
         self.is_handling = False  # a message is being answered, or its job is being claimed
-        self._turns = ShareTurns(host.gpu_allocator.settings.placement.turn_after_s)
+        self._turns = ShareTurns(host.gpu_allocator.settings.placement.turn_after_s, UNSCHEDULABLE_NAK_DELAY_S)
 
     async def run(self) -> None:
         """Claim until `stop`. While the edge, the broker or the engine is away, nothing new is claimed."""
@@ -183,7 +183,10 @@ class ClaimLoop:
         """
         woken, self._woken_lanes = self._woken_lanes, frozenset()
         try:
-            pools = self._list_pools(await self._find_unschedulable())
+            reasons = await self._schedulability.unschedulable_reasons()
+            if await self._update_turns(reasons):
+                reasons = await self._schedulability.unschedulable_reasons()
+            pools = self._list_pools(reasons)
             lanes = [lane for lane in _sort_by_priority(woken) if lane.pool in pools]
             delivery = await self._fetch_woken(lanes) if lanes else None
             if delivery is None and (not lanes or anyio.current_time() >= self._all_due_at):
@@ -211,23 +214,25 @@ class ClaimLoop:
             self._lost_races = self._empty_sweeps = 0
         return delivery
 
-    async def _find_unschedulable(self) -> Mapping[str, WaitReason]:
-        """Return the endpoints that cannot start now, after GPUs were kept for the one whose turn it is."""
-        reasons, now = await self._schedulability.unschedulable_reasons(), anyio.current_time()
-        endpoints, allocator = self._host.endpoints, self._host.gpu_allocator
+    async def _update_turns(self, reasons: Mapping[str, WaitReason]) -> bool:
+        """Keep GPUs for the endpoint whose turn it is now; return whether it is the turn of another one than before."""
+        now, kept_before = anyio.current_time(), self._turns.kept_for
+        endpoints = self._host.endpoints
         gpus_needed = {name: endpoint.config.resources.gpus for name, endpoint in endpoints.items()}
         self._turns.note_refused(reasons, gpus_needed, now)
-        name, kept_before = self._turns.name_to_check(now), self._turns.kept_for
-        if name is not None:
-            lanes = [Lane(endpoints[name].config.effective_pool, priority) for priority in TURN_PRIORITIES]
-            job = await peek_job(self._context, partial(self._fetch_first, lanes))
-            self._turns.note_checked(name, now, has_job=job is not None and job.endpoint == name)
+        if (name := self._turns.name_to_check(now)) is not None:
+            pool = endpoints[name].config.effective_pool
+            job = await peek_job(
+                self._context, partial(self._fetch_first, [Lane(pool, one) for one in TURN_PRIORITIES])
+            )
+            self._turns.note_looked(name, job.endpoint if job else None, now, is_shared=pool != name)
+        self._turns.choose(now)
         kept = endpoints.get(self._turns.kept_for or "")
-        allocator.keep_gpus(kept.config if kept else None)
+        self._host.gpu_allocator.keep_gpus(kept.config if kept else None)
         if self._turns.kept_for == kept_before:
-            return reasons
+            return False
         self._context.log.info("gpu_turn_changed", endpoint=self._turns.kept_for, was=kept_before)
-        return await self._schedulability.unschedulable_reasons()
+        return True
 
     def _order_lanes(self, pools: list[str]) -> list[Lane]:
         """Return the lanes: high, normal, low. Within a priority, another pool comes first each time."""
@@ -311,6 +316,8 @@ class ClaimLoop:
         if endpoint is None or permit is None or not isinstance(placed, Placed):
             if permit is not None:
                 permit.release()
+            if job.priority in TURN_PRIORITIES:
+                self._turns.note_waiting(job.endpoint, anyio.current_time())
             return await delivery.nak(UNSCHEDULABLE_NAK_DELAY_S)
         taken = self._warm_pool.take(endpoint, job.owner)
         warm = taken or self._warm_pool.start_reserved(endpoint, placed.uuids, job.owner)

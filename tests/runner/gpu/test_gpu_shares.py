@@ -106,6 +106,7 @@ def test_nothing_starts_on_a_gpu_that_is_kept_for_another_endpoint() -> None:
     assert place(supply(2, kept=("GPU-0",)), QUARTER) == Placed(("GPU-1",))
 
 
+HIDDEN_S = 5.0
 SHARES = st.sampled_from([None, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.5, 0.7, 1.0])
 JOBS = st.builds(Resources, gpus=st.integers(1, 2), share=SHARES, vram_mb=st.integers(0, 12000))
 
@@ -153,7 +154,7 @@ def test_small_jobs_do_not_start_past_a_whole_one_for_ever(
     gpus._apply_snapshot(gpus.snapshot)
     small = Endpoint(name="small", image="n", resources=Resources(gpus=1, share=share))
     large = Endpoint(name="large", image="n", resources=Resources(gpus=cards))
-    turns, running, started = ShareTurns(patience), [], 0
+    turns, running, started = ShareTurns(patience, HIDDEN_S), [], 0
     bound = 2 * patience + max(lengths) + 10
     while now <= bound:
         for ends, allocation in [one for one in running if one[0] <= now]:
@@ -163,7 +164,8 @@ def test_small_jobs_do_not_start_past_a_whole_one_for_ever(
         while isinstance(refused, Unplaceable):  # each round as the claim loop does it: whose turn, then one start
             turns.note_refused({"large": refused.reason}, {"large": cards}, now)
             if turns.name_to_check(now) == "large":
-                turns.note_checked("large", now, has_job=True)
+                turns.note_looked("large", "large", now, is_shared=False)
+            turns.choose(now)
             gpus.keep_gpus(large if turns.kept_for else None)
             if not isinstance(placed := gpus.place(small, None), Placed):
                 break
@@ -182,13 +184,14 @@ def test_small_jobs_do_not_start_past_a_whole_one_for_ever(
 
 
 def test_a_turn_ends_with_the_start_with_the_queue_with_another_reason_and_with_the_endpoint() -> None:
-    turns, gpus_needed = ShareTurns(60.0), {"large": 1}
+    turns, gpus_needed = ShareTurns(60.0, HIDDEN_S), {"large": 1}
 
     def give_turn() -> None:
         turns.note_refused({"large": WaitReason.GPU_SHARE_SHORT}, gpus_needed, 0.0)
         assert turns.name_to_check(59.0) is None
         assert turns.name_to_check(60.0) == "large"
-        turns.note_checked("large", 60.0, has_job=True)
+        turns.note_looked("large", "large", 60.0, is_shared=False)
+        turns.choose(60.0)
         assert turns.kept_for == "large"
 
     give_turn()
@@ -197,7 +200,8 @@ def test_a_turn_ends_with_the_start_with_the_queue_with_another_reason_and_with_
     give_turn()
     assert turns.name_to_check(61.0) is None
     assert turns.name_to_check(66.0) == "large"
-    turns.note_checked("large", 66.0, has_job=False)  # another host took its last job
+    turns.note_looked("large", None, 66.0, is_shared=False)
+    turns.choose(66.0)  # another host took its last job
     assert turns.kept_for is None
     assert turns.name_to_check(125.0) is None  # its patience began again
     turns.note_started("large")
@@ -211,8 +215,45 @@ def test_a_turn_ends_with_the_start_with_the_queue_with_another_reason_and_with_
     assert turns.kept_for is None
 
 
+def test_a_look_at_a_shared_pool_that_finds_another_job_restarts_no_patience() -> None:
+    turns = ShareTurns(60.0, HIDDEN_S)
+
+    def look(found: str | None, now: float) -> None:
+        assert turns.name_to_check(now) == "large"
+        turns.note_looked("large", found, now, is_shared=True)
+        turns.choose(now)
+
+    turns.note_refused({"large": WaitReason.GPU_SHARE_SHORT}, {"large": 1, "small": 1}, 0.0)
+    turns.note_waiting("large", 48.0)  # too long ago at 60
+    look("small", 60.0)
+    assert turns.kept_for is None
+    look("small", 65.0)
+    turns.note_waiting("large", 66.0)  # it was the first message, and was returned
+    turns.choose(67.0)
+    assert turns.kept_for == "large"
+    look("small", 72.0)
+    assert turns.kept_for == "large"
+    look(None, 82.0)  # for twice `hidden_s` no look has found it
+    assert turns.kept_for is None
+    assert turns.name_to_check(141.0) is None
+    look("small", 142.0)
+
+
+def test_an_endpoint_without_a_job_does_not_delay_the_turn_of_another() -> None:
+    turns, gpus_needed = ShareTurns(60.0, HIDDEN_S), {"large": 1, "idle": 1}
+    turns.note_refused({"idle": WaitReason.GPU_SHARE_SHORT}, gpus_needed, 0.0)
+    turns.note_refused(dict.fromkeys(("idle", "large"), WaitReason.GPU_SHARE_SHORT), gpus_needed, 1.0)
+    assert turns.name_to_check(61.0) == "idle"
+    turns.note_looked("idle", "small", 61.0, is_shared=True)
+    turns.choose(61.0)
+    assert turns.name_to_check(61.0) == "large"
+    turns.note_looked("large", "large", 61.0, is_shared=True)
+    turns.choose(61.0)
+    assert turns.kept_for == "large"
+
+
 def test_who_is_behind_gets_no_turn_unless_it_needs_more_than_one_gpu() -> None:
-    turns = ShareTurns(0.0)
+    turns = ShareTurns(0.0, HIDDEN_S)
     turns.note_refused({"equal": WaitReason.BEHIND, "other": WaitReason.VRAM_SHORT}, {"equal": 1, "other": 1}, 0.0)
     assert turns.name_to_check(1.0) is None
     turns.note_refused({"pair": WaitReason.BEHIND}, {"pair": 2}, 1.0)

@@ -12,12 +12,14 @@ from runner.gpu.allocator import GpuSettings
 from runner.gpu.mps import MpsSettings
 from runner.gpu.placement import PlacementPolicy
 from schemas.ids import JobKey
+from schemas.job import Job
 from schemas.status import Status, WaitReason
 from tests.runner.gpu.stub_monitor import run_stub_monitor
 from tests.runner.gpu.stub_nvml import StubNvml
 from tests.runner.warm_programs import warm_endpoint, warm_program
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, write_outputs
+from tests.support.schema_samples import make_job
 from tests.support.wait import wait_for
 
 HOST = "gpu-1"
@@ -119,23 +121,42 @@ async def test_the_next_runner_process_knows_the_shares_of_the_jobs_that_it_adop
             assert [(await world.wait_until_ended(key)).status for key in keys] == [Status.SUCCEEDED] * 2
 
 
+@pytest.mark.parametrize("pool", [None, "shared"])
 async def test_small_jobs_without_end_do_not_keep_a_whole_one_waiting(
-    world: RunnerEnvironment, jobs: Jobs, tmp_path: Path
+    world: RunnerEnvironment, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: str | None
 ) -> None:
-    """Each quarter that ends is followed by the next, which waits already, until it is the whole job's turn."""
+    """Each quarter that ends is followed by the next, which waits already, until it is the whole job's turn.
+
+    In a shared pool a quarter is always the first job when the runner looks.
+    """
+    world.kinds = {
+        name: replace(endpoint, config=replace(endpoint.config, pool=pool))
+        for name, endpoint in (world.kinds or {}).items()
+    }
+
+    async def find_quarter(*_: object) -> Job:
+        return make_job(endpoint="quarter")
+
+    if pool is not None:
+        monkeypatch.setattr("runner.claiming.loop.peek_job", find_quarter)
+
+    async def submit(endpoint: str, id_: str) -> JobKey:
+        return await world.submit(endpoint, id_, pool=pool or endpoint)
+
     names = (f"q{number}" for number in itertools.count())
     queued: list[JobKey] = []
     async with run_stub_monitor(StubNvml(tmp_path)) as world.gpus, world.run_runner():
-        queued += [await world.submit("quarter", next(names)) for _ in range(8)]
+        queued += [await submit("quarter", next(names)) for _ in range(8)]
         await wait_for_report(world, 0.0, **dict.fromkeys(MIXED, WaitReason.BEHIND))
-        whole = await world.submit("whole", "large")
+        whole = await submit("whole", "large")
 
         async def is_large_running() -> bool:
             if "large" in jobs.running:
                 return True
             if jobs.running:
                 jobs.end(next(iter(jobs.running)))
-                queued.append(await world.submit("quarter", next(names)))
+                queued.append(await submit("quarter", next(names)))
+            world.clock.ahead += 0.1  # a message that was returned comes again
             return False
 
         await wait_for(is_large_running)
@@ -146,6 +167,7 @@ async def test_small_jobs_without_end_do_not_keep_a_whole_one_waiting(
         async def are_all_ended() -> bool:
             for id_ in list(jobs.running):
                 jobs.end(id_)
+            world.clock.ahead += 0.1
             return {(await world.job(key)).status for key in queued} == {Status.SUCCEEDED}
 
         await wait_for(are_all_ended)  # and the small ones go on
