@@ -12,8 +12,8 @@ from msgspec import Struct
 
 SLURM_END_VARIABLE = "SLURM_JOB_END_TIME"  # Unix time; Slurm sets it since 23.02
 RUNS_KEPT, RUNS_NEEDED = 20, 3
-RUN_MARGIN = 1.25  # a run may take so many times the longest of the last ones
-LIFETIME_PART_NEEDED = 0.5
+RUN_MARGIN = 1.25  # factor on the longest recent run
+MIN_LIFETIME_LEFT_RATIO = 0.5
 
 
 class HostEndInvalid(Exception):
@@ -21,7 +21,7 @@ class HostEndInvalid(Exception):
 
 
 class HostEnd(Struct, frozen=True):
-    """The end of this host. `at_s`: by `clock`; `lifetime_s`: from the start of the runner to it."""
+    """The end of this host. `at_s`: on the scale of `clock`. `lifetime_s`: from the start of the runner to the end."""
 
     at_s: float
     lifetime_s: float
@@ -34,16 +34,18 @@ class HostEnd(Struct, frozen=True):
 
 
 def find_end(ends_at: float | None, ends_after_s: float | None, environ: Mapping[str, str]) -> HostEnd | None:
-    """Return the earliest end of this host that is known now; None: none is. Raises HostEndInvalid.
+    """Return the earliest end of this host; None if no end is known. Raises HostEndInvalid.
 
     `ends_at` (Unix time) and `ends_after_s` are the settings of these names.
     """
-    told = environ.get(SLURM_END_VARIABLE)
+    from_slurm = environ.get(SLURM_END_VARIABLE)
     try:
-        at = float(told) if ends_at is None and told else ends_at
+        slurm_ends_at = float(from_slurm) if from_slurm else None
     except ValueError as error:
-        raise HostEndInvalid(f"{SLURM_END_VARIABLE}={told} is not a Unix time: set ends_at") from error
-    lifetimes = [max(0.0, at - time.time())] if at is not None else []
+        raise HostEndInvalid(
+            f"{SLURM_END_VARIABLE}={from_slurm} is not a Unix time: unset it, and set ends_at instead"
+        ) from error
+    lifetimes = [max(0.0, at - time.time()) for at in (ends_at, slurm_ends_at) if at is not None]
     if ends_after_s is not None:
         lifetimes.append(ends_after_s)
     if not lifetimes:
@@ -55,13 +57,13 @@ def has_time(left_s: float, lifetime_s: float, limit_s: float, longest_s: float 
     """Return whether a job may start that may run for `limit_s`.
 
     `longest_s`: the longest of its endpoint's last runs here; None: too few are known. A job whose limit is longer than
-    the whole life of a host like this one would never start, so it starts in the first half.
+    the whole life of a host like this one would never start, so it may start, but only in the first half of that life.
     """
     if longest_s is not None and longest_s * RUN_MARGIN <= left_s:
         return True
     if limit_s <= lifetime_s:
         return limit_s <= left_s
-    return longest_s is None and left_s >= lifetime_s * LIFETIME_PART_NEEDED
+    return longest_s is None and left_s >= lifetime_s * MIN_LIFETIME_LEFT_RATIO
 
 
 class TimeLeft:

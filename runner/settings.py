@@ -191,7 +191,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     until_idle_s: Annotated[float, Meta(gt=0)] | None = None
     """The runner ends, with exit code 0, after it has had nothing to do for this time. Unset: never."""
     ends_at: Annotated[float, Meta(ge=0)] | None = None
-    """Unix time at which this host ends: no job starts that may run longer. Unset: as SLURM_JOB_END_TIME says."""
+    """Unix time at which this host ends: no job starts that may run longer. An earlier SLURM_JOB_END_TIME counts."""
     ends_after_s: Annotated[float, Meta(gt=0)] | None = None
     """The same, counted from the start of the runner. Unset: not known."""
     broker: BrokerSettings = BrokerSettings(user="runner")

@@ -37,7 +37,8 @@ def test_the_end_is_the_earliest_that_is_known() -> None:
     now = time.time()
     assert find_end(None, None, {}) is None
     for at, after_s, environ, lifetime_s in (
-        (now + 100, None, {SLURM_END_VARIABLE: "1"}, 100),
+        (now + 100, None, {SLURM_END_VARIABLE: str(now + 900)}, 100),
+        (now + 900, 1000, {SLURM_END_VARIABLE: str(now + 200)}, 200),  # Slurm kills the runner all the same
         (None, None, {SLURM_END_VARIABLE: str(now + 200)}, 200),
         (now + 300, 50, {}, 50),
         (None, 60, {}, 60),
@@ -47,8 +48,9 @@ def test_the_end_is_the_earliest_that_is_known() -> None:
         assert end is not None
         assert end.lifetime_s == pytest.approx(lifetime_s, abs=30)
         assert end.left_s <= end.lifetime_s
-    with pytest.raises(HostEndInvalid, match=r"^SLURM_JOB_END_TIME=soon is not a Unix time: set ends_at$"):
-        find_end(None, None, {SLURM_END_VARIABLE: "soon"})
+    told = r"^SLURM_JOB_END_TIME=soon is not a Unix time: unset it, and set ends_at instead$"
+    with pytest.raises(HostEndInvalid, match=told):
+        find_end(now, None, {SLURM_END_VARIABLE: "soon"})
 
 
 def test_what_ran_here_decides_and_the_reason_names_both_times() -> None:
