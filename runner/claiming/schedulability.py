@@ -136,8 +136,11 @@ class Schedulability:
         return self._place(endpoint, free_mb, warm=warm, limit_s=limit_s)
 
     def learn_from(self, execution: Execution) -> None:
-        """Note how long a job ran, and a missing image: its endpoint is not claimed until the image is there."""
-        if isinstance(execution.verdict, Done):
+        """Note how long a job ran, and a missing image: its endpoint is not claimed until the image is there.
+
+        Of an adopted job only the rest ran under this process, so its time is not noted.
+        """
+        if isinstance(execution.verdict, Done) and not execution.is_adopted:
             endpoint = execution.assignment.endpoint.config.name
             self._state.time_left.note_run(endpoint, anyio.current_time() - execution.began_at)
         if isinstance(execution.verdict, ClassifiedFailure) and execution.verdict.code == "image_missing":

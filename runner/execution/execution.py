@@ -130,7 +130,7 @@ class Execution:
 
     async def run(self) -> None:
         """Run the attempt; return when nothing of it is left here."""
-        if self.assignment.handle is None:
+        if not self.is_adopted:
             self._trace.record_wait()
         with self._trace.attempt() as attempt:
             await self._run_and_supervise()
@@ -139,7 +139,7 @@ class Execution:
 
     async def _run_and_supervise(self) -> None:
         with self._scope:
-            if self.assignment.handle is not None:
+            if self.is_adopted:
                 await self._checkpoint.load()
             self._container_run = ContainerRun(self._context, self.assignment, self._checkpoint, self._trace)
             async with anyio.create_task_group() as tasks:
@@ -158,6 +158,11 @@ class Execution:
             self._collect_scope.cancel()
         if self._container_run is not None:
             await self._container_run.request_stop(reason)
+
+    @property
+    def is_adopted(self) -> bool:
+        """Return whether the container ran before this execution began."""
+        return self.assignment.handle is not None
 
     @property
     def handle(self) -> str | None:

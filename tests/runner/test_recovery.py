@@ -17,6 +17,7 @@ from runner.engines.port import (
     FoundContainer,
 )
 from runner.execution.warm_container import write_warm_assignment
+from runner.host_end import TimeLeft
 from schemas.endpoint import Timeouts
 from schemas.events import Adopted, AttemptReleased, JobRecord, Started, Submitted
 from schemas.feed import FeedMessage, LogMessage, ProgressMessage
@@ -122,17 +123,23 @@ async def test_an_exited_container_is_collected(world: RunnerEnvironment) -> Non
     assert (await world.event_types(left.key))[-2:] == ["Adopted", "Succeeded"]
 
 
-async def test_a_running_container_is_followed(world: RunnerEnvironment) -> None:
+async def test_a_running_container_is_followed(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check also that only a job that ran here from its start tells how long such jobs run."""
+    noted: list[str] = []
+    monkeypatch.setattr(TimeLeft, "note_run", lambda _self, endpoint, _run_s: noted.append(endpoint))
     left = await left_running(world)
     box = box_of(world, left, "running")
-    async with world.run_runner():
+    async with world.run_runner() as runner:
         await world.wait_for_event(left.key, Adopted)
         box.write(b"and after\n")
         write_outputs(box)
         box.finish(0)
         ended = await world.wait_until_ended(left.key)
+        await world.wait_until_ended(await world.submit("well", "j2"))
+        await runner.drained()
     assert ended.status is Status.SUCCEEDED
     assert world.assets.text(ended.log) == "from before\nand after\n"
+    assert noted == ["well"]
 
 
 async def test_a_container_that_never_ran_costs_nothing(world: RunnerEnvironment) -> None:
