@@ -64,8 +64,12 @@ def prepare_inner_job_dir(job_dir: Path) -> None:
 
 
 def close_inner_job_dir(job_dir: Path) -> None:
-    """Take the folder of a job that has ended from the container, which runs on. Blocking."""
-    job_dir.chmod(0o700)
+    """Take the folder of a job that has ended from the container, which runs on. Blocking.
+
+    A job that ran as our own user may have deleted it.
+    """
+    with suppress(FileNotFoundError):
+        job_dir.chmod(0o700)
 
 
 def _copy_linked_files(folder: Path) -> None:

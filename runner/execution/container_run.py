@@ -297,14 +297,15 @@ class ContainerRun:
 
     async def _supervise(self, handle: str) -> ContainerExit | None:
         """Follow the container until its exit, under its limits; None if it is gone without an exit."""
+        async with run_in_background(partial(self._enforce_limits, handle)):
+            return await self._context.retry_while_unavailable("follow", partial(self._follow_to_exit, handle))
+
+    async def _enforce_limits(self, handle: str) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._stop_when_requested, handle)
             tasks.start_soon(self._enforce_execution_timeout)
             tasks.start_soon(self._enforce_stall_timeout)
             tasks.start_soon(self._enforce_disk_limits)
-            exit_ = await self._context.retry_while_unavailable("follow", partial(self._follow_to_exit, handle))
-            tasks.cancel_scope.cancel()
-        return exit_
 
     def _compute_run_s(self) -> float | None:
         is_warm = self._assignment.warm_container is not None

@@ -1,5 +1,7 @@
 """One job from start to end over the fakes: what is recorded, published, kept and removed."""
 
+import errno
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from runner.assets.port import AssetError
-from runner.engines.port import ContainerSpec, FoundContainer, StartFailed
+from runner.engines.port import ContainerSpec, FoundContainer, OutputChunk, OutputCursor, StartFailed
 from runner.execution.execution import ExecutionRegistry
 from schemas.endpoint import Timeouts
 from schemas.events import AttemptReleased
@@ -195,6 +197,21 @@ async def test_a_start_that_fails_costs_no_attempt(world: RunnerEnvironment) -> 
         runner.engine.next_start_failure = StartFailed("engine_error", "the engine said no")
         job = await world.wait_for_event(key, AttemptReleased)
     assert (job.status, job.charged_attempts, job.free_releases) == (Status.QUEUED, 0, {"engine_error": 1})
+
+
+async def test_output_that_cannot_be_read_costs_no_attempt_and_no_slot(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreadable(*_: object) -> AsyncGenerator[OutputChunk]:
+        yield OutputChunk("stdout", b"", OutputCursor(0, "0"))
+        raise OSError(errno.EIO, "the disk failed")
+
+    key = await world.submit("waits")
+    async with world.run_runner() as runner:
+        monkeypatch.setattr(runner.engine, "output", unreadable)
+        job = await world.wait_for_event(key, AttemptReleased)
+        assert not runner.host.slots.poisoned
+    assert (job.charged_attempts, job.free_releases) == (0, {"engine_error": 1})
 
 
 async def test_too_long_is_an_execution_timeout(world: RunnerEnvironment) -> None:

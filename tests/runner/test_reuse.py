@@ -1,5 +1,6 @@
 """Reused containers over the fakes: who gets which container, what a job leaves, and when a container has to go."""
 
+import shutil
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from runner.engines.port import MIB, ContainerUsage
 from schemas.endpoint import Reuse
 from schemas.events import JobRecord, Succeeded
 from schemas.ids import JobKey
+from schemas.job import Policy
 from schemas.status import Status
 from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint, warm_program
 from tests.support.fake_engine import EndBySignal, FakeContainer
@@ -270,6 +272,26 @@ async def test_a_crash_charges_the_job_inside_alone(world: RunnerEnvironment) ->
     assert (second.status, second.charged_attempts, second.attempt) == (Status.SUCCEEDED, 1, 2)
     assert second.output is not None
     assert second.output.data["number"] == "1"
+    await world.wait_until_clean()
+
+
+async def test_a_job_that_deletes_its_folder_fails_and_costs_no_slot(world: RunnerEnvironment) -> None:
+    """The process engine may run jobs as the runner's own user, who may delete the folder."""
+
+    async def deletes(box: FakeContainer, folder: Path) -> int:
+        if folder.name == "1":
+            shutil.rmtree(folder)
+            return 0
+        return await work(box, folder)
+
+    world.programs = {"kept": reused_program(deletes)}
+    async with world.run_runner() as runner:
+        failed = await world.wait_until_ended(await world.submit("kept", "j1", policy=Policy(max_attempts=1)))
+        assert (await run_job(world, "j2"))["number"] == "2"
+        assert not runner.host.slots.poisoned
+        await runner.drained()
+    assert failed.error is not None
+    assert failed.error.code == "output_missing"
     await world.wait_until_clean()
 
 
