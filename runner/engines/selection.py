@@ -1,9 +1,9 @@
 """Selection of the engine that runs the jobs of a data folder: decided once, at its first start, and kept there.
 
 With `auto`, the first start chooses Docker if the machine has a Docker client or an engine was configured, else the
-process engine. Whether Docker answers at that moment does not matter: it may be starting too. An engine with less
-isolation never replaces it, and where jobs ran in a sandbox they never run without one by themselves. A setting that
-names an engine wins, and is kept.
+process engine. Whether Docker answers at that moment does not matter: it may be starting too. Docker, once chosen, is
+never replaced by itself with an engine of less isolation. Where jobs of the process engine ran in a sandbox, they run
+without one only if a setting says so, also after a time with Docker. A setting that names an engine wins, and is kept.
 """
 
 import os
@@ -47,7 +47,7 @@ class EngineDecisionUnreadable(EngineUnusable):
 
 
 class EngineDecision(Struct, frozen=True):
-    """Content of DECISION_FILE. `why` is for people. `has_sandbox`: jobs ran in a sandbox here."""
+    """Content of DECISION_FILE. `why` is for people. `has_sandbox`: processes of jobs ran in a sandbox here."""
 
     engine: EngineName
     why: str
@@ -124,7 +124,7 @@ async def _select_process(config: EngineConfig, choice: EngineChoice, images: It
     jobs, images = config.data.resolve() / "jobs", list(images)
     await anyio.to_thread.run_sync(plain.check_job_user, jobs, images)
     engine, problem = await anyio.to_thread.run_sync(_add_sandbox, config, plain, jobs, images)
-    await anyio.to_thread.run_sync(_keep_sandbox, config, choice.decision, engine is not plain, problem)
+    await anyio.to_thread.run_sync(_record_sandbox, config, choice.decision, engine is not plain, problem)
     why = choice.decision.why
     if engine is not plain:
         summary = (
@@ -167,8 +167,8 @@ def _add_sandbox(
     return plain, problem
 
 
-def _keep_sandbox(config: EngineConfig, decision: EngineDecision, has_sandbox: bool, problem: str) -> None:
-    """Keep whether jobs run in a sandbox. Blocking. Raises OSError, and CannotRunJobs if they did and cannot any more.
+def _record_sandbox(config: EngineConfig, decision: EngineDecision, has_sandbox: bool, problem: str) -> None:
+    """Record whether jobs run in a sandbox. Blocking. Raises OSError, and CannotRunJobs if they did and cannot now.
 
     A kernel or a package that was updated must not take the isolation away without a word.
     """
@@ -201,7 +201,7 @@ async def remove_all_containers(config: EngineConfig, installation: str, host: s
 
 
 def docker_settings(docker_socket: str | None, slots: int) -> DockerSettings:
-    """Return the address of the Docker engine, and its size: the slots and some more."""
+    """Return the address of the Docker engine, and how many output streams it may open: one a slot and some more."""
     address = docker_socket or os.environ.get("DOCKER_HOST") or DOCKER_SOCKET
     url = address if "://" in address else f"unix://{address}"
     return DockerSettings(base_url=url, streams=slots + EXTRA_STREAMS)
@@ -262,7 +262,8 @@ def _decide(
     if kept is not None and configured in {"auto", kept.engine}:
         return kept
     if configured != "auto":
-        return EngineDecision(configured, f"asked for by name: engine = {configured}", now)
+        has_sandbox = kept is not None and kept.has_sandbox  # also after a time with Docker
+        return EngineDecision(configured, f"asked for by name: engine = {configured}", now, has_sandbox)
     if docker_found is not None:
         return EngineDecision("docker", docker_found, now)
     return EngineDecision("process", "this machine had no Docker client at the first start", now)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from runner.engines import selection
@@ -50,6 +51,19 @@ def test_an_engine_asked_for_by_name_wins_and_is_kept(tmp_path: Path, engine: st
     assert f"engine = {engine}" in made.decision.why
     assert choose_engine(tmp_path, "auto", None, LATER) == EngineChoice(made.decision)
     assert choose_engine(tmp_path, engine, None, LATER) == EngineChoice(made.decision)
+
+
+async def test_a_sandbox_is_remembered_while_jobs_run_in_docker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = EngineDecision("process", "asked for by name: engine = process", NOW, has_sandbox=True)
+    (tmp_path / DECISION_FILE).write_bytes(msgspec.json.encode(kept))
+    choose_engine(tmp_path, "docker", CLIENT, LATER)
+    monkeypatch.setattr(selection, "find_bubblewrap", lambda: None)
+    with pytest.raises(EngineUnusable, match="bubblewrap is not installed"):
+        await select(tmp_path, "auto")
+    assert "or a sandbox" not in (await select(tmp_path, "none")).summary
+    assert f"or a sandbox ({NOT_INSTALLED}" in (await select(tmp_path, "auto")).summary
 
 
 @pytest.mark.parametrize("asked", ["auto", "docker", "process"])
