@@ -267,14 +267,19 @@ class Execution:
         return usage
 
     async def _record(self, result: ExecutionResult) -> Job:
+        """Record the end. If the record is too large, leave out metrics and the end of stderr, then the result."""
         self.phase = ExecutionPhase.RECORDING
         try:
             return await self._fenced_job.record(partial(self._final_event, result))
         except MessageTooLarge as error:
+            self._log.warning("record_shortened", error=str(error))
+        try:
+            shortened = replace(result, log_tail=(), metrics=())
+            return await self._fenced_job.record(partial(self._final_event, shortened))
+        except MessageTooLarge as error:
             self.verdict = result_too_large(error)
-            return await self._fenced_job.record(
-                partial(self._final_event, ExecutionResult(self.verdict, result.usage, result.log))
-            )
+            without_output = ExecutionResult(self.verdict, result.usage, result.log)
+            return await self._fenced_job.record(partial(self._final_event, without_output))
 
     def _final_event(self, result: ExecutionResult, job: Job) -> Succeeded | Cancelled | AttemptReleased | Failed:
         """Return the event for the verdict and the job as it is recorded now."""

@@ -13,7 +13,7 @@ from runner.assets.port import AssetError
 from runner.engines.port import ContainerSpec, FoundContainer, OutputChunk, OutputCursor, StartFailed
 from runner.execution.execution import ExecutionRegistry
 from schemas.endpoint import Timeouts
-from schemas.events import AttemptReleased
+from schemas.events import AttemptReleased, encode_record
 from schemas.feed import LogEndMessage, ProgressMessage
 from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric, OutputFile, Policy
 from schemas.status import Status
@@ -321,6 +321,26 @@ async def test_a_result_that_no_record_holds_is_a_final_failure(world: RunnerEnv
         job = await world.wait_until_ended(key)
     assert job.error is not None
     assert job.error.code == "output_too_large"
+
+
+@pytest.mark.parametrize(("exit_code", "code"), [(0, None), (65, "bad_input")], ids=["succeeded", "failed"])
+async def test_a_record_without_room_for_metrics_keeps_how_the_job_ended(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch, exit_code: int, code: str | None
+) -> None:
+    async def measures(box: FakeContainer) -> int:
+        for number in range(METRIC_LIMIT):
+            box.write(b'{"type":"metric","name":"%d-%s","value":1}\n' % (number, b"m" * 190))
+        write_outputs(box)
+        entry = await world.edge.job_store.read(key)
+        assert entry is not None
+        monkeypatch.setattr("runner.execution.fence.RECORD_LIMIT_BYTES", len(encode_record(entry.record)) + 3_000)
+        return exit_code
+
+    world.programs["measures"] = measures
+    key = await world.submit("measures")
+    async with world.run_runner():
+        job = await world.wait_until_ended(key)
+    assert (job.error.code if job.error else None, job.metrics) == (code, ())
 
 
 async def test_a_failed_job_keeps_its_last_words(world: RunnerEnvironment) -> None:
