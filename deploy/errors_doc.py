@@ -44,7 +44,7 @@ The column "tried again" says whether another attempt follows by itself:
 
 - `never`: no.
 - `counted`: yes, until the job has had `policy.max_attempts` attempts.
-- `once`: yes, one time, if `policy.max_attempts` allows it.
+- `once`: as `counted`, but only if no earlier attempt was counted: at most two counted attempts.
 - `free`: yes, without counting against `policy.max_attempts`: at most three times for faults of GPUs, and ten times in
   all. Then the job ends with `gpu_fault_repeated` or `host_fault_repeated`.
 

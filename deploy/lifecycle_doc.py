@@ -54,9 +54,10 @@ def failure_table() -> str:
     return "\n".join(["| code | blame | tried again |", "|---|---|---|", *rows])
 
 
-FAILURE_WORDS = """`never`: the job fails. `counted`: it costs an attempt. `once`: one retry, however many attempts
-are left. `free`: it costs nothing, but after three releases for GPU faults the job fails as `gpu_fault_repeated`, and
-after ten of all kinds as `host_fault_repeated`. An image's own code is kept and takes its class from the exit code."""
+FAILURE_WORDS = """`never`: the job fails. `counted`: it costs an attempt. `once`: it costs an attempt, and the job
+is tried again only if no earlier attempt was counted. `free`: it costs nothing, but after three releases for GPU faults
+the job fails as `gpu_fault_repeated`, and after ten of all kinds as `host_fault_repeated`. An image's own code is kept
+and takes its class from the exit code."""
 
 
 def document() -> str:

@@ -21,7 +21,7 @@ class RetryRule(StrEnum):
 
     NEVER = "never"
     CHARGED = "counted"  # costs an attempt
-    ONCE = "once"  # one retry, however many attempts are left
+    ONCE = "once"  # costs an attempt; the job is tried again only if no earlier attempt was charged
     FREE = "free"  # costs nothing, up to the two limits below
 
 

@@ -76,8 +76,9 @@ def test_counted_failures_are_tried_max_attempts_times(code):
     assert last.error.code == code
 
 
-def test_memory_gets_one_retry_however_many_attempts_are_left():
+def test_memory_gets_a_retry_only_if_no_earlier_attempt_was_counted():
     generous = Policy(max_attempts=9)
+    assert isinstance(decide(make_job(Status.RUNNING, policy=Policy(max_attempts=1)), "out_of_memory"), Failed)
     assert isinstance(decide(make_job(Status.RUNNING, policy=generous), "out_of_memory"), AttemptReleased)
     assert isinstance(decide(make_job(Status.RUNNING, policy=generous, charged_attempts=1), "out_of_memory"), Failed)
 
