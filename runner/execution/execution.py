@@ -114,6 +114,7 @@ class Execution:
         self._checks = Notifier()
         self._next_check = self._checks.next_notification()
         self._container_run: ContainerRun | None = None
+        self._early_stop: StopReason | None = None  # before `_container_run` existed
         self._collect_scope = anyio.CancelScope()
         self._is_published = anyio.Event()
         self._is_inspected = anyio.Event()
@@ -142,6 +143,8 @@ class Execution:
             if self.is_adopted:
                 await self._checkpoint.load()
             self._container_run = ContainerRun(self._context, self.assignment, self._checkpoint, self._trace)
+            if self._early_stop is not None:
+                await self._container_run.request_stop(self._early_stop)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._run_heartbeat)
                 await self._run_steps(self._container_run, tasks)
@@ -158,6 +161,8 @@ class Execution:
             self._collect_scope.cancel()
         if self._container_run is not None:
             await self._container_run.request_stop(reason)
+        else:
+            self._early_stop = self._early_stop or reason
 
     @property
     def is_adopted(self) -> bool:

@@ -16,6 +16,9 @@ from runner.engines.port import (
     ContainerState,
     FoundContainer,
 )
+from runner.execution.checkpoint import CheckpointFile
+from runner.execution.execution import Execution
+from runner.execution.verdict import StopReason
 from runner.execution.warm_container import write_warm_assignment
 from runner.host_end import TimeLeft
 from schemas.endpoint import Timeouts
@@ -294,6 +297,32 @@ async def test_a_drain_stops_and_releases_what_cannot_be_left(world: RunnerEnvir
         await runner.drained()
         drained = await world.job(key)
     assert (drained.status, drained.charged_attempts, drained.free_releases) == (Status.QUEUED, 0, {"drained": 1})
+    assert not world.boxes
+
+
+async def test_a_drain_stops_a_job_whose_checkpoint_is_still_being_read(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.leave = False
+    load, stop, gate = CheckpointFile.load, Execution.stop, anyio.Event()
+
+    async def load_after_stop(checkpoint: CheckpointFile) -> None:
+        await gate.wait()
+        await load(checkpoint)
+
+    async def stop_and_open(execution: Execution, reason: StopReason) -> None:
+        await stop(execution, reason)
+        gate.set()
+
+    monkeypatch.setattr(CheckpointFile, "load", load_after_stop)
+    monkeypatch.setattr(Execution, "stop", stop_and_open)
+    left = await left_running(world)
+    box_of(world, left, "running")
+    async with world.run_runner() as runner:
+        await world.wait_for_event(left.key, Adopted)
+        await runner.drained()
+        drained = await world.job(left.key)
+    assert (drained.status, drained.free_releases) == (Status.QUEUED, {"drained": 1})
     assert not world.boxes
 
 
