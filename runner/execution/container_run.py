@@ -143,6 +143,10 @@ class ContainerRun:
         """Stage, start and follow; with a container that exists, begin with following it.
 
         The caller then has `output_pump` publish the rest of the output, and calls `classify`.
+
+        Errors of inputs, secrets and the start become the verdict, and so does an OSError of the output. An engine that
+        does not answer the start is one of them, because it may not have a container: the attempt costs the job
+        nothing, and a container that does exist is removed. Once there is a handle, each call is retried instead.
         """
         try:
             if self.handle is None:
@@ -152,7 +156,8 @@ class ContainerRun:
             if self.handle is None and self.stop_reason is None:
                 self.handle = await self._start()
             if self.handle is not None:
-                await self._assignment.allocation.job_started(self.handle, anyio.current_time())
+                start_meter = partial(self._assignment.allocation.job_started, self.handle, anyio.current_time())
+                await self._context.retry_while_unavailable("meter", start_meter)
                 with self._trace.step("run"):
                     self.exit = await self._supervise(self.handle)
                 self.run_s = self._compute_run_s()

@@ -86,12 +86,15 @@ class GpuAllocation:
         self.xid: int | None = None
 
     async def container_started(self, handle: str) -> None:
-        """Record that the container of this handle exists. It does not run a job yet."""
-        self.container = handle
+        """Record that the container of this handle exists. It does not run a job yet. Raises EngineUnavailable."""
         self._pid = await self._allocator.pid_of(handle)
+        self.container = handle
 
     async def job_started(self, handle: str, now: float) -> None:
-        """Start metering: the container of this handle runs its job from `now` on (monotonic seconds)."""
+        """Start metering: the container of this handle runs its job from `now` on (monotonic seconds).
+
+        Raises EngineUnavailable.
+        """
         if self.container != handle:
             await self.container_started(handle)
         self.is_idle = False

@@ -109,6 +109,21 @@ async def test_a_start_that_goes_unanswered_is_noticed_at_once_and_costs_no_atte
     assert (job.status, job.charged_attempts, job.free_releases) == (Status.SUCCEEDED, 0, {"engine_error": 1})
 
 
+async def test_a_container_whose_processes_cannot_be_looked_up_yet_is_kept(world: RunnerEnvironment) -> None:
+    asked: list[str] = []
+
+    async def look_up(handle: str) -> None:
+        asked.append(handle)
+        if len(asked) == 1:
+            raise EngineUnavailable("the socket is closed")
+
+    key = await world.submit("well")
+    async with world.run_runner() as running:
+        running.host.gpu_allocator.pid_of = look_up
+        job = await world.wait_until_ended(key)
+    assert (job.status, job.attempt, job.free_releases, len(asked)) == (Status.SUCCEEDED, 1, {}, 2)
+
+
 async def test_a_runner_can_be_stopped_while_its_engine_is_away(world: RunnerEnvironment) -> None:
     """Check that the heartbeat is not deleted: containers of earlier runner processes may be running."""
     world.engine_gone = True
