@@ -1,8 +1,11 @@
 """Slots and permits: a permit is the right to run one container in one slot.
 
 A permit is released once the container is known to be gone. If that is not known, the slot is poisoned: it stays unused
-until recovery has found out. Before it is released, its release may be announced, so that the next job is looked for.
+until recovery has found out, and the container keeps its GPUs as long. Before a permit is released, its release may be
+announced, so that the next job is looked for.
 """
+
+from collections.abc import Callable
 
 from bus.notifier import Notifier
 from schemas.ids import JobKey
@@ -17,27 +20,25 @@ class Permit:
 
     def release(self) -> None:
         """Return the slot: the container is gone."""
-        self._release()
+        if not self.is_held:
+            raise RuntimeError("this permit was already returned")
+        self.is_held = False
+        self._slots.return_permit(self)
 
     def announce_release(self, pool: str) -> None:
         """Say that the slot will be free in a moment, in a container of an endpoint of this pool."""
         self._slots.announce_release(self, pool)
 
-    def poison(self, key: JobKey) -> None:
-        """Block the slot until it is known what became of the container of `key`.
+    def poison(self, key: JobKey, on_cleared: Callable[[], None]) -> None:
+        """Block the slot until it is known what became of the container of `key`, then call `on_cleared`.
 
         A slot that was released when the container exited is taken again.
         """
         if not self.is_held:
             self._slots.take_for_recovered()
             self.is_held = True
-        self._release(key)
-
-    def _release(self, key: JobKey | None = None) -> None:
-        if not self.is_held:
-            raise RuntimeError("this permit was already returned")
-        self.is_held = False
-        self._slots.return_permit(self, key)
+        self._slots.add_poison(key, on_cleared)
+        self.release()
 
 
 class Slots:
@@ -46,7 +47,7 @@ class Slots:
     def __init__(self, count: int) -> None:
         self.count = count
         self._busy = 0
-        self._poisoned: set[JobKey] = set()
+        self._poisoned: dict[JobKey, list[Callable[[], None]]] = {}
         self._announced: dict[Permit, str] = {}
         self._freed = Notifier()
 
@@ -66,21 +67,28 @@ class Slots:
 
     def take_for_recovered(self, key: JobKey | None = None) -> Permit:
         """Take a slot for a container that runs already: the slot that `key` poisoned, if there is one."""
-        self._poisoned.discard(key) if key else None
+        if key:
+            self._remove_poison(key)
         self._busy += 1
         return Permit(self)
 
     def clear_poison(self, key: JobKey) -> None:
         """Unblock the slot of `key`: its container is known to be gone."""
-        self._poisoned.discard(key)
+        self._remove_poison(key)
         self._freed.notify()
 
-    def return_permit(self, permit: Permit, poisoned_by: JobKey | None) -> None:
+    def add_poison(self, key: JobKey, on_cleared: Callable[[], None]) -> None:
+        """Block a slot for the container of `key`. Only `Permit` calls this."""
+        self._poisoned.setdefault(key, []).append(on_cleared)
+
+    def _remove_poison(self, key: JobKey) -> None:
+        for on_cleared in self._poisoned.pop(key, []):
+            on_cleared()
+
+    def return_permit(self, permit: Permit) -> None:
         """Take a permit back. Only `Permit` calls this."""
         self._announced.pop(permit, None)
         self._busy -= 1
-        if poisoned_by is not None:
-            self._poisoned.add(poisoned_by)
         self._freed.notify()
 
     def announce_release(self, permit: Permit, pool: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import anyio
 import anyio.to_thread
@@ -79,7 +79,10 @@ class ExecutionResult(Struct, frozen=True):
     metrics: tuple[JobMetric, ...] = ()
 
 
-OnFreed = Callable[[bool], None]
+class OnFreed(Protocol):
+    """Called when the container of an ended job needs its slot no more, and its GPUs unless it `keeps_gpus`."""
+
+    def __call__(self, *, keeps_gpus: bool) -> None: ...
 
 
 class Execution:
@@ -197,13 +200,13 @@ class Execution:
                 if is_left and has_files:  # their upload may take minutes
                     self._announce_end(container_run, tasks)
                 if not is_left and container_run.exit is not None:
-                    self._on_freed(False)
+                    self._on_freed(keeps_gpus=False)
                 await self._is_published.wait()
             with self._trace.step("record"):
                 job = await self._record(result)
                 if container_run.is_container_left:
                     await self._keep_or_remove(container_run)
-                    self._on_freed(self.is_kept)
+                    self._on_freed(keeps_gpus=self.is_kept)
                     await self._vacate()
             await self._acknowledge(job)
             await self._clean_up()
@@ -459,8 +462,8 @@ class ExecutionRegistry:
         jobs = [execution.assignment.job for execution in self._active.values()]
         return tuple(RunningExecution(job.owner, job.id, job.endpoint, job.round, job.attempt) for job in jobs)
 
-    def _release_resources(self, assignment: JobAssignment, permit: Permit, keeps_gpus: bool = False) -> None:
-        """Release slot and GPUs, unless that was done before, or the container `keeps_gpus` for its next job."""
+    def _release_resources(self, assignment: JobAssignment, permit: Permit, *, keeps_gpus: bool) -> None:
+        """Release slot and GPUs, unless that was done before, or the container `keeps_gpus`."""
         if not keeps_gpus:
             assignment.allocation.release()
         if permit.is_held:
@@ -471,15 +474,21 @@ class ExecutionRegistry:
         await self._changed.wait_until(lambda: condition(self._active))
 
     async def _run(self, round_key: RoundKey, execution: Execution, permit: Permit) -> None:
-        """Run an execution. A bug in it ends only that one, and recovery finds out what became of its container."""
+        """Run an execution. A bug in it ends only that one, and recovery finds out what became of its container.
+
+        Until then the container, which may still run, keeps its GPUs.
+        """
+        has_crashed = False
         try:
             await execution.run()
         except Exception:
+            has_crashed = True
             self._context.bind_log(execution.assignment.job).exception("execution_crashed")
-            permit.poison(round_key.key)
+            release = partial(self._release_resources, execution.assignment, permit, keeps_gpus=execution.is_kept)
+            permit.poison(round_key.key, release)
         else:
             self._on_ended(execution)
         finally:
-            self._release_resources(execution.assignment, permit, execution.is_kept)
+            self._release_resources(execution.assignment, permit, keeps_gpus=has_crashed or execution.is_kept)
             del self._active[round_key]
             self._changed.notify()

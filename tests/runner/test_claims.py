@@ -82,20 +82,25 @@ def test_a_poisoned_slot_is_nobodys_until_it_heals() -> None:
     slots, key = Slots(1), JobKey("ada", "j1")
     permit = slots.take()
     assert permit is not None
-    permit.poison(key)
+    cleared: list[JobKey] = []
+    permit.poison(key, lambda: cleared.append(key))
     assert slots.take() is None
     assert slots.poisoned == {key}
+    assert cleared == []
     slots.clear_poison(key)
     assert slots.take() is not None
+    assert cleared == [key]
 
 
 def test_an_adopted_job_takes_the_slot_that_it_poisoned() -> None:
     slots, key = Slots(1), JobKey("ada", "j1")
     permit = slots.take()
     assert permit is not None
-    permit.poison(key)
+    cleared: list[JobKey] = []
+    permit.poison(key, lambda: cleared.append(key))
     slots.take_for_recovered(key).release()
     assert slots.free == 1
+    assert cleared == [key]
 
 
 async def test_an_announced_release_is_told_once_and_only_while_the_slot_is_taken() -> None:

@@ -92,7 +92,7 @@ async def test_a_container_in_any_state_an_unsaved_output_and_an_open_message_ke
         state.set_recovered()
         assert await man.observe() == ALONE
         permit = running.host.slots.take_for_recovered(key)
-        permit.poison(key)
+        permit.poison(key, lambda: None)
         assert await man.observe() == DeadManObservation(is_connected=False)
         running.host.slots.clear_poison(key)
         left = running.context.jobs_dir / "ada.j1.1.1"

@@ -17,6 +17,7 @@ from runner.engines.port import (
     FoundContainer,
 )
 from runner.execution.checkpoint import CheckpointFile
+from runner.execution.container_run import ContainerRun
 from runner.execution.execution import Execution
 from runner.execution.verdict import StopReason
 from runner.execution.warm_container import write_warm_assignment
@@ -467,6 +468,29 @@ async def test_a_slot_whose_container_is_gone_is_used_again(world: RunnerEnviron
         world.clock.ahead += 31  # the message of the first one comes again
         ended = await world.wait_until_ended(first)
     assert (ended.status, ended.attempt, ended.free_releases) == (Status.SUCCEEDED, 2, {"host_lost": 1})
+
+
+async def test_a_container_whose_execution_crashed_keeps_its_gpus_until_it_is_recovered(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crash(_: ContainerRun) -> None:
+        raise RuntimeError("a bug: the test said so")
+
+    monkeypatch.setattr(ContainerRun, "run", crash)
+    world.pace = replace(world.pace, sweep_s=3600.0)  # nothing recovers it
+    left = await left_running(world, gpus="GPU-a")
+    box = box_of(world, left, "running")
+    async with world.run_runner() as runner:
+
+        async def has_crashed() -> bool:
+            return bool(runner.host.slots.poisoned)
+
+        await wait_for(has_crashed)
+        await anyio.wait_all_tasks_blocked()
+        assert box.state == "running"
+        assert runner.host.gpu_allocator.is_in_use("GPU-a")
+        runner.host.slots.clear_poison(left.key)
+        assert not runner.host.gpu_allocator.is_in_use("GPU-a")
 
 
 async def test_a_gpu_that_a_job_could_not_use_is_marked(world: RunnerEnvironment) -> None:
