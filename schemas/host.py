@@ -159,7 +159,7 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     `blocked_work`: the tasks that the runner cannot do now, each with its reason (`fetch input: the edge is not
     reachable`). `version`: that of the runner; null before 0.2. `images`: those of its endpoints; empty under the
     process engine, which has none. `volumes`: those of its endpoints. `isolation`,
-    `runtimes` and `gpus_assigned`: as in HostView.
+    `runtimes`, `gpus_assigned` and `secrets_on_disk`: as in HostView.
     """
 
     host: Token
@@ -185,6 +185,7 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
     isolation: str | None = None
     runtimes: tuple[str, ...] = ()
     gpus_assigned: str | None = None
+    secrets_on_disk: bool = False
 
     @property
     def is_busy(self) -> bool:
@@ -258,7 +259,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     its requirements the host does not meet, also while the host is off. `isolation`: what isolates jobs there whose
     endpoint asks for no runtime: `process` for nothing; `runtimes`: those that an endpoint can ask for.
     `gpus_assigned`: how many of the machine's GPUs its runner uses, and why; null: all.
-    `kept_on`: why a declared host is on.
+    `secrets_on_disk`: its runner has no tmpfs for the files of secrets. `kept_on`: why a declared host is on.
     """
 
     id: Token
@@ -290,6 +291,7 @@ class HostView(Struct, frozen=True, kw_only=True):
     isolation: str | None = None
     runtimes: tuple[str, ...] = ()
     gpus_assigned: str | None = None
+    secrets_on_disk: bool = False
     kept_on: tuple[KeptOn, ...] = ()
 
 

@@ -172,6 +172,7 @@ class HostRegistry:
             injection=heartbeat.injection,
             gpus=heartbeat.gpus,
             gpus_assigned=heartbeat.gpus_assigned,
+            secrets_on_disk=heartbeat.secrets_on_disk,
             warm=heartbeat.warm,
             waits=heartbeat.blocked_work,
             labels=offer.labels if offer else {},

@@ -173,6 +173,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
             "How many GPUs of the machine its runner uses, and which variable or setting says so; null: all",
             None,
         ),
+        "secrets_on_disk": _N("Whether files of secrets are on its disk while a job has them, not in memory", False),
         "injection": _N("How containers get GPUs: `cdi`, `device_request`, `runtime`, `none`; null: untested", "cdi"),
         "images": _N("The images of its endpoints; empty under the process engine, which has none"),
         "volumes": _N("The volumes of its endpoints"),

@@ -45,6 +45,7 @@ UNSCHEDULABLE_FIXES = {
 UNMET_FIX = "offer it on another host, or correct the requirements in its endpoint.toml"
 REPORTED_ONCE = frozenset({"engine_away", "requirement_unmet"})  # other checks report these for the host
 PROCESS_ENGINE_FIX = "install Docker on that host and set engine = docker, or run only images that you trust"
+SECRETS_FIX = "name a folder of a tmpfs as secrets_folder in the settings of that runner"
 TOOLKIT_FIX = "install the NVIDIA container toolkit on that host and restart its runner"
 
 
@@ -135,6 +136,9 @@ def check_hosts(target: DoctorTarget) -> Iterable[Finding]:
             verdict = CheckStatus.OK if gpu["fitness"] == "fit" else CheckStatus.WARN
             yield Finding(f"gpu {gpu['uuid']}", verdict, f"{gpu['name']}: {gpu['fitness']}", gpu.get("reason") or "")
         yield from _check_engine(host)
+        if host.get("secrets_on_disk"):
+            what = "files of secrets are on its disk while a job has them, not in memory"
+            yield Finding(f"secrets of {host['id']}", CheckStatus.WARN, what, SECRETS_FIX)
         yield from _check_blocked_tasks(host)
         yield from _check_images(host)
         yield from _check_volumes(host)

@@ -439,6 +439,13 @@ _DOCTOR: Mapping[str, str] = {
     "gpu {gpu}": "显卡 {gpu}",
     "{share} of it free": "剩余 {share}",
     "engine of {host}": "{host} 的引擎",
+    "secrets of {host}": "{host} 的机密信息",
+    "files of secrets are on its disk while a job has them, not in memory": (
+        "任务使用机密信息期间，其文件保存在该服务器的磁盘上，而不在内存中"
+    ),
+    "name a folder of a tmpfs as secrets_folder in the settings of that runner": (
+        "请在该 runner 的设置中用 secrets_folder 指定一个 tmpfs 文件夹"
+    ),
     "{engine} does not answer, jobs wait: {why}": "{engine} 没有响应，任务等待中：{why}",
     "jobs run as plain processes of the runner's user, not in containers": (
         "任务以 runner 自身用户的普通进程运行，不在容器中"

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from runner.engines.launch import prepare_private_folder
@@ -125,9 +126,9 @@ class SecretFiles:
             if folder.name not in kept:
                 remove_tree(folder)
 
-    @property
+    @cached_property
     def is_in_memory(self) -> bool:
-        """Return whether no secret is ever on a disk."""
+        """Whether no secret is ever on a disk. Reads the mounts once."""
         return self._root is not None and is_in_memory(self._root.parent)
 
     def close(self) -> None:

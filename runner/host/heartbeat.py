@@ -134,6 +134,7 @@ class HeartbeatPublisher:
                 reason[:REASON_LIMIT_CHARS] for reason in self._context.outage.reasons[:BLOCKED_WORK_LIMIT]
             ),
             version=VERSION,
+            secrets_on_disk=not self._context.secrets.is_in_memory,
             isolation=engine.isolation if engine else None,
             runtimes=tuple(runtime.name for runtime in engine.runtimes) if engine else (),
             images=self._contents.images.reports(),

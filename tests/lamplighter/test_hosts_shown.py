@@ -119,6 +119,12 @@ def test_doctor_says_which_gpus_a_runner_uses():
     assert (finding.verdict, finding.what) == (CheckStatus.OK, "its runner uses 2 of 4 (CUDA_VISIBLE_DEVICES=0,2)")
 
 
+def test_doctor_says_that_a_host_has_secrets_on_its_disk():
+    finding = found(secrets_on_disk=True)["secrets of gpu-1"]
+    assert (finding.verdict, "secrets_folder" in finding.fix) == (CheckStatus.WARN, True)
+    assert "secrets of gpu-1" not in found(secrets_on_disk=False)
+
+
 def test_doctor_tells_of_an_engine_that_is_away_once():
     rows = found(
         engine="docker", engine_away="no socket", unschedulable={"echo": "engine_away", "heygem": "engine_away"}

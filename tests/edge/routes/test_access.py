@@ -178,10 +178,10 @@ async def test_hosts_are_reported_while_on_and_while_off(edge: ServedEdge):
     await edge.world.announce_capabilities()
     assert [(h["id"], h["state"]) for h in (await edge.ann.get("/v1/hosts")).json()["hosts"]] == [("gpu-1", "off")]
     gpu, assigned = GpuReport("GPU-1", "A card", memory_total_mb=100), "1 of 4 (CUDA_VISIBLE_DEVICES=2)"
-    await edge.world.send_heartbeat(gpus=(gpu,), gpus_assigned=assigned)
+    await edge.world.send_heartbeat(gpus=(gpu,), gpus_assigned=assigned, secrets_on_disk=True)
     host = (await edge.ann.get("/v1/hosts/gpu-1")).json()
     assert (host["state"], host["incarnation"], host["gpus"][0]["uuid"]) == ("online", "i1", "GPU-1")
-    assert host["gpus_assigned"] == assigned
+    assert (host["gpus_assigned"], host["secrets_on_disk"]) == (assigned, True)
     assert set(host) == {
         *("id", "state", "since", "incarnation", "wake_median_s", "endpoints", "gpus", "jobs", "hold", "history"),
         *("busy", "cannot", "unschedulable", "engine", "engine_away", "run_as", "waits", "injection", "warm"),
@@ -197,7 +197,7 @@ async def test_hosts_are_reported_while_on_and_while_off(edge: ServedEdge):
             "isolation",
             "runtimes",
         ),
-        "gpus_assigned",
+        *("gpus_assigned", "secrets_on_disk"),
     }
     assert (await edge.ann.get("/v1/hosts/none")).status_code == 404
 
