@@ -101,7 +101,7 @@ class ContainerRun:
         self._folders = assignment.folders(context)
         self._preparing = anyio.CancelScope()
         self._stop_requested = anyio.Event()
-        self._has_ended = False
+        self._has_ended = False  # also set if following the container failed, and it may still run
         self._failure: Exception | None = None  # that ended `run`
         self._file_names: Mapping[str, str] = {}  # of the inputs, set after staging
         self._secrets: Mapping[str, str] = {}  # set after staging
@@ -123,7 +123,7 @@ class ContainerRun:
             is_reused=warm is not None and warm.number > 0,
             since=warm.since if warm else None,
         )
-        self._limits = job_timeouts(assignment.job, assignment.endpoint.config)
+        self._timeouts = job_timeouts(assignment.job, assignment.endpoint.config)
         if self.stop_reason is not None:
             self._stop_requested.set()
 
@@ -194,7 +194,10 @@ class ContainerRun:
         )
 
     async def _check_final_disk_use(self) -> str | None:
-        """Return why the ended job left too much, or None: it may have ended before the watch checked."""
+        """Return why the ended job left too much; None if it did not.
+
+        Checked once more, because the job may have ended between two checks.
+        """
         limit = self.disk_limit
         if self.exit is None or self.stop_reason is not None or limit is None:
             return None
@@ -293,7 +296,7 @@ class ContainerRun:
 
     def _write_job_file(self) -> None:
         names, trace = self._file_names, self._trace.traceparent
-        write_job_file(self._assignment.job, names, self._limits, self.job_dir, self._folders.run, trace)
+        write_job_file(self._assignment.job, names, self._timeouts, self.job_dir, self._folders.run, trace)
 
     def _spec(self, mounts: tuple[FolderMount, ...]) -> ContainerSpec:
         endpoint, allocation = self._assignment.endpoint, self._assignment.allocation
@@ -348,15 +351,15 @@ class ContainerRun:
     async def _enforce_execution_timeout(self) -> None:
         """Stop after the timeout.
 
-        It counts from the container's start, also in the next runner process, on any calendar.
+        It counts from the container's start, also in the next runner process, whatever the wall clock does.
         """
         start, now = self._checkpoint.current.start_time, self._context.moment()
-        await anyio.sleep(max(0.0, self._limits.execution_s - (elapsed_s(start, now) if start else 0.0)))
+        await anyio.sleep(max(0.0, self._timeouts.execution_s - (elapsed_s(start, now) if start else 0.0)))
         await self.request_stop(StopReason.EXECUTION_TIMEOUT)
 
     async def _enforce_stall_timeout(self) -> None:
         while True:
-            left_s = self.output_pump.last_progress_at + self._limits.stall_s - anyio.current_time()
+            left_s = self.output_pump.last_progress_at + self._timeouts.stall_s - anyio.current_time()
             if self.output_pump.is_blocked:
                 left_s = max(left_s, self._context.intervals.tick_s)
             if left_s <= 0:

@@ -48,7 +48,7 @@ from schemas.retry_policy import outcome_after_failure
 from schemas.status import FINAL_STATUSES, Status
 
 LOG_FILE_NAME = "log.txt"
-HIDDEN_FOLDER = "job"  # in the run folder: the folder of a job that ended in a container that runs on
+ENDED_JOB_FOLDER = "job"  # in the run folder: where the job's folder goes when its container is kept
 MIN_NAK_DELAY_S = 1.0  # without a delay the broker delivers the message again at once, ahead of others
 
 
@@ -58,7 +58,7 @@ class ExecutionPhase(StrEnum):
     RUNNING = "running"
     UPLOADING = "uploading"
     RECORDING = "recording"  # from here on the record may be final, so the claim is not checked any more
-    CLEARING = "clearing"  # the message is answered; another message of this job waits until we are done
+    CLEARING = "clearing"  # the end is recorded; another message of this job waits until this one is cleaned up
     LOST = "lost"  # somebody else has the job; the container is stopped and removed
 
 
@@ -80,19 +80,21 @@ class ExecutionResult(Struct, frozen=True):
 
 
 class OnFreed(Protocol):
-    """Called when the container of an ended job needs its slot no more, and its GPUs unless it `keeps_gpus`."""
+    """Release the slot of an execution, and the GPUs of its container unless that `keeps_gpus` for its next job."""
 
     def __call__(self, *, keeps_gpus: bool) -> None: ...
 
 
 class Execution:
-    """One attempt at one job. `delivery` is its message, None if recovery found the container before the message came.
+    """One attempt at one job.
 
-    `on_freed` is called when the container has exited and its outputs are safe: its slot and GPUs may be used again.
-    Not before, because nothing new is claimed while the edge is away. It gets whether the container keeps its GPUs: a
-    reused one does (`is_kept`), once the record says how the job ended. `on_ending` is called before that record is
-    written: the slot will be free in a moment. `verdict` is set at the end. `began_at`: the loop's time of the claim,
-    or of the adoption.
+    - `delivery`: its message; None if recovery found the container before the message came.
+    - `on_freed`: called when the container has exited and its outputs are uploaded. Not before, because nothing new is
+      claimed while the edge is away. If the container is left for another job, it is called after the record.
+    - `on_ending`: called before the record is written, if the container is left: the slot will be free in a moment.
+    - `began_at`: when the job was claimed or adopted, in seconds of the event loop's clock.
+    - `verdict`: set at the end.
+    - `is_kept`: whether the pool has kept the container for another job, with its GPUs.
     """
 
     def __init__(
@@ -114,13 +116,13 @@ class Execution:
         self._checkpoint = CheckpointFile(self._folders.run, self._log)
         self._trace = AttemptTrace(context, job)
         self._scope = anyio.CancelScope()
-        self._checks = Notifier()
-        self._next_check = self._checks.next_notification()
+        self._check_requests = Notifier()
+        self._next_check = self._check_requests.next_notification()
         self._container_run: ContainerRun | None = None
         self._early_stop: StopReason | None = None  # before `_container_run` existed
         self._collect_scope = anyio.CancelScope()
         self._is_published = anyio.Event()
-        self._is_inspected = anyio.Event()
+        self._leak_checked = anyio.Event()
         self._reuse: ContainerReuse | None = None
         self._leak: str | None = None
         self._on_freed = on_freed
@@ -184,7 +186,7 @@ class Execution:
 
     def check_now(self) -> None:
         """Check the record at once: it has changed."""
-        self._checks.notify()
+        self._check_requests.notify()
 
     async def _run_steps(self, container_run: ContainerRun, tasks: TaskGroup) -> None:
         try:
@@ -207,7 +209,7 @@ class Execution:
                 if container_run.is_container_left:
                     await self._keep_or_remove(container_run)
                     self._on_freed(keeps_gpus=self.is_kept)
-                    await self._vacate()
+                    await self._take_job_folder_back()
             await self._acknowledge(job)
             await self._clean_up()
         except ClaimLost as error:
@@ -226,7 +228,10 @@ class Execution:
         self._is_published.set()
 
     async def _upload_result(self, container_run: ContainerRun, verdict: Verdict) -> ExecutionResult:
-        """Upload outputs and log, however long that takes."""
+        """Upload outputs and log, however long that takes; return them with verdict and usage.
+
+        Before that, mark the GPUs as faulty if the verdict blames them.
+        """
         self.phase = ExecutionPhase.UPLOADING
         usage = self._usage(container_run)
         if isinstance(verdict, ClassifiedFailure) and blames_gpu(verdict, started=container_run.exit is not None):
@@ -334,11 +339,11 @@ class Execution:
         if is_sound and warm is not None and warm.reuse is not None:
             self._leak = await warm.reuse.find_leak(warm)
             self._reuse = warm.reuse
-        self._is_inspected.set()
+        self._leak_checked.set()
 
     async def _keep_or_remove(self, container_run: ContainerRun) -> None:
         """Give the container of an ended job back to its pool. Remove it if the pool does not take it."""
-        await self._is_inspected.wait()
+        await self._leak_checked.wait()
         warm, pump = self.assignment.warm_container, container_run.output_pump
         if self._reuse is not None and warm is not None and pump.rest is not None:
             self.is_kept = await self._reuse.keep(warm, pump.rest, self._leak)
@@ -346,7 +351,7 @@ class Execution:
         if not self.is_kept:
             await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
 
-    async def _vacate(self) -> None:
+    async def _take_job_folder_back(self) -> None:
         """Take folder and secrets of the ended job from a container that was kept: it is not ready before that."""
         if self.is_kept and (warm := self.assignment.warm_container) is not None:
             await anyio.to_thread.run_sync(self._clear_job_folder)
@@ -358,13 +363,13 @@ class Execution:
         `_clean_up` deletes the folder with its new place.
         """
         try:
-            self._folders.job.rename(self._folders.run / HIDDEN_FOLDER)
+            self._folders.job.rename(self._folders.run / ENDED_JOB_FOLDER)
         except OSError:  # the container has put something else there
             self._context.remove_folder(self._folders.job)
         self._context.secrets.clear(self._folders.container)
 
     async def _clean_up(self) -> None:
-        """Remove the container, then its folder. A container that was kept for another job keeps both."""
+        """Remove the container, then its folder. Of one that was kept, remove only the folder of this job's run."""
         warm = self.assignment.warm_container
         if self.is_kept:
             return await self._context.delete_folder(self._folders.run)
@@ -380,7 +385,7 @@ class Execution:
         while True:
             with anyio.move_on_after(self._context.intervals.heartbeat_s):
                 await self._next_check.wait()
-            self._next_check = self._checks.next_notification()
+            self._next_check = self._check_requests.next_notification()
             with suppress(BusError, RecordUnreadable):  # the container goes on, and the next heartbeat tries again
                 await self._extend_message()
                 await self._check_claim()
