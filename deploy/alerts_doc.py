@@ -1,4 +1,4 @@
-"""Print docs/alerts.md from the table of alert rules. `just docs` writes the file; a test compares it."""
+"""Print docs/alerts.md from the table of alert rules. `./justw docs` writes the file; a test compares it."""
 
 import textwrap
 
@@ -8,7 +8,7 @@ LINE_LIMIT_CHARS = 120
 
 HEAD = """# Alerts
 
-`just docs` makes this page from `deploy/alert_rules.py`; a test keeps it current. The same table makes
+`./justw docs` makes this page from `deploy/alert_rules.py`; a test keeps it current. The same table makes
 [rules.yaml](../deploy/prometheus/rules.yaml), which Prometheus reads: [observe.md](observe.md) shows how.
 
 Every alert has the labels `severity` and `condition`, and the annotations `summary`, `action` and `page` (the section

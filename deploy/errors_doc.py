@@ -1,4 +1,4 @@
-"""Print docs/errors.md from the code's tables. `just docs` writes the file; a test compares it."""
+"""Print docs/errors.md from the code's tables. `./justw docs` writes the file; a test compares it."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from schemas.retry_policy import FAILURES
 
 HEAD = """# Every error
 
-`just docs` makes this page from `schemas/problems.py`, `schemas/retry_policy.py`, `edge/core/messages.py` and
+`./justw docs` makes this page from `schemas/problems.py`, `schemas/retry_policy.py`, `edge/core/messages.py` and
 `deploy/errors_doc.py`; a test keeps it current. Programs can rely on codes: they do not change. Texts are for people
 and may change. They are in the language of `Accept-Language` (English or Chinese), else in the language of the key.
 

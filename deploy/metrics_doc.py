@@ -1,4 +1,4 @@
-"""Print docs/metrics.md from the table in `schemas.metrics`: `just docs` writes the page, a test compares it."""
+"""Print docs/metrics.md from the table in `schemas.metrics`: `./justw docs` writes the page, a test compares it."""
 
 from collections.abc import Iterable
 
@@ -6,8 +6,9 @@ from schemas.metrics import METRICS, SERIES_LIMIT, Label, Metric, MetricOwner
 
 HEAD = f"""# Metrics
 
-`just docs` makes the tables of this page from [`schemas/metrics.py`](../schemas/metrics.py); a test keeps them current.
-There are three sources, and [`deploy/prometheus/prometheus.yml`](../deploy/prometheus/prometheus.yml) scrapes them all:
+`./justw docs` makes the tables of this page from [`schemas/metrics.py`](../schemas/metrics.py); a test keeps them
+current. There are three sources, and
+[`deploy/prometheus/prometheus.yml`](../deploy/prometheus/prometheus.yml) scrapes them all:
 
 - **The edge** answers `GET /metrics` to a key with the scope `hosts:read`. A key that also has `power` or `admin` sees
   everything. Any other key sees only the metrics marked with a star, and only jobs of its own owner.

@@ -1,4 +1,4 @@
-"""Print docs/settings.md from the settings Structs. `just docs` writes the file; a test compares it.
+"""Print docs/settings.md from the settings Structs. `./justw docs` writes the file; a test compares it.
 
 Names, types, defaults and units come from the Structs' fields, a meaning from the string below its field.
 """
@@ -25,7 +25,7 @@ from schemas.settings_schema import ANY_NAME, Setting, list_settings, variable_n
 
 HEAD = """# Every setting
 
-`just docs` makes this page from the settings in the code; a test keeps it current.
+`./justw docs` makes this page from the settings in the code; a test keeps it current.
 
 A process reads `lamplighter.toml` in its working folder, or the file that `--config` or `LAMPLIGHTER_CONFIG` names.
 Edge, runner and relay of one machine may share the file. A variable overrides the file, and an option of the command

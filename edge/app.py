@@ -66,8 +66,18 @@ MODULES = (
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 
 
-# Each of these three takes the one before it as a parameter. For dependencies without an order Litestar opens a task
-# group at every request, which costs more than all three together.
+async def _provide_gateway(request: AnyConnection) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+# Services, owner, language, asker: each takes the one before it as a parameter, even where it does not use it. For
+# dependencies without an order Litestar opens a task group at every request, which costs more than these functions.
+async def _provide_services(request: AnyConnection) -> EdgeServices:
+    services: EdgeServices = request.app.state.services  # Litestar copies a parameter `state` for every request
+    return services
+
+
 async def _provide_owner(request: AnyConnection, services: ServicesDep) -> str:
     del services
     return request_owner(request)
@@ -80,16 +90,6 @@ async def _provide_language(request: AnyConnection, owner: OwnerDep) -> Language
 
 async def _provide_asker(request: AnyConnection, language: LanguageDep) -> Asker:
     return Asker(language, request.auth.id)
-
-
-async def _provide_services(request: AnyConnection) -> EdgeServices:
-    services: EdgeServices = request.app.state.services  # Litestar copies a parameter `state` for every request
-    return services
-
-
-async def _provide_gateway(request: AnyConnection) -> Gateway:
-    gateway: Gateway = request.app.state.gateway
-    return gateway
 
 
 def create_app(

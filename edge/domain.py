@@ -81,7 +81,7 @@ class EdgeResources(NamedTuple):
 
 
 class Domain(Struct, frozen=True, kw_only=True):
-    """The services below jobs: endpoints, hosts, assets and owners, with the power of hosts.
+    """The services that those of jobs use: endpoints, hosts, assets and owners, with the power of hosts.
 
     `signing_secret` signs URLs, tokens and sessions.
     """

@@ -118,11 +118,11 @@ def test_python_in_the_readme_runs(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-def test_the_road_of_a_job_passes_at_most_60_modules():
+def test_the_road_of_a_job_passes_at_most_70_modules():
     modules = re.findall(r"^(\d+)\. `([\w/]+\.py)`", (DOCS / "architecture.md").read_text(), re.MULTILINE)
     assert [int(number) for number, _ in modules] == list(range(1, len(modules) + 1))
     assert [name for _, name in modules if not (ROOT / name).is_file()] == []
-    assert len({name for _, name in modules}) == len(modules) <= 60
+    assert len({name for _, name in modules}) == len(modules) <= 70
 
 
 def test_the_layers_of_the_edge_are_those_that_are_enforced():

@@ -45,7 +45,19 @@ class DriverDependencies(Struct, frozen=True, kw_only=True):
     relay: PowerRelay = UnconnectedRelay()
 
 
-def _build_libcloud(_: str, declared: LibcloudHostConfig, dependencies: DriverDependencies) -> PowerDriver:
+def _build_command(host: str, declared: CommandHostConfig, dependencies: DriverDependencies) -> PowerDriver:
+    return CommandDriver(host, declared, dependencies.environ)
+
+
+def _build_http(host: str, declared: HttpHostConfig, dependencies: DriverDependencies) -> PowerDriver:
+    return HttpDriver(host, declared, dependencies.client, dependencies.now, dependencies.new_id)
+
+
+def _build_wol(_host: str, declared: WolHostConfig, _dependencies: DriverDependencies) -> PowerDriver:
+    return WolDriver(declared)
+
+
+def _build_libcloud(_host: str, declared: LibcloudHostConfig, dependencies: DriverDependencies) -> PowerDriver:
     try:
         module = importlib.import_module(f"{__package__}.libcloud")
     except ModuleNotFoundError as error:
@@ -61,20 +73,22 @@ def _build_module(host: str, declared: ModuleHostConfig, dependencies: DriverDep
     return build_installed_driver(host, declared, environ)
 
 
+def _build_kubernetes(host: str, declared: KubernetesHostConfig, dependencies: DriverDependencies) -> PowerDriver:
+    return KubernetesDriver(host, declared, dependencies.environ, dependencies.now)
+
+
+def _build_relay(host: str, declared: RelayHostConfig, dependencies: DriverDependencies) -> PowerDriver:
+    return RelayDriver(dependencies.relay, declared.name or host, wake_only=declared.wake_only)
+
+
 DRIVER_FACTORIES: Mapping[type[HostConfig], Callable[[str, Any, DriverDependencies], PowerDriver]] = {
-    CommandHostConfig: lambda host, declared, dependencies: CommandDriver(host, declared, dependencies.environ),
-    HttpHostConfig: lambda host, declared, dependencies: HttpDriver(
-        host, declared, dependencies.client, dependencies.now, dependencies.new_id
-    ),
-    WolHostConfig: lambda _host, declared, _dependencies: WolDriver(declared),
+    CommandHostConfig: _build_command,
+    HttpHostConfig: _build_http,
+    WolHostConfig: _build_wol,
     LibcloudHostConfig: _build_libcloud,
     ModuleHostConfig: _build_module,
-    KubernetesHostConfig: lambda host, declared, dependencies: KubernetesDriver(
-        host, declared, dependencies.environ, dependencies.now
-    ),
-    RelayHostConfig: lambda host, declared, dependencies: RelayDriver(
-        dependencies.relay, declared.name or host, wake_only=declared.wake_only
-    ),
+    KubernetesHostConfig: _build_kubernetes,
+    RelayHostConfig: _build_relay,
 }
 
 
