@@ -1,7 +1,7 @@
 """Decide how many hosts each pool needs, and which: the hosts to wake, and those that the other hosts make superfluous.
 
-Pure. A pool needs so many hosts that the last of its waiting jobs starts within `target_wait_s`. What its hosts can
-start in that time follows from their slots, the jobs that occupy them, the usual run time, and the time until each host
+Pure. A pool needs enough hosts for its last waiting job to start within `target_wait_s`. How many jobs its hosts can
+start in that time depends on their slots, the jobs that occupy them, the usual run time, and the time until each host
 is up. So hosts that are waking count, and a burst wakes several hosts in one decision.
 
 A host of several pools gives each pool a share of its capacity: first the pool that the fewest hosts offer.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from schemas.host_config import PoolConfig
 
 DEFAULT_RUN_S = 60.0  # the run time of a pool of which too few runs are known
-TARGET_UTILISATION = 0.9  # hosts are kept until the others would be occupied for more than this part of the time
+TARGET_UTILIZATION = 0.9  # hosts are kept until the others would be occupied for more than this part of the time
 _MIN_RUN_S = 0.01
 _COVERS_LIMIT = 200  # sets of hosts that are compared after each host
 
@@ -77,7 +77,7 @@ class FleetHost(NamedTuple):
         return self.wake_priority, is_unseen, self.hourly_cost, lately, -self.vram_mb, self.name
 
     def startable_jobs(self, pool: str, run_s: float, within_s: float) -> int:
-        """Return how many jobs of the pool the host can start from now on `within_s`.
+        """Return how many jobs of the pool the host can start within the next `within_s` seconds.
 
         A job that runs is half done on average. A host that is not up yet counts with one job a slot at least: a target
         that is shorter than a boot must not count as out of reach.
@@ -111,8 +111,9 @@ class PoolDemand(NamedTuple):
 class FleetPlan(NamedTuple):
     """The hosts that the pools need.
 
-    `wake`: hosts to wake, each with the reason. `resumed`: draining hosts that are needed. `reserved`: hosts that
-    `min` keeps on. `surplus`: hosts that the others make superfluous, the first to go first.
+    `wake`: hosts to wake, each with the reason, and hosts that are waking already and are still needed. `resumed`:
+    draining hosts that are needed. `reserved`: hosts that `min` keeps on. `surplus`: hosts that the others make
+    superfluous, the first to go first.
     """
 
     wake: Mapping[str, str]
@@ -257,10 +258,13 @@ class _Planner:
 
     def _wake_reason(self, pool: str, demand: PoolDemand, hosts: int) -> str:
         if not demand.wake_jobs:
-            return f"pool {pool} keeps {self._rule(pool).min} hosts on"
+            kept = self._rule(pool).min
+            return f"pool {pool} keeps {kept} hosts on" if kept != 1 else f"pool {pool} keeps 1 host on"
         if hosts <= 1 and not self._offering(pool, HostPhase.SERVING):
             return "a job waits for it"
         target_s = self._rule(pool).target_wait_s
+        if demand.wake_jobs == 1:
+            return f"1 job waits in pool {pool}: fewer hosts cannot start it within {target_s:g} s"
         return f"{demand.wake_jobs} jobs wait in pool {pool}: fewer hosts cannot start them within {target_s:g} s"
 
     def find_surplus(self) -> list[str]:
@@ -284,18 +288,18 @@ class _Planner:
     def _keep_for(self, pool: str, serving: Sequence[FleetHost], kept: set[str], shares: dict[str, float]) -> None:
         """Add to `kept` the fullest hosts, until they can start the waiting jobs and bear the usual load."""
         demand, rule = self._demands.get(pool, PoolDemand()), self._rule(pool)
-        left, load, count = demand.waiting_jobs, demand.load / TARGET_UTILISATION, 0
+        waiting_left, load, count = demand.waiting_jobs, demand.load / TARGET_UTILIZATION, 0
         offering = [host for host in serving if host.offers_pool(pool)]
         for host in sorted(offering, key=lambda one: (one.name not in kept, *_keep_order(one))):
-            if host.name not in kept and left <= 0 and load <= 0 and count >= rule.min:
+            if host.name not in kept and waiting_left <= 0 and load <= 0 and count >= rule.min:
                 return
             kept.add(host.name)
             capacity = host.startable_jobs(pool, demand.run_s, rule.target_wait_s)
             slots = host.slots_of(pool)
-            part = max(left / capacity if capacity else 1.0, load / slots if slots else 0.0, 0.0)
+            part = max(waiting_left / capacity if capacity else 1.0, load / slots if slots else 0.0, 0.0)
             share = shares[host.name]
             shares[host.name] -= min(part, share)
-            left, load, count = left - int(capacity * share), load - slots * share, count + 1
+            waiting_left, load, count = waiting_left - _part_of(capacity, share), load - slots * share, count + 1
 
 
 def _is_done_before(host: FleetHost, pool: str, demand: PoolDemand, up: Iterable[tuple[FleetHost, float]]) -> bool:

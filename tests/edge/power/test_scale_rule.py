@@ -203,7 +203,10 @@ def test_what_people_read_tells_why() -> None:
     assert plan(FEW, THREE).wake == {"x": "a job waits for it"}
     why = "500 jobs wait in pool a: fewer hosts cannot start them within 600 s"
     assert plan(BURST, THREE).wake == dict.fromkeys("xyz", why)
+    why = "1 job waits in pool a: fewer hosts cannot start it within 600 s"
+    assert plan(jobs(1, run_s=7200.0), [host("x", UP, occupied=1), host("y")]).wake == {"y": why}
     assert plan(jobs(0), THREE, min=2).wake == dict.fromkeys("xy", "pool a keeps 2 hosts on")
+    assert plan(jobs(0), THREE, min=1).wake == {"x": "pool a keeps 1 host on"}
 
 
 FLEETS = st.lists(
