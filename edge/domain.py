@@ -1,6 +1,6 @@
-"""The lower half of the composition root: builds the services of jobs, and those below them.
+"""The first part of the composition root: builds the services of `edge.jobs`, and the services that they use.
 
-`edge.container` builds the rest.
+`edge.container` builds the rest: the layers above `edge.jobs` in EDGE_LAYERS of tests/architecture.py, except power.
 """
 
 import os
@@ -68,7 +68,8 @@ class HttpClients(NamedTuple):
 class EdgeResources(NamedTuple):
     """The settings, connections and files that the process of an edge opens for its services.
 
-    `addresses`: the addresses in join tokens; None if hosts cannot join. `certificates`: as in EdgeServices.
+    `addresses`: the addresses in join tokens; None if hosts cannot join. `certificates`: the files of
+    the certificates that `/metrics` watches, by server.
     """
 
     settings: EdgeSettings
@@ -81,9 +82,11 @@ class EdgeResources(NamedTuple):
 
 
 class Domain(Struct, frozen=True, kw_only=True):
-    """The services that those of jobs use: endpoints, hosts, assets and owners, with the power of hosts.
+    """The services that those of `edge.jobs` use: index, endpoints, hosts, assets, owners, and the power of hosts.
 
-    `signing_secret` signs URLs, tokens and sessions.
+    `edge.power` is a layer above `edge.jobs`, but its controller is built first: the wait reasons of jobs ask it
+    through a port. `run_history` comes from `edge.jobs`: power plans with it too. `signing_secret` signs URLs, tokens
+    and sessions.
     """
 
     signing_secret: bytes
@@ -118,13 +121,13 @@ class JobServices(Struct, frozen=True, kw_only=True):
 
 
 async def build_domain(resources: EdgeResources) -> Domain:
-    """Build the services below jobs."""
+    """Build the services that those of `edge.jobs` use."""
     settings, bus, store = resources.settings, resources.bus, resources.store
     endpoints = await _load_endpoint_registry(settings, bus)
-    keys = await to_thread.run_sync(SecretKeyFile, settings.secrets.key_file or settings.data / SECRET_KEY_FILE)
+    secret_keys = await to_thread.run_sync(SecretKeyFile, settings.secrets.key_file or settings.data / SECRET_KEY_FILE)
     index = JobIndex(settings.data / "index.sqlite", bus.job_store)
     metrics = EdgeMetrics(settings.metrics)
-    JobMetrics(index, metrics)
+    JobMetrics(index, metrics)  # the index keeps it, because it subscribes to changes
     upload_states = await to_thread.run_sync(_open_upload_states, settings, store)
     quotas = _make_quotas(settings, bus, index, upload_states)
     assets = AssetService(bus, store, index, utc_now, settings.max_asset_bytes, quotas, settings.trash)
@@ -156,7 +159,7 @@ async def build_domain(resources: EdgeResources) -> Domain:
         assets=assets,
         hosts=hosts,
         api_keys=ApiKeyStore(bus.api_keys, utc_now, os.urandom, time.monotonic),
-        secrets=SecretStore(bus.secrets, keys, utc_now),
+        secrets=SecretStore(bus.secrets, secret_keys, utc_now),
         relay_hub=relay_hub,
         power=power,
         power_metrics=PowerMetrics(power, settings.hosts, metrics, utc_now),
@@ -251,7 +254,10 @@ async def _load_endpoint_registry(settings: EdgeSettings, bus: Bus) -> EndpointR
 
 
 def _open_upload_states(settings: EdgeSettings, store: AssetStore) -> UploadStateStore:
-    """Open the folder of unfinished uploads, and where edges share them: a store that is named may be theirs."""
+    """Open the states of unfinished uploads: in the data folder, and if edges share them also in the store.
+
+    Edges can share them only if the settings name the store: otherwise it is a folder of this edge.
+    """
     folder, uploads = settings.data / "uploads", settings.uploads
     objects = store.upload_objects() if settings.store.url and uploads.shared else None
     if objects is None:
@@ -267,7 +273,7 @@ def _make_quotas(settings: EdgeSettings, bus: Bus, index: JobIndex, uploads: Upl
 def _make_power_controller(
     settings: EdgeSettings, observer: FleetObserver, bus: Bus, client: httpx2.AsyncClient, relay_hub: RelayHub
 ) -> PowerController:
-    """Build the controller of the declared hosts. Raises DriverMissing."""
+    """Build the controller of the declared hosts. Raises DriverUnusable."""
     driver_dependencies = drivers.DriverDependencies(
         client=client, environ=os.environ, now=utc_now, new_id=fresh_id, relay=relay_hub
     )
@@ -287,4 +293,5 @@ def _make_power_controller(
 
 
 def fresh_id() -> str:
+    """Return a new random id of 16 hexadecimal digits."""
     return os.urandom(8).hex()
