@@ -32,7 +32,7 @@ async def read_for_any_key(services: EdgeServices, snapshot: MetricSnapshot, own
     for key, count in services.index.count_jobs().items():
         if owner in {None, key.owner}:
             snapshot.set("lamplighter_jobs", count, key.endpoint, key.status)
-    for view in services.power.views(services.hosts.views()):
+    for view in services.power.host_views(services.hosts.views()):
         snapshot.set("lamplighter_hosts", 1, view.state)
     status = await _read_broker_status(services)
     if status is not None:
@@ -47,7 +47,7 @@ async def read_for_operator(services: EdgeServices, snapshot: MetricSnapshot) ->
             snapshot.set("lamplighter_owner_jobs", count, key.owner, key.status)
     for host, heartbeat in services.hosts.heartbeats.items():
         _set_heartbeat(snapshot, host, heartbeat, (services.now() - heartbeat.at).total_seconds())
-    for view in services.power.views(services.hosts.views()):
+    for view in services.power.host_views(services.hosts.views()):
         snapshot.set("lamplighter_host_up", view.id in services.hosts.heartbeats, view.id)
     services.power_metrics.read(snapshot)
     await _read_queue(services, snapshot)

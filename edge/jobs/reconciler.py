@@ -67,7 +67,7 @@ class ReconcilePolicy(Struct, frozen=True):
 class PowerProbe(Protocol):
     """The power state of hosts, as their power drivers report it."""
 
-    async def is_off(self, host: str) -> bool | None:
+    def is_off(self, host: str) -> bool | None:
         """Return whether the host is powered off; None: not known."""
         ...
 
@@ -233,7 +233,7 @@ async def release_lost_attempts(context: ReconcileContext) -> int:
             return None
         if job.status is Status.CANCELLING:
             return Cancelled()
-        if gone_for < context.policy.host_lost_after and not await context.power_probe.is_off(job.claim.host):
+        if gone_for < context.policy.host_lost_after and not context.power_probe.is_off(job.claim.host):
             return None
         return lost_attempt_event(job, context.now())
 

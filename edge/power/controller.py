@@ -91,14 +91,14 @@ class PowerController:
         """Return whether the host is declared, so that it can be woken."""
         return host in self._declared
 
-    async def is_off(self, host: str) -> bool | None:
+    def is_off(self, host: str) -> bool | None:
         """Return whether the host is off; None if it has no power driver, or one that cannot report this."""
         record = self.record(host)
         if record is None or not self._drivers[host].can_report_state:
             return None
         return record.state is PowerState.OFF
 
-    def views(self, seen: Iterable[HostView], language: Language = Language.EN) -> tuple[HostView, ...]:
+    def host_views(self, seen: Iterable[HostView], language: Language = Language.EN) -> tuple[HostView, ...]:
         """Return the views in `seen` with power states added, and views of declared hosts that were never seen."""
         by_id = {view.id: view for view in seen}
         at = self._dependencies.now()
@@ -171,7 +171,8 @@ class PowerController:
     async def tick(self) -> list[DuePowerCall]:
         """Observe all hosts and write their records; return the calls to make. Raises BusError, ProblemError.
 
-        Without a declared host there is nothing to decide, and an observation reads a row for each host.
+        Without a declared host nothing is read: there is nothing to decide, and an observation reads a row for each
+        host that is online.
         """
         if not self._declared:
             return []
@@ -192,7 +193,10 @@ class PowerController:
         return self._host_observer.planned_facts(host, fleet, planned)
 
     async def _read_rows(self) -> dict[str, TableRow[PowerRecord]]:
-        """Return the rows of all declared hosts; create those that do not exist. One host after the other is slow."""
+        """Return the rows of all declared hosts; create those that do not exist.
+
+        All rows are read in one request: one request per host is slow.
+        """
         stored = await self._table.rows()
         return {host: stored.get(host) or await self._get_or_create_row(host) for host in self._declared}
 

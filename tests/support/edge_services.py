@@ -108,7 +108,7 @@ class FakePowerStatus(PowerProbe):
     def __init__(self) -> None:
         self.off: bool | None = None
 
-    async def is_off(self, host: str) -> bool | None:
+    def is_off(self, host: str) -> bool | None:
         return self.off
 
 

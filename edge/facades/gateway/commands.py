@@ -238,7 +238,7 @@ async def _handle_cancel(context: CommandContext, caller: SocketCaller, message:
 async def _handle_hosts(context: CommandContext, caller: SocketCaller, message: ClientMessage) -> list[Envelope]:
     """Reply with every known host and the jobs of the caller's owner on it."""
     caller.require_scope(Scope.HOSTS_READ)
-    hosts = context.services.power.views(context.services.hosts.views(caller.owner))
+    hosts = context.services.power.host_views(context.services.hosts.views(caller.owner))
     online = any(host.state == "online" for host in hosts)
     return [reply(context, message, EnvelopeType.HOSTS, {"online": online}, result={"hosts": hosts})]
 

@@ -35,7 +35,7 @@ async def endpoint_health(services: EdgeServices, owner: str, endpoint: str) -> 
         if (key.owner, key.endpoint) == (owner, endpoint):
             count_by_status[key.status] += count
     jobs = {name: sum(count_by_status[status] for status in statuses) for name, statuses in JOB_COUNTS.items()}
-    hosts = services.power.views(services.hosts.views())
+    hosts = services.power.host_views(services.hosts.views())
     return {
         "jobs": jobs | {"retried": retried},
         "workers": _workers(host for host in hosts if endpoint in host.endpoints),

@@ -46,7 +46,7 @@ async def read_host(services: ServicesDep, owner: OwnerDep, host: FromPath[str],
 
 
 def _host_views(services: EdgeServices, owner: str, language: Language) -> list[HostView]:
-    views = services.power.views(services.hosts.views(owner), language)
+    views = services.power.host_views(services.hosts.views(owner), language)
     return [replace(view, maintenance=services.hosts.pauses.of_host(view.id)) for view in views]
 
 

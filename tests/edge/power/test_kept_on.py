@@ -140,7 +140,7 @@ async def test_the_view_of_a_host_has_its_reasons(tmp_path: Path) -> None:
     async with run_power_rig(tmp_path, {"gpu-1": HOST, "gpu-2": HOST}, pools={"echo": PoolConfig(min=1)}) as made:
 
         def reasons(host: str) -> list[R]:
-            view = next(view for view in made.edge.power.views(made.edge.world.hosts.views()) if view.id == host)
+            view = next(view for view in made.edge.power.host_views(made.edge.world.hosts.views()) if view.id == host)
             return [kept.reason for kept in view.kept_on]
 
         await made.wait_for_state(S.ONLINE)

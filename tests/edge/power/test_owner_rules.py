@@ -31,7 +31,7 @@ async def test_the_light_stays_on_while_anything_keeps_the_host_busy(tmp_path: P
         made.runners["gpu-1"].busy = busy
         await made.advance(300)
         assert (await made.record()).state is S.ONLINE
-        [seen] = made.edge.power.views(made.edge.world.hosts.views())
+        [seen] = made.edge.power.host_views(made.edge.world.hosts.views())
         assert seen.busy == activity_view(busy, queued=0)
         made.runners["gpu-1"].busy = ActivityCounts()
         await made.wait_for_state(S.OFF, within_s=300)

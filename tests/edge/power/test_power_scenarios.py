@@ -329,7 +329,7 @@ async def test_a_silent_host_is_not_cycled_until_its_job_is_released(tmp_path: P
         await made.advance(3600)
         assert (await made.record()).state is S.WAKING
         assert calls(made) == []
-        assert await made.edge.power.is_off("gpu-1") is False
+        assert made.edge.power.is_off("gpu-1") is False
         repairs = await made.edge.world.reconciler.sweep()
         assert repairs["release_lost_attempts"] == 1, "no other host is on: the reconciler releases the job"
         await made.advance(HEARTBEAT_INTERVAL_S)
@@ -373,7 +373,7 @@ async def test_a_host_without_a_word_of_its_own_is_off_when_silent_and_powers_it
         stopping = await made.wait_for_state(S.STOPPING)
         assert stopping.runner_powers_off
         await made.wait_for_state(S.OFF)
-        assert await made.edge.power.is_off("gpu-1") is None
+        assert made.edge.power.is_off("gpu-1") is None
 
 
 async def test_two_edges_tell_their_own_clients_of_one_effect(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ async def test_two_edges_tell_their_own_clients_of_one_effect(tmp_path: Path) ->
 async def test_what_is_shown_of_a_host(tmp_path: Path) -> None:
     async with run_power_rig(tmp_path, ONE) as made:
         power = made.edge.power
-        [never] = power.views(())
+        [never] = power.host_views(())
         assert (never.id, never.state, never.wake_median_s, never.history) == ("gpu-1", "off", None, ())
         assert never.declared
         prospect = power.wake_forecast("echo")
@@ -400,7 +400,7 @@ async def test_what_is_shown_of_a_host(tmp_path: Path) -> None:
         assert power.wait_reason("gpu-1") is WaitReason.HOST_BOOTING
         await made.wait_for_state(S.ONLINE)
         await made.edge.tick()
-        [view] = power.views(made.edge.world.hosts.views())
+        [view] = power.host_views(made.edge.world.hosts.views())
         assert (view.state, power.wait_reason("gpu-1"), power.wake_forecast("echo")) == ("online", None, None)
         assert [row["state"] for row in view.history] == ["waking", "online"]
         assert view.wake_median_s == (await made.record()).wake_durations_s[0]
