@@ -154,17 +154,22 @@ class ClaimLoop:
         return [name for name, found in pools if any(endpoint.name not in unschedulable for endpoint in found)]
 
     async def _prefetch(self) -> None:
-        """Prefetch for the first job that waits.
+        """Prefetch for the first job that waits and that could start here if GPUs were free.
 
         A message that is looked at is invisible to other hosts for a moment. So a busy host that is woken stands back
         until a host with a free slot has taken the message, and busy hosts do not all look at the same time.
         """
-        pools, ahead_s = list(group_by_pool(self._host.endpoints)), self._context.intervals.ahead_s
+        ahead_s = self._context.intervals.ahead_s
         with suppress(BusError):
             await anyio.sleep(ahead_s)
-            while not await prefetch_inputs(
-                self._context, self._host.endpoints, partial(self._fetch_first, self._order_lanes(pools))
-            ):
+            while True:
+                reasons = await self._schedulability.unschedulable_reasons()
+                blocked = {name for name, reason in reasons.items() if reason not in GPU_BUSY_REASONS}
+                endpoints = {name: one for name, one in self._host.endpoints.items() if name not in blocked}
+                pools = list(group_by_pool(endpoints))
+                fetch = partial(self._fetch_first, self._order_lanes(pools))
+                if await prefetch_inputs(self._context, endpoints, fetch):
+                    return
                 await self._wait_for_messages(pools, self._context.intervals.idle_s)
                 await anyio.sleep(ahead_s * (0.5 + self._context.jitter()))
 

@@ -1,5 +1,6 @@
 """Prefetch while the slots are busy: the next job's inputs arrive, its message and its record stay as they are."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -8,6 +9,7 @@ from msgspec.structs import replace
 
 from bus.interface import Lane, QueueMessage
 from runner.claiming.loop import ClaimLoop
+from schemas.installation import Pause, endpoint_pause_key, maintenance_key
 from schemas.status import Priority, Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
@@ -48,6 +50,38 @@ async def test_the_next_jobs_inputs_come_while_the_first_runs(world: RunnerEnvir
         held.go.set()
         job = await world.wait_until_ended(second)
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
+
+
+async def test_nothing_is_prefetched_for_what_the_host_may_not_run(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.programs |= {"held": HeldFetch(), "other": HeldFetch()}
+    looked_at: list[list[str]] = []
+    wait_for_messages = ClaimLoop._wait_for_messages
+
+    async def note_pools(loop: ClaimLoop, pools: list[str], timeout_s: float) -> frozenset[Lane]:
+        looked_at.append(pools)
+        return await wait_for_messages(loop, pools, timeout_s)
+
+    monkeypatch.setattr(ClaimLoop, "_wait_for_messages", note_pools)
+
+    async def wait_for_pools(*pools: str) -> None:
+        async def are_looked_at() -> bool:
+            return bool(looked_at) and [name for name in looked_at[-1] if name in {"held", "other"}] == list(pools)
+
+        await wait_for(are_looked_at)
+
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    async with world.run_runner():
+        await world.wait_until_running(await world.submit("held"))
+        await wait_for_pools("held", "other")
+        await world.edge.pauses.put(endpoint_pause_key("other"), Pause(now))
+        await wait_for_pools("held")
+        await world.submit("other", "j2", input={"file": world.assets.add(b"given")})
+        await world.edge.pauses.put(maintenance_key("gpu-1"), Pause(now))
+        await wait_for_pools()
+        assert looked_at[-1] == []
+    assert world.assets.fetched == []
 
 
 async def test_what_cannot_be_fetched_ahead_is_the_jobs_own_affair(world: RunnerEnvironment) -> None:
