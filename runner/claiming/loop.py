@@ -38,20 +38,21 @@ from schemas.status import PRIORITIES, Priority, Status, WaitReason
 
 UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host try
 HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host runs the job
-LOST_RACE_DELAY_S = 0.001  # a host stands back for up to so long, for each race in a row that it lost
+LOST_RACE_DELAY_S = 0.001  # maximum pause per consecutive lost race
 LOST_RACE_LIMIT = 20
-FIRST_IDLE_WAIT_S = 2 * PEEK_NAK_DELAY_S  # until a message is visible again that another host looks at
+FIRST_IDLE_WAIT_S = 2 * PEEK_NAK_DELAY_S  # a message at which a busy host looked is visible again by then
 TURN_PRIORITIES = (Priority.HIGH, Priority.NORMAL)  # `low` waits for as long as others can start
 HOLD_LIMIT_S = 1.0  # how long a fetched message waits for a slot that is about to be free, on this host alone
 CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is being removed
 
+# `behind` is one of them: no share of the GPU is free, or it is kept for another endpoint.
 GPU_BUSY_REASONS = frozenset({WaitReason.BEHIND, WaitReason.GPU_SHARE_SHORT, WaitReason.VRAM_SHORT})
 
 
 class FetchedMessage(NamedTuple):
     """A message for which there is a slot, and the record of its job, if that was read ahead."""
 
-    delivery: QueueMessage
+    message: QueueMessage
     entry: VersionedRecord | None
 
 
@@ -77,7 +78,7 @@ class ClaimLoop:
         self._woken_lanes: frozenset[Lane] = frozenset()
         self._all_due_at = 0.0  # when all lanes are fetched again although others are woken
         self._lost_races = 0  # wakes in a row whose message another host took
-        self._empty_sweeps = 0  # fetches of all lanes in a row that found nothing
+        self._empty_sweeps = 0  # consecutive sweeps that found nothing
         self._idle_scope = anyio.CancelScope()
         self._claiming = True
         self.jobs_started = 0  # since the start of this process
@@ -95,29 +96,29 @@ class ClaimLoop:
 
     async def _wait_for_message(self) -> FetchedMessage | None:
         """Return the next message, once there is a slot for its job; None after the idle wait, or after `stop`."""
-        delivery, entry = None, None
+        message, entry = None, None
         with anyio.CancelScope() as self._idle_scope:
             await self._context.outage.wait_until_over()
             if announced := await self._wait_for_slot():
-                delivery = await self._fetch_ahead(announced)
+                message = await self._fetch_ahead(announced)
                 with anyio.move_on_after(HOLD_LIMIT_S):
-                    entry = await self._read_queued(delivery) if delivery else None
+                    entry = await self._read_queued(message) if message else None
                     await self._host.slots.wait_until_free()
             else:
-                delivery = await self._fetch_next()
-        if delivery is None:
+                message = await self._fetch_next()
+        if message is None:
             return None
         if self._claiming and self._host.slots.free > 0:
-            return FetchedMessage(delivery, entry)
+            return FetchedMessage(message, entry)
         # Stopped while the message came, or the slot is not free yet. Without an answer, no runner would see the
         # message for half a minute.
-        await self._context.retry_while_unavailable("return_message", partial(delivery.nak, PEEK_NAK_DELAY_S))
+        await self._context.retry_while_unavailable("return_message", partial(message.nak, PEEK_NAK_DELAY_S))
         return None
 
     async def _wait_for_slot(self) -> frozenset[str]:
         """Wait for a slot, and prefetch the next job's inputs. What is missing then is fetched with the job.
 
-        If a slot is not free yet, but will be in a moment, return the pools of the containers that are about to be.
+        If no slot is free yet, but one will be in a moment, return the pools of the jobs that are ending.
         """
         if self._host.slots.free > 0:
             return frozenset()
@@ -136,20 +137,20 @@ class ClaimLoop:
             reasons = await self._schedulability.unschedulable_reasons()
             busy = [name for name, reason in reasons.items() if reason in GPU_BUSY_REASONS]
             awaited = [name for name in busy if self._host.endpoints[name].config.effective_pool in announced]
-            return await self._fetch_first(self._order_lanes(self._list_pools(reasons.keys() - awaited)))
+            return await self._fetch_first(self._order_lanes(self._startable_pools(reasons.keys() - awaited)))
         except BusError as error:
             self._context.log_unavailable("claim", error)
             return None
 
-    async def _read_queued(self, delivery: QueueMessage) -> VersionedRecord | None:
-        """Return the record of a job that waits; None in every other case, which is handled with a record read then."""
+    async def _read_queued(self, message: QueueMessage) -> VersionedRecord | None:
+        """Return the record of the job if it is queued. Otherwise None: `_handle` reads the record itself."""
         with suppress(BusError, RecordUnreadable):
-            entry = await self._context.bus.job_store.read(delivery.pointer.key)
+            entry = await self._context.bus.job_store.read(message.pointer.key)
             return entry if entry is not None and entry.record.job.status is Status.QUEUED else None
         return None
 
-    def _list_pools(self, unschedulable: Collection[str]) -> list[str]:
-        """Return the pools with an endpoint that can start."""
+    def _startable_pools(self, unschedulable: Collection[str]) -> list[str]:
+        """Return the pools with an endpoint that is not `unschedulable`."""
         pools = group_by_pool(self._host.endpoints).items()
         return [name for name, found in pools if any(endpoint.name not in unschedulable for endpoint in found)]
 
@@ -181,30 +182,31 @@ class ClaimLoop:
     async def _fetch_next(self) -> QueueMessage | None:
         """Return one message, or None after the idle wait. A broker outage is waited out in the same way.
 
-        After a wake only its lanes are fetched: every other lane was empty at the last fetch and had no wake since. But
-        a message may be there without a wake: one that was returned with a delay, or whose wake was lost. So all lanes
-        are fetched once in each idle time, also while wakes keep coming that other hosts win. After a job they are
-        fetched again sooner at first: a busy host may have been looking at the only message.
+        After a wake only its lanes are fetched. Every other lane of a pool that could start was empty at the last fetch
+        and had no wake since. But a message may be there without a wake: one that was returned with a delay, whose wake
+        was lost, or whose pool could not start then. So all lanes are fetched once in each idle time, also while wakes
+        keep coming that other hosts win. After a job they are fetched again sooner at first: a busy host may have been
+        looking at the only message.
         """
         woken, self._woken_lanes = self._woken_lanes, frozenset()
         try:
             reasons = await self._schedulability.unschedulable_reasons()
             if await self._update_turns(reasons):
                 reasons = await self._schedulability.unschedulable_reasons()
-            pools = self._list_pools(reasons)
+            pools = self._startable_pools(reasons)
             lanes = [lane for lane in _sort_by_priority(woken) if lane.pool in pools]
-            delivery = await self._fetch_woken(lanes) if lanes else None
-            if delivery is None and (not lanes or anyio.current_time() >= self._all_due_at):
+            message = await self._fetch_woken(lanes) if lanes else None
+            if message is None and (not lanes or anyio.current_time() >= self._all_due_at):
                 self._all_due_at = anyio.current_time() + self._context.intervals.idle_s
-                delivery = await self._fetch_first(self._order_lanes(pools))
-                self._empty_sweeps = 0 if delivery is not None else self._empty_sweeps + 1
-            if delivery is None:
+                message = await self._fetch_first(self._order_lanes(pools))
+                self._empty_sweeps = 0 if message is not None else self._empty_sweeps + 1
+            if message is None:
                 self._woken_lanes = await self._wait_for_messages(pools, self._idle_wait_s())
         except BusError as error:
             self._context.log_unavailable("claim", error)
             await anyio.sleep(self._context.intervals.idle_s)
             return None
-        return delivery
+        return message
 
     def _idle_wait_s(self) -> float:
         return Backoff(FIRST_IDLE_WAIT_S, self._context.intervals.idle_s).delay_s(max(0, self._empty_sweeps - 1))
@@ -212,12 +214,12 @@ class ClaimLoop:
     async def _fetch_woken(self, lanes: list[Lane]) -> QueueMessage | None:
         """Fetch after a wake, which every idle host receives at the same moment. The host that won last goes first."""
         await anyio.sleep(self._context.jitter() * self._lost_races * LOST_RACE_DELAY_S)
-        delivery = await self._fetch_first(lanes, WAKE_GRACE_S)
-        if delivery is None:
+        message = await self._fetch_first(lanes, WAKE_GRACE_S)
+        if message is None:
             self._lost_races = min(self._lost_races + 1, LOST_RACE_LIMIT)
         else:
             self._lost_races = self._empty_sweeps = 0
-        return delivery
+        return message
 
     async def _update_turns(self, reasons: Mapping[str, WaitReason]) -> bool:
         """Keep GPUs for the endpoint whose turn it is now; return whether it is the turn of another one than before."""
@@ -247,9 +249,9 @@ class ClaimLoop:
 
     async def _fetch_first(self, lanes: Iterable[Lane], wait_s: float = 0.0) -> QueueMessage | None:
         for lane in lanes:
-            delivery = await self._context.bus.job_queue.fetch(lane.pool, lane.priority, wait_s)
-            if delivery is not None:
-                return delivery
+            message = await self._context.bus.job_queue.fetch(lane.pool, lane.priority, wait_s)
+            if message is not None:
+                return message
         return None
 
     async def _wait_for_messages(self, pools: list[str], timeout_s: float) -> frozenset[Lane]:
@@ -258,58 +260,58 @@ class ClaimLoop:
         await anyio.sleep(timeout_s)
         return frozenset()
 
-    async def _handle(self, delivery: QueueMessage, entry: VersionedRecord | None = None) -> None:
+    async def _handle(self, message: QueueMessage, entry: VersionedRecord | None = None) -> None:
         """Answer the message, or start its job. Called again with the same message after an outage.
 
         `entry` is the record, if it was read ahead. If it has changed since, the claim fails and it is read again.
         """
-        if await self._answer_for_execution(delivery):
+        if await self._answer_for_execution(message):
             return
-        outcome = await self._handle_by_record(delivery, entry)
+        outcome = await self._handle_by_record(message, entry)
         while outcome is StepOutcome.READ_AGAIN:
-            outcome = await self._handle_by_record(delivery, None)
+            outcome = await self._handle_by_record(message, None)
 
-    async def _answer_for_execution(self, delivery: QueueMessage) -> bool:
+    async def _answer_for_execution(self, message: QueueMessage) -> bool:
         """Answer the message if an execution here has its job; return whether one has."""
-        pointer = delivery.pointer
+        pointer = message.pointer
         execution = self._executions.active.get(RoundKey(pointer.key, pointer.round))
         if execution is None:
             if not self._executions.rounds(pointer.key):
                 return False
-            await delivery.nak(CLEARING_NAK_DELAY_S)
+            await message.nak(CLEARING_NAK_DELAY_S)
         elif execution.is_clearing:
-            await delivery.nak(CLEARING_NAK_DELAY_S)
-        elif execution.delivery is None or execution.delivery.sequence == delivery.sequence:
-            execution.delivery = delivery
+            await message.nak(CLEARING_NAK_DELAY_S)
+        elif execution.delivery is None or execution.delivery.sequence == message.sequence:
+            execution.delivery = message
         else:
-            await delivery.ack()
+            await message.ack()
         return True
 
-    async def _handle_by_record(self, delivery: QueueMessage, known: VersionedRecord | None) -> StepOutcome:
+    async def _handle_by_record(self, message: QueueMessage, known: VersionedRecord | None) -> StepOutcome:
         """Read the record, unless it was read ahead, and carry out the step that `decide` returns for it."""
         try:
-            current = known or await self._context.bus.job_store.read(delivery.pointer.key)
+            current = known or await self._context.bus.job_store.read(message.pointer.key)
         except RecordUnreadable as error:
-            self._context.log.warning("record_read_failed", job_id=delivery.pointer.id, error=str(error))
-            await delivery.nak(UNSETTLED_NAK_DELAY_S)
+            self._context.log.warning("record_read_failed", job_id=message.pointer.id, error=str(error))
+            await message.nak(UNSETTLED_NAK_DELAY_S)
             return StepOutcome.DONE
         try:
-            match decide(delivery.pointer, current, self._context.host, self._context.now()):
+            match decide(message.pointer, current, self._context.host, self._context.now()):
                 case Ack():
-                    await delivery.ack()
+                    await message.ack()
                 case Nak(delay_s):
-                    await delivery.nak(delay_s)
+                    await message.nak(delay_s)
                 case Start(entry):
-                    await self._claim_and_start(entry, delivery)
+                    await self._claim_and_start(entry, message)
                 case AdoptOwn(entry):
-                    return await self._recovery.recover_job(entry, delivery)
+                    return await self._recovery.recover_job(entry, message)
                 case HeldElsewhere(entry):
-                    return await self._handle_held_elsewhere(entry, delivery)
+                    return await self._handle_held_elsewhere(entry, message)
         except RevisionConflict:  # another writer was first
             return StepOutcome.READ_AGAIN
         return StepOutcome.DONE
 
-    async def _claim_and_start(self, entry: VersionedRecord, delivery: QueueMessage) -> None:
+    async def _claim_and_start(self, entry: VersionedRecord, message: QueueMessage) -> None:
         """Claim the job, then launch it. No work is done before the claim is recorded."""
         job = entry.record.job
         endpoint = self._host.endpoints.get(job.endpoint)
@@ -323,7 +325,7 @@ class ClaimLoop:
                 permit.release()
             if job.priority in TURN_PRIORITIES:
                 self._turns.note_waiting(job.endpoint, anyio.current_time())
-            return await delivery.nak(UNSCHEDULABLE_NAK_DELAY_S)
+            return await message.nak(UNSCHEDULABLE_NAK_DELAY_S)
         taken = self._warm_pool.take(endpoint, job.owner)
         warm = taken or self._warm_pool.start_reserved(endpoint, placed.uuids, job.owner)
         allocation = warm.allocation if warm else self._host.gpu_allocator.allocate(placed.uuids, endpoint.config)
@@ -338,7 +340,7 @@ class ClaimLoop:
         self._turns.note_started(job.endpoint)
         claimed = written.record.job
         assignment = JobAssignment(claimed, endpoint, allocation, warm_container=warm, claimed=written)
-        self._executions.launch(assignment, permit, delivery)
+        self._executions.launch(assignment, permit, message)
         self.jobs_started += 1
         if taken is not None:
             self._context.metrics.warm_hits.inc(job.endpoint)
@@ -349,11 +351,11 @@ class ClaimLoop:
         )
         return None
 
-    async def _handle_held_elsewhere(self, entry: VersionedRecord, delivery: QueueMessage) -> StepOutcome:
+    async def _handle_held_elsewhere(self, entry: VersionedRecord, message: QueueMessage) -> StepOutcome:
         """Leave the job to the host that claimed it. If that host is gone, release the attempt: it may start here."""
         job = entry.record.job
         if not await self._is_claimant_gone(job):
-            await delivery.nak(HELD_ELSEWHERE_NAK_DELAY_S)
+            await message.nak(HELD_ELSEWHERE_NAK_DELAY_S)
             return StepOutcome.DONE
         await record_event(self._context, entry, host_lost_event(self._context, job))
         return StepOutcome.READ_AGAIN
