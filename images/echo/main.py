@@ -19,7 +19,8 @@ EAT = "held = []\nwhile True: held.append(bytearray(b'x') * (8 << 20))"
 def work(job: jobkit.Job) -> dict[str, object]:
     """Report progress `steps` times over `seconds`, misbehave if asked to, and return the inputs."""
     began = time.time()
-    job.progress(0.0, "echo", 0, job.input.get("steps", 10))  # before any misbehaviour, so that the job counts as alive
+    # Before any misbehaviour, so that the job counts as alive.
+    job.progress(0.0, "echo", 0, job.input.get("steps", 10))
     job.log(f"first line of job code at {began:.6f}")  # the benches read it
     BEHAVIOURS[job.input.get("behave", "ok")](job)
     _steps(job)

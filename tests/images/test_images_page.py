@@ -34,9 +34,9 @@ CONTRACT = PAGE[PAGE.index("The rest of this page is the contract.") :]
 
 
 def block(language: str) -> list[str]:
-    """The lines of the contract's one block in that language."""
+    """The lines of the contract's first block in that language."""
     found = re.findall(rf"```{language}\n(.*?)```", CONTRACT, re.DOTALL)
-    assert len(found) == 1, language
+    assert found, language
     return str(found[0]).splitlines()
 
 
