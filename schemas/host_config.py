@@ -273,9 +273,9 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The `[pools.NAME]` section: how many hosts of a pool are on."""
 
     min: Annotated[int, Meta(ge=0)] = 0
-    """So many hosts of the pool are kept on, with or without jobs."""
+    """How many hosts of the pool are kept on, with or without jobs."""
     max: Annotated[int, Meta(ge=1)] | None = None
-    """At most so many hosts of the pool are woken for its jobs. Unset: as many as offer it."""
+    """How many hosts of the pool are woken for its jobs at most. Unset: as many as offer it."""
     target_wait_s: Timeout = 600.0
     """A further host is woken if a waiting job would start later than this."""
     cool_down_s: Duration = 600.0

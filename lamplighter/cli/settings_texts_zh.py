@@ -157,7 +157,7 @@ _STARTS: Mapping[str, str] = {
         "任务以用户 {user} 的进程运行，每个任务在 bubblewrap 沙箱中，不在容器中（{why}）：不拉取镜像。"
         "设置 engine = docker 可在容器中运行"
     ),
-    'jobs cannot run in a sandbox ({problem}): mend that, or set [process] sandbox = "none"': (
+    'jobs cannot run in a sandbox ({problem}): fix that, or set [process] sandbox = "none"': (
         '任务无法在沙箱中运行（{problem}）：请解决此问题，或设置 [process] sandbox = "none"'
     ),
     "asked for by name: engine = {engine}": "按设置 engine = {engine}",

@@ -451,7 +451,7 @@ _DOCTOR: Mapping[str, str] = {
         "任务以 runner 自身用户的普通进程运行，不在容器中"
     ),
     "jobs run as plain processes of {user}, not in containers": "任务以用户 {user} 的普通进程运行，不在容器中",
-    "jobs ran in a sandbox on this host, and that does not work any more ({why}): mend it, or set "
+    "jobs ran in a sandbox on this host, and that does not work any more ({why}): fix it, or set "
     '[process] sandbox = "none" to run them without one': (
         "此服务器上的任务曾在沙箱中运行，现已无法运行（{why}）：请修复，"
         '或设置 [process] sandbox = "none" 以不用沙箱运行'

@@ -163,7 +163,7 @@ def _add_sandbox(
     if problem is None:
         return engine, ""
     if config.sandbox == "bubblewrap":
-        raise CannotRunJobs(f'jobs cannot run in a sandbox ({problem}): mend that, or set [process] sandbox = "none"')
+        raise CannotRunJobs(f'jobs cannot run in a sandbox ({problem}): fix that, or set [process] sandbox = "none"')
     return plain, problem
 
 
@@ -174,7 +174,7 @@ def _record_sandbox(config: EngineConfig, decision: EngineDecision, has_sandbox:
     """
     if decision.has_sandbox and problem:
         raise CannotRunJobs(
-            f"jobs ran in a sandbox on this host, and that does not work any more ({problem}): mend it, or set "
+            f"jobs ran in a sandbox on this host, and that does not work any more ({problem}): fix it, or set "
             '[process] sandbox = "none" to run them without one'
         )
     if decision.has_sandbox != has_sandbox:
