@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.power.scale_rule import DEFAULT_POOL, FleetHost, FleetPlan, HostPhase, PoolDemand, plan_fleet
@@ -227,6 +227,7 @@ FLEETS = st.lists(
 )
 
 
+@settings(deadline=None)  # a loaded machine may take longer than the default for one example
 @given(
     hosts=FLEETS,
     waiting=st.integers(0, 200),
@@ -261,6 +262,7 @@ def test_the_set_is_sufficient_and_none_is_cheaper(
         assert any(one.phase is UP or one.phase is DRAINS for one in hosts), "the hosts that are on finish first"
 
 
+@settings(deadline=None)
 @given(hosts=FLEETS, waiting=st.integers(0, 100), load=st.floats(0.0, 20.0))
 def test_the_hosts_that_remain_suffice(hosts: list[FleetHost], waiting: int, load: float) -> None:
     demand = jobs(waiting, load=load)
