@@ -3,24 +3,29 @@
 Slurm and Kubernetes tell a job its GPUs by variables. Where they do not confine devices, NVML still lists all GPUs of
 the machine. So the runner counts, and gives to its jobs, only the GPUs that these variables name.
 
-A number is a position in NVML's list. CUDA_VISIBLE_DEVICES and GPU_DEVICE_ORDINAL count the GPUs that this process can
-open. SLURM_JOB_GPUS and NVIDIA_VISIBLE_DEVICES count all GPUs of the machine, also where a process can open only some.
+NVML lists the GPUs that this process can open, in the order of their PCI addresses. A number in CUDA_VISIBLE_DEVICES or
+GPU_DEVICE_ORDINAL is taken as a position in this list. SLURM_JOB_GPUS and NVIDIA_VISIBLE_DEVICES number all GPUs of the
+machine, also those that this process cannot open.
+
+CUDA itself counts from the fastest GPU unless CUDA_DEVICE_ORDER is PCI_BUS_ID. Slurm's numbers are in PCI order. Where
+models differ, a number from another source may mean another GPU: `AssignedGpus.doubt` says so.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from schemas.gpu import GpuSample, LostGpu
 
 AUTO, ALL = "auto", "all"
-SLURM_JOB_VARIABLE = "SLURM_JOB_ID"
+SLURM_JOB_VARIABLE, CUDA_ORDER_VARIABLE = "SLURM_JOB_ID", "CUDA_DEVICE_ORDER"
 # In the order in which they are read. CUDA's own comes first: it is right with and without confined devices.
 CONFINED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 MACHINE_VARIABLES = ("SLURM_JOB_GPUS", "NVIDIA_VISIBLE_DEVICES")
 NO_GPU_WORDS = frozenset({"", "-1", "none", "NoDevFiles"})
-# The container runtime has confined the devices already, by CDI or by a folder of names: the value restricts nothing.
+# With these values the container runtime has confined the devices itself, by CDI or by a folder of device names.
 _UNRESTRICTED = re.compile(r"(all|void|/.*|.*/.*=.*)?")
 _NAME = re.compile(r"\d+(:\d+)?|(GPU|MIG)-[0-9A-Za-z/-]+")
 
@@ -32,12 +37,14 @@ class AssignmentInvalid(Exception):
 class GpuAssignment(Struct, frozen=True):
     """GPUs by number, `GPU:SLICE`, or the beginning of a UUID; no names: no GPU.
 
-    `source` says where they are named. `counts_machine`: numbers count all GPUs of the machine.
+    `source` says where they are named. `counts_machine`: numbers count all GPUs of the machine. `order_is_unknown`:
+    numbers may count from the fastest GPU, as CUDA does.
     """
 
     source: str
     names: tuple[str, ...] = ()
     counts_machine: bool = False
+    order_is_unknown: bool = False
 
 
 def read_assignment(setting: str, environ: Mapping[str, str]) -> GpuAssignment | None:
@@ -50,7 +57,9 @@ def read_assignment(setting: str, environ: Mapping[str, str]) -> GpuAssignment |
         value = environ.get(variable)
         if value is None or (variable == "NVIDIA_VISIBLE_DEVICES" and _UNRESTRICTED.fullmatch(value.strip())):
             continue
-        return _parse(variable, value, counts_machine=variable in MACHINE_VARIABLES)
+        found = _parse(variable, value, counts_machine=variable in MACHINE_VARIABLES)
+        is_ordered = environ.get(CUDA_ORDER_VARIABLE) == "PCI_BUS_ID" or bool(environ.get(SLURM_JOB_VARIABLE))
+        return replace(found, order_is_unknown=variable == "CUDA_VISIBLE_DEVICES" and not is_ordered)
     if environ.get(SLURM_JOB_VARIABLE):
         return GpuAssignment(f"Slurm gave job {environ[SLURM_JOB_VARIABLE]} no GPU")
     return None
@@ -78,7 +87,9 @@ class AssignedGpus:
     def __init__(self, assignment: GpuAssignment) -> None:
         self.assignment = assignment
         self.unknown: tuple[LostGpu, ...] = ()
-        """The names that fit no GPU of the last reading, and of none before."""
+        """The names that have not fitted a GPU of any reading."""
+        self.doubt: str | None = None
+        """Why a number may mean another GPU, and what to do; None without doubt. Known after the first reading."""
         self._uuids: dict[str, frozenset[str]] = {}
         self._is_confined = False
         self._listed = 0  # GPUs of the machine, as the first reading had them
@@ -91,6 +102,7 @@ class AssignedGpus:
         if not self._listed:
             self._listed = len(gpus)
             self._is_confined = _is_confined(self.assignment, gpus)
+            self.doubt = _explain_doubt(self.assignment, {one.name for one in samples})
         if self._is_confined:
             return tuple(samples), tuple(lost)
         names = self.assignment.names
@@ -118,8 +130,17 @@ class AssignedGpus:
         return LostGpu("" if name[0].isdigit() else name, why, number)
 
 
+def _explain_doubt(assignment: GpuAssignment, models: Set[str]) -> str | None:
+    if not assignment.order_is_unknown or len(models) < 2 or not any(name[0].isdigit() for name in assignment.names):
+        return None
+    return (
+        f"{assignment.source}: numbers are taken in the order of nvidia-smi, but CUDA counts from the fastest GPU, and "
+        f"this machine has several models: set {CUDA_ORDER_VARIABLE}=PCI_BUS_ID, or name the GPUs by UUID"
+    )
+
+
 def _is_confined(assignment: GpuAssignment, gpus: Sequence[tuple[int | None, str]]) -> bool:
-    """Return whether NVML lists as many GPUs as were assigned by numbers of the machine: then it lists these."""
+    """Return whether NVML lists only the assigned GPUs: they have numbers of the machine, and NVML lists as many."""
     if not assignment.counts_machine or not assignment.names:
         return False
     return all(map(str.isdigit, assignment.names)) and len({index for index, _ in gpus}) == len(assignment.names)

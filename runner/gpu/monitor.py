@@ -226,7 +226,10 @@ class NvmlMonitor(GpuStatePublisher):
         """Publish the reading as a snapshot. A GPU that was seen before and is not listed now is lost."""
         samples, lost = reading.samples, reading.lost
         if self._assigned is not None:
+            doubt_before = self._assigned.doubt
             samples, lost = self._assigned.select(samples, lost)
+            if self._assigned.doubt != doubt_before:
+                log.warning("gpu_numbers_in_doubt", reason=self._assigned.doubt)
         uuids = {gpu.index: gpu.uuid for gpu in self._known_gpus.values()}
         reported = [LostGpu(gpu.uuid or uuids.get(gpu.index, ""), gpu.why, gpu.index, gpu.name) for gpu in lost]
         for sample in samples:

@@ -7,7 +7,7 @@ import pytest
 
 from lamplighter.cli.doctor import CheckStatus
 from lamplighter.cli.machine_checks import check_local_gpus
-from runner.gpu.assignment import AssignmentInvalid, GpuAssignment, read_assignment
+from runner.gpu.assignment import AssignedGpus, AssignmentInvalid, GpuAssignment, read_assignment
 from runner.gpu.monitor import open_gpu_monitor
 from runner.gpu.placement import PlacementCapacity, Unplaceable, place
 from schemas.endpoint import Resources
@@ -15,6 +15,7 @@ from schemas.gpu import GpuMonitorState
 from schemas.status import WaitReason
 from tests.runner.gpu.stub_monitor import run_stub_monitor, wait_for_snapshot
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid, slice_uuid
+from tests.support.gpu_samples import make_sample
 
 IN_SLURM = {"SLURM_JOB_ID": "7"}
 CARDS = range(4)
@@ -52,6 +53,28 @@ UNRESTRICTED = ("all", "void", "", "/var/run/nvidia-container-devices", "k8s.dev
 @pytest.mark.parametrize("environ", [{}, *({"NVIDIA_VISIBLE_DEVICES": value} for value in UNRESTRICTED)])
 def test_without_a_variable_or_with_devices_that_are_confined_all_are_used(environ: dict[str, str]) -> None:
     assert read_assignment("auto", environ) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "models", "is_in_doubt"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "1"}, ("A100", "T4"), True),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, ("T4", "T4"), False),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, ("A100", "T4"), False),
+        ({"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ("A100", "T4"), False),
+        ({"CUDA_VISIBLE_DEVICES": "1", **IN_SLURM}, ("A100", "T4"), False),
+        ({"SLURM_JOB_GPUS": "1"}, ("A100", "T4"), False),
+    ],
+)
+def test_a_number_that_cuda_may_count_otherwise_is_in_doubt(
+    environ: dict[str, str], models: tuple[str, ...], is_in_doubt: bool
+) -> None:
+    assignment = read_assignment("auto", environ)
+    assert assignment is not None
+    assigned = AssignedGpus(assignment)
+    assigned.select([make_sample(index, name=model) for index, model in enumerate(models)], [])
+    assert (assigned.doubt is not None) is is_in_doubt
+    assert assigned.doubt is None or "set CUDA_DEVICE_ORDER=PCI_BUS_ID" in assigned.doubt
 
 
 def test_a_text_that_names_no_gpu_is_refused() -> None:
