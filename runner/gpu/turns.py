@@ -64,7 +64,7 @@ class ShareTurns:
         )
 
     def note_looked(self, name: str, found: str | None, now: float, *, is_shared: bool) -> None:
-        """Record a look at the queue of `name`. `found`: the endpoint of the first job there; None: there is no job.
+        """Record a look at the queue of `name`. `found`: the endpoint of the first job there; None if no job is there.
 
         `is_shared`: other endpoints may have the same pool.
         """

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -111,6 +111,10 @@ SHARES = st.sampled_from([None, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.5, 0.7, 1.0])
 JOBS = st.builds(Resources, gpus=st.integers(1, 2), share=SHARES, vram_mb=st.integers(0, 12000))
 
 
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
+
+
+@UNTIMED
 @given(steps=st.lists(JOBS | st.integers(0, 9), max_size=30), containers_per_gpu=st.integers(1, 4))
 def test_no_gpu_is_ever_given_out_twice(steps: list[Resources | int], containers_per_gpu: int) -> None:
     """A step is a job that comes, or the number of the running job that ends."""
@@ -139,6 +143,7 @@ def test_no_gpu_is_ever_given_out_twice(steps: list[Resources | int], containers
         assert report.share_free == pytest.approx(max(0.0, 1 - held), abs=1e-3)
 
 
+@UNTIMED
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12),
     share=st.sampled_from([0.1, 0.25, 0.5]),
