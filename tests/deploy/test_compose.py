@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -98,11 +99,13 @@ def test_a_job_runs_from_the_front_door_to_a_container_beside_the_runner(server:
     key = in_edge(server, "keys", "create", "app", "--json")
     host = f"gpu-{secrets.token_hex(4)}"  # other tests have containers of a gpu-1 on the same engine
     token = in_edge(server, "hosts", "add", host).split()[-1]
+    memory = Path("/dev/shm") / host  # made by the engine
     with (server.folder / ".env").open("a") as file:
-        file.write(f"LAMPLIGHTER_JOIN={token}\n")
+        file.write(f"LAMPLIGHTER_JOIN={token}\nLAMPLIGHTER_SECRETS_FOLDER={memory}\n")
     runner = ComposeProject(server.folder, docker_url, f"lt{secrets.token_hex(4)}", "runner.yaml")
     url = f"http://127.0.0.1:{(server.folder / 'http').read_text()}"
     with ExitStack() as stack:
+        stack.callback(shutil.rmtree, memory)
         stack.enter_context(running_project(runner))
         client = stack.enter_context(Client(url, json.loads(key)["key"]))
         job = client.submit("echo", text="through Caddy", steps=30, seconds=2)
@@ -111,6 +114,7 @@ def test_a_job_runs_from_the_front_door_to_a_container_beside_the_runner(server:
         assert done.output.data["text"] == "through Caddy"
         assert done.host == host
         wait_for_sync(lambda: runner.is_healthy("runner"), timeout_s=START_TIMEOUT_S)
+        assert client._http.get(f"/v1/hosts/{host}").json()["secrets_on_disk"] is False
         runner.run("restart", "runner")  # it joins no second time, although the token is still there
         again = client.submit("echo", text="again", wait=True)
         assert again.output.data["text"] == "again"
@@ -143,6 +147,7 @@ def test_a_runner_s_container_says_what_it_lacks(
     environ = images | {
         "LAMPLIGHTER_DOCKER_SOCKET": docker_url.removeprefix("unix://"),
         "LAMPLIGHTER_RUNNER_DATA": str(tmp_path / "runner"),
+        "LAMPLIGHTER_SECRETS_FOLDER": str(tmp_path / "secrets"),
         "LAMPLIGHTER_IMAGES": str(ROOT / "images" / "echo"),
     }
     folder = copy_files(tmp_path / "compose", environ)
