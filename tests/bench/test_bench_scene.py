@@ -41,7 +41,12 @@ async def test_a_job_whose_image_is_nowhere_ends_the_bench_with_the_reason_and_w
 
 async def test_a_runner_that_dies_ends_the_bench_with_its_last_words(brief: None) -> None:
     async with run_installation() as made:
-        await made.installation.start_runner(LAMPLIGHTER_ENGINE="no-such-engine")
+        runner = await made.installation.start_runner(LAMPLIGHTER_ENGINE="no-such-engine")
+
+        async def has_ended() -> bool:
+            return "no-such-engine" in runner.log.read_text()
+
+        await wait_for(has_ended, timeout_s=60)
         job = await made.client.submit("echo", text="hello")
         with pytest.raises(SystemExit, match=r"\((no_host|host_off): .*; gpu-1: .*no-such-engine"):
             await wait_until_succeeded(made, job.id)

@@ -27,6 +27,8 @@ from tests.support.wait import wait_for
 
 __all__ = ["docker_url"]
 
+pytestmark = pytest.mark.timeout(400)  # the release is made in a fixture
+
 ECHO = "/opt/lamplighter/lib/python3.11/site-packages/lamplighter_server/images/echo"
 NAMES = [
     *(
