@@ -12,7 +12,7 @@ SLOWEST = 10
 
 def workers(cores: int) -> int:
     """How many tests run at once. Most of a test is waiting, so there are more than cores."""
-    return min(max(4, 3 * cores), 16)
+    return min(max(4, 5 * cores // 2), 16)
 
 
 def pytest_words(words: list[str], cores: int) -> list[str]:

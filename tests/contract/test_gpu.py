@@ -66,7 +66,7 @@ class MemoryBench:
 class StubBench:
     def __init__(self, folder: Path) -> None:
         self._stub = StubNvml(folder, count=2)
-        timing = MonitorTiming(first_reading_timeout_s=1.0, reading_timeout_s=1.0, restart_backoff_s=0.05)
+        timing = MonitorTiming(first_reading_timeout_s=20.0, reading_timeout_s=5.0, restart_backoff_s=0.05)
         self.gpus = NvmlMonitor(
             nvml_spawner(0.05, env=self._stub.env), clock=time.time, random=random.random, timing=timing
         )

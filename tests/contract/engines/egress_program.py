@@ -90,6 +90,8 @@ def listen(port):
 def unix(path):
     """Return what came of a connection to a unix socket; a path that begins with @ is abstract."""
     try:
+        if not path.startswith("@"):
+            pathlib.Path(path).stat()  # connect refuses a long path without looking whether it exists
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(path.replace("@", chr(0), 1))
     except OSError as error:
