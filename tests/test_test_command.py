@@ -5,7 +5,7 @@ import pytest
 from tests.__main__ import pytest_words
 from tests.parallel import sum_file_seconds
 
-PARALLEL = ["-n", "6", "--dist", "loadfile", "--durations=10"]
+PARALLEL = ["-n", "5", "--dist", "loadfile", "--durations=10"]
 
 
 @pytest.mark.parametrize(
