@@ -1,9 +1,9 @@
 """The files of a job's secrets on its host.
 
 Each container has a folder of its own for them, outside /job. They are in memory where the host has a tmpfs that
-containers can get: nothing of them is on a disk, also after a power cut. Elsewhere the folder is in the container's
-folder. A warm container is started with an empty one. The files are written before the job starts, and deleted before
-another job.
+containers can get: the runner writes none to a disk, so a power cut leaves none. Elsewhere the folder is in the
+container's folder. A warm container is started with an empty one. The files are written before the job starts, and
+deleted before another job.
 """
 
 import hashlib
@@ -128,13 +128,13 @@ class SecretFiles:
 
     @cached_property
     def is_in_memory(self) -> bool:
-        """Whether no secret is ever on a disk. Reads the mounts once."""
+        """Whether the secrets are in memory, and in no file on a disk. Reads the mounts once."""
         return self._root is not None and is_in_memory(self._root.parent)
 
     def close(self) -> None:
         """Remove the folder of all secrets if no container has any."""
         if self._root is not None:
-            with suppress(OSError):  # a container goes on after this process
+            with suppress(OSError):  # a container may run on after this process
                 self._root.rmdir()
 
 
@@ -156,7 +156,7 @@ def open_secret_files(data: Path, wanted: Path | None, engine: str, *, is_memory
 
 
 def is_in_memory(folder: Path, mounts_file: Path = MOUNTS_FILE) -> bool:
-    """Return whether the folder is on a file system that is never on a disk. Blocking."""
+    """Return whether the folder is on a file system in memory. Blocking."""
     mounts: dict[str, str] = {}
     try:
         lines = mounts_file.read_text().splitlines()
