@@ -26,7 +26,6 @@ from runner.engines.port import (
     EngineUnavailable,
     FolderMount,
     NoSuchContainer,
-    StartFailed,
 )
 from runner.execution.attempt_trace import AttemptTrace
 from runner.execution.cache_watch import caches_of, running_limit
@@ -36,7 +35,7 @@ from runner.execution.output_pump import OutputPump
 from runner.execution.outputs import find_output
 from runner.execution.secret_redactor import SecretRedactor
 from runner.execution.staging import FetchProgress, InvalidJobInput, job_timeouts, stage_inputs, write_job_file
-from runner.execution.verdict import ExitFacts, StopReason, Verdict, classify_exit, failure_before_start
+from runner.execution.verdict import ExitFacts, StopReason, Verdict, classify_exit
 from runner.execution.warm_container import (
     JobFolders,
     WarmContainer,
@@ -170,24 +169,22 @@ class ContainerRun:
 
     async def classify(self) -> Verdict:
         """Return what became of the job, after `run`."""
-        if self._failure is not None and not isinstance(self._failure, StartFailed):
-            return failure_before_start(self._failure)
-        return classify_exit(await self._exit_facts(self._failure, self.error_line))
+        return classify_exit(await self._exit_facts())
 
     @property
     def is_container_left(self) -> bool:
         """Return whether the job has ended and its container has not: it waits for another job."""
         return self.exit is not None and self.output_pump.end_code is not None
 
-    async def _exit_facts(self, start_failure: StartFailed | None, error_line: ErrorLine | None) -> ExitFacts:
+    async def _exit_facts(self) -> ExitFacts:
         found = await anyio.to_thread.run_sync(find_output, self.job_dir / "out")
         self.has_files = found.has_files
         return ExitFacts(
             stop_reason=self.stop_reason,
             exit=self.exit,
-            start_failure=start_failure,
+            failure=self._failure,
             xid=self._assignment.allocation.xid,
-            error_line=error_line,
+            error_line=self.error_line,
             has_output=found.has_output,
             disk_excess=self._disk_excess or await self._check_final_disk_use(),
             stderr_end=next(reversed(self.output_pump.stderr_tail.lines), ""),

@@ -42,14 +42,15 @@ class StopReason(StrEnum):
 class ExitFacts(Struct, frozen=True, kw_only=True):
     """All that is known about the end of an attempt.
 
-    `exit` is missing if no container ran to its end. `start_failure`: the container did not start. `xid` is the first
-    GPU fault during the run, `error_line` the last error line of the job. `has_output`: out/ contains something.
-    `disk_excess` says, in figures, why the job used too much disk. `stderr_end` is the last line of stderr.
+    `exit` is missing if no container ran to its end. `failure` is the error that ended the run, for example one of the
+    start. `xid` is the first GPU fault during the run, `error_line` the last error line of the job. `has_output`: out/
+    contains something. `disk_excess` says, in figures, why the job used too much disk. `stderr_end` is the last line of
+    stderr.
     """
 
     stop_reason: StopReason | None = None
     exit: ContainerExit | None = None
-    start_failure: StartFailed | None = None
+    failure: Exception | None = None
     xid: int | None = None
     error_line: ErrorLine | None = None
     has_output: bool = False
@@ -117,10 +118,8 @@ def _out_of_memory(facts: ExitFacts) -> Verdict | None:
     return make_failure("out_of_memory", "the job needed more memory than its endpoint's memory_mb")
 
 
-def _not_started(facts: ExitFacts) -> Verdict | None:
-    return (
-        make_failure(facts.start_failure.code, facts.start_failure.message) if facts.start_failure is not None else None
-    )
+def _run_failed(facts: ExitFacts) -> Verdict | None:
+    return failure_of_run(facts.failure) if facts.failure is not None else None
 
 
 def _gpu_erred(facts: ExitFacts) -> Verdict | None:
@@ -173,7 +172,7 @@ def _done(_: ExitFacts) -> Verdict | None:
 RULES: tuple[Callable[[ExitFacts], Verdict | None], ...] = (
     _stopped_by_runner,
     _out_of_memory,
-    _not_started,
+    _run_failed,
     _gpu_erred,
     _vanished,
     _over_disk_limit,
@@ -207,8 +206,10 @@ def _by_error_line(error_line: ErrorLine | None, exit_failure: ClassifiedFailure
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-def failure_before_start(error: Exception) -> ClassifiedFailure:
-    """Return the failure for an error that came before the container ran."""
+def failure_of_run(error: Exception) -> ClassifiedFailure:
+    """Return the failure for an error of the inputs, the secrets, the start or the output."""
+    if isinstance(error, StartFailed):
+        return make_failure(error.code, error.message)
     if isinstance(error, SecretMissing):
         return make_failure(SECRET_MISSING_CODE, str(error))
     if isinstance(error, AssetError):

@@ -214,6 +214,31 @@ async def test_output_that_cannot_be_read_costs_no_attempt_and_no_slot(
     assert (job.charged_attempts, job.free_releases) == (0, {"engine_error": 1})
 
 
+async def test_a_job_whose_output_cannot_be_read_after_its_cancellation_is_cancelled(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = anyio.Event()
+
+    async def unreadable_at_the_end(*_: object) -> AsyncGenerator[OutputChunk]:
+        yield OutputChunk("stdout", b'{"type":"progress","fraction":0.5}\n', OutputCursor(0, "0"))
+        await stopped.wait()
+        raise OSError(errno.EIO, "the disk failed")
+
+    async def stop(*_: object, **__: object) -> None:
+        stopped.set()
+
+    key = await world.submit("waits")
+    async with world.run_runner() as runner:
+        monkeypatch.setattr(runner.engine, "output", unreadable_at_the_end)
+        monkeypatch.setattr(runner.engine, "stop", stop)
+        await world.wait_until_running(key)
+        await world.wait_for_container()
+        await world.cancel(key)
+        job = await world.wait_until_ended(key)
+    assert job.status is Status.CANCELLED
+    assert (await world.event_types(key))[-1] == "Cancelled", "not a release of the attempt for engine_error"
+
+
 async def test_too_long_is_an_execution_timeout(world: RunnerEnvironment) -> None:
     world.timeouts = Timeouts(base_s=0.05, grace_s=0.1)
     key = await world.submit("waits")

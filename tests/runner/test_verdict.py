@@ -15,7 +15,7 @@ from runner.execution.verdict import (
     StopReason,
     blames_gpu,
     classify_exit,
-    failure_before_start,
+    failure_of_run,
     make_failure,
 )
 from schemas.container_protocol import ErrorLine
@@ -52,10 +52,10 @@ FAILING: list[tuple[str, ExitFacts, str]] = [
     ("docker kill from outside", ExitFacts(exit=ContainerExit(137)), "internal"),
     ("stopped from outside, with init", ExitFacts(exit=ContainerExit(143)), "internal"),
     ("stopped from outside, handler exits 17", ExitFacts(exit=ContainerExit(17)), "internal"),
-    ("command missing", ExitFacts(start_failure=StartFailed("engine_error", "no such file")), "engine_error"),
-    ("GPU asked, no toolkit", ExitFacts(start_failure=StartFailed("gpu_unsupported", "no driver")), "gpu_unsupported"),
-    ("runtime missing", ExitFacts(start_failure=StartFailed("gpu_unsupported", "unknown runtime")), "gpu_unsupported"),
-    ("image missing", ExitFacts(start_failure=StartFailed("image_missing", "no such image")), "image_missing"),
+    ("command missing", ExitFacts(failure=StartFailed("engine_error", "no such file")), "engine_error"),
+    ("GPU asked, no toolkit", ExitFacts(failure=StartFailed("gpu_unsupported", "no driver")), "gpu_unsupported"),
+    ("runtime missing", ExitFacts(failure=StartFailed("gpu_unsupported", "unknown runtime")), "gpu_unsupported"),
+    ("image missing", ExitFacts(failure=StartFailed("image_missing", "no such image")), "image_missing"),
     ("never started: no exit to trust", ExitFacts(has_output=True), "host_lost"),
     (
         "CUDA OOM by the job's own line",
@@ -100,13 +100,21 @@ def test_our_own_intent_comes_first(exit_: ContainerExit | None) -> None:
     )
 
 
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "the disk failed"), StartFailed("engine_error", "no")])
+def test_our_own_intent_comes_before_an_error_that_ended_the_run(failure: Exception) -> None:
+    assert classify_exit(ExitFacts(stop_reason=StopReason.CANCEL, failure=failure)) == JobCancelled()
+    stalled = classify_exit(ExitFacts(stop_reason=StopReason.STALL, failure=failure))
+    assert isinstance(stalled, ClassifiedFailure)
+    assert stalled.code == "stalled"
+
+
 ORDERED: list[tuple[ExitFacts, str]] = [
     (
         ExitFacts(stop_reason=StopReason.STALL, exit=ContainerExit(1, oom_killed=True), xid=79, error_line=LINE),
         "stalled",
     ),
     (ExitFacts(exit=ContainerExit(1, oom_killed=True), xid=79, error_line=LINE), "out_of_memory"),
-    (ExitFacts(start_failure=StartFailed("engine_error", "no"), xid=79, error_line=LINE), "engine_error"),
+    (ExitFacts(failure=StartFailed("engine_error", "no"), xid=79, error_line=LINE), "engine_error"),
     (ExitFacts(exit=ContainerExit(65), xid=79, error_line=LINE), "gpu_lost"),
     (ExitFacts(xid=79), "gpu_lost"),
     (ExitFacts(exit=ContainerExit(65), error_line=LINE), "no_face"),
@@ -177,8 +185,8 @@ def test_a_stop_for_disk_says_the_figures_and_another_stop_keeps_its_reason() ->
         (ValueError("a bug"), "engine_error", "a bug"),
     ],
 )
-def test_an_error_before_the_start_is_classified(error: Exception, code: str, message: str) -> None:
-    failure = failure_before_start(error)
+def test_an_error_that_ended_the_run_is_classified(error: Exception, code: str, message: str) -> None:
+    failure = failure_of_run(error)
     assert (failure.code, failure.failure_class) == (code, FAILURES[code])
     assert message in failure.message
 
