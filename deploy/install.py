@@ -1,9 +1,9 @@
-"""Install what a verb needs: exactly the files that the lock files pin, whatever was released since they were written.
+"""Install what a verb needs: exactly the files that the lock files pin, even if newer releases exist.
 
 `./justw VERB` runs `install.py VERB` before `just VERB`. pip gets the locked files by name and hash with --no-deps, so
 it resolves nothing, and of the user's settings it sees only those that say where files come from (``LOCATIONS``).
-Each complete part has a stamp in its environment. A part without a stamp is checked again: installed packages are not
-fetched again, those that an interrupted run left half unpacked are.
+Each complete part has a stamp in its environment. A part without a stamp is checked again. Packages that are complete
+stay; those that an interrupted run left half unpacked are fetched again.
 
     install.py VERB          install, unless everything is there
     install.py --check VERB  exit with 0 if everything is there
@@ -25,7 +25,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,17 +79,15 @@ VERBS = {
 }
 
 # pip's settings that say where files come from and how they are reached; its other settings change what is installed.
-LOCATIONS = frozenset(
-    (
-        *("index-url", "extra-index-url", "find-links", "no-index"),
-        *("proxy", "trusted-host", "cert", "client-cert", "keyring-provider"),
-        *("timeout", "default-timeout", "retries", "resume-retries"),
-        *("cache-dir", "no-cache-dir"),
-    )
-)
+LOCATIONS = {
+    *("index-url", "extra-index-url", "find-links", "no-index"),
+    *("proxy", "trusted-host", "cert", "client-cert", "keyring-provider"),
+    *("timeout", "default-timeout", "retries", "resume-retries"),
+    *("cache-dir", "no-cache-dir"),
+}
 # Settings that hold several things, of which these are about reaching an index.
 LOCATION_VALUES = {"use-feature": {"truststore"}, "use-deprecated": {"legacy-certs"}}
-# What makes `pip config list` say everything: its own options are settings too, and these outrank those in files.
+# With these, `pip config list` prints everything: its own options are settings too, and variables outrank files.
 PIP_OUTPUT_VARIABLES = {
     f"PIP_{name}": "0" for name in ("QUIET", "VERBOSE", "REQUIRE_VIRTUALENV", "USER", "GLOBAL", "SITE")
 }
@@ -97,7 +95,7 @@ PIP_OUTPUT_VARIABLES = {
 BATCH_BYTES = 25_000_000  # what an interruption may lose: pip unpacks nothing before all is downloaded
 TORCH_BYTES = {"cpu": 192_000_000, "cuda": 527_000_000}  # 2.13.0 for Linux on x86-64
 POLL_S = 0.25
-# What is imported once a part is there. pip would compile all files of all packages, and few are ever imported.
+# Imported once a part is installed, which compiles these modules. pip would compile all files of all packages.
 IMPORTS = {"lamplighter": "lamplighter.cli.edge, lamplighter.cli.runner", "torch": "av, numpy, tflite, torch"}
 
 
@@ -194,12 +192,8 @@ def inputs_sum(part: str) -> str:
 
 def missing_parts(environment: Environment) -> list[str]:
     """Return the parts that are not complete."""
-
-    def complete(part: str) -> bool:
-        stamp = environment.stamp(part)
-        return stamp.exists() and stamp.read_text() == inputs_sum(part)
-
-    return [part for part in environment.parts if not complete(part)]
+    stamps = {part: environment.stamp(part) for part in environment.parts}
+    return [part for part, stamp in stamps.items() if not stamp.exists() or stamp.read_text() != inputs_sum(part)]
 
 
 def site_packages() -> list[Path]:
@@ -311,13 +305,11 @@ class Pip:
         if not size_bytes or not sys.stdout.isatty():
             pip.wait()
             return
-        while True:
-            try:
+        while pip.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
                 pip.wait(POLL_S)
-                break
-            except subprocess.TimeoutExpired:
-                so_far = self._done_bytes + min(size_bytes, folder_bytes(self._scratch))
-                print(f"\rjustw: {so_far / 1e6:.0f} of {self.total_bytes / 1e6:.0f} MB\x1b[K", end="", flush=True)
+            so_far = self._done_bytes + min(size_bytes, folder_bytes(self._scratch))
+            print(f"\rjustw: {so_far / 1e6:.0f} of {self.total_bytes / 1e6:.0f} MB\x1b[K", end="", flush=True)
         print("\r\x1b[K", end="", flush=True)
 
 
@@ -336,10 +328,8 @@ def folder_bytes(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(FileNotFoundError):  # pip has moved it away
                 total += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118 - called four times a second
-            except FileNotFoundError:  # pip has moved it away
-                continue
     return total
 
 
@@ -452,7 +442,7 @@ def hold_lock(environment: Environment) -> int:
 
 
 def is_usable(environment: Environment) -> bool:
-    """Whether the environment runs: it does not when half made, moved here, or without its Python."""
+    """Return whether the environment runs. It does not when it is incomplete, was moved, or has lost its Python."""
     try:
         pip = subprocess.run([environment.folder / "bin/pip", "--version"], capture_output=True, check=False)
     except OSError:

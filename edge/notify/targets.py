@@ -1,6 +1,5 @@
 """The targets of notifications: the section `[notify]`, the port to a target, and how its senders are built."""
 
-import importlib
 from collections.abc import Mapping
 from typing import Annotated, Protocol
 
@@ -10,6 +9,7 @@ from schemas.conditions import Condition
 from schemas.ids import Token
 from schemas.settings_schema import SECRET
 from schemas.texts import Language
+from schemas.version import import_extra
 
 
 class NotifyTarget(Struct, frozen=True):
@@ -62,10 +62,5 @@ def build_senders(settings: NotifySettings) -> Mapping[str, NotificationSender]:
     """Return a sender for each target. Raises TargetInvalid. The library is imported only if there are targets."""
     if not settings.targets:
         return {}
-    try:
-        module = importlib.import_module(f"{__package__}.apprise_sender")
-    except ModuleNotFoundError as error:
-        raise TargetInvalid(
-            f"[notify] needs {error.name}: pip install 'lamplighter-server[notify]', or remove its targets"
-        ) from error
+    module = import_extra(f"{__package__}.apprise_sender", "notify", "[notify]", TargetInvalid)
     return {name: module.AppriseSender(name, target.url) for name, target in settings.targets.items()}

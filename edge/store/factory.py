@@ -1,6 +1,5 @@
 """Open the asset store that the settings name."""
 
-import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from msgspec import Struct
 
 from edge.store.directory import open_directory
 from edge.store.port import AssetStore, StoreError
+from schemas.version import import_extra
 
 
 class StoreSettings(Struct, frozen=True):
@@ -38,11 +38,6 @@ async def open_store(settings: StoreSettings, data: Path) -> AsyncIterator[Asset
         async with open_directory(folder) as directory:
             yield directory
         return
-    try:
-        remote = importlib.import_module(f"{__package__}.remote")
-    except ImportError as error:
-        raise StorePackageMissing(
-            f"assets in {url.scheme}://… need a package that is not installed: pip install 'lamplighter-server[remote]'"
-        ) from error
+    remote = import_extra(f"{__package__}.remote", "remote", f"[store] url = {url.scheme}://…", StorePackageMissing)
     async with remote.open_remote(settings.url, data / "scratch", presign=settings.presign) as bucket:
         yield bucket

@@ -246,7 +246,7 @@ def _check_volumes(host: dict[str, Any]) -> Iterable[Finding]:
             what, bracket, fix = why.partition("): ")
             yield Finding(name, CheckStatus.WARN, f"{what})" if bracket else what, fix)
         elif volume["state"] == "filling":
-            yield Finding(name, CheckStatus.OK, f"is filled: {display.format_pull(volume)}")
+            yield Finding(name, CheckStatus.OK, f"is being downloaded: {display.format_pull(volume)}")
 
 
 def _check_endpoints(host: dict[str, Any]) -> Iterable[Finding]:

@@ -2,6 +2,49 @@
 
 from collections.abc import Mapping
 
+# The words of click: headings of the help, and errors about the usage.
+_CLICK: Mapping[str, str] = {
+    "Usage: ": "用法：",
+    "Options": "选项",
+    "Commands": "命令",
+    "Commands of the server{more}": "服务端命令{more}",
+    "Show this message and exit.": "显示此帮助并退出。",
+    "Show the version and exit.": "显示版本并退出。",
+    "default: {value}": "默认：{value}",
+    "required": "必填",
+    "Try '{command} {option}' for help.": "运行 {command} {option} 查看帮助。",
+    "Error: {message}": "错误：{message}",
+    "Aborted!": "已中止。",
+    "No such option {name}.": "没有选项 {name}。",
+    "No such option {name}. Did you mean {choice}?": "没有选项 {name}。您是否想用 {choice}？",
+    "No such option {name}. (Did you mean one of: {choices}?)": "没有选项 {name}。（您是否想用：{choices}）",
+    "No such option: {name}": "没有选项 {name}",
+    "No such option: {name} Did you mean {choice}?": "没有选项 {name}，您是否想用 {choice}？",
+    "No such option: {name} (Possible options: {choices})": "没有选项 {name}（相近的有：{choices}）",
+    "No such command {name}.": "没有命令 {name}。",
+    "No such command {name}. Did you mean {choice}?": "没有命令 {name}。您是否想用 {choice}？",
+    "No such command {name}. (Did you mean one of: {choices}?)": "没有命令 {name}。（您是否想用：{choices}）",
+    "Missing command.": "缺少命令。",
+    "Missing argument {name}.": "缺少参数 {name}。",
+    "Missing option {name}.": "缺少选项 {name}。",
+    "Got unexpected extra argument ({names})": "多余的参数：{names}",
+    "Got unexpected extra arguments ({names})": "多余的参数：{names}",
+    "Invalid value for {name}: {why}": "{name} 的值无效：{why}",
+    "Invalid value: {why}": "值无效：{why}",
+    "Option {name} requires an argument.": "选项 {name} 需要一个值。",
+    "Option {name} does not take a value.": "选项 {name} 不带值。",
+    "{value} is not one of {choices}.": "{value} 不是可选值：{choices}。",
+    "{value} is not a valid {kind}.": "{value} 不是有效的 {kind}。",
+    "{value} is not in the range {range}.": "{value} 不在范围 {range} 内。",
+    "File {name} does not exist.": "文件 {name} 不存在。",
+    "Directory {name} does not exist.": "文件夹 {name} 不存在。",
+    "Path {name} does not exist.": "路径 {name} 不存在。",
+    "File {name} is a directory.": "{name} 是文件夹，不是文件。",
+    "Directory {name} is a file.": "{name} 是文件，不是文件夹。",
+    "File {name} is not readable.": "文件 {name} 不可读。",
+    "Directory {name} is not readable.": "文件夹 {name} 不可读。",
+}
+
 _COMMANDS: Mapping[str, str] = {
     "A self-hosted GPU job runner: the edge is always on, the GPU only when there is work.": (
         "自托管的 GPU 任务系统：edge 始终在线，GPU 只在有任务时开机。"
@@ -423,4 +466,4 @@ _CLIENT: Mapping[str, str] = {
     ),
 }
 
-HELP_TEXTS_ZH: Mapping[str, str] = {**_COMMANDS, **_SERVER, **_CLIENT}
+HELP_TEXTS_ZH: Mapping[str, str] = {**_CLICK, **_COMMANDS, **_SERVER, **_CLIENT}

@@ -11,49 +11,6 @@ from lamplighter.cli.help_texts_zh import HELP_TEXTS_ZH
 from lamplighter.cli.server_texts_zh import SERVER_TEXTS_ZH
 from lamplighter.cli.settings_texts_zh import SETTINGS_TEXTS_ZH
 
-# What click says itself.
-_CLICK: Mapping[str, str] = {
-    "Usage: ": "用法：",
-    "Options": "选项",
-    "Commands": "命令",
-    "Commands of the server{more}": "服务端命令{more}",
-    "Show this message and exit.": "显示此帮助并退出。",
-    "Show the version and exit.": "显示版本并退出。",
-    "default: {value}": "默认：{value}",
-    "required": "必填",
-    "Try '{command} {option}' for help.": "运行 {command} {option} 查看帮助。",
-    "Error: {message}": "错误：{message}",
-    "Aborted!": "已中止。",
-    "No such option {name}.": "没有选项 {name}。",
-    "No such option {name}. Did you mean {choice}?": "没有选项 {name}。您是否想用 {choice}？",
-    "No such option {name}. (Did you mean one of: {choices}?)": "没有选项 {name}。（您是否想用：{choices}）",
-    "No such option: {name}": "没有选项 {name}",
-    "No such option: {name} Did you mean {choice}?": "没有选项 {name}，您是否想用 {choice}？",
-    "No such option: {name} (Possible options: {choices})": "没有选项 {name}（相近的有：{choices}）",
-    "No such command {name}.": "没有命令 {name}。",
-    "No such command {name}. Did you mean {choice}?": "没有命令 {name}。您是否想用 {choice}？",
-    "No such command {name}. (Did you mean one of: {choices}?)": "没有命令 {name}。（您是否想用：{choices}）",
-    "Missing command.": "缺少命令。",
-    "Missing argument {name}.": "缺少参数 {name}。",
-    "Missing option {name}.": "缺少选项 {name}。",
-    "Got unexpected extra argument ({names})": "多余的参数：{names}",
-    "Got unexpected extra arguments ({names})": "多余的参数：{names}",
-    "Invalid value for {name}: {why}": "{name} 的值无效：{why}",
-    "Invalid value: {why}": "值无效：{why}",
-    "Option {name} requires an argument.": "选项 {name} 需要一个值。",
-    "Option {name} does not take a value.": "选项 {name} 不带值。",
-    "{value} is not one of {choices}.": "{value} 不是可选值：{choices}。",
-    "{value} is not a valid {kind}.": "{value} 不是有效的 {kind}。",
-    "{value} is not in the range {range}.": "{value} 不在范围 {range} 内。",
-    "File {name} does not exist.": "文件 {name} 不存在。",
-    "Directory {name} does not exist.": "文件夹 {name} 不存在。",
-    "Path {name} does not exist.": "路径 {name} 不存在。",
-    "File {name} is a directory.": "{name} 是文件夹，不是文件。",
-    "Directory {name} is a file.": "{name} 是文件，不是文件夹。",
-    "File {name} is not readable.": "文件 {name} 不可读。",
-    "Directory {name} is not readable.": "文件夹 {name} 不可读。",
-}
-
 _COLUMNS: Mapping[str, str] = {
     "JOB": "任务",
     "ENDPOINT": "任务类型",
@@ -370,7 +327,7 @@ _DOCTOR: Mapping[str, str] = {
     "read the engine's log on that host": "请查看该服务器上容器引擎的日志",
     "this host pulls no images ([images] pull = false)": "该服务器不拉取镜像（[images] pull = false）",
     "build or pull {image} there": "请在该服务器上构建或拉取 {image}",
-    "is filled: {progress}": "正在下载：{progress}",
+    "is being downloaded: {progress}": "正在下载：{progress}",
     "volume {names} on {host}": "{host} 上的卷 {names}",
     "see the volumes of that host in this list": "请查看本列表中该服务器的卷",
     "{server} has no {file} of the volume {name} ({why})": "{server} 没有卷 {name} 的文件 {file}（{why}）",
@@ -504,7 +461,6 @@ _DOCTOR: Mapping[str, str] = {
 }
 
 TEXTS_ZH: Mapping[str, str] = {
-    **_CLICK,
     **_COLUMNS,
     **_JOBS,
     **_CLIENT,

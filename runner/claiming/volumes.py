@@ -114,7 +114,7 @@ class HostVolumes:
         for volume in endpoint.config.volumes:
             state = self._volumes.get(volume.digest)
             if state is None or (not state.is_ready and state.is_filling):
-                return Unplaceable(WaitReason.VOLUME_FILLING, f"the volume {volume.name} is filled")
+                return Unplaceable(WaitReason.VOLUME_FILLING, f"the volume {volume.name} is being downloaded")
             if not state.is_ready:
                 return Unplaceable(WaitReason.VOLUME_MISSING, f"the volume {volume.name} is not complete")
         return None

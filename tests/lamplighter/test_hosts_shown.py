@@ -194,7 +194,7 @@ def test_a_volume_that_is_not_there_is_shown_with_what_to_do():
     )
     filling = replace(broken, state="filling", why=None, done_bytes=10**9, total_bytes=4 * 10**9, percent=25)
     seen = found(volumes=(filling,))["volume weights on gpu-1"]
-    assert (seen.verdict, seen.what) == (CheckStatus.OK, "is filled: 25 %, 1.0 GB / 4.0 GB")
+    assert (seen.verdict, seen.what) == (CheckStatus.OK, "is being downloaded: 25 %, 1.0 GB / 4.0 GB")
     assert display.format_images({"volumes": [msgspec.to_builtins(filling)]}) == "weights: 25 %, 1.0 GB / 4.0 GB"
     assert display.format_images({"volumes": [msgspec.to_builtins(replace(filling, state="ready"))]}) == "-"
 

@@ -121,10 +121,8 @@ async def test_a_job_cannot_fill_the_disk_through_it(world: RunnerEnvironment) -
 
 async def test_the_next_runner_process_watches_the_cache_of_a_job_that_it_took_over(world: RunnerEnvironment) -> None:
     world.programs["well"] = use_cache(waits=True)
-    async with world.run_runner():
-        key = await world.submit("well")
-        (mount,) = (await world.wait_for_container()).spec.mounts
-        await world.wait_until_running(key)
+    key, box = await world.kill_runner_during_job("well")
+    (mount,) = box.spec.mounts
     async with world.run_runner("i2"):
         (mount.source / "more").write_bytes(os.urandom(3 * MIB))
         job = await world.wait_until_ended(key)

@@ -55,10 +55,7 @@ async def test_an_engine_that_is_away_at_the_start_is_waited_for(world: RunnerEn
 
 
 async def test_what_an_earlier_life_left_is_given_back_once_the_engine_answers(world: RunnerEnvironment) -> None:
-    key = await world.submit("waits")
-    async with world.run_runner("i1"):
-        await world.wait_until_running(key)
-        await world.wait_for_container()
+    key, _ = await world.kill_runner_during_job("waits")
     world.engine_gone = True
     async with world.run_runner("i2") as running:
         await told(world, away=True)

@@ -139,11 +139,8 @@ async def test_a_job_whose_secret_was_deleted_fails_and_is_not_tried_again(world
 async def test_secrets_of_a_container_that_is_gone_are_removed_at_the_next_start(world: RunnerEnvironment) -> None:
     world.programs = {"kept": run_until_stopped}
     offer(world)
-    key = await world.submit("kept", "j1")
-    async with world.run_runner("i1"):
-        await world.wait_until_running(key)
-        box = await world.wait_for_container()
-        folder = folder_of(box)
+    _, box = await world.kill_runner_during_job("kept")
+    folder = folder_of(box)
     assert read_all(folder) == {"HF_TOKEN": VALUE}, "the runner was killed"
     world.boxes.clear()
     async with world.run_runner("i2") as second:
@@ -327,10 +324,7 @@ async def test_nothing_that_is_kept_of_a_job_has_its_secret(world: RunnerEnviron
 async def test_the_next_runner_process_masks_too(world: RunnerEnvironment) -> None:
     world.programs = {"kept": run_until_stopped}
     offer(world)
-    key = await world.submit("kept", "j1")
-    async with world.run_runner("i1"):
-        await world.wait_until_running(key)
-        box = await world.wait_for_container()
+    key, box = await world.kill_runner_during_job("kept")
     async with world.run_runner("i2") as second:
         await world.wait_for_event(key, Adopted)
         box.write(f"late {VALUE}\n".encode())

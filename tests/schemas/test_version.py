@@ -1,8 +1,10 @@
 """Which versions of edge and runner belong together."""
 
+import sys
+
 import pytest
 
-from schemas.version import VERSION, are_neighbours
+from schemas.version import VERSION, are_neighbours, import_extra
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,9 @@ def test_versions_are_neighbours_up_to_one_minor_release_apart(one: str, other: 
 
 def test_this_version_has_three_numbers():
     assert len([int(part) for part in VERSION.split(".")]) == 3
+
+
+def test_a_missing_package_names_the_extra_that_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(LookupError, match=r"^\[x\] needs numpy, .*: pip install 'lamplighter-server\[models\]'$"):
+        import_extra("numpy", "models", "[x]", LookupError)

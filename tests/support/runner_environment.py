@@ -330,6 +330,14 @@ class RunnerEnvironment:
         await wait_for(there)
         return next(iter(self.boxes.values()))
 
+    async def kill_runner_during_job(self, endpoint: str) -> tuple[JobKey, FakeContainer]:
+        """Submit a job, and kill the runner while the job runs. Return the job and its container."""
+        key = await self.submit(endpoint)
+        async with self.run_runner():
+            await self.wait_until_running(key)
+            box = await self.wait_for_container()
+        return key, box
+
     async def wait_for_event(self, key: JobKey, kind: type[JobEventBase]) -> Job:
         """Wait for an event of this kind; return the job after it."""
         with anyio.fail_after(DEADLINE_S):

@@ -1,6 +1,5 @@
 """Build the power driver of each declared host."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -26,6 +25,7 @@ from schemas.host_config import (
     WolHostConfig,
 )
 from schemas.power_driver import PowerDriver, PowerDriverReply
+from schemas.version import import_extra
 
 
 class UnconnectedRelay(PowerRelay):
@@ -58,12 +58,7 @@ def _build_wol(_host: str, declared: WolHostConfig, _dependencies: DriverDepende
 
 
 def _build_libcloud(_host: str, declared: LibcloudHostConfig, dependencies: DriverDependencies) -> PowerDriver:
-    try:
-        module = importlib.import_module(f"{__package__}.libcloud")
-    except ModuleNotFoundError as error:
-        raise DriverUnusable(
-            f"driver libcloud needs {error.name}: pip install 'lamplighter-server[libcloud]'"
-        ) from error
+    module = import_extra(f"{__package__}.libcloud", "libcloud", "driver libcloud", DriverUnusable)
     driver: PowerDriver = module.LibcloudDriver(declared, dependencies.environ)
     return driver
 
