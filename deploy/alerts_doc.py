@@ -13,7 +13,7 @@ HEAD = """# Alerts
 
 Every alert has the labels `severity` and `condition`, and the annotations `summary`, `action` and `page` (the section
 of this page about it). `critical`: jobs are refused, or the edge cannot power a host on or off. `warning`: the
-installation still works, but needs attention before it does not, or costs more than it should.
+installation still works, but needs attention soon, or costs more than it should.
 
 | alert | severity | fires when |
 |---|---|---|
