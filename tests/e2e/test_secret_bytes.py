@@ -11,12 +11,13 @@ import pytest
 
 from runner.assets.secret_files import open_secret_files
 from runner.engines.port import FoundContainer
+from schemas.job_view import JobView
 from schemas.status import Status
 from tests.support.byte_search import find_marks
 from tests.support.command import run_lamplighter, write_settings
 from tests.support.docker_images import BASE_IMAGE, build_image, run_docker
-from tests.support.installation import HOST, ROOT, RunningInstallation
-from tests.support.job_checks import wait_until_ended
+from tests.support.installation import HOST, ROOT, RunningInstallation, wait_until_ready
+from tests.support.job_checks import read_history, wait_until_ended
 from tests.support.wait import wait_for
 
 VALUE = "hf_m4rk-of-a-secret-of-ann"
@@ -134,8 +135,26 @@ def find_on_disk(running: RunningInstallation, container: FoundContainer, url: s
     return {place.rpartition(":")[0] for folder in places for place in find_marks(folder, MARKS)}
 
 
-async def check_while_it_runs(running: RunningInstallation, url: str | None) -> None:
-    """Run jobs that hold and print their secret, and look around. The runner is killed in the middle."""
+async def start_without_edge(running: RunningInstallation, job_id: str) -> None:
+    """Start the runner while the edge is dead: it claims the job, and waits for its secret until the edge is back."""
+    installation = running.installation
+    await installation.edge.kill()
+    await installation.runners[HOST].start()
+
+    async def is_claimed() -> bool:
+        return len(await read_history(running, job_id)) == 2
+
+    await wait_for(is_claimed, timeout_s=120)
+    assert find_marks(installation.folder, MARKS) == {}
+    await installation.start_edge()
+    await wait_until_ready(running.ann)
+
+
+async def check_while_it_runs(running: RunningInstallation, url: str | None) -> JobView:
+    """Run jobs that hold and print their secret, and look around.
+
+    Runner and edge are killed in the middle. Return the job that was submitted before and ran afterwards.
+    """
     quiet = await start_and_find(running, f"holds {len(VALUE)} bytes", quiet=True)
     file = file_in_memory(running, quiet.identity.folder)
     assert file.read_text() == VALUE
@@ -149,7 +168,12 @@ async def check_while_it_runs(running: RunningInstallation, url: str | None) -> 
     await runner.kill()
     (file.parent.parent / "ann.gone.1.1").mkdir()  # of a job that another crash left
     (file.parent.parent / "ann.gone.1.1" / "HF_TOKEN").write_text(VALUE)
-    await runner.start()
+    waiting = await running.ann.submit("leaky")
+    await start_without_edge(running, waiting.id)
+    done = await wait_until_ended(running.ann, waiting.id)
+    assert (done.status, done.attempt) == (Status.SUCCEEDED, 1), done.error
+    events = [type(entry.record.event).__name__ for entry in await read_history(running, done.id)]
+    assert events == ["Submitted", "Started", "Succeeded"]
     await cancel(running, quiet)
 
     async def is_removed() -> bool:
@@ -162,6 +186,7 @@ async def check_while_it_runs(running: RunningInstallation, url: str | None) -> 
     of_engine = {f"{HOST}/processes/{printed.handle}/{name}" for name in names}
     assert url is not None or find_on_disk(running, printed, url) == of_engine
     await cancel(running, printed)
+    return done
 
 
 async def read_all_of(running: RunningInstallation, job_id: str) -> str:
@@ -171,20 +196,19 @@ async def read_all_of(running: RunningInstallation, job_id: str) -> str:
     return "\n".join([*answers, str([event async for event in running.ann.follow(job_id)])])
 
 
-@pytest.mark.long(30)
+@pytest.mark.long(20)
 async def test_no_byte_of_a_secret_is_kept_anywhere(
     running: RunningInstallation, leaky: Path, engine_url: str | None, tmp_path_factory: pytest.TempPathFactory
 ):
     installation = running.installation
     await set_secret(running)
-    await installation.start_runner(endpoints=(leaky,), LAMPLIGHTER_SLOTS="2")
+    await installation.start_runner(endpoints=(leaky,), LAMPLIGHTER_SLOTS="2", LAMPLIGHTER_PACE__HEARTBEAT_S="1")
 
     async def is_offered() -> bool:
         return (await running.ann._http.get("/v1/endpoints/leaky")).is_success
 
     await wait_for(is_offered, timeout_s=60)
-    await check_while_it_runs(running, engine_url)
-    done = await running.ann.submit("leaky", wait=True)
+    done = await check_while_it_runs(running, engine_url)
     assert done.output is not None
     assert done.output.data == {"token": MASKED, "length": len(VALUE), "greeting": "good morning"}
     failed = await wait_until_ended(running.ann, (await running.ann.submit("leaky", fail=True)).id)
