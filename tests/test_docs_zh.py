@@ -11,8 +11,9 @@ from tests.test_texts import CJK, UNSPACED
 ZH = DOCS / "zh"
 # A page with the same sections: all blocks are the same, in the same order.
 TRANSLATED = {"home-pc.md": "home-pc.md", "rented.md": "rented.md", "heygem-desktop.md": "heygem-desktop.md"}
+OPERATIONS = [DOCS / f"{name}.md" for name in ("hosts", "backup", "power", "secrets", "volumes", "notify")]
 # A page of its own: each block is one of these pages.
-EXTRACTS = {"quickstart.md": [ROOT / "README.md"], "operations.md": [DOCS / "hosts.md", DOCS / "backup.md"]}
+EXTRACTS = {"quickstart.md": [ROOT / "README.md"], "operations.md": OPERATIONS}
 WITHOUT_COMMANDS = {"README.md", "glossary.md"}
 COMMENT = re.compile(r"\s+#\s.*$", re.MULTILINE)
 INDENTED = re.compile(r"(?:^ {4,}\S.*\n)+", re.MULTILINE)
