@@ -23,9 +23,9 @@ A request that is refused has changed nothing. Over HTTP the answer is a problem
 ```
 
 `title` is the same for every refusal with this code. `detail` says what is wrong with this request, and what to do.
-`errors` names the wrong fields, and `missing` (only of `asset_missing`) the digests of the missing files. Answers with
-429 and 503 have the header `Retry-After` in seconds. A method that the path does not have is refused with 405 and the
-header `Allow`.
+`errors` names the wrong fields, and `missing` (only with `asset_missing`) the digests of the missing files. Answers
+with 429 and 503 have the header `Retry-After`, in seconds. A method that the path does not support is refused with 405
+and the header `Allow`.
 """
 
 FAILURE_HEAD = """## A job that failed
@@ -54,7 +54,7 @@ An image may define codes of its own, which are not listed here. For these, `bla
 
 WAITING_HEAD = """## A job that waits
 
-The field `reason` of a Job that has not started. Nothing is wrong with the job, and none of these reasons ends it.
+The field `reason` says why a Job has not started yet. Nothing is wrong with such a job, and no reason ends it.
 """
 
 RETRY_LATER = LocalizedText(
@@ -78,7 +78,7 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
         "Send a JSON object, or a form as docs/api.md shows it", "请发送 JSON 或文档所示的表单"
     ),
     "field_unknown": LocalizedText(
-        "Leave the field out that `detail` names: it is misspelt, or of another API",
+        "Remove the field that `detail` names: it is misspelt, or belongs to another API",
         "请去掉所指出的字段：拼写有误，或属于其他 API",
     ),
     "unauthorized": LocalizedText("Send a key that exists and has not expired or been revoked", "请使用有效的密钥"),

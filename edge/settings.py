@@ -73,7 +73,7 @@ class EnrollmentSettings(Struct, frozen=True):
     """The program, with its arguments, that makes the broker read nats.conf again."""
     remove_after_s: Annotated[float, Meta(ge=60)] = 600.0
     """How long a host that joined with a token of `hosts token` may be silent before it is removed. It is not removed
-    while it holds a job, and not if its token keeps hosts.
+    while it holds a job, or if its token was created with `--keep`.
     """
 
 

@@ -39,8 +39,8 @@ class MetricsListenSettings(Struct, frozen=True):
     """The `[metrics]` section of the runner."""
 
     listen: str = ""
-    """Where the runner answers Prometheus at `/metrics`: a port of 127.0.0.1, as in `9108`, or address:port. It asks
-    for no key. Empty: nowhere.
+    """Where the runner serves `/metrics`, without a key: a port of 127.0.0.1, as in `9108`, or address:port. Empty:
+    nowhere.
     """
 
     def __post_init__(self) -> None:

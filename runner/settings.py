@@ -57,11 +57,11 @@ class ImageSettings(Struct, frozen=True):
     pull: bool = True
     """Pull the images that endpoints name. `false`: people build or pull them on this host."""
     refresh_s: Annotated[float, Meta(gt=0)] = 900.0
-    """Interval between two looks whether the tag of an image that was pulled names another image now."""
+    """Interval between two checks whether the tag of a pulled image now names another image."""
     stall_s: Annotated[float, Meta(gt=0)] = 300.0
-    """A pull that brings nothing for this time is made again."""
+    """A pull without progress for this time is started again."""
     reserve_mb: Annotated[int, Meta(ge=0)] = 10_240
-    """While less is free where the engine keeps images, pulled images that no endpoint names any more are removed."""
+    """While less disk is free for images, the runner removes pulled images that no endpoint names any more."""
     retry_least_s: Annotated[float, Meta(gt=0)] = 5.0
     """Delay after a failed pull. It doubles each time."""
     retry_most_s: Annotated[float, Meta(gt=0)] = 300.0
@@ -74,7 +74,7 @@ class VolumeSettings(Struct, frozen=True):
     folder: Path | None = None
     """Folder that keeps them. Unset: `volumes` in the data folder. Several runners of one machine may share it."""
     max_gb: Annotated[float, Meta(gt=0)] = 200.0
-    """All volumes together. Beyond it, those that no endpoint names any more are removed, the oldest use first."""
+    """Limit of all volumes together. Above it, unneeded volumes are removed, the least recently used first."""
     retry_least_s: Annotated[float, Meta(gt=0)] = 5.0
     """Delay after a failed download. It doubles each time."""
     retry_most_s: Annotated[float, Meta(gt=0)] = 300.0
@@ -85,9 +85,9 @@ class CacheSettings(Struct, frozen=True):
     """The caches of endpoints, one for each owner."""
 
     max_gb: Annotated[float, Meta(gt=0)] = 20.0
-    """All caches together. Beyond it, those that no container has are removed, the oldest use first."""
+    """Limit of all caches together. Above it, unused caches are removed, the least recently used first."""
     keep_days: Annotated[float, Meta(gt=0)] = 30.0
-    """A cache that was not used for so long is removed."""
+    """A cache that has not been used for this time is removed."""
 
 
 class RegistrySettings(Struct, frozen=True):
@@ -157,7 +157,7 @@ class RunnerIntervals(Struct, frozen=True):
     image_missing_s: float = 60.0
     """How long an endpoint whose program was missing is not tried again under the process engine."""
     image_s: float = 10.0
-    """Interval between two looks at the folders of the endpoints, and at the images that the engine has."""
+    """Interval between two checks of the endpoint folders, and of the images that the engine has."""
     engine_s: float = 10.0
     """Interval between two probes of a healthy engine."""
     ahead_s: float = 1.0
@@ -197,7 +197,7 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     broker: BrokerSettings = BrokerSettings(user="runner")
     edge: EdgeConnectionSettings = EdgeConnectionSettings()
     engine: EngineName | Literal["auto"] = "auto"
-    """What runs the jobs. `auto` decides once for a data folder: Docker if this machine has it, else processes."""
+    """The engine of the jobs. `auto` decides once for a data folder: Docker if this machine has it, else processes."""
     docker_socket: str | None = None
     """Address of the Docker engine. Unset: as DOCKER_HOST says, else the usual socket."""
     process: ProcessSettings = ProcessSettings()

@@ -71,7 +71,7 @@ class DailyBudget(Struct, frozen=True, forbid_unknown_fields=True):
     hours: Annotated[float, Meta(gt=0), unit_of("hours")] | None = None
     """Hours in a day that the host may be on."""
     money: Positive | None = None
-    """Cost in a day that the host may have, in the currency of `price`."""
+    """What the host may cost in a day, in the currency of `price`."""
 
 
 class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="driver"):
@@ -92,7 +92,7 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     wake_delay: Duration = 0.0
     """How long work must wait before the host is woken."""
     min_on: Duration = 600.0
-    """How long the host stays on at least."""
+    """The shortest time for which the host stays on."""
     idle_after: Duration = 900.0
     """How long the host stays on without work."""
     boot_timeout: Timeout = 600.0
@@ -275,7 +275,7 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     min: Annotated[int, Meta(ge=0)] = 0
     """How many hosts of the pool are kept on, with or without jobs."""
     max: Annotated[int, Meta(ge=1)] | None = None
-    """How many hosts of the pool are woken for its jobs at most. Unset: as many as offer it."""
+    """The most hosts of the pool that are woken for its jobs. Unset: as many as offer it."""
     target_wait_s: Timeout = 600.0
     """A further host is woken if a waiting job would start later than this."""
     cool_down_s: Duration = 600.0

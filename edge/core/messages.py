@@ -67,7 +67,7 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
         "No host meets its requirements. {unmet}", "没有服务器满足该任务的要求。{unmet}"
     ),
     WaitReason.HOST_FAULT: LocalizedText(
-        "The GPU host does not start; its owner must look", "GPU 服务器启动失败，需要管理员检查"
+        "The GPU host does not start; its operator must check it", "GPU 服务器启动失败，需要管理员检查"
     ),
     WaitReason.HOST_BLOCKED: LocalizedText(
         "The GPU host may not be switched on now", "GPU 服务器暂时无法开机，任务继续排队"
@@ -80,7 +80,7 @@ WAIT_REASON_TEXTS: Mapping[WaitReason, LocalizedText] = {
     ),
     WaitReason.HOST_OFF: LocalizedText("GPU is off; the job waits about {minutes} minutes", "GPU 已关机，正在等待开机"),
     WaitReason.HOST_OFF_UNSWITCHED: LocalizedText(
-        "Nobody can switch {host} on from here: start its runner",
+        "{host} is off, and the edge cannot power it on: start its runner",
         "{host} 已关机，且无法远程开机：请在该机器上启动 runner",
     ),
     WaitReason.HOST_IN_MAINTENANCE: LocalizedText(
@@ -138,7 +138,7 @@ FAILURE_TEXTS: Mapping[str, LocalizedText] = {
     "multiple_faces": LocalizedText("More than one face was found in the video", "视频中检测到多张人脸"),
     "input_too_large": LocalizedText("The input is too large", "输入文件过大"),
     "input_fetch_failed": LocalizedText("The input could not be fetched from its URL", "输入文件下载失败"),
-    "asset_gone": LocalizedText("A file of the input is not there", "输入文件不存在"),
+    "asset_gone": LocalizedText("A file of the input does not exist", "输入文件不存在"),
     "secret_missing": LocalizedText("A secret that the program needs is not set", "缺少程序所需的机密信息"),
     "disk_exceeded": LocalizedText("The job used more disk than it may", "任务使用的磁盘超出限制"),
     "internal": LocalizedText("The program failed", "程序内部错误"),
@@ -176,7 +176,7 @@ NOTICE_TEXTS: Mapping[str, LocalizedText] = {
     "host_offline": LocalizedText("The GPU host is offline", "GPU 服务器已离线"),
     "host_blocked": LocalizedText("The GPU host may not be switched on now", "GPU 服务器暂时无法开机"),
     "host_fault": LocalizedText(
-        "The GPU host does not start; its owner must look", "GPU 服务器启动失败，需要管理员检查"
+        "The GPU host does not start; its operator must check it", "GPU 服务器启动失败，需要管理员检查"
     ),
     "gpu_unhealthy": LocalizedText("A GPU is not healthy", "GPU 状态异常"),
     "gpu_recovered": LocalizedText("The GPU is healthy again", "GPU 已恢复正常"),

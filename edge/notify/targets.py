@@ -24,9 +24,9 @@ class NotifyTarget(Struct, frozen=True):
     failed_jobs: bool = False
     """Whether each job that fails is sent to this target."""
     endpoints: tuple[str, ...] = ()
-    """Only failed jobs of these endpoints. Empty: of any."""
+    """Only failed jobs of these endpoints. Empty: of all endpoints."""
     codes: tuple[str, ...] = ()
-    """Only failed jobs with these codes, such as `out_of_memory`. Empty: with any."""
+    """Only failed jobs with these codes, such as `out_of_memory`. Empty: with any code."""
 
 
 class NotifySettings(Struct, frozen=True):
@@ -37,9 +37,9 @@ class NotifySettings(Struct, frozen=True):
     language: Language = Language.EN
     """The language of the messages."""
     interval_s: Annotated[float, Meta(ge=1)] = 60.0
-    """The least time between two messages to one target. What happens meanwhile is one message."""
+    """The shortest time between two messages to one target. Events in between are put into one message."""
     check_every_s: Annotated[float, Meta(ge=0.05)] = 15.0
-    """Interval between two looks at the conditions."""
+    """Interval between two checks of the conditions."""
 
 
 class TargetInvalid(Exception):

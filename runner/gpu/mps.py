@@ -22,7 +22,7 @@ class MpsSettings(Struct, frozen=True):
     """The `[gpu.mps]` section: MPS for jobs that have a share of a GPU."""
 
     use: Literal["auto", "on", "off"] = "auto"
-    """`auto`: where its control daemon runs. `on`: without a check, if the runner does not see the host's pids."""
+    """`auto`: use MPS if its control daemon runs. `on`: use it without this check, which needs the host's pids."""
     pipe_dir: Path = Path("/tmp/nvidia-mps")  # noqa: S108 - the daemon's own default
     """The pipe directory of the control daemon (CUDA_MPS_PIPE_DIRECTORY)."""
 

@@ -39,7 +39,7 @@ async def test_why_it_waits_is_the_truth_from_no_host_to_next_in_line(running: R
     assert (ended.engine, ended.isolation) == ("process", "process")
     await runner.stop()
     off = await reason(running.ann, (await running.ann.submit("echo", text="off")).id, "host_off_unswitched")
-    assert off.message == "Nobody can switch gpu-1 on from here: start its runner"
+    assert off.message == "gpu-1 is off, and the edge cannot power it on: start its runner"
     await running.installation.start_runner()
     await running.ann.wait(off.id)
     long = await running.ann.submit("echo", text="long", seconds=60)

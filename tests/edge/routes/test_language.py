@@ -41,7 +41,7 @@ FILE = "0" * 64
 async def test_a_refusal_comes_in_the_language_that_was_asked_for(edge: ServedEdge, accept: str, language: str):
     reply = await edge.ann.get("/v1/jobs/none", headers={"Accept-Language": accept})
     title, detail = {
-        "en": ("There is no such thing", "job none does not exist"),
+        "en": ("Not found", "job none does not exist"),
         "zh": ("请求的内容不存在", "任务 none 不存在"),
     }[language]
     assert (reply.status_code, reply.headers["content-language"]) == (404, language)

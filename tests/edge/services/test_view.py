@@ -147,7 +147,7 @@ def test_the_texts_of_the_protocol_are_exact() -> None:
         ),
         (
             WaitInfo(WaitReason.HOST_OFF_UNSWITCHED, host="gpu-1"),
-            "Nobody can switch gpu-1 on from here: start its runner",
+            "gpu-1 is off, and the edge cannot power it on: start its runner",
             "gpu-1 已关机，且无法远程开机：请在该机器上启动 runner",
         ),
         (
