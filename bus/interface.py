@@ -12,7 +12,7 @@ BusError
   RowUnreadable       the stored bytes are not a row of the table: leave the row out
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from datetime import datetime
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -389,6 +389,14 @@ class TableRow(Struct, Generic[T], frozen=True):
     value: T
 
 
+class TableRows(dict[str, TableRow[T]]):
+    """The readable rows of a table by key. `unreadable`: by key of each other row, why it cannot be read."""
+
+    def __init__(self, rows: Mapping[str, TableRow[T]], unreadable: Mapping[str, str]) -> None:
+        super().__init__(rows)
+        self.unreadable = dict(unreadable)
+
+
 class Table(Protocol[T]):
     """A small bucket with rows of one type, such as HOSTS or KEYS."""
 
@@ -415,10 +423,10 @@ class Table(Protocol[T]):
         """Remove the row; nothing happens when it does not exist."""
         ...
 
-    async def rows(self, prefix: str = "") -> dict[str, TableRow[T]]:
+    async def rows(self, prefix: str = "") -> TableRows[T]:
         """Return every row whose key starts with `prefix` (whole tokens: `owner.`).
 
-        Unreadable rows are logged and left out.
+        Unreadable rows are logged, and are not among the rows but among their `unreadable`.
         """
         ...
 

@@ -224,6 +224,7 @@ class KeepReason(StrEnum):
 
     MAINTENANCE = "maintenance"
     OPERATOR = "operator"
+    UNREADABLE = "unreadable"
     JOBS_RUN = "jobs_run"
     JOBS_WAIT = "jobs_wait"
     LOW_JOBS_WAIT = "low_jobs_wait"

@@ -89,6 +89,11 @@ def decode_row(decoder: msgspec.json.Decoder[T], subject: str, data: bytes) -> T
         raise RowUnreadable(f"{subject} does not hold a readable row ({error}): delete it or write it again") from error
 
 
+def describe_unreadable_row(error: RowUnreadable) -> str:
+    """Return what the decoder says of the row."""
+    return " ".join(str(error.__cause__ or error).split())
+
+
 def log_unreadable_row(error: RowUnreadable) -> None:
     """Log that a row is left out of a listing."""
     log.error("row_unreadable", error=str(error))

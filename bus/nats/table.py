@@ -7,9 +7,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from bus.interface import BrokerUnreachable, RowUnreadable, TableRow
+from bus.interface import BrokerUnreachable, RowUnreadable, TableRow, TableRows
 from bus.nats import subjects
-from bus.nats.codec import decode_row, log_unreadable_row
+from bus.nats.codec import decode_row, describe_unreadable_row, log_unreadable_row
 from bus.nats.connection import reply_status
 from bus.nats.errors import from_api_error
 from bus.nats.jetstream import JetStreamClient, StoredMessage, StreamInfo
@@ -24,6 +24,7 @@ FULL_READ_INTERVAL_S = 30.0
 
 class _KeptRows(NamedTuple, Generic[T]):
     """All rows of a bucket as of `last_sequence` of its stream. `keys`: also those of markers and unreadable rows.
+    `unreadable`: by key, why a row cannot be read.
 
     `read_at`: when all of them were last read, by the clock of the event loop.
     """
@@ -33,6 +34,7 @@ class _KeptRows(NamedTuple, Generic[T]):
     last_sequence: int
     keys: Set[str]
     rows: Mapping[str, TableRow[T]]
+    unreadable: Mapping[str, str]
 
 
 class NatsTable(Generic[T]):
@@ -106,21 +108,25 @@ class NatsTable(Generic[T]):
         else:
             await self._jetstream.publish(subject, b"", marker=True)
 
-    async def rows(self, prefix: str = "") -> dict[str, TableRow[T]]:
+    async def rows(self, prefix: str = "") -> TableRows[T]:
         """Read the keys in one request, then up to 64 rows at once; a row that disappears in between is left out."""
         if self._as_edge and self._bucket.is_polled and not prefix:
             return await self._read_kept_rows()
         return await self._read_rows(await self.keys(f"{prefix}>"))
 
-    async def _read_rows(self, keys: Iterable[str]) -> dict[str, TableRow[T]]:
+    async def _read_rows(self, keys: Iterable[str]) -> TableRows[T]:
         waiting = iter(sorted(keys))
-        found: dict[str, TableRow[T]] = {}
+        found, unreadable = dict[str, TableRow[T]](), dict[str, str]()
         while batch := list(islice(waiting, CONCURRENT_READ_LIMIT)):
-            rows = await asyncio.gather(*map(self._get_or_log, batch))
-            found |= {key: row for key, row in zip(batch, rows, strict=True) if row is not None}
-        return found
+            rows = zip(batch, await asyncio.gather(*map(self._get_or_log, batch)), strict=True)
+            for key, row in rows:
+                if isinstance(row, TableRow):
+                    found[key] = row
+                elif row is not None:
+                    unreadable[key] = describe_unreadable_row(row)
+        return TableRows(found, unreadable)
 
-    async def _read_kept_rows(self) -> dict[str, TableRow[T]]:
+    async def _read_kept_rows(self) -> TableRows[T]:
         """Return all rows: those of the last call, with what was written since; or read all, if that is not enough."""
         now = asyncio.get_running_loop().time()
         info = await self._jetstream.stream_info(self._bucket.stream)
@@ -130,9 +136,10 @@ class NatsTable(Generic[T]):
             kept = None if is_old else await self._update_kept(kept, info)
         if kept is None:
             keys = await self.keys()
-            kept = _KeptRows(info.created, now, info.state.last_seq, keys, await self._read_rows(keys))
+            rows = await self._read_rows(keys)
+            kept = _KeptRows(info.created, now, info.state.last_seq, keys, rows, rows.unreadable)
         self._kept = kept
-        return dict(kept.rows)
+        return TableRows(kept.rows, kept.unreadable)
 
     async def _update_kept(self, kept: "_KeptRows[T]", info: StreamInfo) -> "_KeptRows[T] | None":
         """Return `kept` as of `info`; None if a row was removed since, or more were written than are worth the reading.
@@ -143,35 +150,41 @@ class NatsTable(Generic[T]):
         is_same = kept.created == info.created and kept.last_sequence <= info.state.last_seq
         if not is_same or len(written) > CONCURRENT_READ_LIMIT:
             return None
-        keys, rows = set(kept.keys), dict(kept.rows)
+        keys, rows, unreadable = set(kept.keys), dict(kept.rows), dict(kept.unreadable)
         for message in await asyncio.gather(*(self._jetstream.get(self._bucket.stream, one) for one in written)):
             if message is None:
                 return None
             key = subjects.parse_row_key(self._bucket.name, message.subject)
             keys.add(key)
             rows.pop(key, None)
-            if (row := self._decode_or_log(message)) is not None:
+            unreadable.pop(key, None)
+            row = self._decode_or_log(message)
+            if isinstance(row, TableRow):
                 rows[key] = row
+            elif row is not None:
+                unreadable[key] = describe_unreadable_row(row)
         is_complete = len(keys) == info.state.num_subjects  # no write was missed, so fewer means a removal
-        return kept._replace(last_sequence=info.state.last_seq, keys=keys, rows=rows) if is_complete else None
+        if not is_complete:
+            return None
+        return kept._replace(last_sequence=info.state.last_seq, keys=keys, rows=rows, unreadable=unreadable)
 
-    def _decode_or_log(self, message: StoredMessage) -> TableRow[T] | None:
-        """Return the row of a message; None if it is a delete marker or unreadable."""
+    def _decode_or_log(self, message: StoredMessage) -> TableRow[T] | RowUnreadable | None:
+        """Return the row of a message, or why it cannot be read; None if it is a delete marker."""
         if "KV-Operation" in message.headers:
             return None
         try:
             return TableRow(message.seq, decode_row(self._decoder, message.subject, message.data))
         except RowUnreadable as error:
             log_unreadable_row(error)
-            return None
+            return error
 
-    async def _get_or_log(self, key: str) -> TableRow[T] | None:
-        """Return the row; None also for one that is unreadable."""
+    async def _get_or_log(self, key: str) -> TableRow[T] | RowUnreadable | None:
+        """Return the row, or why it cannot be read."""
         try:
             return await self.get(key)
         except RowUnreadable as error:
             log_unreadable_row(error)
-            return None
+            return error
 
     async def keys(self, pattern: str = ">") -> set[str]:
         """Read the subjects that hold a message."""

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 HOST_TEXTS_ZH: Mapping[str, str] = {
     "{host} lacks {what}": "{host} 缺少{what}",
+    "send heartbeats that this edge can read ({why}): upgrade the edge to the release of that runner": (
+        "发送该 edge 能读取的心跳（{why}）：请将 edge 升级到与该 runner 相同的版本"
+    ),
     "label {name} = {value} (it has no such label)": "标签 {name} = {value}（该服务器没有此标签）",
     "label {name} = {value} (it has {offered})": "标签 {name} = {value}（其值为 {offered}）",
     "a GPU ({cards}) (it has {found})": "GPU（{cards}）（现有 {found}）",

@@ -188,6 +188,10 @@ NOTICE_TEXTS: Mapping[str, LocalizedText] = {
 KEEP_REASON_TEXTS: Mapping[KeepReason, LocalizedText] = {
     KeepReason.MAINTENANCE: LocalizedText("It is in maintenance: no rule switches it off", "正在维护：不会自动关机"),
     KeepReason.OPERATOR: LocalizedText("The operator wants it on", "管理员要求开机"),
+    KeepReason.UNREADABLE: LocalizedText(
+        "This edge cannot read its heartbeats, so it may be working: upgrade the edge to the release of that runner",
+        "该 edge 无法读取其心跳，它可能正在工作：请将 edge 升级到与该 runner 相同的版本",
+    ),
     KeepReason.JOBS_RUN: LocalizedText(
         "Jobs run there, or their results are not saved yet", "有任务正在其上运行，或结果尚未保存"
     ),

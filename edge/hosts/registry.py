@@ -24,6 +24,9 @@ from schemas.host import (
 from schemas.job import Claim
 from schemas.status import WaitReason
 
+# A task that the runner cannot do, like those that runners report: `task (reason): what to do`.
+UNREADABLE_HEARTBEAT = "send heartbeats that this edge can read ({why}): upgrade the edge to the release of that runner"
+
 _log = structlog.get_logger()
 
 
@@ -73,6 +76,7 @@ class HostRegistry:
         self._count_queued = count_queued
         self._period_s = period_s
         self._heartbeats: dict[str, HostHeartbeat] = {}
+        self._unreadable: Mapping[str, str] = {}
         self._left_at: dict[str, datetime] = {}
         self._gone_since: dict[tuple[str, str], datetime] = {}
         self._subscribers: set[Callable[[HostNotice], object]] = set()
@@ -83,6 +87,10 @@ class HostRegistry:
     def heartbeats(self) -> Mapping[str, HostHeartbeat]:
         """The last heartbeat of each online host, by host."""
         return self._heartbeats
+
+    def is_online(self, host: str) -> bool:
+        """Return whether the host sends heartbeats, also if this edge cannot read them."""
+        return host in self._heartbeats or host in self._unreadable
 
     async def run(self) -> None:
         """Poll until cancelled; retry while the broker is unreachable."""
@@ -99,14 +107,19 @@ class HostRegistry:
         A host writes them in the opposite order, so every host that is online has its endpoints.
         """
         await self.pauses.refresh()
-        present = {host: row.value for host, row in (await self._bus.heartbeats.rows()).items()}
+        rows = await self._bus.heartbeats.rows()
         await self._endpoints.refresh()
-        before, self._heartbeats = self._heartbeats, present
+        before, self._heartbeats = self._heartbeats, {host: row.value for host, row in rows.items()}
+        unreadable_before, self._unreadable = self._unreadable, rows.unreadable
+        left = [host for host in before.keys() | unreadable_before.keys() if not self.is_online(host)]
+        joined = [
+            host for host in rows.keys() | rows.unreadable.keys() if host not in before.keys() | unreadable_before
+        ]
         at = self._clock()
-        for host in before.keys() - present.keys():
-            self._left_at[host] = at
+        self._left_at |= dict.fromkeys(left, at)
         if self._has_polled:
-            for kind, host in sorted(_host_changes(before, present)):
+            changes = [*(("host_offline", host) for host in left), *(("host_online", host) for host in joined)]
+            for kind, host in sorted([*changes, *_host_changes(before, self._heartbeats)]):
                 self.notify(HostNotice(kind, host, at))
         self._has_polled = True
 
@@ -124,11 +137,13 @@ class HostRegistry:
         """Return for how long the claim's incarnation has been gone; None while it may be alive.
 
         Gone: HOSTS does not have the host, or has another incarnation of it. Absence counts only after this edge has
-        been connected for HOST_GONE_TIMEOUT_S without interruption. After an interruption the time starts at zero.
+        been connected for HOST_GONE_TIMEOUT_S without interruption. After an interruption the time starts at zero. A
+        heartbeat that cannot be read may be of any incarnation; that of a process that is gone expires.
         """
         name = (claim.host, claim.incarnation)
         heartbeat = self._heartbeats.get(claim.host)
-        is_alive = heartbeat is not None and heartbeat.incarnation == claim.incarnation
+        is_same = heartbeat is not None and heartbeat.incarnation == claim.incarnation
+        is_alive = is_same or claim.host in self._unreadable
         if is_alive or not self._has_polled or self._bus.health.uptime_s() < HOST_GONE_TIMEOUT_S:
             self._gone_since.pop(name, None)
             return None
@@ -140,7 +155,7 @@ class HostRegistry:
         offers = {offer.host: offer for offer in self._endpoints.host_capabilities()}
         return tuple(
             self._view(host, self._heartbeats.get(host), offers.get(host), owner)
-            for host in sorted(offers.keys() | self._heartbeats.keys())
+            for host in sorted(offers.keys() | self._heartbeats.keys() | self._unreadable.keys())
         )
 
     def view(self, host: str, owner: str | None = None) -> HostView | None:
@@ -151,6 +166,10 @@ class HostRegistry:
         self, host: str, heartbeat: HostHeartbeat | None, offer: HostCapabilities | None, owner: str | None
     ) -> HostView:
         endpoints = tuple(endpoint.name for endpoint in offer.endpoints) if offer else ()
+        if host in self._unreadable:
+            waits = (UNREADABLE_HEARTBEAT.format(why=self._unreadable[host]),)
+            online = HostView(id=host, state="online", endpoints=endpoints, waits=waits)
+            return replace(online, labels=offer.labels, unmet=offer.unmet) if offer else online
         if heartbeat is None:
             since = self._left_at.get(host, offer.at if offer else None)
             off = HostView(id=host, state="off", since=since, endpoints=endpoints)
@@ -187,7 +206,7 @@ class HostRegistry:
 
     def has_online_host(self, endpoint: str) -> bool:
         """Return whether a host that offers `endpoint` is online."""
-        return any(host in self._heartbeats for host in self._endpoints.hosts_offering(endpoint))
+        return any(map(self.is_online, self._endpoints.hosts_offering(endpoint)))
 
 
 def _host_state(heartbeat: HostHeartbeat) -> str:
@@ -195,11 +214,7 @@ def _host_state(heartbeat: HostHeartbeat) -> str:
 
 
 def _host_changes(before: dict[str, HostHeartbeat], after: dict[str, HostHeartbeat]) -> Iterable[tuple[str, str]]:
-    """Yield kind and host of each change between two polls."""
-    for host in before.keys() - after.keys():
-        yield "host_offline", host
-    for host in after.keys() - before.keys():
-        yield "host_online", host
+    """Yield kind and host of each change of a host between two polls that both read its heartbeat."""
     for host in after.keys() & before.keys():
         if before[host].draining != after[host].draining:
             yield "paused" if after[host].draining else "resumed", host

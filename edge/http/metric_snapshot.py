@@ -48,7 +48,7 @@ async def read_for_operator(services: EdgeServices, snapshot: MetricSnapshot) ->
     for host, heartbeat in services.hosts.heartbeats.items():
         _set_heartbeat(snapshot, host, heartbeat, (services.now() - heartbeat.at).total_seconds())
     for view in services.power.host_views(services.hosts.views()):
-        snapshot.set("lamplighter_host_up", view.id in services.hosts.heartbeats, view.id)
+        snapshot.set("lamplighter_host_up", services.hosts.is_online(view.id), view.id)
     services.power_metrics.read(snapshot)
     await _read_queue(services, snapshot)
     await _read_broker(services, snapshot)

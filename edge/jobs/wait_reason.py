@@ -93,7 +93,8 @@ class WaitReasons:
         offering, has_maintenance = self._available_hosts(endpoint), self._has_host_in_maintenance(endpoint)
         heartbeats = self._hosts.heartbeats
         reasons = {host: _unschedulable_reason(heartbeats[host], endpoint) for host in offering if host in heartbeats}
-        if None in reasons.values():
+        unreadable = {host for host in offering - reasons.keys() if self._hosts.is_online(host)}
+        if None in reasons.values() or unreadable:
             return None
         able = [reason for reason in reasons.values() if reason is not None and reason not in LACKING]
         if able:
@@ -140,7 +141,7 @@ class WaitReasons:
 
     def offline_host_names(self, endpoint: str) -> str:
         """Return the names of the hosts that offer `endpoint` and are offline, for a message."""
-        return ", ".join(sorted(self._available_hosts(endpoint) - self._hosts.heartbeats.keys()))
+        return ", ".join(sorted(host for host in self._available_hosts(endpoint) if not self._hosts.is_online(host)))
 
     def reason_blocked(self, endpoint: str) -> str:
         """Return why there is no machine for the host that jobs of `endpoint` wait for; "" if nothing said so."""
@@ -160,7 +161,7 @@ class WaitReasons:
     def candidate_hosts(self, endpoint: str) -> tuple[str, ...]:
         """Return the hosts that will run jobs of `endpoint`: the online ones, else the one to be woken, else all."""
         offering = sorted(self._available_hosts(endpoint) or self._endpoints.hosts_offering(endpoint))
-        online = tuple(host for host in offering if host in self._hosts.heartbeats)
+        online = tuple(filter(self._hosts.is_online, offering))
         forecast = None if online else self._power.wake_forecast(endpoint)
         return online or ((forecast.host,) if forecast else tuple(offering))
 

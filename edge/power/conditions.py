@@ -36,13 +36,18 @@ class HeartbeatFacts(Struct, frozen=True):
     """Facts of a host's heartbeat.
 
     `unfinished_jobs`: jobs that run, upload or are not acknowledged, and containers that may have unsaved outputs.
-    `foreign_uses`: uses of the machine by others.
+    `foreign_uses`: uses of the machine by others. `is_readable`: false if this edge cannot read the heartbeat; the
+    other facts are unknown then.
     """
 
     incarnation: str
     draining: bool = False
     unfinished_jobs: int = 0
     foreign_uses: frozenset[ForeignUse] = frozenset()
+    is_readable: bool = True
+
+
+UNREADABLE_HEARTBEAT = HeartbeatFacts("", is_readable=False)
 
 
 class HostFacts(Struct, frozen=True, kw_only=True):
@@ -168,6 +173,11 @@ def is_heartbeating(case: PowerCase) -> bool:
     return case.facts.heartbeat is not None
 
 
+def is_unreadable(case: PowerCase) -> bool:
+    """Return whether the host has a heartbeat that this edge cannot read."""
+    return case.facts.heartbeat is not None and not case.facts.heartbeat.is_readable
+
+
 def is_lost(case: PowerCase) -> bool:
     """Return whether the host has no heartbeat, and this edge has been connected long enough for that to count."""
     return case.facts.heartbeat is None and case.facts.absence_counts
@@ -195,7 +205,8 @@ def is_reported_pending(case: PowerCase) -> bool:
 
 def is_new_incarnation(case: PowerCase) -> bool:
     """Return whether the heartbeat is of another runner process than the one that was last online."""
-    return case.facts.heartbeat is not None and case.facts.heartbeat.incarnation != case.record.incarnation
+    heartbeat = case.facts.heartbeat
+    return heartbeat is not None and heartbeat.is_readable and heartbeat.incarnation != case.record.incarnation
 
 
 def has_no_call(case: PowerCase) -> bool:
@@ -279,9 +290,13 @@ def was_stopped_lately(case: PowerCase) -> bool:
 
 
 def is_empty(case: PowerCase) -> bool:
-    """Return whether nothing runs, uploads or waits for an ack there, by the heartbeat and by the job records."""
+    """Return whether nothing runs, uploads or waits for an ack there, by the heartbeat and by the job records.
+
+    A host whose heartbeat this edge cannot read may do anything, so it is never empty.
+    """
     facts = case.facts
-    return facts.active_jobs == 0 and (facts.heartbeat is None or facts.heartbeat.unfinished_jobs == 0)
+    is_silent_or_empty = facts.heartbeat is None or facts.heartbeat.unfinished_jobs == 0
+    return facts.active_jobs == 0 and is_silent_or_empty and not is_unreadable(case)
 
 
 def reports_drained(case: PowerCase) -> bool:

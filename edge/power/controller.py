@@ -179,7 +179,7 @@ class PowerController:
         known = dict(self._rows)
         rows = await self._read_rows()
         fleet = await self._observe(rows)
-        self._online_hosts = frozenset(fleet.heartbeats)
+        self._online_hosts = fleet.online_hosts
         for host, row in rows.items():
             if self._rows.get(host) is known.get(host):  # else an override was written after the row was read
                 self._accept_row(host, row)

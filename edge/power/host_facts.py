@@ -13,11 +13,13 @@ from msgspec.structs import replace
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.power import views
 from edge.power.conditions import (
+    UNREADABLE_HEARTBEAT,
     HeartbeatFacts,
     HostFacts,
     PowerCase,
     active_override,
     is_empty,
+    is_unreadable,
     is_used_by_others,
     power_prohibition,
     was_stopped_lately,
@@ -112,7 +114,7 @@ class HostObserver:
         """Return the plan for all pools, with the averages as they are."""
         demands = {pool: self._demand(pool, jobs) for pool, jobs in fleet.pools.items()}
         hosts = [host for host in map(self._declared_host(records, fleet), self._declared) if host is not None]
-        hosts += [_undeclared_host(heartbeat, fleet) for heartbeat in self._undeclared(fleet)]
+        hosts += [_undeclared_host(host, fleet) for host in self._undeclared(fleet)]
         plan = plan_fleet(demands, hosts, self._rules)
         resumable = {host.name for host in hosts if host.phase is HostPhase.RESUMABLE}
         cooling = self._cool_down_left_s(plan, fleet)
@@ -169,14 +171,16 @@ class HostObserver:
                 wake_priority=rules.wake_priority,
                 hourly_cost=rules.price.hourly_cost if rules.price else 0.0,
                 vram_mb=offer.vram_mb if offer else 0,
-                is_fixed=(override is not None and override.want == "on") or is_used_by_others(case),
+                is_fixed=(override is not None and override.want == "on")
+                or is_used_by_others(case)
+                or is_unreadable(case),
                 was_stopped_lately=was_stopped_lately(case),
             )
 
         return describe
 
     def _phase(self, host: str, record: PowerRecord, fleet: FleetObservation) -> HostPhase | None:
-        state, is_heartbeating = record.state, host in fleet.heartbeats
+        state, is_heartbeating = record.state, host in fleet.online_hosts
         is_prohibited = power_prohibition(record, fleet.at, self._declared[host]) is not None
         if state is PowerState.ONLINE:
             return HostPhase.SERVING
@@ -189,12 +193,9 @@ class HostObserver:
             return HostPhase.FAILED if is_passed_over else HostPhase.COMING
         return HostPhase.COMING if state is PowerState.WAKING else HostPhase.DARK
 
-    def _undeclared(self, fleet: FleetObservation) -> Iterable[HostHeartbeat]:
-        return (
-            heartbeat
-            for host, heartbeat in fleet.heartbeats.items()
-            if host not in self._declared and host not in fleet.in_maintenance and not heartbeat.draining
-        )
+    def _undeclared(self, fleet: FleetObservation) -> Iterable[str]:
+        others = fleet.online_hosts - self._declared.keys() - fleet.in_maintenance
+        return sorted(host for host in others if host in fleet.unreadable or not fleet.heartbeats[host].draining)
 
     def observe_host(
         self, host: str, record: PowerRecord, fleet: FleetObservation, planned: PlannedFleet, report: DriverReport
@@ -240,12 +241,11 @@ class HostObserver:
 
 def current_facts(host: str, fleet: FleetObservation) -> HostFacts:
     """Return the facts of `host` that need neither durations nor a plan."""
-    heartbeat, offer = fleet.heartbeats.get(host), fleet.offers.get(host)
-    waiting = fleet.waiting_pools
+    offer, waiting = fleet.offers.get(host), fleet.waiting_pools
     return HostFacts(
         at=fleet.at,
         absence_counts=fleet.absence_counts,
-        heartbeat=None if heartbeat is None else _heartbeat_facts(heartbeat),
+        heartbeat=_heartbeat_facts(host, fleet),
         has_queued_work=bool(waiting if offer is None else waiting & offer.slots.keys()),
         has_waking_work=any(jobs.wake and (offer is None or pool in offer.slots) for pool, jobs in fleet.pools.items()),
         active_jobs=fleet.active_jobs.get(host, 0),
@@ -253,19 +253,21 @@ def current_facts(host: str, fleet: FleetObservation) -> HostFacts:
     )
 
 
-def _heartbeat_facts(heartbeat: HostHeartbeat) -> HeartbeatFacts:
+def _heartbeat_facts(host: str, fleet: FleetObservation) -> HeartbeatFacts | None:
+    heartbeat = fleet.heartbeats.get(host)
+    if heartbeat is None:
+        return UNREADABLE_HEARTBEAT if host in fleet.unreadable else None
     unfinished = len(heartbeat.running) + heartbeat.activity.unrecovered
     return HeartbeatFacts(heartbeat.incarnation, heartbeat.draining, unfinished, heartbeat.activity.foreign_uses)
 
 
-def _undeclared_host(heartbeat: HostHeartbeat, fleet: FleetObservation) -> FleetHost:
+def _undeclared_host(host: str, fleet: FleetObservation) -> FleetHost:
     """Return an online host without a power driver: it serves, and cannot be switched."""
-    host = heartbeat.host
     return FleetHost(
         name=host,
         phase=HostPhase.SERVING,
         slots=_offered_slots(host, fleet),
-        occupied=_occupied(host, heartbeat, fleet),
+        occupied=_occupied(host, fleet.heartbeats.get(host), fleet),
         is_fixed=True,
     )
 

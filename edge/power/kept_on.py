@@ -73,7 +73,8 @@ def _cycle_left_s(case: PowerCase) -> float:
 
 
 NOTHING_THERE = all_of(c.is_empty, unless(c.is_needed))
-RUNS_JOBS = KeepRule(KeepReason.JOBS_RUN, unless(c.is_empty))
+RUNS_JOBS = KeepRule(KeepReason.JOBS_RUN, all_of(unless(c.is_empty), unless(c.is_unreadable)))
+UNREADABLE = KeepRule(KeepReason.UNREADABLE, c.is_unreadable)
 MAINTENANCE = KeepRule(KeepReason.MAINTENANCE, c.is_left_alone)
 FREE = all_of(unless(c.is_prohibited), unless(c.is_left_alone))  # the rules below apply
 
@@ -81,6 +82,7 @@ KEEP_RULES: Mapping[PowerState, Sequence[KeepRule]] = {
     PowerState.ONLINE: (
         MAINTENANCE,
         KeepRule(KeepReason.OPERATOR, all_of(FREE, c.is_override_on), _override_end),
+        UNREADABLE,
         RUNS_JOBS,
         KeepRule(KeepReason.JOBS_WAIT, all_of(FREE, _has_work, _has_waking_work)),
         KeepRule(KeepReason.LOW_JOBS_WAIT, all_of(FREE, _has_work, unless(_has_waking_work))),
@@ -106,6 +108,7 @@ KEEP_RULES: Mapping[PowerState, Sequence[KeepRule]] = {
     ),
     PowerState.DRAINING: (
         MAINTENANCE,
+        UNREADABLE,
         RUNS_JOBS,
         KeepRule(KeepReason.PROHIBITED, all_of(unless(c.is_left_alone), c.is_prohibited)),
         KeepRule(KeepReason.DRAINS, all_of(unless(c.is_left_alone), unless(c.is_prohibited))),

@@ -73,7 +73,8 @@ class FleetObservation(Struct, frozen=True, kw_only=True):
 
     `pools`: by pool that has jobs. `offers`: by host that was ever seen. `servable_pools`: by online host, those that
     it can serve. `active_jobs`: by host, the number of jobs recorded as running or cancelling there. `in_maintenance`:
-    the hosts that are.
+    the hosts that are. `unreadable`: hosts whose heartbeat this edge cannot read: they are online, and nothing else is
+    known of them.
     """
 
     at: datetime
@@ -84,6 +85,12 @@ class FleetObservation(Struct, frozen=True, kw_only=True):
     pools: Mapping[str, PoolJobs]
     active_jobs: Mapping[str, int]
     in_maintenance: frozenset[str] = frozenset()
+    unreadable: frozenset[str] = frozenset()
+
+    @property
+    def online_hosts(self) -> frozenset[str]:
+        """The hosts that send heartbeats."""
+        return self.unreadable | self.heartbeats.keys()
 
     @property
     def waiting_pools(self) -> frozenset[str]:
@@ -152,7 +159,8 @@ class FleetObserver:
         `lead_s`: how long before its time a scheduled job wakes a host. `include_queue`: also read JOBS.
         """
         await self._hosts.pauses.refresh()
-        present = {host: row.value for host, row in (await self._bus.heartbeats.rows()).items()}
+        rows = await self._bus.heartbeats.rows()
+        present = {host: row.value for host, row in rows.items()}
         pointed = await self._pointer_pools() if include_queue else set()
         searched = await self._search_index(lead_s)
         return FleetObservation(
@@ -164,6 +172,7 @@ class FleetObserver:
             pools=self._count_pools(searched, pointed),
             active_jobs=searched.active_jobs,
             in_maintenance=self._hosts.pauses.hosts_in_maintenance,
+            unreadable=frozenset(rows.unreadable),
         )
 
     def _count_pools(self, searched: _SearchedJobs, pointed: Set[str]) -> dict[str, PoolJobs]:

@@ -250,10 +250,14 @@ async def test_a_row_that_cannot_be_read_is_set_aside_and_can_be_removed(world: 
     await world.edge.heartbeats.put("gpu-1", here)
     await world.corrupt("$KV.HOSTS.ghost", rubbish)
     for bus in (world.edge, world.runner):
-        assert set(await bus.heartbeats.rows()) == {"gpu-1"}
+        rows = await bus.heartbeats.rows()
+        assert set(rows) == {"gpu-1"}
+        assert rows.unreadable.keys() == {"ghost"}
+        assert all(rows.unreadable.values())
         assert await bus.heartbeats.keys() == {"gpu-1", "ghost"}
         with pytest.raises(RowUnreadable, match=r"\$KV\.HOSTS\.ghost"):
             await bus.heartbeats.get("ghost")
     await world.edge.heartbeats.delete("ghost")
+    assert not (await world.edge.heartbeats.rows()).unreadable
     assert await world.edge.heartbeats.get("ghost") is None
     assert await world.edge.heartbeats.keys() == {"gpu-1"}

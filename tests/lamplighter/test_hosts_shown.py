@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from edge.hosts.registry import UNREADABLE_HEARTBEAT
 from lamplighter.cli import display
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.doctor import CheckStatus, DoctorTarget, Finding, check_hosts
@@ -152,7 +153,9 @@ def test_a_runner_or_an_edge_that_tells_no_version_is_not_judged():
 
 
 def test_doctor_tells_what_a_runner_waits_for():
-    waits = ("fetch input: the edge is not reachable (ConnectError): check its address and the network", "remove: busy")
+    refused = UNREADABLE_HEARTBEAT.format(why="Expected `str`, got `int` - at `$.incarnation`")
+    unread = "fetch input: the edge is not reachable (ConnectError): check its address and the network"
+    waits = (unread, "remove: busy", refused)
     view = HostView(id="gpu-1", state="online", waits=waits)
     answer = msgspec.json.encode({"hosts": [view]})
     with httpx2.Client(
@@ -170,6 +173,11 @@ def test_doctor_tells_what_a_runner_waits_for():
             "check its address and the network",
         ),
         (CheckStatus.WARN, "cannot remove: busy", "read that runner's log"),
+        (
+            CheckStatus.WARN,
+            "cannot send heartbeats that this edge can read (Expected `str`, got `int` - at `$.incarnation`)",
+            "upgrade the edge to the release of that runner",
+        ),
     ]
 
 

@@ -79,6 +79,7 @@ class PowerRigRunner:
         self.endpoints: tuple[Endpoint, ...] = (ECHO_ENDPOINT,)
         self.busy = ActivityCounts()
         self.unmet: dict[str, str] = {}
+        self.unreadable_by: FakeBroker | None = None  # to its edges, the heartbeats of this runner are not readable
 
     async def beat(self) -> None:
         if self.driver.power is not ReportedPower.ON or self.crashed:
@@ -95,6 +96,8 @@ class PowerRigRunner:
         await self._bus.capabilities.put(self.host, offer)
         here = HostHeartbeat(host=self.host, incarnation=self._life, at=at, since=at, draining=ordered, running=running)
         await self._bus.heartbeats.put(self.host, replace(here, activity=self.busy))
+        if self.unreadable_by is not None:
+            self.unreadable_by.corrupt(f"$KV.HOSTS.{self.host}", b'{"host": {"of": "a later release"}}')
 
 
 class PowerRig:

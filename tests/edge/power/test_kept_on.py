@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from edge.core.messages import KEEP_REASON_TEXTS
 from edge.power import state_machine
-from edge.power.conditions import HeartbeatFacts, HostFacts, PowerCase
+from edge.power.conditions import UNREADABLE_HEARTBEAT, HeartbeatFacts, HostFacts, PowerCase
 from edge.power.kept_on import KEEP_RULES, keep_reasons
 from schemas.host import KeepReason as R
 from schemas.host_config import CommandHostConfig, DailyBudget, PoolConfig
@@ -44,6 +44,7 @@ CASES: list[tuple[str, S, dict[str, Any], dict[R, float | None]]] = [
         {R.OPERATOR: 3600.0},
     ),
     ("a job", S.ONLINE, {"in_state_s": 600.0, "heartbeat": BUSY}, {R.JOBS_RUN: None}),
+    ("a heartbeat of a later release", S.ONLINE, SETTLED | {"heartbeat": UNREADABLE_HEARTBEAT}, {R.UNREADABLE: None}),
     ("a job by its record", S.ONLINE, {"in_state_s": 600.0, "active_jobs": 1}, {R.JOBS_RUN: None}),
     ("jobs wait", S.ONLINE, QUEUED | {"has_waking_work": True}, {R.JOBS_WAIT: None}),
     ("only low jobs wait", S.ONLINE, QUEUED, {R.LOW_JOBS_WAIT: None}),
@@ -110,7 +111,7 @@ FACTS = st.builds(
     HostFacts,
     at=st.just(START),
     absence_counts=st.booleans(),
-    heartbeat=st.sampled_from([BEATS, BUSY, USED]),
+    heartbeat=st.sampled_from([BEATS, BUSY, USED, UNREADABLE_HEARTBEAT]),
     has_queued_work=st.booleans(),
     has_waking_work=st.booleans(),
     active_jobs=st.integers(0, 1),

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from bus.interface import BrokerUnreachable
 from edge.hosts.registry import WakeForecast
+from schemas.host import KeepReason
 from schemas.host_config import DailyBudget, WolHostConfig
 from schemas.power import PowerRecord, ReportedPower
 from schemas.power import PowerState as S
@@ -132,6 +133,26 @@ async def test_a_restart_of_the_broker_is_no_death_and_no_cycle(tmp_path: Path, 
         await made.advance(60)
         assert await made.record() == before
         assert calls(made) == ["start"]
+
+
+async def test_a_host_with_a_heartbeat_that_cannot_be_read_is_neither_stopped_nor_woken_again(tmp_path: Path) -> None:
+    async with run_power_rig(tmp_path, ONE) as made:
+        job = await made.edge.world.submit()
+        await made.wait_for_state(S.ONLINE)
+        await made.edge.world.finish(job)
+        runner = made.runners["gpu-1"]
+        runner.unreadable_by = made.broker  # a newer release has replaced its runner
+        await made.advance(7200)
+        assert calls(made) == ["start"]
+        assert (await made.record()).state is S.ONLINE
+        [view] = made.edge.power.host_views(made.edge.world.hosts.views())
+        assert [kept.reason for kept in view.kept_on] == [KeepReason.UNREADABLE]
+        await made.edge.power.set_override("gpu-1", "off")  # nobody knows whether a job would be killed
+        await made.advance(3600)
+        assert (await made.record()).state is S.DRAINING
+        runner.unreadable_by = None  # the edge has been upgraded too
+        await made.wait_for_state(S.OFF, within_s=1200)
+        assert calls(made) == ["start", "stop"]
 
 
 async def test_a_restart_of_the_broker_while_dark_wakes_nobody(tmp_path: Path) -> None:

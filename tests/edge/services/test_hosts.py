@@ -5,10 +5,18 @@ from typing import Any
 
 import pytest
 
-from bus.interface import TableRow
+from bus.interface import TableRows
 from edge.hosts.registry import HostNotice, WakeForecast
 from edge.jobs.view import Asker
-from schemas.host import GpuReport, HostCapabilities, HostHeartbeat, RunningExecution, VolumeStatus, WarmPoolStatus
+from schemas.host import (
+    HOST_GONE_TIMEOUT_S,
+    GpuReport,
+    HostCapabilities,
+    HostHeartbeat,
+    RunningExecution,
+    VolumeStatus,
+    WarmPoolStatus,
+)
 from schemas.job import Claim
 from schemas.status import WaitReason
 from schemas.texts import Language
@@ -134,15 +142,15 @@ async def test_a_host_that_is_online_has_its_endpoints(
         await fake.bus.capabilities.put("gpu-1", offered)
         await fake.bus.heartbeats.put("gpu-1", HostHeartbeat(host="gpu-1", incarnation="i1", at=at, since=at))
 
-    async def heartbeats_then_come() -> dict[str, TableRow[HostHeartbeat]]:
+    async def heartbeats_then_come() -> TableRows[HostHeartbeat]:
         rows = await read_heartbeats()
         await come()
-        return dict(rows)
+        return rows
 
-    async def capabilities_then_come() -> dict[str, TableRow[HostCapabilities]]:
+    async def capabilities_then_come() -> TableRows[HostCapabilities]:
         rows = await read_capabilities()
         await come()
-        return dict(rows)
+        return rows
 
     monkeypatch.setattr(fake.bus.heartbeats, "rows", heartbeats_then_come)
     monkeypatch.setattr(fake.bus.capabilities, "rows", capabilities_then_come)
@@ -150,6 +158,32 @@ async def test_a_host_that_is_online_has_its_endpoints(
     assert fake.hosts.heartbeats == {}
     await fake.hosts.refresh()
     assert fake.hosts.has_online_host("echo")
+
+
+async def test_a_heartbeat_that_cannot_be_read_is_of_a_host_that_lives(fake: FakeBusServicesRig) -> None:
+    await fake.announce_capabilities()
+    await fake.send_heartbeat()
+    notices: list[str] = []
+    fake.hosts.subscribe(lambda notice: notices.append(notice.kind))
+    fake.time.advance(seconds=2 * HOST_GONE_TIMEOUT_S)
+    fake.broker.corrupt("$KV.HOSTS.gpu-1", b'{"host": "gpu-1", "incarnation": 7}')
+    await fake.hosts.refresh()
+    claim = Claim("gpu-1", "i1", 1)
+    assert fake.hosts.gone_for(claim) is None
+    assert fake.hosts.has_online_host("echo")
+    assert await reason(fake) == WaitReason.BEHIND
+    view = fake.hosts.view("gpu-1")
+    assert view is not None
+    assert (view.state, view.endpoints) == ("online", ("echo",))
+    assert "upgrade the edge" in view.waits[0]
+    await fake.send_heartbeat()
+    assert notices == []
+    fake.broker.corrupt("$KV.HOSTS.gpu-1", b"[]")
+    await fake.hosts.refresh()
+    await fake.bus.heartbeats.delete("gpu-1")
+    await fake.hosts.refresh()
+    assert notices == ["host_offline"]
+    assert fake.hosts.gone_for(claim) == timedelta(0)
 
 
 async def test_a_host_without_a_gpu_gives_the_reason_only_if_no_other_could_do_better(fake: FakeBusServicesRig) -> None:

@@ -15,10 +15,17 @@ from bus.interface import (
     RevisionConflict,
     RowUnreadable,
     TableRow,
+    TableRows,
     VersionedRecord,
 )
 from bus.nats import codec, subjects
-from bus.nats.codec import decode_row, decode_versioned_record, log_unreadable_row, try_decode_record
+from bus.nats.codec import (
+    decode_row,
+    decode_versioned_record,
+    describe_unreadable_row,
+    log_unreadable_row,
+    try_decode_record,
+)
 from bus.nats.topology import AUDIT
 from schemas.events import JobRecord, encode_record
 from schemas.ids import JobKey
@@ -152,19 +159,21 @@ class FakeTable(Generic[T]):
         for message in self._log.messages_of(subjects.row_subject(self._bucket, key)):
             self._log.delete(message.sequence)
 
-    async def rows(self, prefix: str = "") -> dict[str, TableRow[T]]:
+    async def rows(self, prefix: str = "") -> TableRows[T]:
         """Return all rows whose key starts with `prefix`."""
         await self._connection.require_connected()
         held = self._log.messages_after(0, subjects.row_subject(self._bucket, prefix))
-        found: dict[str, TableRow[T]] = {}
+        found, unreadable = dict[str, TableRow[T]](), dict[str, str]()
         for message in held:
             key = subjects.parse_row_key(self._bucket, message.subject)
             found.pop(key, None)  # an earlier revision
+            unreadable.pop(key, None)
             try:
                 found[key] = self._row(message)
             except RowUnreadable as error:
                 log_unreadable_row(error)
-        return found
+                unreadable[key] = describe_unreadable_row(error)
+        return TableRows(found, unreadable)
 
     def _row(self, message: FakeMessage) -> TableRow[T]:
         return TableRow(message.sequence, decode_row(self._decoder, message.subject, message.data))
