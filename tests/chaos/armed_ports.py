@@ -32,6 +32,8 @@ SOURCE = {"download": no_label}
 VOLUMES = {"add": no_label, "assemble": no_label}
 STORE = {"write": no_label}
 DRIVER = {"start": no_label, "stop": no_label}
+SECRETS = {"update": no_label}
+KEY_FILE = {"atomic_write": no_label}
 
 
 def arm_bus(bus: Bus, faults: FaultPoints) -> None:
@@ -41,6 +43,7 @@ def arm_bus(bus: Bus, faults: FaultPoints) -> None:
     faults.over(bus.feed, "feed", FEED)
     faults.over(bus.host_nudges, "control", CONTROL)
     faults.over(bus.heartbeats, "hosts", HOSTS)
+    faults.over(bus.secrets, "secrets", SECRETS)
     take = bus.job_queue.fetch
 
     @wraps(take)

@@ -7,9 +7,10 @@ from typing import Any
 
 import edge.container
 import edge.process
+from edge.owners import secret_keys
 from edge.power.drivers import factory
 from lamplighter.cli import main
-from tests.chaos.armed_ports import DRIVER, STORE, arm_bus
+from tests.chaos.armed_ports import DRIVER, KEY_FILE, STORE, arm_bus
 from tests.chaos.fault_points import FaultPoints
 
 FAULTS = FaultPoints.of_this_process()
@@ -35,4 +36,5 @@ def built(*given: Any, **named: Any) -> Any:
 if __name__ == "__main__":
     edge.process.assemble_services = assembled  # type: ignore[attr-defined]
     factory.build_drivers = built
+    FAULTS.over_blocking(secret_keys, "key_file", KEY_FILE)
     main()
