@@ -104,12 +104,14 @@ def _check_limits(endpoints: Mapping[str, LocalEndpoint]) -> None:
 def _load_endpoint(path: Path) -> LocalEndpoint:
     try:
         data = path.read_bytes()
-        endpoint = parse_endpoint(data.decode())
+        endpoint = parse_endpoint(data.decode("utf-8-sig"))  # some editors put a mark before UTF-8
         check_input_schema(endpoint.input)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         folder, stamp = path.parent.resolve(), _stamp_folder(path.parent)
         return LocalEndpoint(endpoint, folder, digest=digest, stamp=stamp, folder_digest=find_folder_digest(folder))
-    except (EndpointInvalid, OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise EndpointInvalid(f"{path}: it is not text in UTF-8 ({error.reason}): save it as UTF-8") from error
+    except (EndpointInvalid, OSError) as error:
         raise EndpointInvalid(f"{path}: {error}") from error
 
 

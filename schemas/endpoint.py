@@ -9,6 +9,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct, field, structs
@@ -20,10 +21,11 @@ from schemas.job import NESTING_LIMIT, is_too_deep
 from schemas.job_environment import ENDPOINT_SECRETS_LIMIT, SecretName, VariableName, VariableValue
 from schemas.mounts import Cache, Volume, find_mount_problems
 from schemas.requirements import CardRequirement, ComputeCapability, GpuModel, LabelName, LabelValue
-from schemas.settings_faults import SettingFault, did_you_mean, find_faults, join_name
+from schemas.settings_faults import SettingFault, did_you_mean, explain_lookalikes, find_faults, join_name, show
 from schemas.settings_schema import is_struct, strip_annotations, union_members
 
 Positive = Annotated[float, Meta(gt=0)]
+NUMBER_LIMIT = 10**12  # no count, MiB or byte of an endpoint is larger; Docker counts bytes in 64 bits
 
 
 class Resources(Struct, frozen=True):
@@ -144,7 +146,7 @@ def parse_endpoint(text: str) -> Endpoint:
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of 5,000 digits
-        raise EndpointInvalid(str(error)) from error
+        raise EndpointInvalid(f"it is not valid TOML: {error}") from error
     problems = [f"{fault.name} {fault.problem}" for fault in _find_faults(table)]
     if problems:
         raise EndpointInvalid("; ".join(problems))
@@ -155,8 +157,16 @@ def parse_endpoint(text: str) -> Endpoint:
         parse_image_reference(endpoint.image)
     except ImageReferenceInvalid as error:
         raise EndpointInvalid(f"image {error}") from error
-    if mount_problems := [*find_mount_problems(endpoint.volumes, endpoint.caches), *_find_cache_problems(endpoint)]:
+    if mount_problems := [
+        *find_mount_problems(endpoint.volumes, endpoint.caches, endpoint.env),
+        *_find_cache_problems(endpoint),
+    ]:
         raise EndpointInvalid("; ".join(mount_problems))
+    if refusals := [*_find_unusable_values(table)] or [
+        *_find_unusable_program(endpoint),
+        *_find_missing_field(endpoint),
+    ]:
+        raise EndpointInvalid("; ".join(refusals))
     if contradiction := _find_contradiction(endpoint):
         raise EndpointInvalid(contradiction)
     if is_too_deep(endpoint.input):
@@ -185,6 +195,68 @@ def _find_contradiction(endpoint: Endpoint) -> str | None:
     return None
 
 
+def _find_unusable_values(table: Mapping[str, Any]) -> Iterator[str]:
+    """Yield values that have the right type, and that no host could use."""
+    for place, value in _walk_values({name: value for name, value in table.items() if name != "input"}, ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{place} is {value}: it must be a finite number"
+        elif isinstance(value, int) and value > NUMBER_LIMIT:
+            yield f"{place} is {value}: it must be at most {NUMBER_LIMIT}"
+        elif isinstance(value, str) and "\0" in value:
+            yield f"{place} is {show(value)}: remove the NUL character"
+
+
+def _walk_values(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield each value that is neither a table nor a list, with its place in the file."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _walk_values(inner, join_name(place, name))
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _walk_values(inner, f"{place}[{position}]")
+    else:
+        yield place, value
+
+
+def _find_unusable_program(endpoint: Endpoint) -> Iterator[str]:
+    """Yield keys whose values name something that cannot exist: a program, a GPU, a server."""
+    command = endpoint.process.command if endpoint.process else None
+    if command is not None and not (command and command[0]):
+        yield f'process.command is {show(command)}: it must begin with a program, as in ["python3", "main.py"]'
+    for position, model in enumerate(endpoint.gpu):
+        if not (model.isascii() and model.isprintable()):
+            shown = show(model) + explain_lookalikes(model)
+            yield f'gpu[{position}] is {shown}: it must be a name in ASCII, as in "RTX 4090"'
+    for name, value in endpoint.labels.items():
+        if not value.isprintable():
+            yield f"labels.{name} is {show(value)}: it must be text without control characters"
+    for number, volume in enumerate(endpoint.volumes):
+        for position, file in enumerate(volume.files):
+            if file.url is not None and not _names_server(file.url):
+                yield (
+                    f"volumes[{number}].files[{position}].url is {show(file.url)}: it must be an address with the name "
+                    "of a server, as in https://example.com/unet.pth"
+                )
+
+
+def _find_missing_field(endpoint: Endpoint) -> Iterator[str]:
+    """Yield that `input_seconds` names a field that the input cannot have."""
+    properties, is_closed = endpoint.input.get("properties"), endpoint.input.get("additionalProperties") is False
+    if not is_closed or not isinstance(properties, dict) or endpoint.input_seconds in {None, *properties}:
+        return
+    fields = ", ".join(properties) or "no field"
+    yield f"input_seconds is {show(endpoint.input_seconds)}: it must be a field of input, which has {fields}"
+
+
+def _names_server(url: str) -> bool:
+    """Return whether an HTTP client could ask a server for the URL."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and url.isprintable() and " " not in parts.netloc and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _find_faults(table: Mapping[str, Any]) -> Iterator[SettingFault]:
     """Yield every key that is wrong: unknown ones first, which may be the reason why another one is missing."""
     yield from _find_unknown(table, Endpoint, "")
@@ -192,7 +264,7 @@ def _find_faults(table: Mapping[str, Any]) -> Iterator[SettingFault]:
         msgspec.convert(table, Endpoint)
     except (msgspec.ValidationError, RecursionError) as error:
         reason, _, place = str(error).rstrip("`").partition(" - at `$.")
-        yield from list(find_faults(Endpoint, table)) or [SettingFault(place, f"is refused: {reason}")]
+        yield from list(find_faults(Endpoint, table, is_strict=True)) or [SettingFault(place, f"is refused: {reason}")]
 
 
 def _find_unknown(table: Mapping[str, Any], kind: type[Struct], place: str) -> Iterator[SettingFault]:
@@ -200,8 +272,7 @@ def _find_unknown(table: Mapping[str, Any], kind: type[Struct], place: str) -> I
     for name, value in table.items():
         path = join_name(place, name)
         if name not in fields:
-            allowed = ", ".join(fields)
-            yield SettingFault(path, f"is an unknown field{did_you_mean(name, fields)}: allowed are {allowed}")
+            yield SettingFault(path, _describe_unknown(name, fields))
             continue
         inner, is_list = _table_type(fields[name].type)
         if inner is not None and isinstance(value, dict) and not is_list:
@@ -210,6 +281,15 @@ def _find_unknown(table: Mapping[str, Any], kind: type[Struct], place: str) -> I
             for position, one in enumerate(value):
                 if isinstance(one, dict):
                     yield from _find_unknown(one, inner, f"{path}[{position}]")
+
+
+def _describe_unknown(name: str, fields: Mapping[str, structs.FieldInfo]) -> str:
+    """Say where a key belongs that the table does not have, or which keys it has."""
+    for table, field_info in fields.items():
+        inner, is_list = _table_type(field_info.type)
+        if inner is not None and not is_list and name in inner.__struct_encode_fields__:
+            return f"belongs to the table [{table}]: write it below that line"
+    return f"is an unknown field{did_you_mean(name, fields)}: allowed are {', '.join(fields)}"
 
 
 def _table_type(kind: Any) -> tuple[type[Struct] | None, bool]:

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 # A token stands between two dots of a NATS subject. A "$" at the end of the pattern would allow a trailing newline.
 TOKEN_PATTERN = r"^[A-Za-z0-9_-]{1,64}(?![\s\S])"  # noqa: S105 - a subject token, not a secret
-Token = Annotated[str, Meta(pattern=TOKEN_PATTERN, description="1 to 64 of A-Z a-z 0-9 _ -")]
+Token = Annotated[str, Meta(pattern=TOKEN_PATTERN, description="1 to 64 characters of A-Z a-z 0-9 _ -")]
 _TOKEN = re.compile(TOKEN_PATTERN)
 
 

@@ -4,7 +4,7 @@ A volume is read-only and has the same files for everybody. A cache is writable 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import combinations
 from typing import Annotated
 
@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from schemas.asset import Digest
 from schemas.host_config import EnvName, HttpUrl
+from schemas.job_environment import OWN_PREFIX
 
 VOLUMES_OWNER = "lamplighter-volumes"  # every host may read the assets of this owner, and they are kept
 RESERVED_PATHS = ("/job", "/tmp", "/run", "/proc", "/sys", "/dev")  # noqa: S108 - in the container, with all below them
@@ -79,8 +80,11 @@ def folder_variable(mount: Volume | Cache) -> str:
     return f"LAMPLIGHTER_{kind}_{mount.name.upper()}"
 
 
-def find_mount_problems(volumes: Sequence[Volume], caches: Sequence[Cache]) -> Iterator[str]:
-    """Yield what is wrong with valid tables together: names that occur twice, folders inside each other."""
+def find_mount_problems(volumes: Sequence[Volume], caches: Sequence[Cache], env: Container[str] = ()) -> Iterator[str]:
+    """Yield what is wrong with valid tables together: names that occur twice, folders inside each other.
+
+    `env`: the variables of the endpoint's `[env]`.
+    """
     mounts: list[tuple[str, Volume | Cache]] = [
         *((f"volumes[{number}]", volume) for number, volume in enumerate(volumes)),
         *((f"caches[{number}]", cache) for number, cache in enumerate(caches)),
@@ -88,13 +92,24 @@ def find_mount_problems(volumes: Sequence[Volume], caches: Sequence[Cache]) -> I
     for place, mount in mounts:
         if reserved := next((path for path in RESERVED_PATHS if _is_inside(mount.path, path)), None):
             yield f"{place}.path {mount.path} is in {reserved}, which containers need: choose another folder"
+        yield from _find_variable_problems(place, mount, env)
     for (place, mount), (other_place, other) in combinations(mounts, 2):
+        for name in sorted({*mount.env} & {*other.env}):
+            yield f"{other_place}.env and {place}.env both name {name}: remove one"
         if folder_variable(mount) == folder_variable(other):
             yield f"{other_place}.name {other.name} is also the name of {place}: rename one"
         if _is_inside(mount.path, other.path) or _is_inside(other.path, mount.path):
             yield f"{other_place}.path {other.path} and {place}.path {mount.path} overlap: use separate folders"
     for number, volume in enumerate(volumes):
         yield from _find_file_problems(f"volumes[{number}]", volume)
+
+
+def _find_variable_problems(place: str, mount: Volume | Cache, env: Container[str]) -> Iterator[str]:
+    for name in mount.env:
+        if name in env:
+            yield f"{place}.env names {name}, which is set in [env] too: remove one"
+        if name.startswith(OWN_PREFIX):
+            yield f"{place}.env names {name}, and {OWN_PREFIX}… is set for each job: choose another name"
 
 
 def _find_file_problems(place: str, volume: Volume) -> Iterator[str]:

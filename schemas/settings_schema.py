@@ -167,7 +167,9 @@ def _describe(kind: inspect.Type) -> str:  # noqa: PLR0911, C901 - one line for 
         case inspect.LiteralType() | inspect.EnumType():
             return join_alternatives(_alternatives(kind))
         case inspect.ListType() | inspect.VarTupleType() | inspect.FrozenSetType():
-            return f"a list, each item {_describe(kind.item_type)}"
+            return f"a list{_describe_length(kind.min_length, kind.max_length)}, each item {_describe(kind.item_type)}"
+        case inspect.DictType(value_type=inspect.AnyType()):
+            return "a table"
         case inspect.DictType(value_type=value):
             return f"a table, each value {_describe(value)}"
         case inspect.StructType():
@@ -190,11 +192,19 @@ def _alternatives(kind: inspect.Type) -> list[str]:
             return [_describe(kind)]
 
 
+def _describe_length(least: int | None, most: int | None) -> str:
+    if least is not None and most is not None:
+        return f" of {least} to {most} items"
+    if most is not None:
+        return f" of at most {most} items"
+    return f" of at least {least} items" if least is not None else ""
+
+
 def _describe_number(noun: str, kind: inspect.IntType | inspect.FloatType) -> str:
     if kind.ge is not None and kind.le is not None:
-        return f"{noun} from {kind.ge:g} to {kind.le:g}"
+        return f"{noun} from {kind.ge:.15g} to {kind.le:.15g}"
     limits = [(kind.ge, "of at least"), (kind.gt, "above"), (kind.le, "of at most"), (kind.lt, "below")]
-    words = [f"{word} {limit:g}" for limit, word in limits if limit is not None]
+    words = [f"{word} {limit:.15g}" for limit, word in limits if limit is not None]
     return " ".join([noun, " and ".join(words)]).strip()
 
 

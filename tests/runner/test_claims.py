@@ -197,6 +197,17 @@ def test_two_folders_of_one_name_are_a_mistake(tmp_path: Path) -> None:
         load_endpoints([tmp_path])
 
 
+def test_an_endpoint_file_of_another_editor_is_read_or_refused_with_its_name(tmp_path: Path) -> None:
+    define(tmp_path / "a", "same")
+    file = tmp_path / "a" / "endpoint.toml"
+    text = file.read_text()
+    file.write_bytes(text.encode("utf-8-sig"))
+    assert list(load_endpoints([tmp_path])) == ["same"]
+    file.write_bytes(text.encode("utf-16"))
+    with pytest.raises(EndpointInvalid, match=r"a/endpoint\.toml: it is not text in UTF-8 .*: save it as UTF-8$"):
+        load_endpoints([tmp_path])
+
+
 def test_more_endpoints_than_a_host_may_offer_are_refused(tmp_path: Path) -> None:
     for number in range(HOST_ENDPOINTS_LIMIT + 1):
         define(tmp_path / str(number), f"e{number}")

@@ -174,7 +174,45 @@ ENDPOINT_FAULTS = {
     "[resources]\nmemroy_mb = 512\n": r"resources\.memroy_mb is an unknown field \(did you mean memory_mb\?\): "
     r"allowed are vram_mb, gpus, .*disk_mb$",
     "[resources]\ncpus = 0\n": r"^resources\.cpus is 0: it must be a number above 0$",
-    "[resources]\nvram_mb = '1'\n": r"^resources\.vram_mb is refused: Expected `int`, got `str`$",
+    "[resources]\nvram_mb = '1'\n": r'^resources\.vram_mb is "1": it must be a whole number of at least 0$',
+    "[resources]\ncpus = inf\n": r"^resources\.cpus is inf: it must be a finite number$",
+    "[resources]\ncpus = nan\n": r"^resources\.cpus is nan: it must be a number above 0$",
+    "[resources]\nmemory_mb = 99999999999999999999\n": r"^resources\.memory_mb is 9+: it must be at most 10+$",
+    "memory_mb = 512\n": r"^memory_mb belongs to the table \[resources\]: write it below that line$",
+    "warm = 1\n": r"^warm is 1: it must be true or false$",
+    "input = 3\n": r"^input is 3: it must be a table$",
+    "input_seconds = 'length'\n[input]\nadditionalProperties = false\n[input.properties.seconds]\ntype = 'number'\n": (
+        r'^input_seconds is "length": it must be a field of input, which has seconds$'
+    ),
+    "[reuse]\nscope = '\u043ewner'\n": (
+        r"^reuse\.scope is .* \(its .* is CYRILLIC SMALL LETTER O\): it must be endpoint or owner$"
+    ),
+    "n\u0430me = 'echo'\n": r"^it is not valid TOML: ",
+    "'n\u0430me' = 'echo'\n": r"^n.me is an unknown field \(its .* CYRILLIC SMALL LETTER A\) \(did you mean name\?\)",
+    '"\\u0000" = 1\n': r'^"\\u0000" is an unknown field: allowed are name, image',
+    "[labels]\n'a b' = 'x'\n": r'^labels\."a b" has a name that is not allowed: it must be a name of up to 63 letters',
+    '[labels]\na = "x\\u0000"\n': r'^labels\.a is "x\\u0000": remove the NUL character$',
+    '[labels]\na = "x\\n"\n': r'^labels\.a is "x\\n": it must be text without control characters$',
+    "gpu = ['\u0420TX']\n[resources]\ngpus = 1\n": r"^gpu\[0\] is .*CYRILLIC.*: it must be a name in ASCII, as in",
+    "gpu = 'RTX 4090'\n": r'^gpu is "RTX 4090": it must be a list, each item the name of a GPU model',
+    "compute_capability = 8.0\n": r'^compute_capability is 8\.0: it must be text with two numbers, as in "8\.0"$',
+    "secrets = [" + "'A'," * 21 + "]\n": r"^secrets is .*: it must be a list of at most 20 items, each item 1 to 64",
+    "network = 'bridge'\n": r'^network is "bridge": it must be egress or none$',
+    "runtime = 'docker'\n": r'^runtime is "docker": it must be kata, runc or runsc$',
+    "network = 'egress'\nallow = ['https://a.com']\n": r'^allow\[0\] is "https://a\.com": it must be a host name',
+    "[process]\ncommand = []\n": r"^process\.command is \[\]: it must begin with a program, as in",
+    '[process]\ncommand = ["a\\u0000"]\n': r"^process\.command\[0\] is .*: remove the NUL character$",
+    "[[caches]]\nname = 'k'\npath = '/k'\nmax_mb = '5'\n": (
+        r'^caches\[0\]\.max_mb is "5": it must be a whole number from 1 to 1000000$'
+    ),
+    "[[caches]]\nname = 'k'\npath = '/k'\nmax_mb = 5\nenv = ['A', 'LAMPLIGHTER_X']\n[env]\nA = '1'\n": (
+        r"^caches\[0\]\.env names A, which is set in \[env\] too: remove one; caches\[0\]\.env names LAMPLIGHTER_X, and"
+    ),
+    "[[volumes]]\nname = 'w'\npath = '/w'\nfiles = []\n": (
+        r"^volumes\[0\]\.files is \[\]: it must be a list of 1 to 1000 items, each item a table$"
+    ),
+    "[[volumes]]\nname = 'w'\npath = '/w'\n[[volumes.files]]\npath = 'a'\nurl = 'https://'\n"
+    f"sha256 = '{'a' * 64}'\n": r'^volumes\[0\]\.files\[0\]\.url is "https://": it must be an address with the name',
     "[process]\ncommand = 'main.py'\n": r'^process\.command is "main\.py": it must be a list, each item text$',
     "[env]\nPORT = 8080\n": r"^env\.PORT is 8080: it must be text of at most 32768 characters, without NUL$",
     "[env]\n'A-B' = '1'\n": r"^env\.A-B has a name that is not allowed: it must be 1 to 100 characters of A-Z",
@@ -187,5 +225,6 @@ ENDPOINT_FAULTS = {
 
 @pytest.mark.parametrize("text", ENDPOINT_FAULTS)
 def test_each_wrong_key_of_an_endpoint_file_is_named_with_what_is_allowed(text: str):
-    with pytest.raises(EndpointInvalid, match=ENDPOINT_FAULTS[text]):
+    with pytest.raises(EndpointInvalid, match=ENDPOINT_FAULTS[text]) as refused:
         parse_endpoint(f"name = 'echo'\nimage = 'e'\n{text}")
+    assert str(refused.value).isprintable(), "one line, as it is shown"

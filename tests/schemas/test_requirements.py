@@ -72,7 +72,10 @@ def test_requirements_are_read() -> None:
         (f"compute_capability = 8.0{GPU}", 'compute_capability is 8.0: it must be text with two numbers, as in "8.0"'),
         (f'compute_capability = "8"{GPU}', 'compute_capability is "8": it must be text with two numbers, as in "8.0"'),
         ("labels = {disk = 1}", "labels.disk is 1: it must be text of 1 to 100 characters"),
-        ('labels = {"a b" = "c"}', "labels.a b has a name that is not allowed: it must be a name of up to 63 letters"),
+        (
+            'labels = {"a b" = "c"}',
+            'labels."a b" has a name that is not allowed: it must be a name of up to 63 letters',
+        ),
         ('label = {disk = "nvme"}', "label is an unknown field (did you mean labels?)"),
         ('gpu = ["T4"]', "gpu and compute_capability need a GPU: set resources.gpus to 1 or more"),
     ],
