@@ -8,7 +8,6 @@ from functools import partial
 from typing import cast
 
 from litestar import Litestar, Router
-from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from starlette.types import ASGIApp
@@ -93,30 +92,36 @@ async def _provide_asker(request: AnyConnection, language: LanguageDep) -> Asker
 
 
 def create_app(
-    services: EdgeServices,
-    gateway: Gateway,
-    *,
-    heygem: HeygemFacade | None = None,
-    cors_origins: Sequence[str] = (),
-    console_settings: ConsoleSettings | None = None,
+    routes: Litestar, services: EdgeServices, gateway: Gateway, *, heygem: HeygemFacade | None = None
 ) -> ASGIApp:
-    """Return the app over the services of one edge. It starts and stops no task: `edge.process` does.
+    """Return the app that serves `routes` over the services of one edge. It starts and stops no task.
 
-    `heygem`: None leaves `/easy/…` and `/tts/…` out. `cors_origins`: the origins whose pages may call the API.
+    `routes`: of `make_routes`, for this edge alone. `heygem`: what the routes of HeyGem's interface need.
+    """
+    routes.state.update(services=services, gateway=gateway, heygem=heygem, stream_cursors=runpod_routes.StreamCursors())
+    inner = UnreadBodyDiscard(DefaultHeaders(cast("ASGIApp", routes)))  # two spellings of ASGI types
+    proxied = ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
+    return RequestMetrics(RequestObserver(proxied, log_request), services.metrics)
+
+
+def make_routes(
+    *, heygem: bool = False, cors_origins: Sequence[str] = (), console_settings: ConsoleSettings | None = None
+) -> Litestar:
+    """Return the routes of an edge without its services. It takes 0.1 s, so the tests use them again.
+
+    `heygem`: with `/easy/…` and `/tts/…`. `cors_origins`: the origins whose pages may call the API.
     `console_settings`: where the console is served; None leaves it out.
     """
     facades = [runpod_routes.make_router()]
-    if heygem is not None:
-        facades += [heygem_routes.make_router(heygem), heygem_speech.make_router(heygem)]
+    if heygem:
+        facades += [heygem_routes.make_router(), heygem_speech.make_router()]
     shown = console_settings if console_settings is not None and console_settings.enabled else None
     if shown is not None:
         facades.append(console.make_router(shown))
-    app = _make_litestar(services, gateway, facades, cors_origins)
+    app = _make_litestar(facades, cors_origins)
     app.state.console_path = None if shown is None else shown.path
     app.state.encode_api_document = partial(_encode_api_document, app)
-    inner = UnreadBodyDiscard(DefaultHeaders(cast("ASGIApp", app)))  # two spellings of ASGI types
-    proxied = ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
-    return RequestMetrics(RequestObserver(proxied, log_request), services.metrics)
+    return app
 
 
 def _encode_api_document(app: Litestar) -> bytes:
@@ -125,12 +130,9 @@ def _encode_api_document(app: Litestar) -> bytes:
     return encode_document(app, ROUTES)
 
 
-def _make_litestar(
-    services: EdgeServices, gateway: Gateway, facades: Sequence[Router], cors_origins: Sequence[str]
-) -> Litestar:
+def _make_litestar(facades: Sequence[Router], cors_origins: Sequence[str]) -> Litestar:
     return Litestar(
         route_handlers=[*ROUTES, *facades],
-        state=State({"services": services, "gateway": gateway}),
         middleware=[DefineMiddleware(AuthenticationMiddleware, exclude_from_auth_key=NO_AUTH), KnownParameters],
         dependencies={
             "services": Provide(_provide_services),

@@ -25,7 +25,7 @@ from bus.secret_files import make_private_folder
 from bus.server.config import TlsFiles
 from bus.server.host_accounts import BrokerReloadFailed, reload_broker
 from bus.spans import SpanRecorder, TracesUnavailable, open_spans
-from edge.app import create_app
+from edge.app import create_app, make_routes
 from edge.container import assemble_services, start_tasks
 from edge.core.clock import utc_now
 from edge.core.installation import check_store_fingerprint
@@ -92,13 +92,10 @@ async def serve(settings: EdgeSettings) -> None:
         if first is not None:
             await services.audit.key_made_at_start(first.key, BY_EDGE)
             print(f"first admin key (shown once): {first.text}", flush=True)  # noqa: T201 - meant for a person's eyes
-        app = create_app(
-            services,
-            gateway,
-            heygem=heygem,
-            cors_origins=settings.cors.origins,
-            console_settings=settings.console,
+        routes = make_routes(
+            heygem=heygem is not None, cors_origins=settings.cors.origins, console_settings=settings.console
         )
+        app = create_app(routes, services, gateway, heygem=heygem)
         context = make_server_context(settings.server, services.client_events)
         servers = [(make_server(app, context), listening)]
         if public is not None:

@@ -1,5 +1,6 @@
 """One edge over the fake bus, served by a real uvicorn, with clients of several owners."""
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -8,9 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 import httpx2
+from litestar import Litestar
 from msgspec import Struct
 
-from edge.app import create_app
+from edge.app import create_app, make_routes
 from edge.console import ConsoleSettings
 from edge.core.trusted_proxies import TrustedProxies
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
@@ -183,6 +185,18 @@ def make_services(
     )
 
 
+_idle_routes: defaultdict[tuple[tuple[str, Any], ...], list[Litestar]] = defaultdict(list)
+
+
+@asynccontextmanager
+async def lend_routes(**options: Any) -> AsyncIterator[Litestar]:
+    """Yield routes that no other edge of this process serves meanwhile. `options`: of make_routes."""
+    idle = _idle_routes[tuple(sorted(options.items()))]
+    routes = idle.pop() if idle else make_routes(**options)
+    yield routes
+    idle.append(routes)
+
+
 @asynccontextmanager
 async def serve_edge(
     folder: Path, accounts: BrokerAccounts | None = None, console: ConsoleSettings | None = None, **options: Any
@@ -196,15 +210,9 @@ async def serve_edge(
         texts = {owner: (await keys.create(owner, scopes)).text for owner, scopes in OWNERS.items()}
         services = make_services(made, keys, accounts, **options)
         async with (
+            lend_routes(cors_origins=(ALLOWED_ORIGIN,), console_settings=console or ConsoleSettings()) as routes,
             run_gateway(services, GATEWAY_LIMITS, heygem_endpoint="heygem") as gateway,
-            serve_app(
-                create_app(
-                    services,
-                    gateway,
-                    cors_origins=(ALLOWED_ORIGIN,),
-                    console_settings=console or ConsoleSettings(),
-                )
-            ) as url,
+            serve_app(create_app(routes, services, gateway)) as url,
         ):
             clients = {
                 name: open_client(url, headers={"Authorization": f"Bearer {text}"}, timeout=20)

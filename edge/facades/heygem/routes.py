@@ -29,7 +29,7 @@ from edge.facades.heygem.mapping import (
 from edge.facades.heygem.responses import ACCEPTED, exception_handler, query_result, to_http_response, upload_result
 from edge.facades.heygem.result_export import ExportState, result_file
 from edge.facades.heygem.shared_dir import open_shared_file
-from edge.http.auth import NO_AUTH
+from edge.http.auth import NO_AUTH, AnyConnection
 from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep
 from edge.http.query_parameters import ANY_PARAMETER
 from edge.http.request_body import PLACEHOLDER_DIGEST, is_form, open_owner_form, read_json, store_file_part
@@ -181,15 +181,17 @@ async def upload(request: AnyRequest, services: ServicesDep, heygem: HeygemDep) 
         return to_http_response(upload_result(reference, file.filename or ""))
 
 
-def make_router(facade: HeygemFacade) -> Router:
+async def provide_facade(request: AnyConnection) -> HeygemFacade:
+    """Return the facade of the edge that serves the routes."""
+    facade: HeygemFacade = request.app.state.heygem
+    return facade
+
+
+def make_router() -> Router:
     """Return the routes, with their own authentication and errors.
 
     They are not in the OpenAPI document, which cannot describe errors with status 200.
     """
-
-    async def provide_facade() -> HeygemFacade:
-        return facade
-
     return Router(
         "/easy",
         route_handlers=[submit, query, download_result, upload],

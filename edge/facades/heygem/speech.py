@@ -26,6 +26,7 @@ from edge.facades.heygem.routes import (
     HOLD_RETRY_INTERVAL_S,
     HeygemDep,
     asset_reference,
+    provide_facade,
     retry_while_unavailable,
     wait_for_disconnect,
 )
@@ -129,12 +130,8 @@ async def _wait_for_speech(request: AnyRequest, services: EdgeServices, key: Job
     return speech
 
 
-def make_router(facade: HeygemFacade) -> Router:
+def make_router() -> Router:
     """Return the routes, with their own authentication and errors. They are not in the OpenAPI document."""
-
-    async def provide_facade() -> HeygemFacade:
-        return facade
-
     return Router(
         TTS_PREFIX.rstrip("/"),
         route_handlers=[preprocess, invoke],

@@ -15,7 +15,7 @@ from edge.core.concurrency import gather_bounded
 from edge.core.error_handling import translate_errors
 from edge.facades.runpod import health as numbers
 from edge.facades.runpod.mapping import build_submission, id_and_status, job_output, job_status
-from edge.http.auth import record_action_for_other_owner, require_scope
+from edge.http.auth import AnyConnection, record_action_for_other_owner, require_scope
 from edge.http.dependencies import AnyRequest, AskerDep, EdgeServices, OwnerDep, ServicesDep, read_when_final
 from edge.http.problems import find_language, make_problem_response
 from edge.http.query_parameters import ANY_PARAMETER
@@ -235,17 +235,17 @@ def exception_handler(request: AnyRequest, error: Exception) -> Response[bytes]:
     return Response(body, status_code=response.status, headers=response.headers, media_type="application/json")
 
 
+async def _provide_cursors(request: AnyConnection) -> StreamCursors:
+    cursors: StreamCursors = request.app.state.stream_cursors
+    return cursors
+
+
 def make_router() -> Router:
-    """Return the routes, with stream cursors of their own. RunPod documents them, so OpenAPI does not."""
-    cursors = StreamCursors()
-
-    async def provide_cursors() -> StreamCursors:
-        return cursors
-
+    """Return the routes. RunPod documents them, so OpenAPI does not."""
     return Router(
         "/v2/{endpoint:str}",
         route_handlers=[run, runsync, status, stream, cancel, retry, purge_queue, health],
-        dependencies={"cursors": Provide(provide_cursors)},
+        dependencies={"cursors": Provide(_provide_cursors)},
         exception_handlers={Exception: exception_handler},
         opt={ANY_PARAMETER: True},
         include_in_schema=False,

@@ -17,7 +17,7 @@ from schemas.auth import CLIENT_SCOPES, Scope
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
 from tests.support.gateway_client import GatewayClient, connect_gateway
 from tests.support.http_server import serve_app
-from tests.support.served_edge import make_services
+from tests.support.served_edge import lend_routes, make_services
 
 OWNERS = {
     "ann": CLIENT_SCOPES,
@@ -55,8 +55,9 @@ async def run_gateway_edge(
     """Serve a gateway over `world`. HeyGem's jobs run on the endpoint echo there."""
     services = make_services(world, keys)
     async with (
+        lend_routes() as routes,
         run_gateway(services, limits, world.time, heygem_endpoint="echo") as gateway,
-        serve_app(create_app(services, gateway), **WEBSOCKET_OPTIONS) as url,
+        serve_app(create_app(routes, services, gateway), **WEBSOCKET_OPTIONS) as url,
     ):
         yield GatewayEdge(world=world, services=services, keys=keys, url=url, texts=texts)
 

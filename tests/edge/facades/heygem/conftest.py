@@ -25,7 +25,7 @@ from schemas.ids import JobKey
 from schemas.job import Job, Output, OutputFile
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
 from tests.support.http_server import open_client, serve_app
-from tests.support.served_edge import NO_PROXY, make_services
+from tests.support.served_edge import NO_PROXY, lend_routes, make_services
 
 HEYGEM = parse_endpoint((Path(__file__).parents[4] / "images/heygem/endpoint.toml").read_text())
 OWNER = "easy"
@@ -101,9 +101,10 @@ async def run_facade(
         heygem = HeygemFacade(settings, placing)
         services = make_services(made, keys, proxies=proxies)
         async with (
+            lend_routes(heygem=True) as routes,
             run_gateway(services, heygem_endpoint="heygem") as gateway,
-            serve_app(create_app(services, gateway, heygem=heygem)) as url,
-            serve_app(KeylessPort(create_app(services, gateway, heygem=heygem), prefix, mount)) as keyless,
+            serve_app(app := create_app(routes, services, gateway, heygem=heygem)) as url,
+            serve_app(KeylessPort(app, prefix, mount)) as keyless,
             open_client(keyless, timeout=20) as local,
             anyio.create_task_group() as tasks,  # the innermost: what serves is stopped, not cancelled
         ):
