@@ -20,7 +20,7 @@ _READ_BYTES = 64 * 1024
 
 POLL_INTERVAL_S = 0.02  # without inotify, and the least time between reads of a job that prints without end
 CHECK_INTERVAL_S = 0.25  # with inotify: the shim may have been killed, which changes no file
-GATHER_S = 0.001  # a job often writes several lines at once
+GATHER_S = 0.001  # a job often writes several lines at once; what follows a silence is read at once
 PROMPT_WAKES = 3  # in each POLL_INTERVAL_S
 
 
@@ -100,7 +100,7 @@ class FolderChanges:
         if now - self._window_at > POLL_INTERVAL_S:
             self._window_at, self._wakes = now, 0
         self._wakes += 1
-        if self._changed.is_set():
+        if self._changed.is_set() and self._wakes > 1:
             await asyncio.sleep(GATHER_S if self._wakes <= PROMPT_WAKES else POLL_INTERVAL_S)
         self._changed.clear()
         return None
