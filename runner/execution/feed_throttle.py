@@ -81,6 +81,10 @@ class FeedThrottle:
         elif isinstance(message, LogLine) and end > self.published.log_offset:
             self._append(message, end)
 
+    def is_due(self, clock: float) -> bool:
+        """Return whether there are messages that need not wait any longer."""
+        return not self.is_empty and clock - self._flushed_at >= FLUSH_INTERVAL_S
+
     def flush(self, clock: float, at: datetime, *, everything: bool = False) -> tuple[FeedMessage, ...]:
         """Return the messages that are due, ordered by offset. With `everything`, all of them: the output has ended."""
         is_due = everything or clock - self._flushed_at >= FLUSH_INTERVAL_S

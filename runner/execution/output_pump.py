@@ -16,6 +16,7 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from bus.interface import MessageTooLarge
+from bus.notifier import Notifier
 from runner.context import RunnerContext, run_in_background
 from runner.engines.port import OutputChunk, OutputCursor
 from runner.execution.checkpoint import CheckpointFile
@@ -72,6 +73,7 @@ class OutputPump:
         published = PublishedOffsets(state.log_offset, state.progress_offset, state.log_bytes)
         self._throttle = FeedThrottle(job.round, job.attempt, published)
         self._flush_lock = anyio.Lock()
+        self._due = Notifier()
         self._pending: list[FeedMessage] = list(state.unpublished)
         self._last_progress: ProgressLine | None = None
         self.last_progress_at = anyio.current_time()
@@ -164,6 +166,8 @@ class OutputPump:
         self._offset = chunk.cursor.offset
         if all(parser.at_line_start for parser in self._parsers.values()):
             self._cursor = chunk.cursor
+        if self._throttle.is_due(anyio.current_time()):
+            self._due.notify()
 
     def _warn_log_failed(self, error: OSError) -> None:
         """Log the first write error only: every chunk meets the same disk."""
@@ -201,8 +205,13 @@ class OutputPump:
         self._throttle.add(parsed)
 
     async def _run_flush_timer(self) -> None:
+        """Flush at intervals, and at once what follows a silence: a first progress is seen when it is made.
+
+        So little is left to publish when the job ends.
+        """
         while True:
-            await anyio.sleep(self._context.intervals.tick_s)
+            with anyio.move_on_after(self._context.intervals.tick_s):
+                await self._due.wait()
             await self._flush()
 
     async def _flush(self, *, everything: bool = False) -> None:
