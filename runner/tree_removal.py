@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 OWNER_RIGHTS = 0o700  # what the owner of a directory needs in order to empty it
@@ -32,7 +33,8 @@ def remove_tree(folder: Path) -> None:
         _DirEmptier(top).run()
     finally:
         os.close(top)
-    folder.rmdir()
+    with suppress(FileNotFoundError):  # somebody else has removed it, or the folder around it
+        folder.rmdir()
 
 
 class _DirEmptier:

@@ -21,8 +21,8 @@ async def measure_baseline(engine: ContainerEngine, handle: str, root: Path) -> 
     return ContainerBaseline(await engine.usage(handle), await anyio.to_thread.run_sync(_list_files, root))
 
 
-async def find_leak(engine: ContainerEngine, warm: WarmContainer, root: Path) -> str | None:
-    """Return what the last job left in the container, None if nothing. Raises EngineError, OSError."""
+async def find_leak_in_use(engine: ContainerEngine, warm: WarmContainer) -> str | None:
+    """Return what the last job left in processes, memory and scratch files; None if nothing. Raises EngineError."""
     if warm.baseline is None or warm.handle is None:
         return "it was not measured before its first job"
     usage, before = await engine.usage(warm.handle), warm.baseline.usage
@@ -38,7 +38,12 @@ async def find_leak(engine: ContainerEngine, warm: WarmContainer, root: Path) ->
         return f"a job left files in /tmp or /dev/shm: {usage.scratch_files - allowed} more than allowed"
     if grown > MEMORY_SHARE * warm.endpoint.config.resources.memory_mb * MIB:
         return f"its memory has grown by {grown // MIB} MiB since its first job"
-    left = await anyio.to_thread.run_sync(_list_files, root) - warm.baseline.files
+    return None
+
+
+def find_leaked_file(warm: WarmContainer, root: Path) -> str | None:
+    """Return a file that the last job left outside its folder, None without one. Blocking. Raises OSError."""
+    left = _list_files(root) - (warm.baseline.files if warm.baseline else frozenset())
     return f"a job left files outside its folder, such as {min(left)!r}" if left else None
 
 

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from bus.notifier import Notifier
-from runner.claiming.leaks import find_leak, measure_baseline
+from runner.claiming.leaks import find_leak_in_use, find_leaked_file, measure_baseline
 from runner.claiming.schedulability import Schedulability, free_memory_mb
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint, container_spec
@@ -158,16 +158,20 @@ class WarmPool:
 
     async def _find_leak(self, warm: WarmContainer) -> str | None:
         """Return what the last job left in the container, None if nothing. Make the folder of its next job."""
-        folders = job_folders(self._context.jobs_dir / warm.folder, warm.number + 1)
         try:
-            leak = await find_leak(self._context.engine, warm, folders.root)
-            if leak is None and self._context.folders is not None:
-                caches = self._context.folders.caches
-                leak = await anyio.to_thread.run_sync(find_excess, caches, folders.container)
-            if leak is None:
-                await anyio.to_thread.run_sync(folders.job.mkdir)  # a name that the job has taken is a leak too
+            leak = await find_leak_in_use(self._context.engine, warm)
+            return leak or await anyio.to_thread.run_sync(self._find_leaked_file, warm)
         except (EngineError, OSError) as error:
             return str(error)
+
+    def _find_leaked_file(self, warm: WarmContainer) -> str | None:
+        """Look into the folders of the container, and make the next one there. Blocking."""
+        folders = job_folders(self._context.jobs_dir / warm.folder, warm.number + 1)
+        leak = find_leaked_file(warm, folders.root)
+        if leak is None and self._context.folders is not None:
+            leak = find_excess(self._context.folders.caches, folders.container)
+        if leak is None:
+            folders.job.mkdir()  # a name that the job has taken is a leak too
         return leak
 
     async def give_back(self, warm: WarmContainer) -> None:
@@ -342,7 +346,6 @@ class WarmPool:
     ) -> None:
         """Enter the state after a container that loaded has said that it is ready. Later lines change nothing."""
         if warm.state in STATE_AFTER_READY:
-            await warm.is_vacated.wait()
             await self._note_ready(warm, handle, cursor)
         if (ready_state := STATE_AFTER_READY.get(warm.state)) is not None:
             timeout.deadline = min(warm.expires_at, anyio.current_time() + self._host.warm.recycle_s)
@@ -369,7 +372,8 @@ class WarmPool:
         raise EngineError(f"the container died while it waited: {reason}")
 
     async def _remove(self, warm: WarmContainer) -> None:
-        """Remove container and folder, then release the GPUs."""
+        """Remove container and folder, then release the GPUs. Wait before that until its last job is recorded."""
+        await warm.is_vacated.wait()
         if warm in self._containers:
             self._containers.remove(warm)
         await self._context.remove_container(warm.handle, lambda identity: identity.warm_dir == warm.folder)

@@ -32,7 +32,7 @@ from runner.execution.cache_watch import caches_of, running_limit
 from runner.execution.checkpoint import CheckpointFile
 from runner.execution.disk_usage import DiskWatch, disk_limit, measure_disk_use
 from runner.execution.output_pump import OutputPump
-from runner.execution.outputs import find_output
+from runner.execution.outputs import OutputPresence, find_output
 from runner.execution.secret_redactor import SecretRedactor
 from runner.execution.staging import FetchProgress, InvalidJobInput, job_timeouts, stage_inputs, write_job_file
 from runner.execution.verdict import ExitFacts, StopReason, Verdict, classify_exit
@@ -86,7 +86,7 @@ class JobAssignment(Struct, frozen=True):
 class ContainerRun:
     """One container of one attempt. `handle` is set once it was started.
 
-    `exit`, `run_s` and the last `error_line` are set once it has ended, `has_files` (to upload) by `classify`.
+    `exit`, `run_s`, `has_files` (to upload) and the last `error_line` are set once it has ended.
     """
 
     def __init__(
@@ -178,7 +178,6 @@ class ContainerRun:
 
     async def _exit_facts(self) -> ExitFacts:
         found = await anyio.to_thread.run_sync(find_output, self.job_dir / "out")
-        self.has_files = found.has_files
         return ExitFacts(
             stop_reason=self.stop_reason,
             exit=self.exit,
@@ -209,6 +208,7 @@ class ContainerRun:
             self._file_names = await self._stage(job, endpoint)
             if warm is not None:
                 await warm.wait_for(WarmState.ASSIGNED, WarmState.DETACHED)
+                await warm.is_vacated.wait()
 
     async def _stage(self, job: Job, endpoint: LocalEndpoint) -> Mapping[str, str]:
         """Fetch the inputs, however long that takes; followers of the job see what delays them."""
@@ -335,9 +335,13 @@ class ContainerRun:
 
     async def _end_in_container(self, code: int) -> ContainerExit:
         """Return the end of a job whose container runs on, and take the job's folder from the container."""
-        await anyio.to_thread.run_sync(close_inner_job_dir, self.job_dir)
+        self.has_files = (await anyio.to_thread.run_sync(self._close_job_folder)).has_files
         start, now = self._checkpoint.current.start_time, self._context.now()
         return ContainerExit(code, started_at=start.at if start else None, finished_at=now)
+
+    def _close_job_folder(self) -> OutputPresence:
+        close_inner_job_dir(self.job_dir)
+        return find_output(self.job_dir / "out")
 
     async def _stop_when_requested(self, handle: str) -> None:
         await self._stop_requested.wait()

@@ -37,7 +37,7 @@ from runner.execution.verdict import (
     output_failure,
     result_too_large,
 )
-from runner.execution.warm_container import ContainerReuse
+from runner.execution.warm_container import STATES_WITHOUT_START, ContainerReuse
 from runner.slots import Permit
 from schemas.container_protocol import ExitCode
 from schemas.events import AttemptReleased, Cancelled, Failed, RecordUnreadable, Succeeded
@@ -49,6 +49,7 @@ from schemas.status import FINAL_STATUSES, Status
 
 LOG_FILE_NAME = "log.txt"
 ENDED_JOB_FOLDER = "job"  # in the run folder: where the job's folder goes when its container is kept
+CLEAN_UP_DELAY_S = 1.0  # how long the folder of an ended job may wait for the start of the next one
 MIN_NAK_DELAY_S = 1.0  # without a delay the broker delivers the message again at once, ahead of others
 
 
@@ -89,9 +90,10 @@ class Execution:
     """One attempt at one job.
 
     - `delivery`: its message; None if recovery found the container before the message came.
-    - `on_freed`: called when the container has exited and its outputs are uploaded. Not before, because nothing new is
-      claimed while the edge is away. If the container is left for another job, it is called after the record.
-    - `on_ending`: called before the record is written, if the container is left: the slot will be free in a moment.
+    - `on_freed`: called when the container has exited, or the pool has kept it, and its outputs are uploaded. Not
+      before, because nothing new is claimed while the edge is away. The next job starts in a container that was kept
+      only after the record of this one (`WarmContainer.is_vacated`).
+    - `on_ending`: called before that, if the container is left: the slot will be free in a moment.
     - `began_at`: when the job was claimed or adopted, in seconds of the event loop's clock.
     - `verdict`: set at the end.
     - `is_kept`: whether the pool has kept the container for another job, with its GPUs.
@@ -121,8 +123,10 @@ class Execution:
         self._container_run: ContainerRun | None = None
         self._early_stop: StopReason | None = None  # before `_container_run` existed
         self._collect_scope = anyio.CancelScope()
-        self._is_published = anyio.Event()
+        self._is_rest_published = anyio.Event()
+        self._is_log_ended = anyio.Event()
         self._leak_checked = anyio.Event()
+        self._vacated = anyio.Event()  # of the container, once the pool has kept it
         self._reuse: ContainerReuse | None = None
         self._leak: str | None = None
         self._on_freed = on_freed
@@ -139,7 +143,11 @@ class Execution:
         if not self.is_adopted:
             self._trace.record_wait()
         with self._trace.attempt() as attempt:
-            await self._run_and_supervise()
+            try:
+                await self._run_and_supervise()
+            except Exception:
+                self._vacated.set()  # after a bug, too, the job that waits for the container must start
+                raise
             if isinstance(self.verdict, ClassifiedFailure):
                 attempt.fail(self.verdict.code)
 
@@ -193,23 +201,27 @@ class Execution:
             await container_run.run()
             with self._trace.step("deliver"):
                 tasks.start_soon(self._publish_rest, container_run)
-                verdict = await container_run.classify()
                 is_left, has_files = container_run.is_container_left, container_run.has_files
                 if is_left and not has_files:
                     self._announce_end(container_run, tasks)
+                verdict = await container_run.classify()
                 result = await self._upload_result(container_run, verdict)
                 self.verdict = result.verdict
                 if is_left and has_files:  # their upload may take minutes
                     self._announce_end(container_run, tasks)
-                if not is_left and container_run.exit is not None:
-                    self._on_freed(keeps_gpus=False)
-                await self._is_published.wait()
+                if is_left:
+                    await self._offer_to_pool(container_run)
+                if container_run.exit is not None and (self.is_kept or not is_left):
+                    self._on_freed(keeps_gpus=self.is_kept)
+                await self._is_rest_published.wait()
             with self._trace.step("record"):
                 job = await self._record(result)
-                if container_run.is_container_left:
-                    await self._keep_or_remove(container_run)
-                    self._on_freed(keeps_gpus=self.is_kept)
+                if self.is_kept:
                     await self._take_job_folder_back()
+                elif is_left:
+                    await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
+                    self._on_freed(keeps_gpus=False)
+            await self._is_log_ended.wait()
             await self._acknowledge(job)
             await self._clean_up()
         except ClaimLost as error:
@@ -223,9 +235,14 @@ class Execution:
         self._on_ending()
 
     async def _publish_rest(self, container_run: ContainerRun) -> None:
-        """Publish the rest of the output, while outputs are uploaded: it precedes the record of the end."""
+        """Publish the rest of the output while outputs are uploaded, then the end of the log while the end is recorded.
+
+        The edge waits for the end of the log if the record comes first.
+        """
         await container_run.output_pump.publish_rest()
-        self._is_published.set()
+        self._is_rest_published.set()
+        await container_run.output_pump.publish_log_end()
+        self._is_log_ended.set()
 
     async def _upload_result(self, container_run: ContainerRun, verdict: Verdict) -> ExecutionResult:
         """Upload outputs and log, however long that takes; return them with verdict and usage.
@@ -341,21 +358,20 @@ class Execution:
             self._reuse = warm.reuse
         self._leak_checked.set()
 
-    async def _keep_or_remove(self, container_run: ContainerRun) -> None:
-        """Give the container of an ended job back to its pool. Remove it if the pool does not take it."""
+    async def _offer_to_pool(self, container_run: ContainerRun) -> None:
+        """Give the container of an ended job back to its pool, which may claim the next job for it now."""
         await self._leak_checked.wait()
         warm, pump = self.assignment.warm_container, container_run.output_pump
         if self._reuse is not None and warm is not None and pump.rest is not None:
             self.is_kept = await self._reuse.keep(warm, pump.rest, self._leak)
-            pump.rest = None if self.is_kept else pump.rest
-        if not self.is_kept:
-            await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
+            if self.is_kept:
+                pump.rest, self._vacated = None, warm.is_vacated
 
     async def _take_job_folder_back(self) -> None:
-        """Take folder and secrets of the ended job from a container that was kept: it is not ready before that."""
-        if self.is_kept and (warm := self.assignment.warm_container) is not None:
+        """Take folder and secrets of the ended job from a container that was kept: its next job may start then."""
+        if not self._vacated.is_set():
             await anyio.to_thread.run_sync(self._clear_job_folder)
-            warm.is_vacated.set()
+            self._vacated.set()
 
     def _clear_job_folder(self) -> None:
         """Move the job's folder to where the container does not see it, and remove the secrets. Blocking.
@@ -371,9 +387,13 @@ class Execution:
     async def _clean_up(self) -> None:
         """Remove the container, then its folder. Of one that was kept, remove only the folder of this job's run."""
         warm = self.assignment.warm_container
-        if self.is_kept:
+        if self.is_kept and warm is not None:
+            await self._take_job_folder_back()
+            with anyio.move_on_after(CLEAN_UP_DELAY_S):  # both would be slower if they wrote to the disk at once
+                await warm.wait_for(*STATES_WITHOUT_START)
             return await self._context.delete_folder(self._folders.run)
         if self.handle is None and warm is not None:
+            await warm.is_vacated.wait()
             await warm.detach()
             if warm.handle is not None:
                 await self._context.retry_engine_call("remove", partial(self._context.engine.remove, warm.handle))

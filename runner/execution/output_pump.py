@@ -137,8 +137,11 @@ class OutputPump:
         return self._error_line
 
     async def publish_rest(self) -> None:
-        """Publish what is left and the end of the log, after `close`."""
+        """Publish what is left, after `close`."""
         await self._flush(everything=True)
+
+    async def publish_log_end(self) -> None:
+        """Publish that nothing follows, after `publish_rest`."""
         end = FeedPosition(self._job.round, self._job.attempt, self._offset)
         self._pending.append(LogEndMessage(end, self._context.now()))
         await self._flush()

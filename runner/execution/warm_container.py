@@ -96,6 +96,7 @@ TRANSITIONS: Mapping[WarmState, frozenset[WarmState]] = {
     WarmState.REMOVED: frozenset(),
 }
 IDLE_STATES = frozenset({WarmState.LOADING, WarmState.READY, WarmState.REMOVING})  # no job has it
+STATES_WITHOUT_START = frozenset(WarmState) - {WarmState.RESERVED, WarmState.ASSIGNED}  # no job waits to start in it
 STATE_AFTER_READY = {WarmState.LOADING: WarmState.READY, WarmState.RESERVED: WarmState.ASSIGNED}
 STATE_WHEN_TAKEN = {WarmState.READY: WarmState.ASSIGNED, WarmState.LOADING: WarmState.RESERVED}  # ready ones first
 STATE_WHEN_GIVEN_BACK = {taken: idle for idle, taken in STATE_WHEN_TAKEN.items()}
@@ -150,7 +151,9 @@ class WarmContainer:
         self.owner = ""
         self.reuse: ContainerReuse | None = None
         self.rest: OutputRest | None = None
-        self.is_vacated = anyio.Event()  # set when folder and secrets of the job before are gone
+        # Set when the end of the job before is recorded, and its folder and secrets are gone. Until then the container
+        # is the only proof of how that job ended: no other job starts in it, and it is not removed.
+        self.is_vacated = anyio.Event()
         self.is_vacated.set()
         self.expires_at = float("inf")
         self.baseline: ContainerBaseline | None = None

@@ -1,8 +1,7 @@
 """Reused containers over the fakes: who gets which container, what a job leaves, and when a container has to go."""
 
 import shutil
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from msgspec.structs import replace
 from bus.interface import QueueMessage
 from runner.engines.port import MIB, ContainerUsage
 from schemas.endpoint import Reuse
-from schemas.events import JobRecord, Succeeded
+from schemas.events import JobRecord, Started, Succeeded
 from schemas.ids import JobKey
 from schemas.job import Policy
 from schemas.status import Status
@@ -110,12 +109,15 @@ async def test_the_log_and_the_folder_of_a_job_are_its_own(world: RunnerEnvironm
 
 
 @pytest.mark.parametrize("case", ["kept", "retired", "held too long"])
-async def test_the_next_message_is_fetched_while_the_end_is_recorded_and_claimed_after_it(
+async def test_the_next_job_is_claimed_while_the_end_is_recorded_and_starts_after_it(
     world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    """A message in hand is neither lost nor claimed early, also where the container of the last job has to go."""
+    """A message in hand is not lost, and nothing is claimed for a container of the last job that has to go."""
+    fetched, claimed, recorded = anyio.Event(), anyio.Event(), anyio.Event()
+    started_early: list[bool] = []
 
     async def work_once(box: FakeContainer, folder: Path) -> int:
+        started_early.append(not recorded.is_set())
         if case == "retired":
             leave_file(box, folder)
         return await work(box, folder)
@@ -124,30 +126,26 @@ async def test_the_next_message_is_fetched_while_the_end_is_recorded_and_claimed
     if case == "held too long":
         monkeypatch.setattr("runner.claiming.loop.HOLD_LIMIT_S", 0.0)
     keys = [await world.submit("kept", f"j{number}") for number in (1, 2)]
-    fetched, recorded = anyio.Event(), anyio.Event()
     async with world.run_runner() as runner:
         update, fetch = runner.bus.job_store.update, runner.bus.job_queue.fetch
-        is_returned = case == "held too long"
 
         async def see_fetch(*lane: Any) -> QueueMessage | None:
             delivery = await fetch(*lane)
             if delivery is not None and delivery.pointer.key == keys[1]:
-                monkeypatch.setattr(delivery, "nak", partial(see_nak, delivery.nak))
-                None if is_returned else fetched.set()
+                fetched.set()
             return delivery
-
-        async def see_nak(answer: Callable[[float], Awaitable[None]], delay_s: float) -> None:
-            await answer(delay_s)
-            fetched.set()
 
         async def see_update(key: JobKey, record: JobRecord, revision: int) -> int:
             if isinstance(record.event, Succeeded) and key == keys[0]:
                 with anyio.fail_after(30):
-                    await fetched.wait()
-                assert (await world.job(keys[1])).status is Status.QUEUED
+                    await (fetched if case == "retired" else claimed).wait()
+            assert case != "retired" or key == keys[0] or recorded.is_set()
+            revision = await update(key, record, revision)
+            if isinstance(record.event, Succeeded):
                 recorded.set()
-            assert key == keys[0] or recorded.is_set()
-            return await update(key, record, revision)
+            elif isinstance(record.event, Started) and key == keys[1]:
+                claimed.set()
+            return revision
 
         monkeypatch.setattr(runner.bus.job_queue, "fetch", see_fetch)
         monkeypatch.setattr(runner.bus.job_store, "update", see_update)
@@ -157,6 +155,46 @@ async def test_the_next_message_is_fetched_while_the_end_is_recorded_and_claimed
     assert [job.attempt for job in ended] == [1, 1]
     numbers = [job.output.data["number"] for job in ended if job.output is not None]
     assert numbers == (["1", "1"] if case == "retired" else ["1", "2"])
+    assert started_early == [True, False]
+    await world.wait_until_clean()
+
+
+async def test_a_container_stays_until_the_end_of_its_job_is_recorded(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the only proof of that end. Here the next job is cancelled meanwhile, which takes its container along."""
+    keys = [await world.submit("kept", f"j{number}") for number in (1, 2)]
+    claimed, recorded = anyio.Event(), anyio.Event()
+    removed_early: dict[str, bool] = {}
+    async with world.run_runner() as runner:
+        update, remove = runner.bus.job_store.update, runner.engine.remove
+
+        async def see_update(key: JobKey, record: JobRecord, revision: int) -> int:
+            is_end = isinstance(record.event, Succeeded) and key == keys[0]
+            if is_end:
+                with anyio.fail_after(30):
+                    await claimed.wait()
+                await world.cancel(keys[1])
+                await world.wait_until_ended(keys[1])
+                await anyio.wait_all_tasks_blocked()
+            revision = await update(key, record, revision)
+            if is_end:
+                recorded.set()
+            elif isinstance(record.event, Started) and key == keys[1]:
+                claimed.set()
+            return revision
+
+        async def see_remove(handle: str) -> None:
+            removed_early.setdefault(handle, not recorded.is_set())
+            await remove(handle)
+
+        monkeypatch.setattr(runner.bus.job_store, "update", see_update)
+        monkeypatch.setattr(runner.engine, "remove", see_remove)
+        ended = [await world.wait_until_ended(key) for key in keys]
+        await runner.drained()
+    assert [job.status for job in ended] == [Status.SUCCEEDED, Status.CANCELLED]
+    assert ended[0].output is not None
+    assert removed_early[ended[0].output.data["box"]] is False
     await world.wait_until_clean()
 
 
