@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from bus.secret_files import TRAVERSE_ONLY_MODE, atomic_write, fsync_folder, make_private_folder
 from runner.assets.cache import FILE_MODE, PART_SUFFIX, hash_file, verification_mtime_ns
-from runner.assets.volume_source import FillFailed, FillFailure
+from runner.assets.volume_source import FillFailed, FillFailure, disk_failure
 from runner.tree_removal import remove_tree
 from schemas.asset import Digest
 from schemas.mounts import Volume, VolumeFile
@@ -221,10 +221,28 @@ class VolumeStore:
         coming = max(0, size - self._received_bytes(sha256))
         over, short = self.collect(used_here, coming)
         if over > 0:
-            limit = f"{self._limit_bytes / GIB:.1f} GiB"
-            raise FillFailed(FillFailure.QUOTA, f"{over / GIB:.1f} GiB too much for the limit of {limit}")
+            limit, needed = format_gib(self._limit_bytes), format_gib(self._limit_bytes + over)
+            raise FillFailed(
+                FillFailure.QUOTA,
+                f"the file has {format_gib(size)}, with it the volumes need {needed}, and max_gb allows {limit}",
+            )
         if short > 0:
-            raise FillFailed(FillFailure.DISK_FULL, f"{short / GIB:.1f} GiB too little are free")
+            free, reserve = format_gib(coming + self._reserve_bytes - short), format_gib(self._reserve_bytes)
+            raise FillFailed(
+                FillFailure.DISK_FULL,
+                f"{format_gib(coming)} are to come, {free} are free in {self.folder}, and [gpu.placement] "
+                f"disk_reserve_mb keeps {reserve} free",
+            )
+
+    def explain_error(self, error: OSError) -> FillFailed:
+        """Return the failure for an error of this folder's disk; for a full one, with the space that is free."""
+        failure = disk_failure(error)
+        if failure.code is FillFailure.DISK_FULL:
+            with suppress(OSError):
+                disk = os.statvfs(self.folder)
+                free = format_gib(disk.f_bavail * disk.f_frsize)
+                return FillFailed(failure.code, f"{failure.message}: {free} are free in {self.folder}")
+        return failure
 
     def collect(self, used_here: Iterable[Digest] = (), coming: int = 0) -> tuple[int, int]:
         """Remove what is unused until `coming` more bytes fit; return the bytes over the limit, and those missing.
@@ -317,6 +335,12 @@ def _is_intact(path: Path, sha256: Digest) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def format_gib(size: int) -> str:
+    """Return a number of bytes as `5.2 GiB`; a small one with two digits, as in `0.0046 GiB`."""
+    gib = size / GIB
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib:.2g} GiB"
 
 
 def list_volumes(endpoints: Iterable[Iterable[Volume]]) -> Mapping[Digest, Volume]:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from bus.notifier import Notifier
 from runner.assets.host_folders import HostFolders
-from runner.assets.volume_source import FillFailed, FillFailure, disk_failure, server_name
+from runner.assets.volume_source import FillFailed, FillFailure, server_name
 from runner.assets.volume_store import FileLock, VolumeStore, list_volumes
 from runner.claiming.images import HostImages
 from runner.context import HostContext, RunnerContext, run_in_background
@@ -184,7 +184,7 @@ class HostVolumes:
             self._context.log.warning("operation_failed", operation="look_at_volumes", error=str(error))
             for state in self._volumes.values():
                 if not state.is_ready and not state.is_filling and not self._is_waiting(state):
-                    self._note_failure(state, state.volume.files[0], disk_failure(error))
+                    self._note_failure(state, state.volume.files[0], folders.volumes.explain_error(error))
 
     def _follow_endpoints(self, wanted: Mapping[Digest, Volume]) -> None:
         """Take up new volumes, and those whose URLs were corrected; stop filling those that are not needed any more."""
@@ -230,7 +230,7 @@ class HostVolumes:
         except _FileFailed as error:
             self._note_failure(state, error.file, error.failure)
         except OSError as error:
-            self._note_failure(state, volume.files[0], disk_failure(error))
+            self._note_failure(state, volume.files[0], folders.volumes.explain_error(error))
         finally:
             state.is_filling = False
             self._changed.notify()
@@ -262,7 +262,7 @@ class HostVolumes:
         except FillFailed as error:
             raise _FileFailed(file, error) from error
         except OSError as error:
-            failure = disk_failure(error)
+            failure = store.explain_error(error)
             if failure.code is FillFailure.DISK_FULL:  # running jobs need the space more than the next try does
                 await anyio.to_thread.run_sync(partial(store.part_path(file.sha256).unlink, missing_ok=True))
             raise _FileFailed(file, failure) from error

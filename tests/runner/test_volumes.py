@@ -139,6 +139,17 @@ async def test_a_failed_fill_says_why_and_what_to_do_and_is_made_again(
         assert (await status_when(world, lambda volume: volume.state == "ready")).why is None
 
 
+async def test_a_volume_that_is_larger_than_the_limit_is_told_with_the_numbers(world: RunnerEnvironment) -> None:
+    world.volumes_limit_bytes = len(UNET) // 2
+    async with world.run_runner():
+        told = await status_when(world, lambda volume: volume.failure == FillFailure.QUOTA)
+    assert told.why == (
+        "model/unet.pth of the volume weights does not fit into [volumes] max_gb beside what that host needs (the file "
+        "has 3.7e-06 GiB, with it the volumes need 3.7e-06 GiB, and max_gb allows 1.9e-06 GiB): raise it, or offer "
+        "fewer endpoints there"
+    )
+
+
 async def test_two_endpoints_share_a_volume_under_any_name(world: RunnerEnvironment) -> None:
     other = Volume(name="models", path="/m", files=tuple(replace(file, url="https://mirror.test/x") for file in FILES))
     offer(world, well=WEIGHTS, other=other)
