@@ -22,7 +22,7 @@ from lamplighter.cli import display
 from lamplighter.cli.display import SafeConsole, json_line
 from lamplighter.cli.language import current_language, say
 from lamplighter.client import Client
-from lamplighter.errors import JobFailed, LamplighterError, Rejected, TrustInvalid, Unreachable
+from lamplighter.errors import JobFailed, LamplighterError, Rejected, TrustInvalid, Unauthorized, Unreachable
 from schemas.settings_loader import load_settings, select_variables
 from schemas.settings_schema import SECRET
 from schemas.texts import Language
@@ -147,6 +147,11 @@ class CliContext:
     def fail(self, error: LamplighterError | OSError | KeyboardInterrupt) -> NoReturn:
         """Print the error and exit with its code."""
         why = error_line(error)
+        if isinstance(error, Unauthorized) and self.address.key is None:
+            why = (
+                f"unauthorized: there is no key for {self.address.url}: give --data, the folder of `lamplighter up`, "
+                "or set LAMPLIGHTER_KEY"
+            )
         if self.as_json:
             sys.stderr.write(json_line({"error": why, "kind": type(error).__name__}))
         else:

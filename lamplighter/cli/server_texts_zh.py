@@ -215,6 +215,9 @@ _AUTHORS: Mapping[str, str] = {
     "running one job of {name}: {engine}": "正在运行 {name} 的一个任务：{engine}",
     "waiting for a change; stop with Ctrl-C": "等待文件改动；按 Ctrl-C 停止",
     "the job failed as {code}: {message}": "任务失败，代码 {code}：{message}",
+    "install the module where the program runs: in an image, with a line RUN pip install": (
+        "请在程序运行的环境中安装该模块：在镜像中加一行 RUN pip install"
+    ),
     "the job succeeded in {took}": "任务成功，用时 {took}",
     "SIGTERM: {what}": "SIGTERM：{what}",
     "breaks the rule {rule}: {what}": "违反规则 {rule}：{what}",
@@ -223,6 +226,7 @@ _AUTHORS: Mapping[str, str] = {
         "{name} 无法在本机启动（{reason}）：{why}；请释放 GPU，或在 [resources] 中设置 gpu_optional = true"
     ),
     "not checked": "未检查",
+    "not checked: the job failed": "未检查：任务失败",
     "not checked: the job ended before it could be stopped": "未检查：任务在停止之前已结束",
     "killed after {time} s": "{time} 秒后被强制结束",
     "stopped after {time} s": "{time} 秒后停止",

@@ -147,6 +147,9 @@ _CLIENT: Mapping[str, str] = {
     "no answer from {url} ({why}): is the edge running, and is the address right?": (
         "{url} 没有响应（{why}）：请确认 edge 已启动，且地址正确"
     ),
+    "unauthorized: there is no key for {url}: give --data, the folder of `lamplighter up`, or set LAMPLIGHTER_KEY": (
+        "unauthorized：没有 {url} 的密钥：请用 --data 指定 `lamplighter up` 的数据文件夹，或设置 LAMPLIGHTER_KEY"
+    ),
     "unauthorized: {message}": "unauthorized：{message}",
     "the key contains a character that keys do not have, perhaps a line break: copy it again": (
         "密钥中含有不应有的字符，可能是换行：请重新复制"

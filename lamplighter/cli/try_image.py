@@ -50,6 +50,7 @@ from schemas.asset import DIGEST_SCHEME
 from schemas.endpoint import EndpointInvalid
 from schemas.feed import FeedMessage, LogMessage, ProgressMessage
 from schemas.problems import ProblemError
+from schemas.retry_policy import MODULE_MISSING_CODE
 
 WATCH_INTERVAL_S = 0.3
 VOLUMES_LIMIT_BYTES = 1 << 62  # the disk is the limit
@@ -316,6 +317,8 @@ def _print_report(
     took = f"{report.run_s:.1f} s" if report.run_s is not None else ""
     if isinstance(verdict, ClassifiedFailure):
         click.echo(display.escape_controls(say(f"the job failed as {verdict.code}: {verdict.message}")))
+        if verdict.code == MODULE_MISSING_CODE:
+            click.echo(say("install the module where the program runs: in an image, with a line RUN pip install"))
     else:
         click.echo(say(f"the job succeeded in {took}"))
         click.echo(display.json_line(report.output.data), nl=False)

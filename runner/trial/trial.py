@@ -193,7 +193,9 @@ async def try_image(trial: Trial, engine: ContainerEngine, gpus: GpuMonitor, on_
     attempt = await _run_attempt(context, host, trial)
     after = await anyio.to_thread.run_sync(snapshot_folder, trial.endpoint.folder)
     stop, survived_s = "not checked", None
-    if trial.checks_stop and isinstance(attempt.verdict, Done):
+    if trial.checks_stop and not isinstance(attempt.verdict, Done):
+        stop = "not checked: the job failed"
+    elif trial.checks_stop:
         stop, survived_s = await _check_stop(trial, engine, host)
     facts = TrialFacts(
         verdict=attempt.verdict,

@@ -68,7 +68,7 @@ WRONG_FILES = [
     (
         "edge",
         '[hosts."gpu 1"]\ndriver = "relay"',
-        "hosts.gpu 1 has a name that is not allowed: it must be 1 to 64",
+        'hosts."gpu 1" has a name that is not allowed: it must be 1 to 64',
     ),
     ("edge", "hosts = 3", "hosts is 3: it must be a table"),
     ("edge", '[hosts.a]\ndriver = "http"\nurl = "b"\nsecret = "c"', 'hosts.a.url is "b": it must be an address that'),

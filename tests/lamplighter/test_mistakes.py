@@ -14,6 +14,8 @@ from lamplighter.cli import context, main
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.doctor import DoctorTarget, check_edge
 from lamplighter.client import Client
+from lamplighter.errors import error_from_problem
+from schemas.problems import ProblemError
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -107,3 +109,11 @@ def test_a_command_is_shown_as_it_can_be_typed(monkeypatch, tmp_path):
     assert there.format_next_command("watch", "one") == f"{called} watch one --data 'a folder'"
     monkeypatch.setattr("sys.argv", ["/somewhere/lamplighter/__main__.py", "up"])
     assert there.format_next_command("watch", "one") == "lamplighter watch one --data 'a folder'"
+
+
+def test_a_command_without_a_key_is_told_where_keys_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    refusal = error_from_problem(ProblemError("unauthorized", "send a valid key").problem)
+    for key, said in ((None, "there is no key for http://edge: give --data"), ("lamp_a_b", "send a valid key")):
+        with pytest.raises(SystemExit, match="4"):
+            context.CliContext(EdgeAddress("http://edge", key), tmp_path, as_json=False).fail(refusal)
+        assert said in capsys.readouterr().err

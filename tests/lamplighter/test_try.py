@@ -47,6 +47,11 @@ def test_a_new_folder_passes_its_own_check(image: Path) -> None:
     assert (answer["data"], answer["broken_rules"], answer["warm"]) == ({"text": "A B"}, [], True)
     assert (image.parent / "out" / "result.txt").read_text() == "A B\n"
     assert [file["name"] for file in answer["files"]] == ["result.txt"]
+    (image / "main.py").write_text("import no_such_module")
+    failed = lamplighter(image.parent, "try", "capitals", "--engine", "process")
+    assert failed.returncode == 1
+    assert "install the module where the program runs" in failed.stdout
+    assert "SIGTERM: not checked: the job failed" in failed.stdout
 
 
 @needs_job_user

@@ -12,6 +12,7 @@ def work(job: jobkit.Job, encoding: str) -> dict[str, object]:
     """Return the text in capitals, and write it to result.txt."""
     text = job.path("file").read_text(encoding) if "file" in job.input else str(job.input["text"])
     words = text.split()
+    job.progress(0.0, "write", 0, len(words))
     for done, word in enumerate(words, start=1):
         words[done - 1] = word.upper()
         job.progress(done / len(words), "write", done, len(words))
