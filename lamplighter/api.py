@@ -105,7 +105,7 @@ def submit_job(  # noqa: PLR0913 - the fields of the request
     traceparent: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> ApiRequest[JobView]:
-    """Submit a job. `traceparent`: the span that the job's spans are inside, as of W3C Trace Context.
+    """Submit a job. `traceparent`: the parent of the job's spans, as in W3C Trace Context.
 
     `options` are further fields of the body: not_before, deadline, policy, tags, trace_id, webhook."""
     body = {"endpoint": endpoint, "input": dict(inputs), **(options or {})}
@@ -167,7 +167,7 @@ def set_secret(name: str, value: str, *, owner: str | None, installation: bool) 
 
 
 def delete_secret(name: str, *, owner: str | None, installation: bool) -> ApiRequest[None]:
-    """Delete a secret."""
+    """Delete the secret `name` of an owner or of the installation."""
     return structs.replace(_secret_request("DELETE", name, owner, installation), read=ignore_body)
 
 
@@ -306,7 +306,7 @@ def set_power(host: str, want: str, until: str | None) -> ApiRequest[HostView]:
 
 
 def start_maintenance(host: str) -> ApiRequest[HostView]:
-    """Let a host start no jobs, and no power rule switch it, until `end_maintenance`."""
+    """Keep a host from starting jobs, and power rules from switching it, until `end_maintenance`."""
     return ApiRequest(method="POST", path=f"/v1/hosts/{quote_segment(host)}/maintenance", read=json_decoder(HostView))
 
 
@@ -316,7 +316,7 @@ def end_maintenance(host: str) -> ApiRequest[HostView]:
 
 
 def set_endpoint_pause(name: str, verb: Literal["pause", "resume"]) -> ApiRequest[Any]:
-    """Pause or resume an endpoint."""
+    """Pause or resume the endpoint `name` on all hosts."""
     return ApiRequest(method="POST", path=f"/v1/endpoints/{quote_segment(name)}/{verb}", read=decode_json)
 
 

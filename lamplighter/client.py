@@ -42,7 +42,7 @@ class Client(EdgeTransport):
         options: dict[str, Any] | None = None,
         **inputs: Any,
     ) -> JobView:
-        """Submit a job. Paths, and texts that name a local file in a field for files, are uploaded first.
+        """Submit a job, and upload its files first: paths, and names of local files in fields for files.
 
         With `await_input` the job is accepted first and the files are uploaded afterwards, while a host that is off
         starts. `webhook` is the URL that the states of the job are delivered to. `tags` are for `jobs(tag=…)`.
@@ -242,7 +242,7 @@ class Client(EdgeTransport):
         return found
 
     def pause_endpoint(self, name: str) -> dict[str, Any]:
-        """Let no host start jobs of the endpoint; new ones are accepted and wait. Needs the scope `power`.
+        """Keep hosts from starting jobs of the endpoint; new jobs wait. Needs the scope `power`.
 
         >>> client.pause_endpoint("echo")["paused"] is not None
         True
@@ -290,7 +290,7 @@ class Client(EdgeTransport):
         return added
 
     def delete_webhook(self, webhook_id: str) -> None:
-        """Delete a webhook for all jobs; what waits for it is not sent.
+        """Delete a webhook for all jobs. Its waiting deliveries are not sent.
 
         >>> made = client.add_webhook("https://app.example.com/hook", endpoints=["preview"])
         >>> client.delete_webhook(made["id"])
@@ -310,7 +310,7 @@ class Client(EdgeTransport):
     def set_secret(
         self, name: str, value: str, *, owner: str | None = None, installation: bool = False
     ) -> dict[str, Any]:
-        """Set a secret for the programs of jobs, as `secrets` names its holder. No call returns the value.
+        """Set a secret that programs of jobs can read. `owner` and `installation`: as in `secrets`.
 
         >>> facts = client.set_secret("HF_TOKEN", "hf_of_an_example")
         >>> facts["name"]
@@ -360,7 +360,7 @@ class Client(EdgeTransport):
         return self.call(api.set_power(host, want, until))
 
     def start_maintenance(self, host: str) -> HostView:
-        """Let the host start no jobs and no power rule switch it, until `end_maintenance`. Needs the scope `power`.
+        """Keep the host from starting jobs, and power rules from switching it. Needs the scope `power`.
 
         >>> client.start_maintenance("gpu-9").maintenance is not None
         True

@@ -21,7 +21,7 @@ def assets(context: click.Context, /, **given: Any) -> None:
 
 @assets.command("list")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many.")
-@click.option("--cursor", help="Show more: `next_cursor` of the last page, as --json shows it.")
+@click.option("--cursor", help="Show the next page: `next_cursor` of the last one, which --json prints.")
 @client_command
 def list_assets(session: CliContext, limit: int, cursor: str | None) -> None:
     """List your uploaded files and outputs."""

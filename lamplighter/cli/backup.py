@@ -233,7 +233,7 @@ def backup(**_: object) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @target_options
 @click.option("--assets", is_flag=True, help="Include the content of all files. Omit it where the store is a bucket.")
-@click.option("--keep", type=click.IntRange(1), help="FILE is a folder: keep so many backups in it, and no more.")
+@click.option("--keep", type=click.IntRange(1), help="Keep at most this many backups in FILE, which is a folder.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @key_file_option
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON, and no progress.")
@@ -249,7 +249,7 @@ def write(  # noqa: PLR0913, PLR0917 - the options of the command
 ) -> None:
     """Write all jobs, keys, file references, power records and usage to FILE, while the installation runs.
 
-    If FILE is a folder, the file in it is named by the time. FILE contains secrets: protect it as you protect a key,
+    If FILE is a folder, the file in it is named after the time. FILE contains secrets: protect it as you protect a key,
     or encrypt it with --key-file. Exit code 3 if the broker cannot be reached, 4 if there is nothing to back up, 1 if
     FILE cannot be written.
     """

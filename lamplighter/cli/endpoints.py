@@ -29,7 +29,7 @@ def endpoints() -> None:
 @click.argument("name")
 @client_command
 def pause_endpoint(session: CliContext, name: str) -> None:
-    """Pause the endpoint NAME: its jobs are accepted and wait, and those that run end."""
+    """Pause the endpoint NAME: new jobs are accepted and wait, running jobs continue."""
     found = session.client.call(api.set_endpoint_pause(name, "pause"))
     line = f"endpoint {name} is paused: `lamplighter endpoints resume` ends that"
     session.show(found, lambda: session.out.print(say(line), highlight=False))

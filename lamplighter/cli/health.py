@@ -24,7 +24,7 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - where a se
 @click.argument("process", type=click.Choice(["edge", "runner", "relay"]))
 @config_option
 def health(process: str, config: Path) -> None:
-    """Tell whether the PROCESS of this machine with the same settings works. Exit code 0 if it does, else 1.
+    """Check whether the PROCESS with the same settings on this machine works. Exit code 0 if it does, else 1.
 
     The edge is asked for /readyz. Runner and relay renew the file that `health_file` names.
     """

@@ -56,10 +56,10 @@ _COMMANDS: Mapping[str, str] = {
     "Serve broker, edge and runner on this machine until stopped.": "在本机运行 broker、edge 和 runner，直到停止。",
     "Serve the edge.": "运行 edge。",
     "Run jobs on this host.": "在本机运行任务。",
-    "Switch hosts of this network when an edge asks.": "按 edge 的要求为本网络的服务器开关机。",
+    "Power hosts of this network on and off when an edge asks.": "按 edge 的要求为本网络的服务器开关机。",
     "Set up edge, runner, relay or backups as systemd services.": "将 edge、runner、relay 或备份设为 systemd 服务。",
     "Remove what `install` set up.": "移除 install 设置的内容。",
-    "Tell whether an edge, runner or relay of this machine works.": "检查本机的 edge、runner 或 relay 是否正常。",
+    "Check whether an edge, runner or relay of this machine works.": "检查本机的 edge、runner 或 relay 是否正常。",
     "Back up the installation to one file, or verify a backup.": "将整个系统备份到一个文件，或校验备份。",
     "Restore an installation from a backup.": "从备份恢复系统。",
     "Submit a job.": "提交任务。",
@@ -77,7 +77,7 @@ _COMMANDS: Mapping[str, str] = {
     "Print a link that opens the console in a browser, signed in with this key. It works once, for 15 minutes.": (
         "输出在浏览器中打开控制台并以此密钥登录的链接。链接只能使用一次，15 分钟内有效。"
     ),
-    "ID is a relay, which switches hosts of its network (docs/gateway.md).": (
+    "ID is a relay, which powers hosts of its network on and off (docs/gateway.md).": (
         "ID 是 relay，为其网络中的服务器开关机（docs/gateway.md）。"
     ),
     "A box at UCloud CompShare. Reads COMPSHARE_PUBLIC_KEY and COMPSHARE_PRIVATE_KEY.": (
@@ -111,10 +111,10 @@ _COMMANDS: Mapping[str, str] = {
         "显示谁对密钥、主机、所有者、任务、文件和设置做了什么，最新的在前。记录保留 400 天。"
     ),
     "Only what the key with this id did.": "只显示该 ID 的密钥所做的操作。",
-    "Only this action, as key_created.": "只显示该操作，例如 key_created。",
+    "Only this action, such as key_created.": "只显示该操作，例如 key_created。",
     "Only what was done to this key, host, owner, job or file.": "只显示对该密钥、主机、所有者、任务或文件的操作。",
-    "Only what was done to things of this owner.": "只显示对该所有者名下对象的操作。",
-    "As 2026-11-01T00:00:00Z; without it all that is kept.": "例如 2026-11-01T00:00:00Z；不填则显示全部保留的记录。",
+    "Only actions on what this owner has.": "只显示对该所有者名下对象的操作。",
+    "Start, such as 2026-11-01T00:00:00Z [all that is kept].": "例如 2026-11-01T00:00:00Z；不填则显示全部保留的记录。",
     "Call a URL when jobs end: list, add, delete and test webhooks.": (
         "任务结束时调用网址：列出、添加、删除和测试 Webhook。"
     ),
@@ -127,12 +127,12 @@ _COMMANDS: Mapping[str, str] = {
     ),
     "Only jobs of this endpoint. May be repeated.": "只限该任务类型的任务。可重复。",
     "Only jobs that end like this. May be repeated.": "只限以该状态结束的任务。可重复。",
-    "Delete a webhook. What waits for it is not sent.": "删除 Webhook。等待中的推送不再发送。",
+    "Delete a webhook. Its waiting deliveries are not sent.": "删除 Webhook。等待中的推送不再发送。",
     "Send one test message to a webhook and show the answer. Exit code 1 unless it is 2xx.": (
         "向 Webhook 发送一条测试消息并显示响应。响应不是 2xx 时退出码为 1。"
     ),
-    "Show what operators get messages about, and test the targets.": "显示会通知运维人员的情况，并测试通知目标。",
-    "Show what operators get messages about, and test the targets (needs a key with the scope admin).": (
+    "Show the conditions that hold, and test the targets of messages.": "显示会通知运维人员的情况，并测试通知目标。",
+    "Show the conditions that hold, and test the targets of messages (needs a key with the scope admin).": (
         "显示会通知运维人员的情况，并测试通知目标（需要 admin 权限的密钥）。"
     ),
     "List the conditions that hold now.": "列出当前存在的情况。",
@@ -166,11 +166,11 @@ _SERVER: Mapping[str, str] = {
         "用什么运行任务 [本机有 Docker 则用 Docker，否则用普通进程]。"
     ),
     "Build the image before, if Docker runs the job [--build].": "用 Docker 运行时先构建镜像 [--build]。",
-    "Use FOLDER as the volume NAME, as it is.": "将 FOLDER 原样作为卷 NAME 使用。",
+    "Use FOLDER as the volume NAME, without a check.": "将 FOLDER 原样作为卷 NAME 使用。",
     "Run the job once more and check that it obeys SIGTERM [--stop].": (
         "再运行一次任务，检查是否响应 SIGTERM [--stop]。"
     ),
-    "Serve broker, edge and runner on this machine until Ctrl-C. Only on loopback, unless --public is given.": (
+    "Serve broker, edge and runner on this machine until Ctrl-C. Listens only on loopback, unless --public is given.": (
         "在本机运行 broker、edge 和 runner，按 Ctrl-C 停止。除非给出 --public，否则只监听本机回环地址。"
     ),
     "0 picks a free one [8000].": "0 表示自动选择空闲端口 [8000]。",
@@ -196,8 +196,8 @@ _SERVER: Mapping[str, str] = {
         "允许其他机器接入：它们访问本机所用的域名或地址。可重复。"
     ),
     "With --public: the address to bind.": "与 --public 一起使用：监听的地址。",
-    "With --public: the edge, by TLS.": "与 --public 一起使用：edge 的 TLS 端口。",
-    "With --public: the broker.": "与 --public 一起使用：broker 的端口。",
+    "With --public: the port of the edge with TLS.": "与 --public 一起使用：edge 的 TLS 端口。",
+    "With --public: the port of the broker.": "与 --public 一起使用：broker 的端口。",
     "Lowest level to log.": "日志的最低级别。",
     "Format of the log of `up`.": "up 的日志格式。",
     "Write the logs of broker, edge and runner to files in --data, or all to stderr, for journald or Docker.": (
@@ -213,7 +213,7 @@ _SERVER: Mapping[str, str] = {
     "The token that `lamplighter hosts add` printed. Later starts reuse it. -: standard input; @FILE: a file.": (
         "lamplighter hosts add 输出的令牌，以后启动会记住。-：标准输入；@FILE：文件。"
     ),
-    "Switch the power of this network's hosts when an edge asks.": "按 edge 的要求，为本网络的服务器开关机。",
+    "Power hosts of this network on and off when an edge asks.": "按 edge 的要求，为本网络的服务器开关机。",
     "Set up edge, runner, relay or backups as services of systemd that start with the machine.": (
         "将 edge、runner、relay 或备份设为随机器启动的 systemd 服务。"
     ),
@@ -222,7 +222,7 @@ _SERVER: Mapping[str, str] = {
     ),
     "Print the files, and change nothing.": "只输出文件内容，不做任何更改。",
     "Start the service now, if systemd runs.": "如果 systemd 正在运行，立即启动服务。",
-    "Services of the machine, which root installs, or of this user. The default is what you are.": (
+    "Services of the machine (needs root), or of this user [--system for root, else --user].": (
         "整机的服务（由 root 安装），或当前用户的服务。默认按您当前的身份。"
     ),
     "Write below this folder, for the image of another machine; nothing is started.": (
@@ -238,7 +238,7 @@ _SERVER: Mapping[str, str] = {
     "The token that `lamplighter hosts add` printed. -: standard input; @FILE: a file.": (
         "lamplighter hosts add 输出的令牌。-：标准输入；@FILE：文件。"
     ),
-    "Install the relay, which switches hosts of this network for an edge elsewhere.": (
+    "Install the relay, which powers hosts of this network on and off for an edge elsewhere.": (
         "安装 relay，为其他网络中的 edge 给本网络的服务器开关机。"
     ),
     "Install a timer that backs up the edge installed here, and keeps the newest backups.": (
@@ -246,14 +246,14 @@ _SERVER: Mapping[str, str] = {
     ),
     "Where backups go.": "备份的保存位置。",
     "How many backups stay.": "保留的备份数量。",
-    "When, as systemd.time(7) says it.": "时间，格式见 systemd.time(7)。",
+    "When, in the format of systemd.time(7).": "时间，格式见 systemd.time(7)。",
     "Include the content of all files.": "包含所有文件的内容。",
     "Encrypt with the key in this file.": "用此文件中的密钥加密。",
     "Stop and remove what `install` set up: ROLEs, or all of them. Data and edited settings stay without --data.": (
         "停止并移除 install 设置的内容：指定的 ROLE 或全部。除非给出 --data，否则保留数据和改动过的设置。"
     ),
     "Delete the data too: jobs, keys, files, backups, settings.": "同时删除数据：任务、密钥、文件、备份、设置。",
-    "Tell whether the PROCESS of this machine with the same settings works. Exit code 0 if it does, else 1.": (
+    "Check whether the PROCESS with the same settings on this machine works. Exit code 0 if it does, else 1.": (
         "检查本机使用相同设置的 PROCESS 是否正常。正常时退出码为 0，否则为 1。"
     ),
     "The edge is asked for /readyz. Runner and relay renew the file that `health_file` names.": (
@@ -300,7 +300,7 @@ _SERVER: Mapping[str, str] = {
         "在系统运行时将其备份到一个文件：backup FILE。校验备份：backup verify FILE。"
     ),
     "The options of `backup FILE` are those of `backup write`.": "backup FILE 的选项与 backup write 相同。",
-    "FILE is a folder: keep so many backups in it, and no more.": "FILE 是文件夹：其中最多保留这么多个备份。",
+    "Keep at most this many backups in FILE, which is a folder.": "FILE 是文件夹：其中最多保留这么多个备份。",
     "Replace FILE if it exists.": "如果 FILE 已存在，将其替换。",
     "A file with the key that encrypts the backup, at least 16 characters. Keep a copy elsewhere.": (
         "保存备份加密密钥的文件，密钥至少 16 个字符。请在其他地方另存一份。"
@@ -336,8 +336,8 @@ _CLIENT: Mapping[str, str] = {
     "Only jobs of this endpoint.": "只列出此任务类型的任务。",
     "Only jobs with this tag.": "只列出有此标签的任务。",
     "How many.": "数量。",
-    "Show older jobs: `next_cursor` of the last page, as --json shows it.": (
-        "显示更早的任务：上一页的 next_cursor，可用 --json 查看。"
+    "Show the next page: `next_cursor` of the last one, which --json prints.": (
+        "显示下一页：填写上一页的 next_cursor，由 --json 输出。"
     ),
     "Save the outputs there.": "将结果保存到此处。",
     "List the events of a job, oldest first.": "列出任务的事件，最早的在前。",
@@ -349,15 +349,12 @@ _CLIENT: Mapping[str, str] = {
     "Remove a job that has ended: its record, outputs and logs.": "删除已结束的任务：记录、结果和日志。",
     "Upload files and print the digests that the inputs of jobs take.": "上传文件，并输出可用作任务输入的哈希值。",
     "List or delete your files.": "列出或删除您的文件。",
-    "Show more: `next_cursor` of the last page, as --json shows it.": (
-        "显示更多：上一页的 next_cursor，可用 --json 查看。"
-    ),
     "List your uploaded files and outputs.": "列出您上传的文件和任务结果。",
     "Delete your files. A file that an unfinished job needs is not deleted.": (
         "删除您的文件。未结束的任务所需的文件不会被删除。"
     ),
     "List, add or remove GPU hosts, or put one into maintenance.": "列出、添加或移除 GPU 服务器，或使其进入维护状态。",
-    "Put host ID into maintenance: it starts no job, running jobs end, and no power rule switches it.": (
+    "Put host ID into maintenance: it starts no job, running jobs continue, and no power rule switches it.": (
         "使服务器 ID 进入维护状态：不再启动任务，运行中的任务会继续到结束，电源规则不会开关它。"
     ),
     "End the maintenance.": "结束维护。",
@@ -371,39 +368,39 @@ _CLIENT: Mapping[str, str] = {
     "Create a join token for many hosts and print the command to run on each. The token is a secret.": (
         "为多台服务器创建一个接入令牌，并输出要在每台上运行的命令。令牌是机密。"
     ),
-    "How many hosts may join with it.": "可用它接入的服务器数量。",
-    "For how long, as 90s, 30m, 12h, 7d.": "有效时长，如 90s、30m、12h、7d。",
+    "How many hosts may join with the token.": "可用它接入的服务器数量。",
+    "How long it is valid, such as 90s, 30m, 12h or 7d.": "有效时长，如 90s、30m、12h、7d。",
     "The ids of its hosts begin with NAME and a hyphen [host].": "其服务器的编号以 NAME 加连字符开头 [host]。",
     "Its hosts offer only endpoints of this pool.": "其服务器只提供该池的任务类型。",
     "Its hosts stay enrolled when they end.": "其服务器结束后仍保持接入。",
     "Print only the token, for a file that `--join @FILE` reads.": "只输出令牌，供 --join @FILE 读取的文件使用。",
     "List the join tokens that hosts share, without their secrets.": "列出多台服务器共用的接入令牌，不含机密。",
-    "Let no further host join with token ID. The hosts that have joined stay, unless --hosts.": (
+    "Stop further hosts from joining with token ID. Without --hosts, those that have joined stay.": (
         "不再允许用令牌 ID 接入。已接入的服务器保留，除非使用 --hosts。"
     ),
     "Also remove the hosts that have joined with it.": "同时移除用它接入的服务器。",
-    "End, with exit code 0, after there was nothing to do for this time.": "空闲达到该时长后结束，退出码为 0。",
+    "End, with exit code 0, after this time without work.": "空闲达到该时长后结束，退出码为 0。",
     "Remove an enrolled host. Its key and its connection to the broker end immediately.": (
         "移除已接入的服务器。其密钥和与 broker 的连接立即失效。"
     ),
     "Keep a declared host on or off, or switch it automatically again. Off drains the host first.": (
         "让已声明的服务器保持开机或关机，或恢复自动开关机。关机前会先排空服务器。"
     ),
-    "End of the override, as 2026-11-22T23:00:00Z. The default is until `auto`.": (
+    "End of the override, such as 2026-11-22T23:00:00Z [until `auto`].": (
         "强制状态的结束时间，如 2026-11-22T23:00:00Z。默认直到设为 auto。"
     ),
     "Show jobs, GPU time, energy, cost, and how long the hosts were on and off.": (
         "显示任务数、显卡时间、耗电、费用，以及服务器开机和关机的时长。"
     ),
-    "As 2026-11-01T00:00:00Z; without it the last 30 days.": "如 2026-11-01T00:00:00Z；不给出则为最近 30 天。",
-    "Up to, but not including; without it now.": "截至（不含）；不给出则为现在。",
-    "Only this owner. Needs a key with the scope admin, which otherwise shows all owners.": (
+    "Start, such as 2026-11-01T00:00:00Z [30 days ago].": "如 2026-11-01T00:00:00Z；不给出则为最近 30 天。",
+    "End, not included [now].": "截至（不含）；不给出则为现在。",
+    "Only this owner. Needs a key with the scope admin, which shows all owners by default.": (
         "只显示此用户。需要有 admin 权限的密钥；不给出时显示所有用户。"
     ),
     "List the endpoints, show the input fields of one, pause or resume one.": (
         "列出任务类型，显示某个任务类型的输入字段，暂停或恢复任务类型。"
     ),
-    "Pause the endpoint NAME: its jobs are accepted and wait, and those that run end.": (
+    "Pause the endpoint NAME: new jobs are accepted and wait, running jobs continue.": (
         "暂停任务类型 NAME：仍接受任务，但任务会等待；运行中的任务会继续到结束。"
     ),
     "End the pause of the endpoint NAME.": "恢复任务类型 NAME。",
@@ -441,7 +438,7 @@ _CLIENT: Mapping[str, str] = {
         "将机密信息 NAME 设为标准输入的文本（去掉末尾换行），并替换原有的值。"
     ),
     "List the names. Values are never shown.": "列出名称。值永远不会显示。",
-    "Seal all secrets with a new key (needs the scope admin). The old key still opens, until --finish.": (
+    "Seal all secrets with a new key (needs the scope admin). The old key stays valid until --finish.": (
         "用新密钥重新加密所有机密信息（需要 admin 权限）。在 --finish 之前，旧密钥仍可解密。"
     ),
     "Remove the old key from the key file.": "从密钥文件中删除旧密钥。",

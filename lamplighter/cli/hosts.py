@@ -105,7 +105,9 @@ def _host_row(host: dict[str, Any]) -> tuple[str, ...]:
 
 @hosts.command("add")
 @click.argument("host", metavar="ID")
-@click.option("--relay", is_flag=True, help="ID is a relay, which switches hosts of its network (docs/gateway.md).")
+@click.option(
+    "--relay", is_flag=True, help="ID is a relay, which powers hosts of its network on and off (docs/gateway.md)."
+)
 @client_command
 def add_host(session: CliContext, host: str, *, relay: bool) -> None:
     """Create a join token for host ID and print the command to run there. The token is a secret of that host."""
@@ -128,7 +130,7 @@ def remove_host(session: CliContext, host: str) -> None:
 @click.option("--end", is_flag=True, help="End the maintenance.")
 @client_command
 def maintenance(session: CliContext, host: str, *, end: bool) -> None:
-    """Put host ID into maintenance: it starts no job, running jobs end, and no power rule switches it."""
+    """Put host ID into maintenance: it starts no job, running jobs continue, and no power rule switches it."""
     found = session.client.call(api.end_maintenance(host) if end else api.start_maintenance(host))
     line = f"host {host} is no longer in maintenance" if end else f"host {host} is in maintenance"
     session.show(found, lambda: session.out.print(say(line), highlight=False))
@@ -159,7 +161,11 @@ def host_token(context: click.Context, /, **given: Any) -> None:
 
 @host_token.command("create")
 @click.option(
-    "--uses", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="How many hosts may join with it."
+    "--uses",
+    type=click.IntRange(1, 1_000_000),
+    default=1,
+    show_default=True,
+    help="How many hosts may join with the token.",
 )
 @click.option(
     "--ttl",
@@ -167,7 +173,7 @@ def host_token(context: click.Context, /, **given: Any) -> None:
     default="7d",
     show_default=True,
     metavar="TIME",
-    help="For how long, as 90s, 30m, 12h, 7d.",
+    help="How long it is valid, such as 90s, 30m, 12h or 7d.",
 )
 @click.option("--prefix", metavar="NAME", help="The ids of its hosts begin with NAME and a hyphen [host].")
 @click.option("--pool", metavar="POOL", help="Its hosts offer only endpoints of this pool.")
@@ -204,7 +210,7 @@ def _token_row(token: dict[str, Any]) -> tuple[str, ...]:
 @click.option("--hosts", is_flag=True, help="Also remove the hosts that have joined with it.")
 @client_command
 def revoke_token(session: CliContext, token_id: str, *, hosts: bool) -> None:
-    """Let no further host join with token ID. The hosts that have joined stay, unless --hosts."""
+    """Stop further hosts from joining with token ID. Without --hosts, those that have joined stay."""
     path = f"/v1/host-tokens/{api.quote_segment(token_id)}"
     session.client.call(api.delete_path(f"{path}?hosts=true" if hosts else path))
     tokens = session.client.call(api.get_json("/v1/host-tokens"))["tokens"]
@@ -225,9 +231,7 @@ OVERRIDE_TEXTS = {"on": "override: on", "off": "override: off", "auto": "automat
 @click.command()
 @click.argument("host")
 @click.argument("want", type=click.Choice([*OVERRIDE_TEXTS]))
-@click.option(
-    "--until", metavar="TIME", help="End of the override, as 2026-11-22T23:00:00Z. The default is until `auto`."
-)
+@click.option("--until", metavar="TIME", help="End of the override, such as 2026-11-22T23:00:00Z [until `auto`].")
 @client_command
 def power(session: CliContext, host: str, want: str, until: str | None) -> None:
     """Keep a declared host on or off, or switch it automatically again. Off drains the host first."""

@@ -97,7 +97,7 @@ def scope_options(command: F) -> F:
             "--system/--user",
             "as_system",
             default=None,
-            help="Services of the machine, which root installs, or of this user. The default is what you are.",
+            help="Services of the machine (needs root), or of this user [--system for root, else --user].",
         ),
         click.option(
             "--root",
@@ -376,7 +376,7 @@ def install_runner(places: ServicePlaces, *, run_as: str | None) -> ServicePlan:
 @join_option
 @run_as_option
 def install_relay(places: ServicePlaces, *, run_as: str | None) -> ServicePlan:
-    """Install the relay, which switches hosts of this network for an edge elsewhere."""
+    """Install the relay, which powers hosts of this network on and off for an edge elsewhere."""
     words = ("relay", "--config", str(places.settings(Role.RELAY)))
     environ = {"LAMPLIGHTER_DATA": str(places.data(Role.RELAY))}
     return _make_plan(places, Role.RELAY, words, run_as, environ=environ)
@@ -385,7 +385,7 @@ def install_relay(places: ServicePlaces, *, run_as: str | None) -> ServicePlan:
 @_role_command(Role.BACKUP)
 @click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="Where backups go.")
 @click.option("--keep", type=click.IntRange(1), default=7, show_default=True, help="How many backups stay.")
-@click.option("--at", "calendar", default="daily", show_default=True, help="When, as systemd.time(7) says it.")
+@click.option("--at", "calendar", default="daily", show_default=True, help="When, in the format of systemd.time(7).")
 @click.option("--assets", is_flag=True, help="Include the content of all files.")
 @click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="Encrypt with the key in this file.")
 @run_as_option

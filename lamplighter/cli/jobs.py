@@ -97,7 +97,7 @@ def _parse_tag(text: str) -> tuple[str, str]:
 @click.option("--endpoint", help="Only jobs of this endpoint.")
 @click.option("--tag", metavar="NAME:VALUE", help="Only jobs with this tag.")
 @click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many.")
-@click.option("--cursor", help="Show older jobs: `next_cursor` of the last page, as --json shows it.")
+@click.option("--cursor", help="Show the next page: `next_cursor` of the last one, which --json prints.")
 @client_command
 def jobs(session: CliContext, limit: int, cursor: str | None, **filters: str | None) -> None:
     """List jobs, newest first."""

@@ -16,7 +16,7 @@ NO_TARGETS = "no targets: add [notify.targets.NAME] to the edge's settings"
 
 @click.group()
 def notify() -> None:
-    """Show what operators get messages about, and test the targets (needs a key with the scope admin)."""
+    """Show the conditions that hold, and test the targets of messages (needs a key with the scope admin)."""
 
 
 @notify.command("list")

@@ -62,8 +62,16 @@ def public_options(command: F) -> F:
         click.option("--cert", type=file, help="With --public: your own certificate, as PEM, with its chain."),
         click.option("--key", "key_file", type=file, help="With --public: the key of --cert, as PEM."),
         click.option("--listen", default=ALL_INTERFACES, show_default=True, help="With --public: the address to bind."),
-        click.option("--tls-port", type=port, default=8443, show_default=True, help="With --public: the edge, by TLS."),
-        click.option("--broker-port", type=port, default=4222, show_default=True, help="With --public: the broker."),
+        click.option(
+            "--tls-port",
+            type=port,
+            default=8443,
+            show_default=True,
+            help="With --public: the port of the edge with TLS.",
+        ),
+        click.option(
+            "--broker-port", type=port, default=4222, show_default=True, help="With --public: the port of the broker."
+        ),
     )
     for option in reversed(options):
         command = option(command)

@@ -38,7 +38,7 @@ STOP_TIMEOUT_S = 10.0  # a call to a driver in progress is cancelled
 @format_option
 @join_option
 def relay(config: Path, log_level: str | None, log_format: str | None, token: str | None) -> None:
-    """Switch the power of this network's hosts when an edge asks."""
+    """Power hosts of this network on and off when an edge asks."""
     notifier = ServiceNotifier.from_environment(os.environ)
     settings = read_settings(RelaySettings, config, log_level, log_format)
     with exit_on_error({JoinTokenInvalid: USAGE, RelayEnrollmentUnreadable: USAGE, OSError: USAGE}):

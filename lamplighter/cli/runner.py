@@ -63,7 +63,7 @@ STOP_MARGIN_S = 60.0  # after the grace time a drain still stops jobs, removes w
     "--until-idle",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="End, with exit code 0, after there was nothing to do for this time.",
+    help="End, with exit code 0, after this time without work.",
 )
 def runner(  # noqa: PLR0913, PLR0917 - click calls it with every option
     config: Path,

@@ -89,7 +89,7 @@ def delete_secret(session: CliContext, name: str, owner: str | None, installatio
 @click.option("--finish", is_flag=True, help="Remove the old key from the key file.")
 @client_command
 def rotate_key(session: CliContext, finish: bool) -> None:
-    """Seal all secrets with a new key (needs the scope admin). The old key still opens, until --finish."""
+    """Seal all secrets with a new key (needs the scope admin). The old key stays valid until --finish."""
     facts = session.client.call(api.rotate_secret_key(finish=finish))
 
     def show() -> None:

@@ -81,7 +81,7 @@ EXIT_CODES: dict[type[Exception], int] = {
 )
 @click.option("--build/--no-build", default=True, help="Build the image before, if Docker runs the job [--build].")
 @click.option(
-    "--volume", "volumes", multiple=True, metavar="NAME=FOLDER", help="Use FOLDER as the volume NAME, as it is."
+    "--volume", "volumes", multiple=True, metavar="NAME=FOLDER", help="Use FOLDER as the volume NAME, without a check."
 )
 @click.option("--stop/--no-stop", default=True, help="Run the job once more and check that it obeys SIGTERM [--stop].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one value on each line.")

@@ -404,7 +404,7 @@ async def _announce_when_ready(
 )
 @click.option("--json", "as_json", is_flag=True, help="When ready, print one line of JSON: url, key, data.")
 def up(log_level: str, log_format: str, config: Path, **given: object) -> None:
-    """Serve broker, edge and runner on this machine until Ctrl-C. Only on loopback, unless --public is given.
+    """Serve broker, edge and runner on this machine until Ctrl-C. Listens only on loopback, unless --public is given.
 
     Options override the settings file.
     """

@@ -11,9 +11,9 @@ from lamplighter.cli.language import say
 
 
 @click.command()
-@click.option("--from", "since", metavar="TIME", help="As 2026-11-01T00:00:00Z; without it the last 30 days.")
-@click.option("--to", "until", metavar="TIME", help="Up to, but not including; without it now.")
-@click.option("--owner", help="Only this owner. Needs a key with the scope admin, which otherwise shows all owners.")
+@click.option("--from", "since", metavar="TIME", help="Start, such as 2026-11-01T00:00:00Z [30 days ago].")
+@click.option("--to", "until", metavar="TIME", help="End, not included [now].")
+@click.option("--owner", help="Only this owner. Needs a key with the scope admin, which shows all owners by default.")
 @client_command
 def usage(session: CliContext, since: str | None, until: str | None, owner: str | None) -> None:
     """Show jobs, GPU time, energy, cost, and how long the hosts were on and off."""

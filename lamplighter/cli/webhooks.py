@@ -57,7 +57,7 @@ def add_webhook(session: CliContext, receiver: str, endpoints: tuple[str, ...], 
 @click.argument("webhook_id", metavar="ID")
 @client_command
 def delete_webhook(session: CliContext, webhook_id: str) -> None:
-    """Delete a webhook. What waits for it is not sent."""
+    """Delete a webhook. Its waiting deliveries are not sent."""
     session.client.delete_webhook(webhook_id)
     text = say(f"webhook {webhook_id} deleted")
     session.show({"deleted": webhook_id}, lambda: session.out.print(text, markup=False, highlight=False))
