@@ -98,7 +98,7 @@ class RunnerContext(Struct, frozen=True, kw_only=True):
         await anyio.to_thread.run_sync(self.remove_folder, folder)
 
     def remove_folder(self, folder: Path) -> None:
-        """Do the same. Blocking."""
+        """Do what `delete_folder` does. Blocking."""
         try:
             if folder.parent == self.jobs_dir:
                 self.secrets.remove(folder)

@@ -267,7 +267,7 @@ _WEBHOOKS = (
     _installation(
         _GAUGE,
         "lamplighter_webhook_outbox_oldest_age_seconds",
-        "Age of the oldest webhook delivery in the broker, 0 while there is none",
+        "Age of the oldest webhook delivery in the broker, 0 without deliveries",
         unit="seconds",
     ),
 )

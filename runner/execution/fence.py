@@ -104,8 +104,8 @@ class FencedJob:
     """The right of this runner process to write about one attempt.
 
     If the attempt was released while we were disconnected, and no other host has claimed it since, it is claimed back.
-    `known` is the record with the claim, if this process has just written it: nobody else writes it in most cases, so
-    its next event needs no read.
+    `known` is the record with the claim, if this process has just written it. Other processes rarely write it, so the
+    next event needs no read.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ class OutputPump:
     """The output of one attempt. `checkpoint` must be loaded; it says how far an earlier runner process came.
 
     In a reused container, the output of the job begins at `since` and ends with its end line: `end_code` is the code
-    in it, and `rest` the output after it. Whoever takes the container over, or the caller of `close_rest`, closes that.
+    in it, and `rest` the output after it. The next owner of the container, or `close_rest`, closes `rest`.
     Offsets count from `since`.
     """
 
@@ -124,7 +124,7 @@ class OutputPump:
                 await chunks.aclose()
 
     async def close_rest(self) -> None:
-        """Close the rest of the output if nobody has taken it."""
+        """Close the rest of the output, unless another job has taken it."""
         rest, self.rest = self.rest, None
         if rest is not None:
             await rest.chunks.aclose()

@@ -116,7 +116,7 @@ async def read_session(request: AnyRequest, services: ServicesDep) -> Response[S
 
 @delete("/v1/session", status_code=204, opt={NO_AUTH: True})
 async def end_session(request: AnyRequest) -> Response[None]:
-    """Sign the browser out."""
+    """Sign the browser out: remove the session cookie."""
     cookie = _make_cookie(request, "", 0)
     return Response(None, status_code=204, cookies=[cookie])
 
