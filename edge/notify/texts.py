@@ -25,17 +25,17 @@ CONDITION_TEXTS: Mapping[str, LocalizedText] = {
         "A job of endpoint {subject} has waited for {time}", "端点 {subject} 有任务已等待 {time}"
     ),
     Condition.HOST_FAULT: LocalizedText(
-        "The edge has given up switching host {subject}: {why}", "边缘服务已放弃控制主机 {subject} 的电源：{why}"
+        "The edge has given up switching host {subject}: {why}", "edge 已放弃控制服务器 {subject} 的电源：{why}"
     ),
     Condition.WAKE_FAILED: LocalizedText(
-        "Host {subject} was powered on and did not come up: {why}", "主机 {subject} 开机失败：{why}"
+        "Host {subject} was powered on and did not come up: {why}", "服务器 {subject} 开机失败：{why}"
     ),
     Condition.GPU_UNHEALTHY: LocalizedText(
-        "GPUs of host {subject} are unhealthy or lost: {gpus}", "主机 {subject} 的 GPU 异常或丢失：{gpus}"
+        "GPUs of host {subject} are unhealthy or lost: {gpus}", "服务器 {subject} 的 GPU 异常或丢失：{gpus}"
     ),
     Condition.HOST_IDLE: LocalizedText(
         "Host {subject} is on and has been idle for {time}, longer than its policy allows",
-        "主机 {subject} 已开机空闲 {time}，超过其策略允许的时间",
+        "服务器 {subject} 已开机空闲 {time}，超过其策略允许的时间",
     ),
     Condition.WEBHOOKS_DELAYED: LocalizedText(
         "A webhook has waited for {time} to be delivered", "有 Webhook 已等待 {time} 仍未送达"
@@ -47,7 +47,7 @@ CONDITION_TEXTS: Mapping[str, LocalizedText] = {
         "Only {percent} of the disk {subject} is free", "磁盘 {subject} 仅剩 {percent} 可用"
     ),
     Condition.CLOCK_SKEW: LocalizedText(
-        "The clock of host {subject} differs from the edge's by {time}", "主机 {subject} 的时钟与边缘服务相差 {time}"
+        "The clock of host {subject} differs from the edge's by {time}", "服务器 {subject} 的时钟与 edge 相差 {time}"
     ),
     Condition.FAILURE_RATE: LocalizedText(
         "{percent} of the jobs of endpoint {subject} failed in the last hour ({count} jobs)",

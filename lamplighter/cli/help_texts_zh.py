@@ -106,14 +106,14 @@ _COMMANDS: Mapping[str, str] = {
     "List, add and remove GPU hosts, or put one into maintenance.": "列出、添加和移除 GPU 服务器，或使其进入维护状态。",
     "Keep a host on or off, or switch it automatically.": "让服务器保持开机或关机，或自动开关机。",
     "Show usage and cost.": "显示用量和费用。",
-    "Show who did what to keys, hosts, owners, jobs and settings.": "显示谁对密钥、主机、所有者、任务和设置做了什么。",
+    "Show who did what to keys, hosts, owners, jobs and settings.": "显示谁对密钥、服务器、用户、任务和设置做了什么。",
     "Show who did what to keys, hosts, owners, jobs, files and settings, newest first. 400 days are kept.": (
-        "显示谁对密钥、主机、所有者、任务、文件和设置做了什么，最新的在前。记录保留 400 天。"
+        "显示谁对密钥、服务器、用户、任务、文件和设置做了什么，最新的在前。记录保留 400 天。"
     ),
     "Only what the key with this id did.": "只显示该 ID 的密钥所做的操作。",
     "Only this action, such as key_created.": "只显示该操作，例如 key_created。",
-    "Only what was done to this key, host, owner, job or file.": "只显示对该密钥、主机、所有者、任务或文件的操作。",
-    "Only actions on what this owner has.": "只显示对该所有者名下对象的操作。",
+    "Only what was done to this key, host, owner, job or file.": "只显示对该密钥、服务器、用户、任务或文件的操作。",
+    "Only actions on what this owner has.": "只显示对该用户名下对象的操作。",
     "Start, such as 2026-11-01T00:00:00Z [all that is kept].": "例如 2026-11-01T00:00:00Z；不填则显示全部保留的记录。",
     "Call a URL when jobs end: list, add, delete and test webhooks.": (
         "任务结束时调用网址：列出、添加、删除和测试 Webhook。"

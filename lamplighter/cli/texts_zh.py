@@ -262,7 +262,7 @@ _CLIENT: Mapping[str, str] = {
     "sent": "已发送",
     "not sent": "未发送",
     "no targets: add [notify.targets.NAME] to the edge's settings": (
-        "没有通知目标：请在边缘服务的设置中添加 [notify.targets.NAME]"
+        "没有通知目标：请在 edge 的设置中添加 [notify.targets.NAME]"
     ),
     "all owners": "所有用户",
     "{owner}, {start} to {end}": "{owner}，{start} 至 {end}",
@@ -354,7 +354,7 @@ _DOCTOR: Mapping[str, str] = {
         "无法从 {server} 取得卷 {name} 的文件 {file}（{why}）"
     ),
     "upload it with a key of the owner lamplighter-volumes, or correct its `sha256`": (
-        "请使用所有者 lamplighter-volumes 的密钥上传该文件，或更正其 sha256"
+        "请使用用户 lamplighter-volumes 的密钥上传该文件，或更正其 sha256"
     ),
     "give that host a new key: run lamplighter hosts add for it, and the command that it prints": (
         "请为该服务器创建新密钥：运行 lamplighter hosts add，再在该服务器上运行它显示的命令"
@@ -368,7 +368,7 @@ _DOCTOR: Mapping[str, str] = {
     "raise it, or offer fewer endpoints there": "请调大该值，或在该服务器上减少任务类型",
     "check the address, the network and its certificate": "请检查地址、网络和证书",
     "nothing, it goes on from there": "无需处理，会从中断处继续",
-    "look at that server, or at the disk of that host": "请检查该下载服务器，或该主机的磁盘",
+    "look at that server, or at the disk of that host": "请检查提供下载的服务器，或运行 runner 的机器的磁盘",
     "filling": "下载中",
     "pulling": "拉取中",
     "missing": "缺少",

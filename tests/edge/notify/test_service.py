@@ -174,7 +174,7 @@ async def test_a_target_is_told_what_it_wants(fake: FakeBusServicesRig):
 async def test_messages_are_in_the_language_of_the_settings(fake: FakeBusServicesRig):
     watch = Watch(fake, structs.replace(make_settings(), language=Language.ZH))
     await watch.tick(FAULTY)
-    assert watch.senders["ops"].got == ["[严重] 边缘服务已放弃控制主机 gpu-1 的电源：no boot"]
+    assert watch.senders["ops"].got == ["[严重] edge 已放弃控制服务器 gpu-1 的电源：no boot"]
 
 
 async def test_the_loss_of_the_broker_is_told_without_the_broker(fake: FakeBusServicesRig):
