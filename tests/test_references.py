@@ -12,7 +12,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -60,6 +60,9 @@ class Reference(NamedTuple):
     text: str
 
 
+Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
 @cache
 def tracked_files() -> tuple[Path, ...]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -79,10 +82,21 @@ def read_text(path: Path) -> str | None:
     return None if b"\0" in data else data.decode(errors="replace")
 
 
+def definitions(tree: ast.Module) -> Iterator[Definition]:
+    """Yield the module, and every class and function at any depth. ast.walk would visit each expression too."""
+    pending: list[Any] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Definition):
+            yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            pending += getattr(node, block, ())
+
+
 def prose_of_python(source: str) -> Iterator[tuple[int, str]]:
     """Docstrings and comments, with their lines."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+    for node in definitions(ast.parse(source)):
+        if node.body:
             first = node.body[0]
             if (
                 isinstance(first, ast.Expr)
@@ -184,7 +198,7 @@ def classes() -> dict[str, list[Names]]:
     found: dict[str, list[Names]] = {}
     for path in tracked_files():
         if path.suffix == ".py":
-            for node in ast.walk(module_tree(path)):
+            for node in definitions(module_tree(path)):
                 if isinstance(node, ast.ClassDef):
                     bases = tuple(ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases)
                     found.setdefault(node.name, []).append(Names(_members_of(node), bases))
@@ -296,7 +310,7 @@ def stored_names(node: ast.ClassDef) -> frozenset[str]:
 def stored_names_in_docstring(node: ast.ClassDef) -> list[str]:
     """What a Struct's docstring calls a field that is no attribute of it, but the name under which one is stored."""
     quoted = QUOTED.findall(ast.get_docstring(node) or "")
-    return [name for name in quoted if name in stored_names(node) - _members_of(node)]
+    return [name for name in quoted if name in stored_names(node) and name not in _members_of(node)]
 
 
 def test_docstrings_of_structs_name_attributes_and_not_stored_names() -> None:
@@ -304,7 +318,7 @@ def test_docstrings_of_structs_name_attributes_and_not_stored_names() -> None:
         f"{path.relative_to(ROOT)}: {node.name}: {name}"
         for path in tracked_files()
         if path.suffix == ".py"
-        for node in ast.walk(module_tree(path))
+        for node in definitions(module_tree(path))
         if isinstance(node, ast.ClassDef)
         for name in stored_names_in_docstring(node)
     ]
