@@ -6,11 +6,13 @@ with the host's name, the `options` of `[hosts.NAME]`, and the variables that `i
     class AcmeDriver(PowerDriver):
         def __init__(self, host: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> None: ...
 
-`start`, `stop` and `state` run in the event loop of the edge, so they must not block: use `anyio.to_thread` for a
-library that does.
+A driver of which one call reports the states of many hosts is a ClusterPowerDriver.
+
+`start`, `stop`, `state` and `states` run in the event loop of the edge, so they must not block: use `anyio.to_thread`
+for a library that does.
 """
 
 from schemas.power import ReportedPower
-from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.power_driver import ClusterPowerDriver, NoCapacity, PowerCallFailed, PowerDriver
 
-__all__ = ["NoCapacity", "PowerCallFailed", "PowerDriver", "ReportedPower"]
+__all__ = ["ClusterPowerDriver", "NoCapacity", "PowerCallFailed", "PowerDriver", "ReportedPower"]

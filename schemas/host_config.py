@@ -150,6 +150,8 @@ class CommandHostConfig(HostConfig, frozen=True, tag="command"):
     """The program that powers it off. Unset: the runner powers its own machine off."""
     state: Argv | None = None
     """The program that reports the power state. Unset: the host counts as off when its heartbeat has expired."""
+    states: Argv | None = None
+    """The program that reports the states of all hosts with the same `states` and variables, in place of `state`."""
     env: Annotated[dict[EnvName, str], SECRET] = {}
     """Variables for these programs."""
     inherit: tuple[EnvName, ...] = ()

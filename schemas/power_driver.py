@@ -10,7 +10,8 @@ PowerCallFailed   the call failed: repeat it a few times
   NoCapacity      the provider has no free machine: repeat it while jobs wait
 """
 
-from typing import Protocol
+from collections.abc import Collection, Hashable, Mapping
+from typing import Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -44,6 +45,23 @@ class PowerDriver(Protocol):
 
     async def state(self) -> ReportedPower:
         """Return the current power state. Raises PowerCallFailed if it is not available."""
+        ...
+
+
+@runtime_checkable
+class ClusterPowerDriver(PowerDriver, Protocol):
+    """A power driver that can report the states of all hosts of its cluster in one call."""
+
+    @property
+    def cluster(self) -> Hashable | None:
+        """Return a value that is equal for the hosts that one call of `states` can report; None if it cannot."""
+        ...
+
+    async def states(self, hosts: Collection[str]) -> Mapping[str, ReportedPower]:
+        """Return the current power states of these hosts of the cluster; one that is left out is UNKNOWN.
+
+        Raises PowerCallFailed if none is available.
+        """
         ...
 
 

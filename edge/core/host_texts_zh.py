@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 HOST_TEXTS_ZH: Mapping[str, str] = {
     "{host} lacks {what}": "{host} 缺少{what}",
+    "ask the power driver for its state ({why}): see that driver's settings": (
+        "向电源驱动查询其状态（{why}）：请查看该驱动的设置"
+    ),
     "send heartbeats that this edge can read ({why}): upgrade the edge to the release of that runner": (
         "发送该 edge 能读取的心跳（{why}）：请将 edge 升级到与该 runner 相同的版本"
     ),
@@ -110,6 +113,7 @@ HOST_TEXTS_ZH: Mapping[str, str] = {
     "{pod} is still ending: the call is repeated later": "{pod} 仍在结束：稍后会再次调用",
     "{pod}: {why}; correct PodTemplate {name}": "{pod}：{why}；请更正 PodTemplate {name}",
     "{pod}: {why}; see `kubectl describe pod {name}`": "{pod}：{why}；请运行 kubectl describe pod {name} 查看",
+    "the list of Pods is not one: {error}; correct `server`": "得到的不是 Pod 列表：{error}；请更正 `server`",
     "the answer about Pod {pod} is not a Pod: {why}; correct `server`": (
         "关于 Pod {pod} 的返回内容不是 Pod：{why}；请更正 server"
     ),

@@ -77,7 +77,7 @@ class PowerController:
     def wait_reason(self, host: str) -> WaitReason | None:
         """Return why a job waits for this host; None while it is online, or if it is not declared."""
         record = self.record(host)
-        return None if record is None else views.wait_reason(record, self._poller.last_reported(host, record))
+        return None if record is None else views.wait_reason(record, self._poller.last_reported(host, record).power)
 
     def wake_forecast(self, endpoint: str) -> WakeForecast | None:
         """Return the forecast of the declared host closest to running `endpoint`; None if none may run it."""
@@ -106,6 +106,9 @@ class PowerController:
             host: views.host_view(host, by_id.get(host), row.value, at, self._kept_on(host, row.value, language))
             for host, row in self._rows.items()
         }
+        for host, row in self._rows.items():
+            if why := self._poller.last_reported(host, row.value).why:
+                declared[host] = views.with_unknown_power(declared[host], why)
         return tuple(view for _, view in sorted((by_id | declared).items()))
 
     def _kept_on(self, host: str, record: PowerRecord, language: Language) -> tuple[KeptOn, ...]:
@@ -237,7 +240,8 @@ class PowerController:
     async def _decide(
         self, host: str, row: TableRow[PowerRecord], fleet: FleetObservation, planned: PlannedFleet
     ) -> DuePowerCall | None:
-        report = DriverReport(self._drivers[host].can_report_state, self._poller.last_reported(host, row.value))
+        reported = self._poller.last_reported(host, row.value).power
+        report = DriverReport(self._drivers[host].can_report_state, reported)
         facts = self._facts[host] = self._host_observer.observe_host(host, row.value, fleet, planned, report)
         if (overdue := self._recover_unconfirmed_call(host, row.value)) is not None:
             return overdue

@@ -1,10 +1,13 @@
 """Calls to power drivers: with a timeout, and with every outcome as a value.
 
 `DriverPoller` asks drivers for the power state while it matters: not for an online host with heartbeats, and not for a
-host that is off. `PowerCallExecutor` makes each call that this edge has to make once, and writes its result.
+host that is off. One call asks for all hosts of a cluster. `PowerCallExecutor` makes each call that this edge has to
+make once, and writes its result.
 """
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
@@ -33,7 +36,7 @@ from schemas.power import (
     PowerVerb,
     ReportedPower,
 )
-from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.power_driver import ClusterPowerDriver, NoCapacity, PowerCallFailed, PowerDriver
 from schemas.problems import ProblemError
 
 POLL_INTERVAL_S = 5.0
@@ -64,20 +67,48 @@ async def call_driver(driver: PowerDriver, verb: PowerVerb, call_id: str, timeou
     return PowerCallResult(PowerCallOutcome.DONE)
 
 
-async def query_driver(driver: PowerDriver, timeout_s: float) -> ReportedPower:
+class StateReport(NamedTuple):
+    """The power state that a driver reports. `why`: why it is UNKNOWN, if the driver failed."""
+
+    power: ReportedPower
+    why: str = ""
+
+
+async def query_driver(driver: PowerDriver, timeout_s: float) -> StateReport:
     """Return the power state that the driver reports; UNKNOWN if it fails or does not answer in time."""
+
+    async def query() -> Mapping[str, ReportedPower]:
+        return {"": await driver.state()}
+
+    return (await _query([""], query, timeout_s))[""]
+
+
+async def query_cluster(
+    driver: ClusterPowerDriver, hosts: Collection[str], timeout_s: float
+) -> Mapping[str, StateReport]:
+    """Return the power states of hosts of the driver's cluster, by one call. If it fails, all of them are UNKNOWN."""
+    return await _query(hosts, partial(driver.states, hosts), timeout_s)
+
+
+async def _query(
+    hosts: Collection[str], query: Callable[[], Awaitable[Mapping[str, ReportedPower]]], timeout_s: float
+) -> Mapping[str, StateReport]:
     try:
         with anyio.fail_after(timeout_s):
-            return await driver.state()
-    except (PowerCallFailed, TimeoutError):
-        return ReportedPower.UNKNOWN
-    except Exception:
+            states = await query()
+        return {host: StateReport(states.get(host, ReportedPower.UNKNOWN)) for host in hosts}
+    except PowerCallFailed as error:
+        why = str(error)
+    except TimeoutError:
+        why = f"the power driver did not answer in {timeout_s:g} s"
+    except Exception as error:
         _log.exception("power_driver_failed", verb="state")
-        return ReportedPower.UNKNOWN
+        why = f"{type(error).__name__}: {error}"
+    return dict.fromkeys(hosts, StateReport(ReportedPower.UNKNOWN, why))
 
 
 class DriverPoller:
-    """Polls the power drivers of the declared hosts.
+    """Polls the power drivers of the declared hosts, and the hosts of a cluster together.
 
     `current_record`: returns a host's record and whether it has a heartbeat. `on_report`: called after each report.
     A report counts only for the period in which it was requested: "off" from before a start call proves nothing.
@@ -96,43 +127,79 @@ class DriverPoller:
         self._current_record = current_record
         self._on_report = on_report
         self._interval_s = interval_s
-        self._reports: dict[str, tuple[object, ReportedPower]] = {}
-        self._poll_requests = {host: Notifier() for host in drivers}
+        self._reports: dict[str, tuple[object, StateReport]] = {}
+        groups: defaultdict[Hashable, list[str]] = defaultdict(list)
+        for host, driver in drivers.items():
+            if driver.can_report_state:
+                groups[_cluster_of(driver) or (host,)].append(host)
+        self._groups = {host: tuple(hosts) for hosts in groups.values() for host in hosts}
+        self._poll_requests = {hosts: Notifier() for hosts in self._groups.values()}
 
     def start(self, tasks: TaskGroup) -> None:
-        """Start one task for each driver that can report, so that a slow driver does not delay the others."""
-        for host, driver in self._drivers.items():
-            if driver.can_report_state:
-                tasks.start_soon(self._poll_forever, host)
+        """Start one task for each cluster and each other driver, so that a slow one does not delay the others."""
+        for hosts in self._poll_requests:
+            tasks.start_soon(self._poll_forever, hosts)
 
-    def last_reported(self, host: str, record: PowerRecord) -> ReportedPower:
+    def last_reported(self, host: str, record: PowerRecord) -> StateReport:
         """Return the last report for the current state of the host; UNKNOWN if it has not reported."""
-        key, reported = self._reports.get(host, (None, ReportedPower.UNKNOWN))
-        return reported if key == state_key(record) else ReportedPower.UNKNOWN
+        key, report = self._reports.get(host, (None, StateReport(ReportedPower.UNKNOWN)))
+        return report if key == state_key(record) else StateReport(ReportedPower.UNKNOWN)
 
     def poll_now(self, host: str) -> None:
         """Poll now, because the host has changed."""
-        self._poll_requests[host].notify()
+        if host in self._groups:
+            self._poll_requests[self._groups[host]].notify()
 
-    async def _poll_forever(self, host: str) -> None:
+    async def _poll_forever(self, hosts: tuple[str, ...]) -> None:
         while True:
-            requested = self._poll_requests[host].next_notification()
-            await self.poll(host)
+            requested = self._poll_requests[hosts].next_notification()
+            await self._poll(hosts)
             with anyio.move_on_after(self._interval_s):
                 await requested.wait()
 
     async def poll(self, host: str) -> None:
-        """Poll once, unless the state needs no report."""
-        current = self._current_record(host)
-        if current is None or not self._drivers[host].can_report_state:
+        """Poll once for the host, and for those that are asked for together with it."""
+        if host in self._groups:
+            await self._poll(self._groups[host])
+
+    async def _poll(self, hosts: tuple[str, ...]) -> None:
+        """Poll once for those of `hosts` whose state needs a report."""
+        asked = {host: record for host in hosts if (record := self._record_to_report(host)) is not None}
+        if not asked:
             return
+        driver, timeout_s = self._drivers[hosts[0]], max(self._declared[host].timeout for host in asked)
+        if isinstance(driver, ClusterPowerDriver) and driver.cluster is not None:
+            reports = await query_cluster(driver, tuple(asked), timeout_s)
+        else:
+            reports = {hosts[0]: await query_driver(driver, timeout_s)}
+        self._log_failures(reports)
+        for host, record in asked.items():
+            self._reports[host] = state_key(record), reports[host]
+        self._on_report()
+
+    def _record_to_report(self, host: str) -> PowerRecord | None:
+        """Return the host's record; None if its state needs no report."""
+        current = self._current_record(host)
+        if current is None:
+            return None
         record, has_heartbeat = current
         if record.state is PowerState.OFF or (has_heartbeat and record.state is PowerState.ONLINE):
             self._reports.pop(host, None)
-            return
-        reported = await query_driver(self._drivers[host], self._declared[host].timeout)
-        self._reports[host] = state_key(record), reported
-        self._on_report()
+            return None
+        return record
+
+    def _log_failures(self, reports: Mapping[str, StateReport]) -> None:
+        """Log each reason once, with the hosts that did not have it at the last poll."""
+        new: defaultdict[str, list[str]] = defaultdict(list)
+        for host, report in reports.items():
+            if report.why and (host not in self._reports or self._reports[host][1].why != report.why):
+                new[report.why].append(host)
+        for why, hosts in new.items():
+            _log.warning("power_state_query_failed", hosts=hosts, error=why)
+
+
+def _cluster_of(driver: PowerDriver) -> Hashable | None:
+    return driver.cluster if isinstance(driver, ClusterPowerDriver) else None
 
 
 class PowerDependencies(Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ the standard library only, so that the program starts fast.
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +42,7 @@ class PilotJob(NamedTuple):
     id: int
     state: str
     reason: str
+    name: str
 
 
 RunProgram = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -51,6 +52,45 @@ def run_program(argv: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """Run a program of Slurm. The pilot inherits the environment, as sbatch does it by default."""
     environ = {name: value for name, value in os.environ.items() if name != CALL_ID_VARIABLE}
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=CALL_TIMEOUT_S, env=environ)
+
+
+def job_name(host: str) -> str:
+    """Return the name of a pilot's job in Slurm, by which it is found again."""
+    return f"lamplighter-{host}"
+
+
+def find_states(hosts: Collection[str], run: RunProgram = run_program) -> dict[str, str]:
+    """Return the power states of the hosts' pilots, by one call of squeue. Raises PilotWaits, SlurmRefused."""
+    jobs = _find_jobs([job_name(host) for host in hosts], run)
+    return {host: _power_word([job for job in jobs if job.name == job_name(host)]) for host in hosts}
+
+
+def _power_word(jobs: Collection[PilotJob]) -> str:
+    """Return the power state of a pilot with these jobs, as a word of the exit contract."""
+    words = [_STATES.get(job.state, "unknown") for job in jobs]
+    return next((word for word in ("on", "starting", "pending", "stopping", "unknown") if word in words), "off")
+
+
+def _find_jobs(names: Sequence[str], run: RunProgram) -> list[PilotJob]:
+    """Return the jobs with these names that have not ended, the oldest first."""
+    found = _call(run, "squeue", "--me", "--noheader", f"--name={','.join(names)}", "--format=%i|%T|%j|%r")
+    rows = (line.split("|", 3) for line in found.splitlines() if line.strip())
+    return sorted(PilotJob(int(number), state, reason, name) for number, state, name, reason in rows)
+
+
+def _call(run: RunProgram, *argv: str) -> str:
+    try:
+        done = run(argv)
+    except OSError as error:
+        raise SlurmRefused(f"{argv[0]} cannot be run ({error.strerror}): install slurm-client") from error
+    except subprocess.TimeoutExpired as error:
+        raise PilotWaits(f"Slurm's controller does not answer {argv[0]} within {CALL_TIMEOUT_S:.0f} s") from error
+    if done.returncode == 0:
+        return done.stdout
+    said = done.stderr.strip().rpartition("\n")[2] or f"exit {done.returncode}"
+    if any(text in done.stderr.lower() for text in _AWAY_TEXTS):
+        raise PilotWaits(f"Slurm's controller is away: {said}")
+    raise SlurmRefused(said)
 
 
 @dataclass(frozen=True)
@@ -63,16 +103,9 @@ class SlurmPilot:
     run: RunProgram = run_program
     sleep: Callable[[float], None] = time.sleep
 
-    @property
-    def job_name(self) -> str:
-        """The name of the pilot's job in Slurm, by which it is found again."""
-        return f"lamplighter-{self.host}"
-
     def state(self) -> str:
         """Return the power state, as a word of the exit contract. Raises PilotWaits, SlurmRefused."""
-        jobs = self.find_jobs()
-        words = [_STATES.get(job.state, "unknown") for job in jobs]
-        return next((word for word in ("on", "starting", "pending", "stopping", "unknown") if word in words), "off")
+        return find_states([self.host], self.run)[self.host]
 
     def switch_on(self) -> None:
         """Submit the pilot unless it is there. Raises PilotWaits while Slurm has no place for it; SlurmRefused."""
@@ -95,9 +128,9 @@ class SlurmPilot:
             self._cancel(job)
 
     def _submit(self) -> None:
-        name = f"--job-name={self.job_name}"
+        name = f"--job-name={job_name(self.host)}"
         host = f"--export=ALL,LAMPLIGHTER_HOST={self.host}"
-        self._call("sbatch", "--parsable", name, host, "--no-requeue", *self.options, self.script)
+        _call(self.run, "sbatch", "--parsable", name, host, "--no-requeue", *self.options, self.script)
 
     def _cancel_all_but_first(self) -> None:
         """Keep one pilot: if another edge has submitted one at the same time, both keep that with the lowest id."""
@@ -105,27 +138,7 @@ class SlurmPilot:
             self._cancel(job)
 
     def _cancel(self, job: PilotJob) -> None:
-        self._call("scancel", str(job.id))
+        _call(self.run, "scancel", str(job.id))
 
     def _live_jobs(self) -> list[PilotJob]:
-        return [job for job in self.find_jobs() if job.state != "COMPLETING"]
-
-    def find_jobs(self) -> list[PilotJob]:
-        """Return the jobs of this host's pilot that have not ended, the oldest first."""
-        found = self._call("squeue", "--me", "--noheader", f"--name={self.job_name}", "--format=%i|%T|%r")
-        rows = (line.split("|", 2) for line in found.splitlines() if line.strip())
-        return sorted(PilotJob(int(number), state, reason) for number, state, reason in rows)
-
-    def _call(self, *argv: str) -> str:
-        try:
-            done = self.run(argv)
-        except OSError as error:
-            raise SlurmRefused(f"{argv[0]} cannot be run ({error.strerror}): install slurm-client") from error
-        except subprocess.TimeoutExpired as error:
-            raise PilotWaits(f"Slurm's controller does not answer {argv[0]} within {CALL_TIMEOUT_S:.0f} s") from error
-        if done.returncode == 0:
-            return done.stdout
-        said = done.stderr.strip().rpartition("\n")[2] or f"exit {done.returncode}"
-        if any(text in done.stderr.lower() for text in _AWAY_TEXTS):
-            raise PilotWaits(f"Slurm's controller is away: {said}")
-        raise SlurmRefused(said)
+        return [job for job in _find_jobs([job_name(self.host)], self.run) if job.state != "COMPLETING"]

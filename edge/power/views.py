@@ -76,6 +76,11 @@ def _reason_blocked(record: PowerRecord) -> str:
     return result.why if result is not None and result.outcome is PowerCallOutcome.NO_CAPACITY else ""
 
 
+def with_unknown_power(view: HostView, why: str) -> HostView:
+    """Return `view` with the reason for which the power driver cannot report the state."""
+    return replace(view, waits=(*view.waits, f"ask the power driver for its state ({why}): see that driver's settings"))
+
+
 def host_view(
     host: str, seen: HostView | None, record: PowerRecord, at: datetime, kept_on: tuple[KeptOn, ...]
 ) -> HostView:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from edge.power.rented import AutoDlBox, CompShareBox, ProviderRefused, RentedBox, switch
-from edge.power.slurm import PilotWaits, SlurmPilot, SlurmRefused
+from edge.power.slurm import PilotWaits, SlurmPilot, SlurmRefused, find_states
 
 FAILED_EXIT = 1
 NO_CAPACITY_EXIT = 75
@@ -24,8 +24,8 @@ def _verb_argument(command: F) -> F:
     return click.argument("verb", type=click.Choice(["on", "off", "state"]))(command)
 
 
-def _place_option(name: str, variable: str, help_text: str) -> Callable[[F], F]:
-    return click.option(f"--{name}", envvar=variable, show_envvar=True, required=True, help=help_text)
+def _place_option(name: str, variable: str, help_text: str, *, required: bool = True) -> Callable[[F], F]:
+    return click.option(f"--{name}", envvar=variable, show_envvar=True, required=required, help=help_text)
 
 
 @click.group("power-driver")
@@ -55,14 +55,20 @@ def autodl(verb: str, instance: str) -> None:
 
 
 @power_driver.command()
-@_verb_argument
-@_place_option("host", "LAMPLIGHTER_HOST", "The host; the edge sets it.")
-@_place_option("script", "SLURM_PILOT", "The batch script of the pilot.")
+@click.argument("verb", type=click.Choice(["on", "off", "state", "states"]))
+@_place_option("host", "LAMPLIGHTER_HOST", "The host; the edge sets it.", required=False)
+@_place_option("script", "SLURM_PILOT", "The batch script of the pilot.", required=False)
 @click.option("--option", "options", multiple=True, metavar="OPTION", help="An option for sbatch. May be repeated.")
-def slurm(verb: str, host: str, script: str, options: tuple[str, ...]) -> None:
+def slurm(verb: str, host: str | None, script: str | None, options: tuple[str, ...]) -> None:
     """A pilot in a Slurm cluster, submitted by this user (deploy/slurm)."""
-    pilot = SlurmPilot(host, script, options)
     try:
+        if verb == "states":
+            for one, state in find_states(_read_key("LAMPLIGHTER_HOSTS").split()).items():
+                click.echo(f"{one} {state}")
+            return
+        if host is None or (verb == "on" and script is None):
+            raise click.UsageError("LAMPLIGHTER_HOST or SLURM_PILOT is not set: the edge and `env` set them")
+        pilot = SlurmPilot(host, script or "", options)
         if verb == "state":
             click.echo(pilot.state())
         elif verb == "on":

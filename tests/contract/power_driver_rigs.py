@@ -38,7 +38,7 @@ from schemas.host_config import (
 from schemas.power import ReportedPower
 from schemas.power_driver import PowerDriver, PowerDriverReply
 from schemas.webhook import signature_headers
-from tests.support.fake_power_driver import FakePowerDriver
+from tests.support.fake_power_driver import FakeCluster, FakePowerDriver
 from tests.support.http_server import serve_app
 from tests.support.kubelet import Kubelet
 from tests.support.kubernetes_api import NAMESPACE, KubernetesApi
@@ -63,7 +63,9 @@ RigFactory = Callable[[Path], AbstractAsyncContextManager[DriverRig]]
 
 class FakeDriverRig(DriverRig):
     def __init__(self) -> None:
-        self.driver: FakePowerDriver = FakePowerDriver()
+        cluster = FakeCluster()
+        self.driver: FakePowerDriver = FakePowerDriver(cluster=cluster, host="gpu-1")
+        FakePowerDriver(cluster=cluster, host="gpu-2")
 
     async def power(self) -> ReportedPower:
         return self.driver.power
@@ -102,7 +104,7 @@ async def module(_: Path) -> AsyncIterator[DriverRig]:
 
 
 DRIVER_PROGRAM = """
-import pathlib, sys
+import os, pathlib, sys
 folder, verb = pathlib.Path(sys.argv[1]), sys.argv[2]
 if (folder / "broken").exists():
     print("noise\\nno route to the box", file=sys.stderr)
@@ -111,6 +113,11 @@ power = folder / "power"
 if verb == "state":
     print("asking...")
     print(power.read_text())
+    sys.exit(0)
+if verb == "states":
+    print("asking...")
+    for host in os.environ["LAMPLIGHTER_HOSTS"].split():
+        print(host, power.read_text() if host == "gpu-1" else "off")
     sys.exit(0)
 stock = folder / "sold_out"
 left = int(stock.read_text()) if stock.exists() else 0
@@ -143,6 +150,14 @@ class CommandDriverRig(DriverRig):
 @asynccontextmanager
 async def command(folder: Path) -> AsyncIterator[DriverRig]:
     yield CommandDriverRig(folder)
+
+
+@asynccontextmanager
+async def command_states(folder: Path) -> AsyncIterator[DriverRig]:
+    rig = CommandDriverRig(folder)
+    argv = {verb: (sys.executable, str(folder / "switch.py"), str(folder), verb) for verb in ("on", "off", "states")}
+    rig.driver = CommandDriver("gpu-1", CommandHostConfig(**argv), os.environ)
+    yield rig
 
 
 class RemoteMachine:
@@ -350,9 +365,11 @@ async def kubernetes(folder: Path) -> AsyncIterator[DriverRig]:
         yield PodRig(api, kubelet, server, folder / "token")
 
 
+CLUSTERS = ("command_states", "kubernetes", "memory")  # of which one call reports several hosts
 RIGS: dict[str, RigFactory] = {
     "memory": memory,
     "command": command,
+    "command_states": command_states,
     "http": http,
     "relay": relay,
     "libcloud": libcloud,

@@ -9,10 +9,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from edge.power.driver_calls import call_driver, query_driver
+from edge.power.driver_calls import StateReport, call_driver, query_cluster, query_driver
 from schemas.power import PowerCallOutcome, PowerVerb, ReportedPower
-from schemas.power_driver import PowerDriver
-from tests.contract.power_driver_rigs import RIGS, DriverRig
+from schemas.power_driver import ClusterPowerDriver, PowerDriver
+from tests.contract.power_driver_rigs import CLUSTERS, RIGS, DriverRig
 
 TIMEOUT_S = 20.0
 
@@ -32,7 +32,7 @@ async def test_it_goes_on_and_off_and_says_so(rig: DriverRig) -> None:
     for verb, power in ((PowerVerb.START, ReportedPower.ON), (PowerVerb.STOP, ReportedPower.OFF)):
         assert await press(rig, verb) is PowerCallOutcome.DONE
         assert await rig.power() is power
-        assert await query_driver(rig.driver, TIMEOUT_S) is power
+        assert (await query_driver(rig.driver, TIMEOUT_S)).power is power
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same_call", "another_call"])
@@ -60,7 +60,26 @@ async def test_a_broken_switch_fails_with_a_reason_and_says_nothing_of_the_host(
         assert answer.outcome is PowerCallOutcome.FAILED
         assert answer.why
         assert "\n" not in answer.why
-    assert await query_driver(rig.driver, TIMEOUT_S) is ReportedPower.UNKNOWN
+    assert (await query_driver(rig.driver, TIMEOUT_S)).power is ReportedPower.UNKNOWN
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+async def test_one_call_reports_the_hosts_of_a_cluster(name: str, tmp_path: Path) -> None:
+    async with RIGS[name](tmp_path) as rig:
+        driver = rig.driver
+        assert isinstance(driver, ClusterPowerDriver)
+        assert driver.cluster is not None
+        for verb, power in ((PowerVerb.START, ReportedPower.ON), (PowerVerb.STOP, ReportedPower.OFF)):
+            assert await press(rig, verb) is PowerCallOutcome.DONE
+            assert await rig.power() is power
+            reports = await query_cluster(driver, ("gpu-1", "gpu-2"), TIMEOUT_S)
+            assert reports == {"gpu-1": StateReport(power), "gpu-2": StateReport(ReportedPower.OFF)}
+        rig.break_down()
+        reports = await query_cluster(driver, ("gpu-1", "gpu-2"), TIMEOUT_S)
+        assert {report.power for report in reports.values()} == {ReportedPower.UNKNOWN}
+        (why,) = {report.why for report in reports.values()}
+        assert why
+        assert "\n" not in why
 
 
 async def test_a_call_that_is_cut_off_ends_at_once(rig: DriverRig) -> None:
@@ -73,5 +92,5 @@ async def test_a_call_that_is_cut_off_ends_at_once(rig: DriverRig) -> None:
 
 
 def test_the_port_has_no_word_for_deleting() -> None:
-    words = {name for name in vars(PowerDriver) if not name.startswith("_")}
-    assert words == {"can_report_state", "start", "stop", "state"}
+    words = {name for port in (PowerDriver, ClusterPowerDriver) for name in vars(port) if not name.startswith("_")}
+    assert words == {"can_report_state", "start", "stop", "state", "cluster", "states"}

@@ -66,7 +66,7 @@ async def assert_goes_on_and_off(driver: PowerDriver) -> None:
     for verb, power in ((PowerVerb.START, ReportedPower.ON), (PowerVerb.STOP, ReportedPower.OFF)):
         answer = await call_driver(driver, verb, "call-1", TIMEOUT_S)
         assert answer.outcome is PowerCallOutcome.DONE, answer.why
-        assert await query_driver(driver, TIMEOUT_S) is power
+        assert (await query_driver(driver, TIMEOUT_S)).power is power
 
 
 def test_there_is_a_recipe_for_each_of_them() -> None:
@@ -174,7 +174,7 @@ async def test_a_provider_that_does_not_answer_does_not_mean_that_the_box_is_off
     assert isinstance(declared, CommandHostConfig)
     away = structs.replace(declared, env={**declared.env, "AUTODL_URL": "http://127.0.0.1:1"})
     async with drivers({"gpu-1": away}, KEYS) as built:
-        assert await query_driver(built["gpu-1"], TIMEOUT_S) is ReportedPower.UNKNOWN
+        assert (await query_driver(built["gpu-1"], TIMEOUT_S)).power is ReportedPower.UNKNOWN
         answer = await call_driver(built["gpu-1"], PowerVerb.START, "call-1", TIMEOUT_S)
     assert "AutoDL does not answer" in answer.why
 
@@ -239,7 +239,7 @@ async def test_the_recipe_of_a_pc_switches_it_by_relay_by_packet_and_by_programs
     async with drivers({"pc-by-hand": declared["pc-by-hand"]}, {"PATH": f"{tmp_path}:{OPERATORS_PATH}"}) as built:
         driver = built["pc-by-hand"]
         assert (await call_driver(driver, PowerVerb.START, "call-1", TIMEOUT_S)).outcome is PowerCallOutcome.DONE
-        assert await query_driver(driver, TIMEOUT_S) is ReportedPower.OFF
+        assert (await query_driver(driver, TIMEOUT_S)).power is ReportedPower.OFF
     assert [line.split("/")[-1] for line in log.read_text().splitlines()] == [
         "wakeonlan a4:bb:6d:00:11:22",
         "ping -c1 -W1 192.0.2.10",

@@ -115,7 +115,7 @@ def declare(cluster: SlurmCluster) -> str:
         "SBATCH_OPEN_MODE": "append",
     }
     written = "".join(f'{name} = "{value}"\n' for name, value in env.items())
-    rules = {name: recipe[name] for name in ("driver", "on", "off", "state", "inherit", "min_on", "idle_after")}
+    rules = {name: recipe[name] for name in ("driver", "on", "off", "states", "inherit", "min_on", "idle_after")}
     lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in rules.items())
     return f"[hosts.slurm-1]\n{lines}[hosts.slurm-1.env]\n{written}"
 

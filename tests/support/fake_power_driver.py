@@ -1,17 +1,32 @@
 """A power driver of a simulated machine, whose boot and shutdown the test finishes."""
 
+from collections.abc import Collection, Mapping
+
 from anyio.lowlevel import checkpoint
 
 from schemas.power import ReportedPower
-from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.power_driver import ClusterPowerDriver, NoCapacity, PowerCallFailed
 
 
-class FakePowerDriver(PowerDriver):
+class FakeCluster:
+    """A cluster of simulated machines. `looks`: the hosts of each call for their states, in order."""
+
+    def __init__(self) -> None:
+        self.machines: dict[str, FakePowerDriver] = {}
+        self.looks: list[set[str]] = []
+
+
+class FakePowerDriver(ClusterPowerDriver):
     """A simulated machine. `slow`: it stays starting or stopping until `finish_transition`. `calls`: in order."""
 
-    def __init__(self, *, can_report_state: bool = True, slow: bool = False) -> None:
+    def __init__(
+        self, *, can_report_state: bool = True, slow: bool = False, cluster: FakeCluster | None = None, host: str = ""
+    ) -> None:
         self._can_report_state = can_report_state
         self._slow = slow
+        self._cluster = cluster
+        if cluster is not None:
+            cluster.machines[host] = self
         self.power = ReportedPower.OFF
         self.calls: list[tuple[str, str]] = []
         self.sold_out = 0
@@ -20,6 +35,10 @@ class FakePowerDriver(PowerDriver):
     @property
     def can_report_state(self) -> bool:
         return self._can_report_state
+
+    @property
+    def cluster(self) -> FakeCluster | None:
+        return self._cluster
 
     async def start(self, call_id: str) -> None:
         await self._record_call("start", call_id)
@@ -38,6 +57,14 @@ class FakePowerDriver(PowerDriver):
         await checkpoint()
         self._check()
         return self.power if self._can_report_state else ReportedPower.UNKNOWN
+
+    async def states(self, hosts: Collection[str]) -> Mapping[str, ReportedPower]:
+        if self._cluster is None:
+            return {}
+        self._cluster.looks.append(set(hosts))
+        self._check()
+        machines = self._cluster.machines
+        return {host: await machines[host].state() for host in hosts if host in machines}
 
     def finish_transition(self) -> None:
         """End the boot or the shutdown."""

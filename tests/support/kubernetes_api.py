@@ -24,7 +24,8 @@ NAMESPACE = "lamplighter"
 PREFIX = f"/api/v1/namespaces/{NAMESPACE}"
 REASONS = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "AlreadyExists", 422: "Invalid"}
 DEFAULT_GRACE_S = 30
-PILOT_VERBS = frozenset({"get podtemplates", "get pods", "create pods", "delete pods"})  # of the shipped role
+# Those of the shipped role.
+PILOT_VERBS = frozenset({"get podtemplates", "get pods", "list pods", "create pods", "delete pods"})
 
 
 class ApiStatus(Exception):
@@ -92,6 +93,7 @@ class KubernetesApi:
     async def serve(self) -> AsyncIterator[str]:
         """Serve the API for the duration of the block; yield its address."""
         routes = [
+            Route(f"{PREFIX}/pods", self._answer("list pods", self._list_pods), methods=["GET"]),
             Route(f"{PREFIX}/pods", self._answer("create pods", self._create_pod), methods=["POST"]),
             Route(f"{PREFIX}/pods/{{name}}", self._answer("get pods", self._get_pod), methods=["GET"]),
             Route(f"{PREFIX}/pods/{{name}}", self._answer("delete pods", self._delete_pod), methods=["DELETE"]),
@@ -148,6 +150,9 @@ class KubernetesApi:
 
     def _get_pod(self, name: str, _: Mapping[str, Any]) -> tuple[int, Any]:
         return 200, self._find(self.pods, "pods", name)
+
+    def _list_pods(self, _name: str, _: Mapping[str, Any]) -> tuple[int, Any]:
+        return 200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": list(self.pods.values())}
 
     def _get_template(self, name: str, _: Mapping[str, Any]) -> tuple[int, Any]:
         return 200, self._find(self.pod_templates, "podtemplates", name)

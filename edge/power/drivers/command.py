@@ -9,13 +9,15 @@ The contract, which the recipes in deploy/power keep:
   is no capacity. Any other exit is a failure, and the last line of output is its message;
 - `state` writes one word on its last line: off, pending, starting, on, stopping, error or unknown. Without such a word
   the exit code counts, so that `ping -c1` works: 0 is on, 1 is off, anything else is unknown;
+- `states` gets the ids of several hosts in `LAMPLIGHTER_HOSTS`, with spaces between them, and no `LAMPLIGHTER_HOST`. It
+  writes a line for each, with the id and such a word. Any exit but 0 is a failure, as of `on`;
 - a program that exceeds its timeout is killed together with its process group.
 """
 
 import os
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping
 from contextlib import suppress
 from subprocess import DEVNULL
 from sysconfig import get_path
@@ -28,19 +30,23 @@ from anyio.abc import Process
 from schemas.environment import build_child_environment
 from schemas.host_config import CommandHostConfig
 from schemas.power import ReportedPower
-from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.power_driver import ClusterPowerDriver, NoCapacity, PowerCallFailed
 
 NO_CAPACITY_EXIT_CODE = 75
-OUTPUT_LIMIT_BYTES = 16 * 1024
+OUTPUT_LIMIT_BYTES = 256 * 1024  # a line for each host of a cluster
 REPORTED_BY_EXIT_CODE: Mapping[int, ReportedPower] = {0: ReportedPower.ON, 1: ReportedPower.OFF}
 
 
 class _ProgramResult(NamedTuple):
     exit_code: int
-    last_line: str
+    lines: tuple[str, ...]
+
+    @property
+    def last_line(self) -> str:
+        return self.lines[-1].strip() if self.lines else ""
 
 
-class CommandDriver(PowerDriver):
+class CommandDriver(ClusterPowerDriver):
     """Runs the programs of a host's settings. `environ`: the environment of the edge."""
 
     def __init__(self, host: str, declared: CommandHostConfig, environ: Mapping[str, str]) -> None:
@@ -53,7 +59,12 @@ class CommandDriver(PowerDriver):
 
     @property
     def can_report_state(self) -> bool:
-        return self._declared.state is not None
+        return self._declared.state is not None or self._declared.states is not None
+
+    @property
+    def cluster(self) -> Hashable | None:
+        declared = self._declared
+        return declared.states and (declared.states, frozenset(declared.env.items()), declared.inherit)
 
     async def start(self, call_id: str) -> None:
         await self._run_power_call(self._declared.on, call_id)
@@ -64,27 +75,35 @@ class CommandDriver(PowerDriver):
             await self._run_power_call(self._declared.off, call_id)
 
     async def state(self) -> ReportedPower:
+        if self._declared.states is not None:
+            return (await self.states([self._host])).get(self._host, ReportedPower.UNKNOWN)
         if self._declared.state is None:
             return ReportedPower.UNKNOWN
-        result = await self._run_program(self._declared.state, "")
-        word = result.last_line.strip().lower()
+        result = await self._run_program(self._declared.state, self._call_variables(""))
+        word = result.last_line.lower()
         return (
             ReportedPower(word)
             if word in set(ReportedPower)
             else REPORTED_BY_EXIT_CODE.get(result.exit_code, ReportedPower.UNKNOWN)
         )
 
-    async def _run_power_call(self, argv: tuple[str, ...], call_id: str) -> None:
-        result = await self._run_program(argv, call_id)
-        if result.exit_code == 0:
-            return
-        message = f"{argv[0]}: {result.last_line.strip() or f'exit {result.exit_code}'}"
-        if result.exit_code == NO_CAPACITY_EXIT_CODE:
-            raise NoCapacity(message)
-        raise PowerCallFailed(f"{message}; run it by hand to see why")
+    async def states(self, hosts: Collection[str]) -> Mapping[str, ReportedPower]:
+        if self._declared.states is None:
+            return {}
+        result = await self._run_program(self._declared.states, {"LAMPLIGHTER_HOSTS": " ".join(hosts)})
+        _check_exit(self._declared.states, result)
+        rows = (line.split() for line in result.lines)
+        words = {row[0]: row[1].lower() for row in rows if len(row) == 2}
+        return {host: ReportedPower(word) for host, word in words.items() if word in set(ReportedPower)}
 
-    async def _run_program(self, argv: tuple[str, ...], call_id: str) -> _ProgramResult:
-        environ = {**self._environ, "LAMPLIGHTER_HOST": self._host, "LAMPLIGHTER_CALL": call_id}
+    async def _run_power_call(self, argv: tuple[str, ...], call_id: str) -> None:
+        _check_exit(argv, await self._run_program(argv, self._call_variables(call_id)))
+
+    def _call_variables(self, call_id: str) -> dict[str, str]:
+        return {"LAMPLIGHTER_HOST": self._host, "LAMPLIGHTER_CALL": call_id}
+
+    async def _run_program(self, argv: tuple[str, ...], variables: Mapping[str, str]) -> _ProgramResult:
+        environ = {**self._environ, **variables}
         # A file, not a pipe: a background process that the program leaves would keep a pipe open.
         with tempfile.TemporaryFile() as output:
             try:
@@ -94,7 +113,7 @@ class CommandDriver(PowerDriver):
             except OSError as error:
                 raise PowerCallFailed(f"{argv[0]} cannot be run ({error.strerror}): correct the host's argv") from error
             exit_code = await _wait_or_kill(process)
-            return _ProgramResult(exit_code, await to_thread.run_sync(_last_line, output))
+            return _ProgramResult(exit_code, await to_thread.run_sync(_read_lines, output))
 
 
 async def _wait_or_kill(process: Process) -> int:
@@ -108,7 +127,16 @@ async def _wait_or_kill(process: Process) -> int:
                 await process.wait()
 
 
-def _last_line(output: IO[bytes]) -> str:
+def _read_lines(output: IO[bytes]) -> tuple[str, ...]:
     output.seek(max(0, output.seek(0, os.SEEK_END) - OUTPUT_LIMIT_BYTES))
-    lines = output.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    return tuple(output.read().decode(errors="replace").strip().splitlines())
+
+
+def _check_exit(argv: tuple[str, ...], result: _ProgramResult) -> None:
+    """Raise PowerCallFailed or NoCapacity, unless the program has succeeded."""
+    if result.exit_code == 0:
+        return
+    message = f"{argv[0]}: {result.last_line or f'exit {result.exit_code}'}"
+    if result.exit_code == NO_CAPACITY_EXIT_CODE:
+        raise NoCapacity(message)
+    raise PowerCallFailed(f"{message}; run it by hand to see why")

@@ -20,10 +20,11 @@ again for each call, because Kubernetes rotates them.
 import hashlib
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import anyio
 import httpx2
@@ -33,7 +34,7 @@ from msgspec import Struct
 
 from schemas.host_config import KubernetesHostConfig
 from schemas.power import ReportedPower
-from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.power_driver import ClusterPowerDriver, NoCapacity, PowerCallFailed
 
 ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in every Pod with a service account
 PILOT_LABEL = "lamplighter/pilot"  # the name of the Pod: a Pod without it is never touched
@@ -97,6 +98,12 @@ class PilotPod(Struct, frozen=True):
 
     metadata: _PodMetadata
     status: _PodStatus = _PodStatus()
+
+
+class PilotPodList(Struct, frozen=True):
+    """The part of a list of Pods that this driver reads."""
+
+    items: tuple[PilotPod, ...]
 
 
 class PilotReport(NamedTuple):
@@ -207,8 +214,8 @@ def read_access(declared: KubernetesHostConfig, environ: Mapping[str, str], acco
     return ClusterAccess(server.rstrip("/"), namespace, token, tls)
 
 
-class KubernetesDriver(PowerDriver):
-    """Creates and deletes the Pod of one host. `now` is UTC."""
+class KubernetesDriver(ClusterPowerDriver):
+    """Creates and deletes the Pod of one host, and lists the Pods of all of them. `now` is UTC."""
 
     def __init__(
         self,
@@ -224,11 +231,16 @@ class KubernetesDriver(PowerDriver):
         self._now = now
         self._settle_s = min(SETTLE_S, declared.timeout / 2)
         self._name = pod_name(host)
-        self._reported_end = ""  # the uid of the Pod whose end was logged
+        self._reported_ends: dict[str, str] = {}  # by name of a Pod, the uid of the last one whose end was logged
 
     @property
     def can_report_state(self) -> bool:
         return True
+
+    @property
+    def cluster(self) -> Hashable | None:
+        declared = self._declared
+        return "kubernetes", declared.server, declared.namespace, declared.token_file, declared.ca_file
 
     async def start(self, call_id: str) -> None:
         """Create the Pod, unless it exists, and wait for the first answer of the scheduler and the kubelet."""
@@ -248,7 +260,21 @@ class KubernetesDriver(PowerDriver):
             await self._delete(pod, grace_s=0 if self._is_lost(pod) else self._declared.drain_s)
 
     async def state(self) -> ReportedPower:
-        pod = await self._fetch_pod()
+        return self._reported_power(await self._fetch_pod())
+
+    async def states(self, hosts: Collection[str]) -> Mapping[str, ReportedPower]:
+        """Return the states by one list of Pods; by a request for each, if the role of the edge may not list them."""
+        response = await self._request("GET", f"pods?labelSelector={quote(PILOT_LABEL, safe='')}")
+        if response.status_code == httpx2.codes.FORBIDDEN:
+            return {host: self._reported_power(await self._fetch_pod(pod_name(host))) for host in hosts}
+        try:
+            found = msgspec.json.decode(_checked(response).content, type=PilotPodList).items
+        except msgspec.DecodeError as error:
+            raise PowerCallFailed(f"the list of Pods is not one: {error}; correct `server`") from error
+        pods = {name: pod for pod in found if (name := pod.metadata.name) == pod.metadata.labels.get(PILOT_LABEL)}
+        return {host: self._reported_power(pods.get(pod_name(host))) for host in hosts}
+
+    def _reported_power(self, pod: PilotPod | None) -> ReportedPower:
         if pod is not None and self._is_lost(pod):
             return ReportedPower.OFF
         report = describe_pilot(pod)
@@ -262,9 +288,10 @@ class KubernetesDriver(PowerDriver):
         return deletes_at is not None and (self._now() - deletes_at).total_seconds() >= LOST_AFTER_S
 
     def _log_end(self, pod: PilotPod) -> None:
-        if self._reported_end != pod.metadata.uid:
-            self._reported_end = pod.metadata.uid
-            _log.info("pilot_ended", host=self._host, pod=self._name, reason=describe_pilot(pod).why)
+        name, uid = pod.metadata.name, pod.metadata.uid
+        if self._reported_ends.get(name) != uid:
+            self._reported_ends[name] = uid
+            _log.info("pilot_ended", pod=name, reason=describe_pilot(pod).why)
 
     async def _wait_for_answer(self) -> None:
         """Wait until the Pod is on a node, or it is known why it is not. Raises NoCapacity, PowerCallFailed."""
@@ -299,19 +326,18 @@ class KubernetesDriver(PowerDriver):
             case _:
                 raise PowerCallFailed(f"{where}: {report.why}; see `kubectl describe pod {self._name}`")
 
-    async def _fetch_pod(self) -> PilotPod | None:
-        """Return the Pod of this host; None if it does not exist. Raises PowerCallFailed."""
-        response = await self._request("GET", f"pods/{self._name}")
+    async def _fetch_pod(self, name: str = "") -> PilotPod | None:
+        """Return the Pod of a host, by default this one; None if it does not exist. Raises PowerCallFailed."""
+        name = name or self._name
+        response = await self._request("GET", f"pods/{name}")
         if response.status_code == httpx2.codes.NOT_FOUND:
             return None
         try:
             pod = msgspec.json.decode(_checked(response).content, type=PilotPod)
         except msgspec.DecodeError as error:
-            raise PowerCallFailed(
-                f"the answer about Pod {self._name} is not a Pod: {error}; correct `server`"
-            ) from error
-        if pod.metadata.labels.get(PILOT_LABEL) != self._name:
-            raise PowerCallFailed(f"Pod {self._name} is not a pilot of ours: delete or rename it, or use a namespace")
+            raise PowerCallFailed(f"the answer about Pod {name} is not a Pod: {error}; correct `server`") from error
+        if pod.metadata.labels.get(PILOT_LABEL) != name:
+            raise PowerCallFailed(f"Pod {name} is not a pilot of ours: delete or rename it, or use a namespace")
         return pod
 
     async def _create(self) -> None:

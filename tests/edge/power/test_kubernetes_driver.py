@@ -117,9 +117,9 @@ async def test_a_pod_without_a_node_is_no_capacity_and_stays_in_line(cluster: Cl
             PowerCallOutcome.NO_CAPACITY, f"Pod {POD} waits for a node: 0/3 nodes are available"
         )
     assert cluster.api.requests.count("create pods") == 1
-    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.PENDING
+    assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.PENDING
     cluster.api.set_status(POD, conditions=[SCHEDULED])
-    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.STARTING
+    assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.STARTING
     assert (await cluster.call()).outcome is PowerCallOutcome.DONE
 
 
@@ -158,7 +158,7 @@ async def test_a_pod_that_has_ended_is_off_and_is_replaced(cluster: Cluster, end
     await cluster.start_with(phase="Running")
     first = cluster.api.pods[POD]["metadata"]["uid"]
     cluster.api.set_status(POD, **ended)
-    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.OFF
+    assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.OFF
     assert (await cluster.start_with(phase="Running")).outcome is PowerCallOutcome.DONE
     assert cluster.api.pods[POD]["metadata"]["uid"] != first
 
@@ -168,7 +168,7 @@ async def test_a_deletion_leaves_time_to_drain_and_a_start_waits_for_its_end(clu
     await cluster.start_with(phase="Running")
     assert (await cluster.call(PowerVerb.STOP)).outcome is PowerCallOutcome.DONE
     assert cluster.api.pods[POD]["metadata"]["deletionGracePeriodSeconds"] == 33
-    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.STOPPING
+    assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.STOPPING
     again = await cluster.call()
     assert (again.outcome, again.why) == (
         PowerCallOutcome.FAILED,
@@ -185,7 +185,7 @@ async def test_a_pod_on_a_lost_node_is_removed_once_its_grace_is_long_over(clust
     await cluster.call(PowerVerb.STOP)
     assert POD in cluster.api.pods
     cluster.ahead = timedelta(seconds=33 + kubernetes.LOST_AFTER_S + 1)
-    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.OFF
+    assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.OFF
     result = await (cluster.start_with(phase="Running") if verb is PowerVerb.START else cluster.call(verb))
     assert result.outcome is PowerCallOutcome.DONE
     assert lost not in [pod["metadata"]["uid"] for pod in cluster.api.pods.values()]
@@ -217,7 +217,19 @@ async def test_a_refusal_says_what_to_do_and_nothing_of_the_host(cluster: Cluste
     assert remedy in result.why
     assert "\n" not in result.why
     cluster.api.fail_next(code, code)
-    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.UNKNOWN
+    assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.UNKNOWN
+
+
+async def test_fifty_pilots_are_one_list_of_pods(cluster: Cluster) -> None:
+    await cluster.start_with(phase="Running")
+    cluster.api.requests.clear()
+    hosts = ["gpu-1", *(f"pilot-{number}" for number in range(49))]
+    states = dict.fromkeys(hosts, ReportedPower.OFF) | {"gpu-1": ReportedPower.ON}
+    assert await cluster.driver.states(hosts) == states
+    assert cluster.api.requests == ["list pods"]
+    cluster.api.verbs -= {"list pods"}  # the role of an earlier release
+    assert await cluster.driver.states(hosts) == states
+    assert cluster.api.requests.count("get pods") == 50
 
 
 async def test_a_missing_template_is_named(cluster: Cluster) -> None:
@@ -238,11 +250,11 @@ async def test_a_server_that_hangs_fails_the_call_and_the_next_one_works(cluster
 async def test_a_token_that_is_replaced_is_read_again(cluster: Cluster) -> None:
     await cluster.start_with(phase="Running")
     cluster.api.tokens = {"token-2"}
-    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.UNKNOWN
+    assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.UNKNOWN
     cluster.token_file.write_text("token-2\n")
-    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.ON
+    assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.ON
     cluster.api.fail_next(401)  # the server learns of the new token a moment later
-    assert await query_driver(cluster.driver, TIMEOUT_S) is ReportedPower.ON
+    assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.ON
 
 
 async def test_a_server_that_is_away_is_named(tmp_path: Path) -> None:

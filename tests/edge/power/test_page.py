@@ -21,7 +21,7 @@ def test_the_host_of_the_page_is_read_and_shows_the_defaults() -> None:
         name: value for name, value in plain.items() if name not in chosen
     }
     told = {line.split(" =")[0] for line in EDGE.splitlines()[1:]} - {"driver"}
-    assert told == set(CommandHostConfig.__struct_encode_fields__) - {"off", "timeout"}
+    assert told == set(CommandHostConfig.__struct_encode_fields__) - {"off", "states", "timeout"}
 
 
 def test_the_pool_of_the_page_is_read_and_shows_the_defaults() -> None:

@@ -49,6 +49,17 @@ async def test_the_light_stays_on_for_min_on_and_idle_after(tmp_path: Path) -> N
         assert 900 <= (drained.since - on.since).total_seconds() < 920
 
 
+async def test_a_driver_that_cannot_report_the_state_says_why(tmp_path: Path) -> None:
+    async with run_power_rig(tmp_path, ONE) as made:
+        await made.edge.world.submit()
+        await made.edge.tick()
+        made.drivers["gpu-1"].broken = True
+        await made.edge.tick()
+        [view] = made.edge.power.host_views(made.edge.world.hosts.views())
+        why = "ask the power driver for its state (the driver is broken: repair it): see that driver's settings"
+        assert (view.state, view.waits) == ("waking", (why,))
+
+
 async def test_ten_jobs_while_it_wakes_are_one_start(tmp_path: Path) -> None:
     async with run_power_rig(tmp_path, ONE, edges=2) as made:
         for _ in range(10):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from edge.power.slurm import START_PATIENCE_S, PilotWaits, SlurmPilot, SlurmRefused
+from edge.power.slurm import START_PATIENCE_S, PilotWaits, SlurmPilot, SlurmRefused, find_states
 
 AWAY = "squeue: error: Unable to contact slurm controller (connect failure)"
 
@@ -19,6 +19,7 @@ class ScriptedSlurm:
         self.failures: dict[str, str] = {}
         self.calls: list[str] = []
         self.slept: list[float] = []
+        self.looks = 0  # calls of squeue
         self.rival = False  # another edge submits a pilot just before
         self.lacks_programs = self.hangs = False
 
@@ -35,7 +36,10 @@ class ScriptedSlurm:
             return subprocess.CompletedProcess(argv, 1, "", self.failures[program] + "\n")
         said = ""
         if program == "squeue":
-            said = "".join(f"{number}|{state}|{self.reason}\n" for number, state in self.queue.items())
+            self.looks += 1
+            said = "".join(
+                f"{number}|{state}|lamplighter-slurm-1|{self.reason}\n" for number, state in self.queue.items()
+            )
         else:
             self.calls.append(" ".join(argv))
         if program == "sbatch":
@@ -64,6 +68,17 @@ def test_the_state_is_that_of_the_queue(queue: list[str], word: str):
     slurm = ScriptedSlurm()
     slurm.queue = dict(enumerate(queue))
     assert slurm.pilot().state() == word
+
+
+def test_one_look_at_the_queue_reports_many_pilots():
+    slurm = ScriptedSlurm(reason="Resources|and more")
+    slurm.queue = {7: "PENDING"}
+    hosts = [f"slurm-{number}" for number in range(50)]
+    assert find_states(hosts, slurm.run) == dict.fromkeys(hosts, "off") | {"slurm-1": "pending"}
+    assert slurm.looks == 1
+    slurm.failures["squeue"] = AWAY
+    with pytest.raises(PilotWaits, match="controller is away"):
+        find_states(hosts, slurm.run)
 
 
 def test_on_submits_one_pilot_that_knows_its_host():

@@ -13,15 +13,16 @@ import httpx2
 import pytest
 from msgspec import ValidationError, convert
 
-from edge.power.driver_calls import call_driver, query_driver
+from edge.power.driver_calls import DriverPoller, StateReport, call_driver, query_driver
 from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.factory import DRIVER_FACTORIES
 from edge.power.drivers.http import HttpDriver
 from edge.power.drivers.libcloud import LibcloudDriver
 from edge.power.drivers.wol import WolDriver, magic_packet
 from schemas.host_config import AnyHostConfig, CommandHostConfig, HttpHostConfig, LibcloudHostConfig, WolHostConfig
-from schemas.power import PowerCallOutcome, PowerCallResult, PowerVerb, ReportedPower
+from schemas.power import PowerCallOutcome, PowerCallResult, PowerRecord, PowerState, PowerVerb, ReportedPower
 from tests.contract.power_driver_rigs import NOW, SECRET
+from tests.support.fake_power_driver import FakeCluster, FakePowerDriver
 from tests.support.wait import wait_for
 
 FOR_EVER = "import time; time.sleep(600)"
@@ -33,6 +34,26 @@ def python(code: str) -> tuple[str, ...]:
 
 def driver(**argv: tuple[str, ...]) -> CommandDriver:
     return CommandDriver("gpu-1", CommandHostConfig(**{"on": python("0"), **argv}), os.environ)
+
+
+async def test_fifty_hosts_of_a_cluster_are_one_look_and_share_its_error() -> None:
+    cluster = FakeCluster()
+    drivers = {host: FakePowerDriver(cluster=cluster, host=host) for host in (f"pilot-{n}" for n in range(51))}
+    coming, off = PowerRecord(state=PowerState.WAKING, since=NOW), PowerRecord(state=PowerState.OFF, since=NOW)
+    declared = dict.fromkeys(drivers, CommandHostConfig(on=("on",)))
+    poller = DriverPoller(
+        declared, drivers, lambda host: (off if host == "pilot-50" else coming, False), lambda: None, interval_s=3600
+    )
+    await poller.poll("pilot-7")
+    asked = drivers.keys() - {"pilot-50"}
+    assert cluster.looks == [asked]
+    assert {poller.last_reported(host, coming) for host in asked} == {StateReport(ReportedPower.OFF)}
+    for machine in drivers.values():
+        machine.broken = True
+    await poller.poll("pilot-8")
+    failed = StateReport(ReportedPower.UNKNOWN, "the driver is broken: repair it")
+    assert {poller.last_reported(host, coming) for host in asked} == {failed}
+    assert len(cluster.looks) == 2
 
 
 async def test_a_magic_packet_goes_to_the_broadcast_address_three_times() -> None:
@@ -49,7 +70,7 @@ async def test_a_magic_packet_goes_to_the_broadcast_address_three_times() -> Non
 async def test_wake_on_lan_tells_nothing_and_leaves_off_to_the_runner() -> None:
     wol = WolDriver(WolHostConfig(mac="a4:bb:6d:00:11:22"))
     assert not wol.can_report_state
-    assert await query_driver(wol, 5) is ReportedPower.UNKNOWN
+    assert (await query_driver(wol, 5)).power is ReportedPower.UNKNOWN
     assert await call_driver(wol, PowerVerb.STOP, "call-1", 5) == PowerCallResult(PowerCallOutcome.DONE)
 
 
@@ -65,7 +86,7 @@ async def test_a_driver_that_breaks_has_failed_and_nothing_else() -> None:
     assert await call_driver(broken, PowerVerb.START, "call-1", 5) == PowerCallResult(
         PowerCallOutcome.FAILED, "KeyError: 'call-1'"
     )
-    assert await query_driver(broken, 5) is ReportedPower.UNKNOWN
+    assert (await query_driver(broken, 5)).power is ReportedPower.UNKNOWN
 
 
 async def test_a_program_inherits_none_of_the_edges_settings(tmp_path: Path) -> None:
@@ -151,12 +172,12 @@ async def test_a_program_that_is_not_there_is_a_failure_that_names_it() -> None:
     ],
 )
 async def test_the_state_is_the_last_word_or_the_exit(code: str, said: ReportedPower) -> None:
-    assert await query_driver(driver(state=python(code)), 20) is said
+    assert (await query_driver(driver(state=python(code)), 20)).power is said
 
 
 async def test_without_a_state_program_the_switch_tells_nothing() -> None:
     assert not driver().can_report_state
-    assert await query_driver(driver(), 5) is ReportedPower.UNKNOWN
+    assert (await query_driver(driver(), 5)).power is ReportedPower.UNKNOWN
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://xn--/", "http://a:99999/"])
@@ -164,7 +185,7 @@ async def test_a_url_that_nobody_can_ask_is_a_failure_that_names_it(url: str) ->
     async with httpx2.AsyncClient() as client:
         declared = HttpHostConfig(url=url, secret=SECRET)
         http = HttpDriver("gpu-1", declared, client, lambda: NOW, lambda: "call-1")
-        assert await query_driver(http, 5) is ReportedPower.UNKNOWN
+        assert (await query_driver(http, 5)).power is ReportedPower.UNKNOWN
         answer = await call_driver(http, PowerVerb.START, "call-1", 5)
     assert (answer.outcome, url in answer.why) == (PowerCallOutcome.FAILED, True)
 
@@ -181,7 +202,7 @@ async def test_a_mistake_that_only_the_cloud_knows_is_a_failure_that_names_it(
 ) -> None:
     host = LibcloudHostConfig(node="i-1", key_env="CLOUD_KEY", **declared)
     cloud = LibcloudDriver(host, {"CLOUD_KEY": "key"})
-    assert await query_driver(cloud, 5) is ReportedPower.UNKNOWN
+    assert (await query_driver(cloud, 5)).power is ReportedPower.UNKNOWN
     answer = await call_driver(cloud, PowerVerb.START, "call-1", 5)
     assert (answer.outcome, why in answer.why) == (PowerCallOutcome.FAILED, True)
 
