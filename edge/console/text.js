@@ -268,6 +268,7 @@ const TEXTS = {
   engine_away: ["The container engine does not answer", "容器引擎没有响应"],
   running_jobs: ["Running jobs", "运行中的任务"],
   usual_wake: ["Usual time to start", "通常开机用时"],
+  kept_on: ["On because", "开机原因"],
   warm: ["Loaded programs", "已加载的程序"],
   warm_counts: ["{ready} ready, {loading} loading", "{ready} 个就绪，{loading} 个加载中"],
   history: ["History", "历史"],

@@ -67,6 +67,11 @@ async def test_a_host_is_put_into_maintenance_and_back(browser: Browser, tmp_pat
             await go(watched, "hosts")
             await panel.get_by_role("button", name="End maintenance").click()
             await expect(panel.locator(".note")).to_have_count(0)
+            await edge.world.send_heartbeat("gpu-9")  # a host with a power driver
+            for _ in range(2):
+                await edge.services.power.tick()
+            reason = page.locator("#host-gpu-9 dt", has_text="On because").locator("+ dd")
+            await expect(reason).to_contain_text("It stays on until", timeout=30_000)
 
 
 async def test_deliveries_of_all_jobs_are_listed_filtered_and_sent_again(console: Console):

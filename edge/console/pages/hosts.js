@@ -52,6 +52,7 @@ export function hostsPage(main, path) {
       h("dl", {},
         h("dt", {}, t("running_jobs")), h("dd", {}, host.jobs.length ? host.jobs.map((id) => [linkedJob(id), " "]) : t("none")),
         host.wake_median_s !== null && [h("dt", {}, t("usual_wake")), h("dd", { class: "num" }, duration(host.wake_median_s))],
+        host.kept_on?.length > 0 && [h("dt", {}, t("kept_on")), h("dd", {}, host.kept_on.map((one) => one.message).join("; "))],
         host.engine && [h("dt", {}, t("engine")), h("dd", {}, host.engine)],
         host.warm?.length > 0 && [h("dt", {}, t("warm")), h("dd", {}, host.warm.map((pool) => `${pool.endpoint}: ${t("warm_counts", { ready: pool.ready, loading: pool.loading })}`).join("; "))],
         h("dt", {}, t("page_endpoints")), h("dd", {}, host.endpoints.join(", ") || t("none"))),
