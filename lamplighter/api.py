@@ -135,9 +135,9 @@ def post_job_action(job_id: str, verb: str) -> ApiRequest[JobView]:
     return ApiRequest(method="POST", path=job_path(job_id, verb), read=decode_job)
 
 
-def delete_path(path: str) -> ApiRequest[None]:
-    """Delete the resource at `path`."""
-    return ApiRequest(method="DELETE", path=path, read=ignore_body)
+def delete_path(path: str, **params: str) -> ApiRequest[None]:
+    """Delete the resource at `path`. A query in `path` would be lost: `params` has its parameters."""
+    return ApiRequest(method="DELETE", path=path, read=ignore_body, params=tuple(params.items()))
 
 
 def get_json(path: str, **params: str) -> ApiRequest[Any]:

@@ -212,7 +212,7 @@ def _token_row(token: dict[str, Any]) -> tuple[str, ...]:
 def revoke_token(session: CliContext, token_id: str, *, hosts: bool) -> None:
     """Stop further hosts from joining with token ID. Without --hosts, those that have joined stay."""
     path = f"/v1/host-tokens/{api.quote_segment(token_id)}"
-    session.client.call(api.delete_path(f"{path}?hosts=true" if hosts else path))
+    session.client.call(api.delete_path(path, hosts="true") if hosts else api.delete_path(path))
     tokens = session.client.call(api.get_json("/v1/host-tokens"))["tokens"]
     stay = next((token["hosts"] for token in tokens if token["id"] == token_id), 0)
 

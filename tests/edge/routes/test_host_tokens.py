@@ -1,8 +1,11 @@
 """`/v1/host-tokens`: the whole way of a shared token over HTTP, with the exchange as a runner makes it."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 from msgspec.structs import replace
@@ -13,6 +16,7 @@ from runner.host.shared_join import JoinRefused, RetryClock, request_enrollment
 from runner.settings import RunnerSettings
 from schemas.enrollment import JoinRequest, SharedJoinToken, decode_any_join_token, encode_join_token
 from tests.support.host_access import FakeHostAccess
+from tests.support.installation import ROOT
 from tests.support.served_edge import ServedEdge, serve_edge
 
 TERMS = {"uses": 2, "ttl_s": 3600, "prefix": "slurm"}
@@ -86,17 +90,26 @@ async def test_the_whole_way_of_a_token(tmp_path: Path):
     assert trail[1]["by"] == shared.id
 
 
+async def revoke(edge: ServedEdge, token_id: str, *options: str) -> list[str]:
+    """Revoke the token by the command line; return what it prints."""
+    environ = {**os.environ, "LAMPLIGHTER_URL": edge.url, "LAMPLIGHTER_KEY": edge.texts["admin"], "COLUMNS": "200"}
+    argv = [sys.executable, "-m", "lamplighter", "hosts", "token", "revoke", token_id, *options]
+    return (await anyio.run_process(argv, env=environ, cwd=ROOT)).stdout.decode().splitlines()
+
+
 async def test_a_revoked_token_says_so_and_its_hosts_stay_until_they_are_removed(tmp_path: Path):
     async with serve_edge(tmp_path / "edge", FakeHostAccess()) as edge:
         shared = await create(edge)
         await join(shared, tmp_path / "one")
-        assert (await edge.admin.delete(f"/v1/host-tokens/{shared.id}")).status_code == 204
+        lines = await revoke(edge, shared.id)
+        remedy = f"lamplighter hosts token revoke {shared.id} --hosts"
+        assert lines == [f"join token {shared.id} revoked", f"1 of its hosts stay: {remedy} removes them"]
         with pytest.raises(JoinRefused, match="was revoked"):
             await join(shared, tmp_path / "two")
         assert await list_tokens(edge) == [("revoked", 1, 1)]
         other = await create(edge)
         await join(other, tmp_path / "three")
-        assert (await edge.admin.delete(f"/v1/host-tokens/{shared.id}?hosts=true")).status_code == 204
+        assert await revoke(edge, shared.id, "--hosts") == [f"join token {shared.id} revoked"]
         assert sorted(await list_tokens(edge)) == [("active", 1, 1), ("revoked", 1, 0)]
         trail = (await edge.admin.get("/v1/audit")).json()["events"]
         removed = [row["details"] for row in trail if row["action"] == "host_removed"]
