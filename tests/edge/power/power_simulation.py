@@ -125,6 +125,7 @@ class PowerSimulation:
         self.lie: ReportedPower | None = None
         self.flights: list[PendingCall] = []
         self.crowded = False
+        self.is_reserved = self.is_released = self.has_pool_rule = False  # what the plan of the pools says of the host
         self.calls = 0
         self._written: list[RecordWrite] = []
         self.stops: list[tuple[PowerRecord, bool]] = []
@@ -198,15 +199,20 @@ class PowerSimulation:
         )
         call = record.call and (record.call.id, record.call.result is None)
         idle_s = edge.watch.seconds("idle", idle)
-        called_s = edge.watch.seconds("called", waiting)
+        is_up = record.state in {PowerState.ONLINE, PowerState.DRAINING}
+        wanted = self.is_reserved or (waiting and not self.is_released)
+        called_s = edge.watch.seconds("called", wanted)
         return HostFacts(
             at=self.at(edge),
             absence_counts=steady,
             heartbeat=heart,
             can_report_state=self.tells,
             reported_power=self.provider(),
-            wake_requested=waiting,
+            wake_requested=wanted,
             has_queued_work=waiting,
+            is_reserved=self.is_reserved,
+            is_released=self.is_released and not self.is_reserved and is_up,
+            has_pool_rule=self.has_pool_rule,
             active_jobs=self.records_running,
             wake_requested_s=called_s,
             idle_s=idle_s if idle else 0.0,
@@ -252,9 +258,9 @@ class PowerSimulation:
             self.starts += 1
         else:
             edge = self.edges[flight.edge]
-            wanted = (self.queue > 0 or self.runner.used) and power_prohibition(
-                self.record, self.at(edge), RULES
-            ) is None
+            has_work = self.queue > 0 and not self.is_released
+            is_needed = self.is_reserved or has_work or self.runner.used
+            wanted = is_needed and power_prohibition(self.record, self.at(edge), RULES) is None
             self.stops.append((self.record, self.beating() and (self.runner.work > 0 or wanted)))
 
     def take_written(self) -> list[RecordWrite]:
@@ -320,6 +326,7 @@ class PowerSimulation:
         """Repair everything, and acknowledge the fault."""
         self.broker_up, self.lie, self.machine.broken, self.runner.crashed = True, None, False, False
         self.runner.deaf, self.runner.used = False, False
+        self.is_reserved = self.is_released = self.has_pool_rule = False
         for edge in self.edges:
             edge.suspended = False
         self._store(state_machine.with_override(self.record, None))

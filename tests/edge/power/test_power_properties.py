@@ -71,6 +71,12 @@ class Weather(RuleBasedStateMachine):
     def somebody_logs_in_or_out(self) -> None:
         self.world.runner.used = self.world.runner.up and not self.world.runner.used
 
+    @rule(reserved=st.booleans(), released=st.booleans(), ruled=st.booleans())
+    def the_pools_need_it_or_not(self, reserved: bool, released: bool, ruled: bool) -> None:
+        """Let `min` of a pool keep the host, or the other hosts suffice for longer than its cool-down."""
+        self.world.is_reserved, self.world.is_released = reserved and ruled, released
+        self.world.has_pool_rule = ruled
+
     @rule()
     def a_job_comes(self) -> None:
         self.world.queue += 1
@@ -180,14 +186,17 @@ class Weather(RuleBasedStateMachine):
             assert facts.reported_power is ReportedPower.OFF if facts.can_report_state else facts.absence_counts
 
     def _no_flapping(self, change: RecordWrite) -> None:
-        """Check that a host stays on for `min_on` unless its owner overrides it."""
-        before, after, _, now = change
+        """Check that a host stays on for `min_on` and for the `min` of its pools, unless its owner overrides it."""
+        before, after, facts, now = change
         if after.state is before.state:
             return
         if after.state is PowerState.ONLINE:
             self.came = now
-        if after.why == "nothing to do":
+        if after.why in {"nothing to do", "its pools need fewer hosts"}:
             assert now - self.came >= RULES.min_on
+            assert not facts.is_reserved
+        if after.why == "its pools need fewer hosts":
+            assert facts.is_released
 
     def teardown(self) -> None:
         """Without failures, all waiting jobs are done, and the host powers off."""
