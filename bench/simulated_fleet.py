@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ async def run_hosts(made: BenchInstallation, count: int, job_s: float) -> AsyncI
     broker = made.installation.broker_settings("runner")
     environ = {"BENCH_BROKER_URL": broker.url, "BENCH_BROKER_PASSWORD": broker.password}
     argv = [sys.executable, "-m", "bench.simulated_hosts", str(count), str(job_s)]
+    started_at = datetime.now(UTC)
     with tempfile.NamedTemporaryFile() as log:
         async with (
             await anyio.open_process(argv, env=os.environ | environ, cwd=ROOT, stderr=log, stdin=None) as process,
@@ -73,7 +75,7 @@ async def run_hosts(made: BenchInstallation, count: int, job_s: float) -> AsyncI
         ):
             hosts = SimulatedHosts(process, Path(log.name))
             tasks.start_soon(_read_starts, hosts)
-            await _wait_until_online(made, hosts, count)
+            await _wait_until_online(made, hosts, count, started_at)
             yield hosts
             if process.returncode is None:
                 process.kill()
@@ -90,12 +92,14 @@ async def _read_starts(hosts: SimulatedHosts) -> None:
             hosts.starts.append(JobStart(host, job_id, float(at), float(ended_at)))
 
 
-async def _wait_until_online(made: BenchInstallation, hosts: SimulatedHosts, count: int) -> None:
+async def _wait_until_online(made: BenchInstallation, hosts: SimulatedHosts, count: int, started_at: datetime) -> None:
+    """Wait for the first heartbeats. Those of hosts that were killed before `started_at` may still be stored."""
     async with made.installation.bus() as bus:
 
         async def online() -> bool:
             hosts.check_alive()
-            return len(await bus.heartbeats.rows()) >= count
+            rows = (await bus.heartbeats.rows()).values()
+            return sum(row.value.at >= started_at for row in rows) >= count
 
         await wait_for(online, timeout_s=ONLINE_TIMEOUT_S, interval_s=0.2)
 
