@@ -193,7 +193,7 @@ async def test_a_host_without_a_gpu_gives_the_reason_only_if_no_other_could_do_b
     assert await reason(fake) == WaitReason.HOST_OFF_UNSWITCHED
     job = await fake.submit()
     told = (await fake.job_views.build(await fake.jobs.read(job.key))).message
-    assert told == "Nobody can switch gpu-2 on from here: start its runner"
+    assert told == "gpu-2 is off, and the edge cannot power it on: start its runner"
     fake.wake_forecasts.forecast = WakeForecast(WaitReason.HOST_WAKING, "gpu-2", None, None)
     fake.wake_forecasts.hosts_with_driver = frozenset({"gpu-2"})
     assert await reason(fake) == WaitReason.HOST_WAKING
