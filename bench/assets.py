@@ -12,7 +12,7 @@ from bench.figures import Figure, p50
 from bench.http_load import run_load
 from bench.installation import run_installation
 from bench.store import sha256sum
-from lamplighter.digest_cache import hash_file
+from lamplighter.files import hash_file
 
 MIB = 1024 * 1024
 SIZE_MB = 1024

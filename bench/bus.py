@@ -20,12 +20,9 @@ from bus.interface import Bus
 from bus.open import open_edge, open_runner
 from bus.server.process import NatsServer, run_server
 from bus.settings import BrokerSettings
-from schemas.events import JobRecord, Started, Submitted
-from schemas.feed import FeedPosition, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Claim, Job
+from schemas.events import FeedPosition, JobRecord, ProgressMessage, Started, Submitted
+from schemas.job import PRIORITIES, Claim, Job, JobKey, Status
 from schemas.lifecycle import next_record
-from schemas.status import PRIORITIES, Status
 
 JOBS = 300
 WARM_UP = 20

@@ -13,10 +13,8 @@ from bench.figures import Figure
 from bench.installation import BenchInstallation, create_jobs, make_job, run_installation
 from bus.interface import Bus
 from edge.core.clock import utc_now
-from schemas.feed import FeedPosition, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Claim
-from schemas.status import Status
+from schemas.events import FeedPosition, ProgressMessage
+from schemas.job import Claim, JobKey, Status
 from tests.support.browser import WatchedPage, open_browser, open_page
 
 OWNER = "ann"

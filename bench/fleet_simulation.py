@@ -25,7 +25,7 @@ POOL = "lipsync"
 STEP_S = 5.0
 STOP_S = 20.0
 KNOWN_RUNS = 100
-RUNS_NEEDED = 3  # as in edge.jobs.eta
+RUNS_NEEDED = 3  # as in edge.jobs.forecast
 
 
 class SimulatedJob(Struct):

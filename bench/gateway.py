@@ -16,9 +16,9 @@ from bench.installation import BenchInstallation, run_installation
 from bus.interface import Bus
 from edge.core.clock import utc_now
 from edge.owners.api_keys import ApiKeyStore
-from schemas.auth import CLIENT_SCOPES
-from schemas.feed import FeedPosition, ProgressMessage
-from schemas.ids import JobKey
+from schemas.credentials import CLIENT_SCOPES
+from schemas.events import FeedPosition, ProgressMessage
+from schemas.job import JobKey
 
 SOCKETS = 1000
 SUBMITS = 500

@@ -18,11 +18,10 @@ from bench.installation import BenchInstallation
 from bench.start import first_line_s
 from bus.interface import BrokerUnreachable, Bus
 from bus.open import open_edge, open_runner
-from bus.server.host_accounts import HostAccounts, hash_password, new_password
-from bus.server.process import run_server
+from bus.server.process import HostAccounts, hash_password, new_password, run_server
 from bus.settings import BrokerSettings
 from lamplighter import AsyncClient
-from schemas.status import Priority
+from schemas.job import Priority
 from tests.support.installation import Installation, wait_until_ready
 from tests.support.nats_broker import BrokerProcess, SingleAccountBroker
 

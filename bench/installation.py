@@ -19,9 +19,8 @@ from msgspec import Struct
 from bench.figures import Figure
 from bench.processor import process_cpu_s
 from lamplighter import AsyncClient, api
-from schemas.job import Job
+from schemas.job import WAITING_STATUSES, Job, Status, WaitReason
 from schemas.job_view import JobView
-from schemas.status import WAITING_STATUSES, Status, WaitReason
 from tests.support.installation import IMAGES, ROOT, Installation, wait_until_ready
 from tests.support.stored_jobs import store_jobs
 from tests.support.wait import wait_for

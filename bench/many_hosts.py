@@ -23,8 +23,7 @@ from bench.figures import Figure, p50, p99
 from bench.installation import BenchInstallation, create_jobs, make_job, run_installation
 from bench.processor import ProcessorTimes
 from bench.simulated_fleet import ONLINE_TIMEOUT_S, SimulatedHosts, StallWatch, run_hosts
-from schemas.job import Job
-from schemas.status import Status
+from schemas.job import Job, Status
 from tests.support.wait import wait_for
 
 BENCH = "many_hosts"

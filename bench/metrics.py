@@ -14,7 +14,7 @@ from bench.http_load import post_request, run_load
 from bench.installation import run_installation
 from bench.submit import BODY
 from edge.core.metrics import EdgeMetrics, MetricsSettings
-from edge.http.request_metrics import RequestMetrics
+from edge.http.middleware import RequestMetrics
 
 SUBMITS = 2000
 CALLS = 50_000

@@ -19,7 +19,7 @@ import anyio.to_thread
 from bench.figures import Figure
 from bench.installation import docker_missing_figure
 from runner.engines.docker import DockerEngine, DockerSettings
-from schemas.image_reference import parse_image_reference
+from schemas.endpoint_parts import parse_image_reference
 from tests.support.docker_images import run_docker
 from tests.support.image_registry import PROGRAM, run_registry
 

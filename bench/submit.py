@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 from bench.figures import Figure, p50, p99
 from bench.http_load import LoadResult, post_request, run_load, run_timed
 from bench.installation import BenchInstallation, create_jobs, make_job, run_installation
-from schemas.job import Job, Pointer
-from schemas.status import Priority, Status
+from schemas.job import Job, Pointer, Priority, Status
 
 BODY = b'{"endpoint":"echo","input":{"text":"hello"}}'
 COUNTS = {1: 1000, 16: 4000, 64: 4000}

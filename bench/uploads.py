@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.figures import Figure, p50
 from bench.installation import BenchInstallation, run_installation
-from lamplighter.digest_cache import hash_file
+from lamplighter.files import hash_file
 
 MIB = 1024 * 1024
 SIZE_MB = 512

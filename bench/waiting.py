@@ -7,8 +7,7 @@ from bench.figures import Figure, p50
 from bench.http_load import get_request, post_request, run_load
 from bench.installation import create_jobs, make_job, run_installation
 from bench.submit import BODY
-from schemas.job import Job
-from schemas.status import Status
+from schemas.job import Job, Status
 
 JOBS = 100_000
 SAMPLES = 300

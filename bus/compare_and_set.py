@@ -10,8 +10,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from bus.interface import RevisionConflict, Table, TableRow, VersionedRecord
 from schemas.events import JobEvent, JobRecord
-from schemas.ids import JobKey
-from schemas.job import Job
+from schemas.job import Job, JobKey
 from schemas.lifecycle import next_record
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """The ports of the broker: what the edge and the runner may ask of it, and the errors that it answers with.
 
 `bus.open` gives a `Bus` over a real broker, `tests.support.fake_bus` one without; both pass tests/contract/test_bus*.
-Methods raise the errors below; `bus.nats.errors` maps every foreign error to one of them.
+Methods raise the errors below; `bus.nats.replies` maps every foreign error to one of them.
 
 BusError
   RevisionConflict    another writer was first: read again
@@ -20,21 +20,23 @@ from msgspec import Struct
 
 from bus.health import BrokerHealth
 from schemas.asset import AssetReference
-from schemas.auth import ApiKey
-from schemas.conditions import Notice
-from schemas.enrollment import EnrolledHost, HostToken
-from schemas.events import JobRecord
-from schemas.feed import FeedMessage, ProgressMessage
+from schemas.credentials import ApiKey, EnrolledHost, HostToken
+from schemas.endpoint_parts import StoredSecret
+from schemas.events import FeedMessage, JobRecord, ProgressMessage
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
-from schemas.ids import JobKey
-from schemas.installation import AuditEvent, InstallationConstant, Lease, Pause
-from schemas.job import Pointer
-from schemas.job_action import JobAction
-from schemas.job_environment import StoredSecret
-from schemas.owner_deletion import DeletedOwner, OwnerDeletion
+from schemas.installation import (
+    AuditEvent,
+    DeletedOwner,
+    InstallationConstant,
+    JobAction,
+    Lease,
+    Notice,
+    OwnerDeletion,
+    Pause,
+)
+from schemas.job import JobKey, Pointer, Priority
+from schemas.job_view import JobUsage, PowerUsage, UsageRow
 from schemas.power import PowerRecord
-from schemas.status import Priority
-from schemas.usage import JobUsage, PowerUsage, UsageRow
 from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 
 

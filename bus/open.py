@@ -11,18 +11,15 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from bus.health import UptimeClock
 from bus.interface import Bus, BusError
-from bus.nats.audit_stream import NatsAuditStream
 from bus.nats.connection import NatsConnection, reply_status
-from bus.nats.feed import NatsJobFeed
+from bus.nats.feed import NatsJobFeed, ReaderConsumerProxy
 from bus.nats.health import MonitorClients, NatsBrokerHealth, open_monitor_client
-from bus.nats.host_nudges import NatsHostNudges
 from bus.nats.jetstream import JetStreamClient
-from bus.nats.job_queue import NatsJobQueue
-from bus.nats.job_store import NatsJobStore
-from bus.nats.reader_proxy import ReaderConsumerProxy
+from bus.nats.key_value import NatsJobStore, NatsTable
 from bus.nats.snapshots import SnapshotClient
-from bus.nats.table import NatsTable
+from bus.nats.streams import NatsAuditStream, NatsHostNudges, NatsJobQueue, NatsUsageLog, NatsWebhookOutbox
 from bus.nats.topology import (
     ACTIONS,
     AGREED,
@@ -30,6 +27,7 @@ from bus.nats.topology import (
     DELETED_OWNERS,
     DELIVERED,
     ERASURES,
+    GLOBAL_ACCOUNT,
     HOOKS,
     HOST_TOKENS,
     HOSTS,
@@ -45,21 +43,14 @@ from bus.nats.topology import (
     TOMBSTONES,
     ensure_shared_consumers,
     ensure_streams,
+    inbox_prefix,
 )
-from bus.nats.usage_log import NatsUsageLog
-from bus.nats.users import GLOBAL_ACCOUNT, inbox_prefix
-from bus.nats.webhook_outbox import NatsWebhookOutbox
 from bus.settings import BrokerSettings
-from bus.uptime_clock import UptimeClock
 from schemas.asset import AssetReference
-from schemas.auth import ApiKey
-from schemas.conditions import Notice
-from schemas.enrollment import EnrolledHost, HostToken
+from schemas.credentials import ApiKey, EnrolledHost, HostToken
+from schemas.endpoint_parts import StoredSecret
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
-from schemas.installation import InstallationConstant, Lease, Pause
-from schemas.job_action import JobAction
-from schemas.job_environment import StoredSecret
-from schemas.owner_deletion import DeletedOwner, OwnerDeletion
+from schemas.installation import DeletedOwner, InstallationConstant, JobAction, Lease, Notice, OwnerDeletion, Pause
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 
@@ -138,7 +129,7 @@ async def open_edge(settings: BrokerSettings) -> AsyncIterator[Bus]:
 
 @asynccontextmanager
 async def open_runner(settings: BrokerSettings) -> AsyncIterator[Bus]:
-    """Open the bus of a runner, which needs exactly the rights of `bus.nats.users.runner_user`.
+    """Open the bus of a runner, which needs exactly the rights of `bus.nats.topology.runner_user`.
 
     Raises as `open_edge` does.
     """

@@ -20,9 +20,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from bus.spans import OpenSpan, PassedContext, SpanValue
-from schemas.environment import is_loopback_url
-from schemas.trace_context import TraceContext, parse_traceparent
+from bus.spans import OpenSpan, PassedContext, SpanValue, TraceContext, parse_traceparent
+from schemas.outbound_rules import is_loopback_url
 from schemas.version import VERSION
 
 TRACES_PATH = "/v1/traces"

@@ -1,9 +1,9 @@
 """Alert rules: one table, from which deploy/prometheus/rules.yaml and docs/alerts.md are made by `just docs`.
 
-When an alert fires, with which numbers and for how long, is in schemas/conditions.py, which notifications use too.
+When an alert fires, with which numbers and for how long, is in schemas/installation.py, which notifications use too.
 `python -m deploy.alert_rules` prints the rules file. `docs/alerts.md` explains each rule. Tests run both against a real
 Prometheus, and compare every metric and label in an expression with the table of metrics. The names and thresholds are
-those of `schemas/conditions.py`, which notifications use too. To add an alert, see "Where to add things" in
+those of `schemas/installation.py`, which notifications use too. To add an alert, see "Where to add things" in
 docs/architecture.md.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from msgspec import Struct
 
-from schemas.conditions import FAILED_JOBS_LIMIT, THRESHOLDS, Condition, Threshold
+from schemas.installation import FAILED_JOBS_LIMIT, THRESHOLDS, Condition, Threshold
 
 GROUP = "lamplighter"
 DAY_S = 86_400.0

@@ -22,8 +22,7 @@ import yaml
 
 from edge.power.drivers.kubernetes import KubernetesDriver, pod_name
 from schemas.host_config import KubernetesHostConfig
-from schemas.power import ReportedPower
-from schemas.power_driver import PowerCallFailed
+from schemas.power import PowerCallFailed, ReportedPower
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "kubernetes.md"

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runner.engines.job_user import NoSuchUser, resolve_job_user
 from runner.engines.process import CannotRunJobs, ProcessEngine
+from runner.engines.process_job import NoSuchUser, resolve_job_user
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo"

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from edge.core import messages
 from edge.core.messages import LocalizedText
+from schemas.lifecycle import FAILURES
 from schemas.problems import PROBLEM_TYPES
-from schemas.retry_policy import FAILURES
 
 HEAD = """# Every error
 
-`./justw docs` makes this page from `schemas/problems.py`, `schemas/retry_policy.py`, `edge/core/messages.py` and
+`./justw docs` makes this page from `schemas/problems.py`, `schemas/lifecycle.py`, `edge/core/messages.py` and
 `deploy/errors_doc.py`; a test keeps it current. Programs can rely on codes: they do not change. Texts are for people
 and may change. They are in the language of `Accept-Language` (English or Chinese), else in the language of the key.
 

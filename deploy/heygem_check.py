@@ -24,7 +24,7 @@ import msgspec
 
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, EngineError
-from runner.host.gpu_probe import LIST_GPUS_COMMAND as LIST_CARDS
+from runner.host.watches import LIST_GPUS_COMMAND as LIST_CARDS
 from schemas import endpoint
 from schemas.container_protocol import JOB_FILE, OUTPUT_FILE, ErrorLine, JobFile, JobTimeouts, LineParser, ProgressLine
 

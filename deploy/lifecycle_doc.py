@@ -1,13 +1,12 @@
 """Prints docs/lifecycle.md from the tables: `./justw docs` writes it, a test compares it."""
 
 from schemas.events import JobEventBase
-from schemas.lifecycle import TRANSITIONS, TRANSITIONS_WITHOUT_INPUT
-from schemas.retry_policy import FAILURES
-from schemas.status import FINAL_STATUSES, Status
+from schemas.job import FINAL_STATUSES, Status
+from schemas.lifecycle import FAILURES, TRANSITIONS, TRANSITIONS_WITHOUT_INPUT
 
 HEAD = """# The life of a job
 
-Made from `schemas/lifecycle.py` and `schemas/retry_policy.py` by `./justw docs`; a test compares.
+Made from `schemas/lifecycle.py` by `./justw docs`; a test compares.
 
 A job is made as `scheduled` (accepted, not yet ready) or `queued`. Every step is one compare-and-set on its record.
 The edge supplies input, queues, reprioritises, expires, retries and asks to cancel. It also cancels a job that waits,

@@ -26,25 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIENT, SERVER = "lamplighter", "lamplighter-server"
 # Modules of lamplighter/cli that go into the server's wheel: its commands, and what they share.
 SERVER_COMMAND_MODULES = (
-    *("up", "edge", "runner", "relay", "backup", "restore", "health", "install", "uninstall"),
+    *("up", "edge", "runner", "relay", "backup", "health", "install", "uninstall"),
     *(
         "server_commands",
         "machine_checks",
-        "journal",
         "log_output",
-        "log_rotation",
         "process_setup",
-        "redaction",
         "relay_client",
-        "relay_enrollment",
         "supervisor",
-        "data_dir",
-        "public_access",
+        "up_options",
+        "backup_archive",
     ),
-    *("backup_archive", "backup_encryption", "backup_target"),
-    *("config", "power_driver", "settings_file", "up_settings"),
-    *("new", "try_image"),
-    *("install_manifest", "service_notify", "service_places", "service_settings", "service_units"),
+    *("backup_target", "config", "power_driver", "try_image", "service_places", "service_units"),
 )
 # A path in this repository -> its path in the wheels. The first key that a path starts with is used.
 PLACES: dict[str, str] = {

@@ -13,54 +13,52 @@ from litestar.middleware import DefineMiddleware
 from starlette.types import ASGIApp
 
 from edge.console import ConsoleSettings
+from edge.facades import runpod
 from edge.facades.gateway import gateway as gateway_route
 from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem_routes
-from edge.facades.heygem import speech as heygem_speech
 from edge.facades.heygem.facade import HeygemFacade
-from edge.facades.runpod import routes as runpod_routes
-from edge.http.auth import NO_AUTH, AnyConnection, AuthenticationMiddleware, request_owner
-from edge.http.dependencies import EdgeServices, LanguageDep, OwnerDep, ServicesDep
+from edge.http.auth import (
+    NO_AUTH,
+    AnyConnection,
+    AuthenticationMiddleware,
+    EdgeServices,
+    LanguageDep,
+    OwnerDep,
+    ServicesDep,
+    request_owner,
+)
 from edge.http.middleware import (
     DefaultHeaders,
+    ProxiedRequests,
+    RequestMetrics,
+    RequestObserver,
     UnreadBodyDiscard,
     WebSocketDenialResponse,
+    log_request,
     make_cors_config,
     store_denial_cause,
 )
 from edge.http.openapi import make_openapi_config
 from edge.http.problems import find_language, handle_exception
-from edge.http.proxied import ProxiedRequests
-from edge.http.query_parameters import KnownParameters
-from edge.http.request_body import JSON_BODY_LIMIT_BYTES
-from edge.http.request_log import RequestObserver, log_request
-from edge.http.request_metrics import RequestMetrics
-from edge.http.routes import (
-    assets,
-    console,
-    endpoints,
-    events,
-    health,
-    host_tokens,
-    hosts,
-    job_actions,
-    jobs,
-    keys,
-    notifications,
-    owners,
-    reference,
-    secrets,
-    sessions,
-    uploads,
-    webhooks,
-)
+from edge.http.request_input import JSON_BODY_LIMIT_BYTES, KnownParameters
+from edge.http.routes import assets, endpoints, events, hosts, jobs, keys, monitoring, owners, pages, uploads, webhooks
 from edge.jobs.view import Asker
 from schemas.texts import Language
 
 MODULES = (
-    *(jobs, job_actions, events, assets, uploads, webhooks, endpoints, hosts, keys, sessions, owners, health),
-    *(notifications, secrets, host_tokens),
-    *(reference, gateway_route),
+    jobs,
+    events,
+    assets,
+    uploads,
+    webhooks,
+    endpoints,
+    hosts,
+    keys,
+    owners,
+    monitoring,
+    pages,
+    gateway_route,
 )
 ROUTES = tuple(route for module in MODULES for route in module.ROUTES)
 
@@ -98,7 +96,7 @@ def create_app(
 
     `routes`: of `make_routes`, for this edge alone. `heygem`: what the routes of HeyGem's interface need.
     """
-    routes.state.update(services=services, gateway=gateway, heygem=heygem, stream_cursors=runpod_routes.StreamCursors())
+    routes.state.update(services=services, gateway=gateway, heygem=heygem, stream_cursors=runpod.StreamCursors())
     inner = UnreadBodyDiscard(DefaultHeaders(cast("ASGIApp", routes)))  # two spellings of ASGI types
     proxied = ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
     return RequestMetrics(RequestObserver(proxied, log_request), services.metrics)
@@ -112,12 +110,12 @@ def make_routes(
     `heygem`: with `/easy/…` and `/tts/…`. `cors_origins`: the origins whose pages may call the API.
     `console_settings`: where the console is served; None leaves it out.
     """
-    facades = [runpod_routes.make_router()]
+    facades = [runpod.make_router()]
     if heygem:
-        facades += [heygem_routes.make_router(), heygem_speech.make_router()]
+        facades += [heygem_routes.make_router(), heygem_routes.make_speech_router()]
     shown = console_settings if console_settings is not None and console_settings.enabled else None
     if shown is not None:
-        facades.append(console.make_router(shown))
+        facades.append(pages.make_console_router(shown))
     app = _make_litestar(facades, cors_origins)
     app.state.console_path = None if shown is None else shown.path
     app.state.encode_api_document = partial(_encode_api_document, app)

@@ -13,32 +13,28 @@ from typing import NamedTuple
 
 from anyio.abc import TaskGroup
 
-from bus.server.host_accounts import HostAccounts
+from bus.server.process import HostAccounts
+from edge.core.clients import TrustedProxies
 from edge.core.clock import utc_now
-from edge.core.trusted_proxies import TrustedProxies
-from edge.deletion import DeletionServices, OwnerDeletionService
+from edge.deletion import DeletionServices, OwnerDeletionService, OwnerDirectory
 from edge.domain import Domain, EdgeResources, JobServices, build_domain, build_jobs
 from edge.facades.heygem.facade import HeygemFacade, make_heygem_facade
 from edge.hosts.enrollment import HostEnrollment
 from edge.hosts.host_tokens import HostTokens, SilentHostRemover
-from edge.hosts.samples import HostSamples
-from edge.http.dependencies import EdgeServices
+from edge.hosts.registry import HostSamples
+from edge.http.auth import EdgeServices
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.job_actions import JobActionService
 from edge.jobs.reconciler import IntervalTimer, ReconcileContext, ReconcilePolicy, Reconciler
 from edge.jobs.service import JobService
-from edge.notify.facts import FactReader, FactSources
-from edge.notify.service import NotificationService, NotificationServices
+from edge.notify.service import FactReader, FactSources, NotificationService, NotificationServices
 from edge.notify.targets import build_senders
-from edge.outbound.url_policy import AllowList
+from edge.outbound import AllowList
 from edge.owners.audit_log import AuditLog
-from edge.owners.directory import OwnerDirectory
 from edge.owners.quotas import RequestLimiter, StreamLimiter
-from edge.owners.sessions import SessionIssuer
-from edge.owners.tokens import TokenIssuer
+from edge.owners.signed_credentials import SessionIssuer, TokenIssuer
 from edge.settings import EdgeSettings
-from edge.usage.recorder import UsageRecorder
-from edge.usage.report import UsageReports
+from edge.usage import UsageRecorder, UsageReports
 from edge.webhooks import dispatcher as webhooks
 
 WEBHOOK_DEPENDENCIES = webhooks.WebhookDependencies(

@@ -1,10 +1,12 @@
-"""Deletion of an owner with all data: repeated until nothing is found any more.
+"""The owners of an installation: what each of them has, and the deletion of an owner with all data.
 
-A row of ERASURES records the request and the progress. The edge that holds the lease does the work, so that it
-continues after a crash. Meanwhile no edge accepts anything of the owner. Other edges learn this seconds later, so the
-deletion is done only after nothing was found for a while. Every step counts what it deleted and may stop anywhere.
+A deletion is repeated until nothing is found any more. A row of ERASURES records the request and the progress. The
+edge that holds the lease does the work, so that it continues after a crash. Meanwhile no edge accepts anything of the
+owner. Other edges learn this seconds later, so the deletion is done only after nothing was found for a while. Every
+step counts what it deleted and may stop anywhere.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import timedelta
 from functools import partial
@@ -20,21 +22,105 @@ from bus.notifier import Notifier
 from edge.assets.service import TRASH_RETENTION, AssetService
 from edge.assets.uploads import UploadService
 from edge.core.clock import Clock
-from edge.core.concurrency import gather_bounded
-from edge.core.error_handling import translate_errors
-from edge.core.leases import Leases
+from edge.core.concurrency import gather_bounded, translate_errors
+from edge.core.installation import Leases
 from edge.index.index import JobIndex
 from edge.jobs.service import JobService
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.quotas import OwnerQuotas
-from edge.owners.secrets import SecretStore
+from edge.owners.secrets import SecretStore, secret_prefix
 from edge.store.port import StoreError
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from schemas.events import RecordUnreadable
-from schemas.ids import JobKey
-from schemas.owner_deletion import DeletedOwner, DeletionCounts, OwnerDeletion, OwnerDeletionState
+from schemas.installation import DeletedOwner, DeletionCounts, OwnerDeletion, OwnerDeletionState
+from schemas.job import FINAL_STATUSES, JobKey, Status
 from schemas.problems import ProblemError
-from schemas.status import FINAL_STATUSES, Status
+
+_RETRY_AFTER_S = 10
+
+
+class OwnerSummary(Struct, frozen=True, kw_only=True):
+    """An owner. `unfinished`: jobs that have not ended. `deletion`: the last one that was requested."""
+
+    owner: str
+    jobs: int
+    unfinished: int
+    assets: int
+    keys: int
+    deletion: OwnerDeletion | None = None
+
+
+class OwnerHoldings(Struct, frozen=True, kw_only=True):
+    """All that a deletion of the owner deletes. `bytes`: of the assets. `deliveries`: of webhooks, in their log."""
+
+    owner: str
+    jobs: int
+    unfinished: int
+    assets: int
+    bytes: int
+    keys: int
+    deliveries: int
+    secrets: int
+
+
+class OwnerDirectory:
+    """Counts what owners have. A host has a key, but is not an owner."""
+
+    def __init__(self, bus: Bus, index: JobIndex, keys: ApiKeyStore) -> None:
+        self._bus = bus
+        self._index = index
+        self._keys = keys
+
+    async def list(self) -> Sequence[OwnerSummary]:
+        """Return every owner with keys, jobs, assets or a deletion, by name. Raises ProblemError."""
+        jobs, unfinished = self._count_jobs()
+        with translate_errors():
+            stored_keys = await self._keys.list()
+            assets = Counter(name.partition(".")[0] for name in await self._bus.asset_references.keys())
+            deletions = {owner: row.value for owner, row in (await self._bus.owner_deletions.rows()).items()}
+        keys = Counter(key.owner for key in stored_keys)
+        hosts = {key.owner for key in stored_keys if Scope.RUNNER in key.scopes}
+        return [
+            OwnerSummary(
+                owner=owner,
+                jobs=jobs[owner],
+                unfinished=unfinished[owner],
+                assets=assets[owner],
+                keys=keys[owner],
+                deletion=deletions.get(owner),
+            )
+            for owner in sorted({*jobs, *assets, *keys, *deletions} - hosts)
+        ]
+
+    async def count(self, owner: str) -> OwnerHoldings:
+        """Return what the owner has; zeros for an unknown one. Raises ProblemError."""
+        jobs, unfinished = self._count_jobs()
+        with translate_errors():
+            assets = [row.value.bytes for row in (await self._bus.asset_references.rows(f"{owner}.")).values()]
+            return OwnerHoldings(
+                owner=owner,
+                jobs=jobs[owner],
+                unfinished=unfinished[owner],
+                assets=len(assets),
+                bytes=sum(assets),
+                keys=len(await self._keys.list(owner)),
+                deliveries=len(await self._bus.delivery_log.keys(f"{owner}.>")),
+                secrets=len(await self._bus.secrets.keys(f"{secret_prefix(owner)}>")),
+            )
+
+    def _count_jobs(self) -> tuple[Counter[str], Counter[str]]:
+        """Return the jobs of each owner, all and those that have not ended. Raises ProblemError `unavailable`."""
+        if not self._index.is_caught_up:
+            raise ProblemError(
+                "unavailable", "the edge is still reading its jobs: try again", retry_after_s=_RETRY_AFTER_S
+            )
+        jobs, unfinished = Counter[str](), Counter[str]()
+        for key, count in self._index.count_jobs().items():
+            jobs[key.owner] += count
+            if key.status not in FINAL_STATUSES:
+                unfinished[key.owner] += count
+        return +jobs, unfinished
+
 
 DELETED_OWNER_RETENTION = timedelta(days=400)  # as AUDIT; a host that was off for longer removes by age
 SWEEP_INTERVAL_S = 2.0  # the time after which every other edge refuses the owner

@@ -21,39 +21,33 @@ from bus.spans import NO_SPANS, SpanRecorder
 from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService
 from edge.core.clock import utc_now
-from edge.core.installation import get_or_create_secret
-from edge.core.leases import Leases
+from edge.core.installation import Leases, get_or_create_secret
 from edge.core.metrics import EdgeMetrics
-from edge.core.signed_urls import UrlSigner
 from edge.hosts.endpoints import EndpointRegistry, load_endpoints
 from edge.hosts.enrollment import AdvertisedAddresses
 from edge.hosts.registry import HostRegistry
 from edge.index.index import JobIndex
-from edge.jobs.eta import EtaEstimator, RunHistory
-from edge.jobs.input_waiter import InputWaiter
-from edge.jobs.job_metrics import JobMetrics
+from edge.jobs.forecast import EtaEstimator, RunHistory, WaitReasons
+from edge.jobs.inputs import FetchBackoff, InputWaiter, UrlInputFetcher
 from edge.jobs.publish_window import PublishWindow
-from edge.jobs.readiness import BrokerReadiness
 from edge.jobs.service import JobService
-from edge.jobs.submission import Admission
-from edge.jobs.url_inputs import FetchBackoff, UrlInputFetcher
+from edge.jobs.submission import Admission, BrokerReadiness
 from edge.jobs.view import JobViewBuilder
-from edge.jobs.wait_reason import WaitReasons
-from edge.outbound.url_policy import AllowList
+from edge.outbound import AllowList
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.quotas import OwnerQuotas
 from edge.owners.secret_keys import SecretKeyFile
 from edge.owners.secrets import SecretStore
+from edge.owners.signed_credentials import UrlSigner
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
 from edge.power.drivers import factory as drivers
+from edge.power.drivers.generic import RelayHub
 from edge.power.observation import FleetObserver
-from edge.power.power_metrics import PowerMetrics
-from edge.power.relay_hub import RelayHub
+from edge.record_metrics import JobMetrics, PowerMetrics
 from edge.settings import EdgeSettings
 from edge.store.port import AssetStore
-from edge.store.shared_uploads import SharedUploadStateStore
-from edge.store.upload_state import UploadStateStore
+from edge.store.unfinished_uploads import SharedUploadStateStore, UploadStateStore
 
 SECRET_KEY_FILE = "secrets.key"  # in the data folder  # noqa: S105 - the name of a file
 

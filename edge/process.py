@@ -23,28 +23,27 @@ from msgspec import structs
 from bus.open import open_edge
 from bus.secret_files import make_private_folder
 from bus.server.config import TlsFiles
-from bus.server.host_accounts import BrokerReloadFailed, reload_broker
+from bus.server.process import BrokerReloadFailed, reload_broker
 from bus.spans import SpanRecorder, TracesUnavailable, open_spans
 from edge.app import create_app, make_routes
 from edge.container import assemble_services, start_tasks
+from edge.core.clients import TrustedProxies
 from edge.core.clock import utc_now
 from edge.core.installation import check_store_fingerprint
-from edge.core.trusted_proxies import TrustedProxies
 from edge.domain import EdgeResources, HttpClients
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
-from edge.facades.heygem.auth import EASY_PREFIX, TTS_PREFIX, VENDOR_TTS_PREFIX, KeylessPort
 from edge.facades.heygem.facade import HeygemFacade
+from edge.facades.heygem.protocol import EASY_PREFIX, TTS_PREFIX, VENDOR_TTS_PREFIX, KeylessPort
 from edge.hosts.enrollment import AdvertisedAddresses
-from edge.http.dependencies import EdgeServices
-from edge.outbound import ssrf_guard
-from edge.outbound.url_policy import AllowList
+from edge.http.auth import EdgeServices
+from edge.outbound import AllowList, guarded_client
 from edge.server.bounded_server import make_server, make_server_context
 from edge.server.certificate import ServedCertificate, watch_certificate
 from edge.settings import EdgeSettings
-from edge.store.factory import open_store
+from edge.store.directory import open_store
 from edge.tls import CertificateUnusable, advertised_addresses, public_certificate
-from schemas.environment import bypass_proxies_for_loopback
 from schemas.installation import BY_EDGE
+from schemas.outbound_rules import bypass_proxies_for_loopback
 
 LAST_PUBLISHES_TIMEOUT_S = 2.0
 LOOPBACK = "127.0.0.1"  # of the port without keys
@@ -207,7 +206,7 @@ async def _running_services(
         open_edge(settings.broker) as bus,
         open_store(settings.store, settings.data) as store,
         httpx2.AsyncClient(verify=True if names_others else tls, mounts=bypass_proxies_for_loopback()) as operator,
-        ssrf_guard.guarded_client(AllowList(settings.outbound.allow), tls=tls) as untrusted,
+        guarded_client(AllowList(settings.outbound.allow), tls=tls) as untrusted,
         _open_spans(settings) as spans,
     ):
         survey = await store.survey()

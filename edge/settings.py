@@ -15,17 +15,17 @@ from bus.spans import TraceSettings
 from edge.assets.uploads import UploadSettings
 from edge.console import ConsoleSettings
 from edge.core.metrics import MetricsSettings
-from edge.core.signed_urls import UrlSettings
 from edge.facades.heygem.facade import HeygemSettings
 from edge.notify.targets import NotifySettings
-from edge.outbound.download import OutboundSettings
+from edge.outbound import OutboundSettings
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride
 from edge.owners.secrets import SecretSettings
+from edge.owners.signed_credentials import UrlSettings
 from edge.server.connections import ServerSettings
-from edge.store.factory import StoreSettings
-from edge.webhooks.secrets import WebhookSettings
+from edge.store.directory import StoreSettings
+from edge.webhooks.owner_webhooks import WebhookSettings
 from schemas.host_config import AnyHostConfig, PoolConfig, PowerPrice
-from schemas.ids import Token
+from schemas.job import Token
 from schemas.settings_loader import renamed_from
 
 MAX_PORT = 65535
@@ -65,7 +65,7 @@ class PublicSettings(Struct, frozen=True):
 
 
 class EnrollmentSettings(Struct, frozen=True):
-    """The `[enrollment]` section: how enrolled hosts get an account at the broker (`bus.server.host_accounts`)."""
+    """The `[enrollment]` section: how enrolled hosts get an account at the broker (`bus.server.process`)."""
 
     nats_conf_dir: Annotated[Path | None, renamed_from("folder")] = None
     """The folder of nats.conf, where the edge writes `hosts.conf`. Unset: hosts cannot be added."""

@@ -15,16 +15,14 @@ import anyio
 import anyio.to_thread
 
 from lamplighter import api
-from lamplighter.api import Batch, submit_batch, submit_options
-from lamplighter.async_transport import AsyncEdgeTransport, map_http_errors_async
-from lamplighter.errors import Busy, Unreachable
+from lamplighter.api import Batch, Busy, Unreachable, submit_batch, submit_options
 from lamplighter.files import find_local_files, has_text_path, select_asset_inputs
 from lamplighter.follow import Event, FollowState, ReconnectBudget, long_poll_s, require_success, wait_end
+from lamplighter.transport import AsyncEdgeTransport, map_http_errors_async
 from schemas.asset import DIGEST_SCHEME
 from schemas.host import HostView
-from schemas.job_view import JobView
-from schemas.status import FINAL_STATUSES
-from schemas.usage import UsageReport
+from schemas.job import FINAL_STATUSES
+from schemas.job_view import JobView, UsageReport
 
 
 class AsyncClient(AsyncEdgeTransport):

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from lamplighter.errors import JobFailed, LamplighterError
+from lamplighter.api import JobFailed, LamplighterError
 from schemas.backoff import Backoff
+from schemas.job import FINAL_STATUSES, Status
 from schemas.job_view import JobView
-from schemas.status import FINAL_STATUSES, Status
 
 LONG_POLL_S = 30.0
 RECONNECT_BACKOFF = Backoff(first_s=0.5, limit_s=2.0)

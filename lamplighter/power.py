@@ -12,7 +12,6 @@ A driver of which one call reports the states of many hosts is a ClusterPowerDri
 for a library that does.
 """
 
-from schemas.power import ReportedPower
-from schemas.power_driver import ClusterPowerDriver, NoCapacity, PowerCallFailed, PowerDriver
+from schemas.power import ClusterPowerDriver, NoCapacity, PowerCallFailed, PowerDriver, ReportedPower
 
 __all__ = ["ClusterPowerDriver", "NoCapacity", "PowerCallFailed", "PowerDriver", "ReportedPower"]

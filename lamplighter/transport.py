@@ -1,22 +1,105 @@
-"""HTTP calls, uploads and downloads of the blocking client, and what `async_transport` shares with it."""
+"""HTTP calls, uploads and downloads of both clients: `EdgeTransport` blocks, `AsyncEdgeTransport` awaits.
 
+The first part says which certificate of an edge a client trusts, and what an error says about one that is not trusted.
+"""
+
+import ssl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
+from urllib.parse import urlsplit
 
+import anyio
+import anyio.to_thread
 import httpx2
 
 from lamplighter import api
-from lamplighter.digest_cache import CHUNK_BYTES, ByteProgress, DigestCache, JsonCache, ignore_progress
-from lamplighter.errors import Unreachable, error_from_problem
-from lamplighter.trust import explain_refused_certificate, find_verification_error, make_ssl_context
-from lamplighter.upload import UploadPlan, UploadProgress, resume_key
+from lamplighter.api import TrustInvalid, Unreachable, error_from_problem
+from lamplighter.files import (
+    CHUNK_BYTES,
+    ByteProgress,
+    DigestCache,
+    JsonCache,
+    UploadPlan,
+    UploadProgress,
+    ignore_progress,
+    resume_key,
+)
 from schemas.asset import DIGEST_SCHEME
-from schemas.environment import bypass_proxies_for_loopback
+from schemas.certificates import (
+    CertificateInfo,
+    CertificateNotPinned,
+    CertificateUnreadable,
+    PinInvalid,
+    authority_context,
+    first_certificate,
+    parse_pins,
+    pinned_context,
+    read_certificate,
+)
 from schemas.job_view import JobView
+from schemas.outbound_rules import bypass_proxies_for_loopback, is_loopback_url
 from schemas.problems import ProblemError
+
+FETCH_TIMEOUT_S = 5.0
+
+
+def make_ssl_context(url: str, ca: str | None, pin: str | None) -> ssl.SSLContext | None:
+    """Return the context for `url`; None: the certificates that this machine trusts. Blocking.
+
+    `ca`: a PEM file with the certificates to trust. `pin`: see `schemas.certificates`. Raises TrustInvalid.
+    """
+    if not (ca or pin):
+        return None
+    if ca and pin:
+        raise TrustInvalid("both ca and pin are given: give the authority's file, or the pin of the edge's own key")
+    if urlsplit(url).scheme not in {"https", "wss"}:
+        if is_loopback_url(url):
+            return None
+        raise TrustInvalid(f"{url} is not encrypted, so ca and pin protect nothing: use the https address of the edge")
+    try:
+        return pinned_context(parse_pins(pin)) if pin else authority_context(ca or "")
+    except PinInvalid as error:
+        raise TrustInvalid(str(error)) from error
+    except OSError as error:
+        raise TrustInvalid(f"the file {ca} cannot be used for ca ({error.strerror or error}): correct it") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def find_verification_error(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    """Return the failed check of a certificate that caused `error`, if one did."""
+    return next((one for one in _causes(error) if isinstance(one, ssl.SSLCertVerificationError)), None)
+
+
+def explain_refused_certificate(url: str, error: ssl.SSLCertVerificationError) -> str:
+    """Return one line: which certificate `url` shows, why it is not trusted, and what to pass. Blocking."""
+    shown = error.shown if isinstance(error, CertificateNotPinned) else fetch_certificate(url)
+    if shown is None:
+        return f"{url} shows a certificate that is not trusted ({error.verify_message}): give ca or pin"
+    why = "it is not the pinned one" if isinstance(error, CertificateNotPinned) else error.verify_message
+    return (
+        f"{url} shows a certificate that is not trusted ({why}): {shown}. If this is your edge's certificate, pass "
+        f"--pin {shown.pin} (its public key), or --ca FILE with the certificate of its issuer"
+    )
+
+
+def fetch_certificate(url: str) -> CertificateInfo | None:
+    """Return the certificate that the server shows now, unchecked; None if it cannot be read."""
+    parts = urlsplit(url)
+    try:
+        address = (parts.hostname or "", parts.port or 443)
+        pem = ssl.get_server_certificate(address, timeout=FETCH_TIMEOUT_S)
+        return read_certificate(first_certificate(pem))
+    except (OSError, ValueError, CertificateUnreadable):
+        return None
+
 
 T = TypeVar("T")
 
@@ -190,4 +273,133 @@ class EdgeTransport:
                 for chunk in reply.iter_bytes(CHUNK_BYTES):
                     file.write(chunk)
                     advance(len(chunk))
+        return target
+
+
+@asynccontextmanager
+async def map_http_errors_async(url: str) -> AsyncIterator[None]:
+    """Do what `map_http_errors` does, without blocking the event loop."""
+    try:
+        yield
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise await anyio.to_thread.run_sync(unreachable, url, error) from error
+
+
+async def _read_chunks_async(path: Path, start: int, advance: ByteProgress) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(path, "rb") as file:
+        await file.seek(start)
+        while chunk := await file.read(CHUNK_BYTES):
+            yield chunk
+            advance(len(chunk))
+
+
+class AsyncEdgeTransport:
+    """A connection to one edge: calls, uploads and downloads."""
+
+    def __init__(  # noqa: PLR0913 - as in EdgeTransport
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        cache: Path = DIGEST_CACHE_FILE,
+        ca: str | None = None,
+        pin: str | None = None,
+        language: str | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._digest_cache = DigestCache(cache.expanduser())
+        self._upload_cache = JsonCache(cache.expanduser().with_name(UPLOAD_CACHE_NAME))
+        with map_http_errors(self.url):
+            self._http = httpx2.AsyncClient(
+                base_url=self.url,
+                headers=auth_headers(key) | language_headers(language),
+                timeout=HTTP_TIMEOUT,
+                transport=transport,
+                verify=make_ssl_context(self.url, ca, pin) or True,
+                mounts=bypass_proxies_for_loopback(self.url),
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection.
+
+        >>> other = AsyncClient(url, key)
+        >>> await other.close()
+        """
+        await self._http.aclose()
+
+    async def call(self, call: api.ApiRequest[T]) -> T:
+        """Send one request of `lamplighter.api`, for routes without a method here.
+
+        >>> (await client.call(api.get_json("/v1/endpoints/echo")))["name"]
+        'echo'
+        """
+        async with map_http_errors_async(self.url):
+            reply = await self._http.request(
+                call.method, call.path, params=list(call.params), json=call.body, headers=call.headers
+            )
+        return api.parse_response(call, reply.status_code, reply.content)
+
+    async def upload(self, path: str | Path, advance: ByteProgress = ignore_progress) -> api.Asset:
+        """Do what `Client.upload` does; the file is hashed in a thread.
+
+        >>> (await client.upload("hello.txt")).bytes
+        6
+        """
+        file = Path(path)
+        sha256 = await anyio.to_thread.run_sync(self._digest_cache.digest, file)
+        size = (await anyio.Path(file).stat()).st_size
+        if (await self.call(api.check_assets([DIGEST_SCHEME + sha256]))).present:
+            advance(size)
+            return api.known_asset(sha256, file.name, size)
+        cache_key = resume_key(self.url, sha256)
+        plan = UploadPlan(file.name, sha256, size, await anyio.to_thread.run_sync(self._upload_cache.get, cache_key))
+        progress = UploadProgress(advance)
+        while plan.asset is None:
+            await self._send_next(plan, file, progress)
+            if plan.is_resumable and plan.upload_path:
+                await anyio.to_thread.run_sync(self._upload_cache.put, cache_key, plan.upload_path)
+            await anyio.sleep(plan.delay_s)
+        await anyio.to_thread.run_sync(self._upload_cache.drop, cache_key)
+        return plan.asset
+
+    async def _send_next(self, plan: UploadPlan, file: Path, progress: UploadProgress) -> None:
+        request = plan.next_request()
+        body = (
+            None if request.start is None else _read_chunks_async(file, request.start, progress.start_at(request.start))
+        )
+        try:
+            async with map_http_errors_async(self.url):
+                reply = await self._http.request(request.method, request.path, headers=request.headers, content=body)
+        except Unreachable as error:
+            plan.on_connection_error(error)
+        else:
+            plan.on_response(reply.status_code, reply.headers, reply.content)
+
+    async def download(self, job: JobView, name: str, to: str | Path, advance: ByteProgress = ignore_progress) -> Path:
+        """Do what `Client.download` does.
+
+        >>> job = await client.submit("echo", file="hello.txt", wait=True)
+        >>> saved = await client.download(job, job.output.files[0].name, "copy.txt")
+        >>> saved.name
+        'copy.txt'
+        """
+        target = Path(to)
+        async with (
+            map_http_errors_async(self.url),
+            self._http.stream("GET", api.job_path(job.id, "files", name)) as reply,
+        ):
+            if reply.status_code >= 400:
+                raise api.error_from_response(reply.status_code, await reply.aread())
+            with replace_on_success(target) as part:
+                async with await anyio.open_file(part, "wb") as file:
+                    async for chunk in reply.aiter_bytes(CHUNK_BYTES):
+                        await file.write(chunk)
+                        advance(len(chunk))
         return target

@@ -25,15 +25,20 @@ from bus.open import open_runner
 from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder
 from bus.spans import SpanRecorder, TracesUnavailable, open_spans
 from runner.assets.cache import InputCache
-from runner.assets.cache_store import CacheStore
 from runner.assets.client import AssetClient, EdgeAssetTransfer, asset_client
-from runner.assets.host_folders import HostFolders
+from runner.assets.container_folders import (
+    CacheStore,
+    HostFolders,
+    SecretFiles,
+    SecretsFolderUnusable,
+    open_secret_files,
+)
 from runner.assets.port import AssetError
-from runner.assets.secret_files import SecretFiles, SecretsFolderUnusable, open_secret_files
 from runner.assets.volume_source import open_volume_source
 from runner.assets.volume_store import GIB, VolumeStore
-from runner.context import HostContext, RunnerContext
+from runner.context import HostContext, OutageGate, RunnerContext, Slots
 from runner.endpoints import LocalEndpoint, load_endpoints
+from runner.engines.launch import boot_clock
 from runner.engines.port import MIB
 from runner.engines.selection import (
     EngineConfig,
@@ -42,11 +47,9 @@ from runner.engines.selection import (
     remove_previous_containers,
     select_engine,
 )
-from runner.execution.cache_watch import is_over
-from runner.gpu.allocator import GpuAllocator
-from runner.gpu.assignment import AssignmentInvalid
-from runner.gpu.monitor import open_gpu_monitor
-from runner.gpu.mps import is_memory_shared
+from runner.execution.disk_usage import is_over
+from runner.gpu.allocator import GpuAllocator, is_memory_shared
+from runner.gpu.monitor import AssignmentInvalid, open_gpu_monitor
 from runner.gpu.port import GpuMonitor
 from runner.host.enrollment import (
     HostRemoved,
@@ -57,14 +60,10 @@ from runner.host.enrollment import (
     wait_until_removed,
 )
 from runner.host.health_file import HealthFile
-from runner.host_end import HostEnd, HostEndInvalid, find_end
+from runner.host_facts import HostEnd, HostEndInvalid, find_end, find_logged_in_users
 from runner.lifecycle import run_lifecycle
-from runner.login_sessions import find_logged_in_users
 from runner.metrics import RunnerMetrics, ScrapeReader, listen_for_scrapes
-from runner.outage import OutageGate
-from runner.run_clock import boot_clock
 from runner.settings import RunnerSettings
-from runner.slots import Slots
 from schemas.certificates import PinInvalid
 
 

@@ -1,7 +1,24 @@
-"""Context of every part of the runner, and the retry while a dependency is away."""
+"""Context of every part of the runner: its slots, its connections, and what is done while a dependency is away.
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+A permit is the right to run one container in one slot. It is released once the container is known to be gone. If that
+is not known, the slot is poisoned: it stays unused until recovery has found out, and the container keeps its GPUs as
+long. Before a permit is released, its release may be announced, so that the next job is looked for.
+
+While the edge, the broker or the engine is away, an operation is retried, and the runner claims nothing new.
+"""
+
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,19 +28,17 @@ import anyio.to_thread
 from msgspec import Struct, field
 from structlog.typing import FilteringBoundLogger
 
-from bus.interface import BrokerUnreachable, Bus, BusError
+from bus.interface import BrokerDenied, BrokerFull, BrokerUnreachable, Bus, BusError
+from bus.notifier import Notifier
 from bus.spans import NO_SPANS, SpanRecorder
-from runner.assets.host_folders import HostFolders
-from runner.assets.port import AssetTransfer
-from runner.assets.secret_files import SecretFiles
+from runner.assets.container_folders import HostFolders, SecretFiles
+from runner.assets.port import AssetTransfer, EdgeUnavailable, NotHeld, SecretsUnavailable
 from runner.endpoints import LocalEndpoint
+from runner.engines.launch import StartTime, Uptime, remove_tree
 from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable, FolderMount
 from runner.gpu.allocator import GpuAllocator
-from runner.host_end import HostEnd
-from runner.login_sessions import LoginLookup, no_logged_in_users
+from runner.host_facts import HostEnd, LoginLookup, no_logged_in_users
 from runner.metrics import RunnerMetrics
-from runner.outage import SINGLE_JOB_ERRORS, TRANSIENT_ERRORS, EngineCallFailed, OutageGate
-from runner.run_clock import StartTime, Uptime
 from runner.settings import (
     CacheSettings,
     DeadManSettings,
@@ -33,10 +48,199 @@ from runner.settings import (
     VolumeSettings,
     WarmSettings,
 )
-from runner.slots import Slots
-from runner.tree_removal import remove_tree
 from schemas.asset import Digest
-from schemas.job import Claim, Job
+from schemas.backoff import Backoff
+from schemas.events import RecordUnreadable
+from schemas.job import Claim, Job, JobKey
+
+
+class Permit:
+    """One slot in use. Return it exactly once, with `release` or with `poison`."""
+
+    def __init__(self, slots: "Slots") -> None:
+        self._slots = slots
+        self.is_held = True
+
+    def release(self) -> None:
+        """Return the slot: the container is gone."""
+        if not self.is_held:
+            raise RuntimeError("this permit was already returned")
+        self.is_held = False
+        self._slots.return_permit(self)
+
+    def announce_release(self, pool: str) -> None:
+        """Say that the slot will be free in a moment, in a container of an endpoint of this pool."""
+        self._slots.announce_release(self, pool)
+
+    def poison(self, key: JobKey, on_cleared: Callable[[], None]) -> None:
+        """Block the slot until it is known what became of the container of `key`, then call `on_cleared`.
+
+        A slot that was released when the container exited is taken again.
+        """
+        if not self.is_held:
+            self._slots.take_for_recovered()
+            self.is_held = True
+        self._slots.add_poison(key, on_cleared)
+        self.release()
+
+
+class Slots:
+    """`count` slots. A recovered container runs already, so it may exceed the count."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._busy = 0
+        self._poisoned: dict[JobKey, list[Callable[[], None]]] = {}
+        self._announced: dict[Permit, str] = {}
+        self._freed = Notifier()
+
+    @property
+    def free(self) -> int:
+        """Return the number of usable slots; below 0 while recovered jobs exceed the count."""
+        return self.count - self._busy - len(self._poisoned)
+
+    @property
+    def poisoned(self) -> frozenset[JobKey]:
+        """Return the jobs whose containers block a slot."""
+        return frozenset(self._poisoned)
+
+    def take(self) -> Permit | None:
+        """Take a slot for a new job; return None when all are in use."""
+        return self.take_for_recovered() if self.free > 0 else None
+
+    def take_for_recovered(self, key: JobKey | None = None) -> Permit:
+        """Take a slot for a container that runs already: the slot that `key` poisoned, if there is one."""
+        if key:
+            self._remove_poison(key)
+        self._busy += 1
+        return Permit(self)
+
+    def clear_poison(self, key: JobKey) -> None:
+        """Unblock the slot of `key`: its container is known to be gone."""
+        self._remove_poison(key)
+        self._freed.notify()
+
+    def add_poison(self, key: JobKey, on_cleared: Callable[[], None]) -> None:
+        """Block a slot for the container of `key`. Only `Permit` calls this."""
+        self._poisoned.setdefault(key, []).append(on_cleared)
+
+    def _remove_poison(self, key: JobKey) -> None:
+        for on_cleared in self._poisoned.pop(key, []):
+            on_cleared()
+
+    def return_permit(self, permit: Permit) -> None:
+        """Take a permit back. Only `Permit` calls this."""
+        self._announced.pop(permit, None)
+        self._busy -= 1
+        self._freed.notify()
+
+    def announce_release(self, permit: Permit, pool: str) -> None:
+        """Note that a slot will be free in a moment. Only `Permit` calls this."""
+        self._announced[permit] = pool
+        self._freed.notify()
+
+    async def wait_until_free(self) -> None:
+        """Wait until a new job can have a slot."""
+        await self._freed.wait_until(lambda: self.free > 0)
+
+    async def wait_until_announced(self) -> frozenset[str]:
+        """Wait until a slot is free, or its release is announced. Return the pools of the announcements.
+
+        Each is returned once; none if a slot is free.
+        """
+        await self._freed.wait_until(lambda: self.free > 0 or bool(self._announced))
+        announced = frozenset(self._announced.values()) if self.free <= 0 else frozenset()
+        self._announced.clear()
+        return announced
+
+
+class FailureBackoff:
+    """Backoff of one operation, with its failures. Times are monotonic seconds; `reason` is the last failure, or ""."""
+
+    def __init__(self, backoff: Backoff) -> None:
+        self.reason = ""
+        self._backoff = backoff
+        self._failures = 0
+        self._retry_at = 0.0
+
+    def is_waiting(self, now: float) -> bool:
+        """Return whether it is too early for the next try."""
+        return self.left_s(now) > 0
+
+    def left_s(self, now: float) -> float:
+        """Return the seconds until the next try."""
+        return max(0.0, self._retry_at - now)
+
+    def record_failure(self, reason: str, now: float) -> None:
+        """Record a failure: the next try has to wait, twice as long as after the one before."""
+        self.reason = reason
+        self._retry_at = now + self._backoff.delay_s(self._failures)
+        self._failures += 1
+
+    def reset(self) -> None:
+        """Forget the failures: a try succeeded."""
+        self.reason, self._failures, self._retry_at = "", 0, 0.0
+
+
+class EngineCallFailed(EngineUnavailable):
+    """The engine answers, but the call for this one container fails."""
+
+
+class OutageGate:
+    """Counts the tasks that wait for the edge, the broker or the engine.
+
+    While there is one, the runner claims nothing new.
+
+    `engine_suspected` is notified when the engine did not answer a call; `runner.host.watches` then probes it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = 0
+        self._reasons: dict[object, str] = {}
+        self._ended = Notifier()
+        self.engine_suspected = Notifier()
+
+    async def wait_until_over(self) -> None:
+        """Wait until no task waits for a shared dependency."""
+        await self._ended.wait_until(lambda: not self._waiting)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Return the pending operations and why they are retried, each text once."""
+        return tuple(sorted(set(self._reasons.values())))
+
+    @contextmanager
+    def waiting(self) -> Iterator[Callable[[bool, str], None]]:
+        """Yield a function for one task that retries an operation.
+
+        The task calls it with whether it waits for something that every job needs, and with the reason of the retry.
+        """
+        counted, token = False, object()
+
+        def report(is_outage: bool, reason: str) -> None:
+            nonlocal counted
+            self._reasons[token] = reason
+            if is_outage == counted:
+                return
+            self._waiting += is_outage - counted
+            counted = is_outage
+            if not self._waiting:
+                self._ended.notify()
+
+        try:
+            yield report
+        finally:
+            report(False, "")
+            del self._reasons[token]
+
+
+# Errors that end when a service is back or a person has corrected the configuration. None of them is the job's fault.
+TRANSIENT_ERRORS = (BrokerUnreachable, BrokerFull, BrokerDenied, RecordUnreadable, EdgeUnavailable, EngineUnavailable)
+
+
+# Those of them that concern one job only: that job waits, and the others go on.
+SINGLE_JOB_ERRORS = (RecordUnreadable, EngineCallFailed, NotHeld, SecretsUnavailable)
+
 
 T = TypeVar("T")
 

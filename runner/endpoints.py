@@ -13,8 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from bus.input_schema import check_input_schema
-from runner.engines.image_port import LocalImage
-from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, FolderMount
+from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, FolderMount, LocalImage
 from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
 from schemas.host import HOST_ENDPOINTS_LIMIT, HOST_ENDPOINTS_LIMIT_BYTES
 from schemas.job import JobProgram

@@ -18,17 +18,11 @@ from runner.claiming.volumes import HostContents, HostVolumes
 from runner.claiming.warm_pool import WarmPool
 from runner.context import DropAssets, HostContext, RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint
-from runner.execution.cache_watch import sweep_caches
+from runner.execution.disk_usage import sweep_caches
 from runner.execution.execution import Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
-from runner.host.deadman import DeadManTimer
-from runner.host.deleted_owners import DeletedOwners
-from runner.host.endpoint_watch import EndpointWatch
-from runner.host.engine_monitor import EngineMonitor
-from runner.host.gpu_probe import GpuProber, detect_injection
-from runner.host.heartbeat import HeartbeatPublisher, HostActivity
-from runner.host.idle_timer import IdleTimer
-from runner.host.orders import PauseWatch, PowerCommands
+from runner.host.presence import DeadManTimer, HeartbeatPublisher, HostActivity, IdleTimer, PauseWatch, PowerCommands
+from runner.host.watches import DeletedOwners, EndpointWatch, EngineMonitor, GpuProber, detect_injection
 
 ENGINE_AWAY_SETTLE_TIMEOUT_S = 2.0
 DAY_S = 86_400.0

@@ -11,10 +11,9 @@ from runner.engines.port import EngineName
 from runner.gpu.allocator import GpuSettings
 from runner.metrics import MetricsListenSettings
 from schemas.backoff import Backoff
-from schemas.ids import Token
-from schemas.image_reference import parse_image_reference
+from schemas.endpoint_parts import LabelName, LabelValue, parse_image_reference
+from schemas.job import Token
 from schemas.power import ForeignUse
-from schemas.requirements import LabelName, LabelValue
 from schemas.settings_loader import renamed_from
 from schemas.settings_schema import SECRET
 

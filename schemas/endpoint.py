@@ -14,15 +14,38 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct, field, structs
 
-from schemas.ids import Token
-from schemas.image_reference import ImageReferenceInvalid, parse_image_reference
-from schemas.isolation import AllowedName, EgressPolicy, NetworkName, RuntimeName
-from schemas.job import NESTING_LIMIT, is_too_deep
-from schemas.job_environment import ENDPOINT_SECRETS_LIMIT, SecretName, VariableName, VariableValue
-from schemas.mounts import Cache, Volume, find_mount_problems
-from schemas.requirements import CardRequirement, ComputeCapability, GpuModel, LabelName, LabelValue
-from schemas.settings_faults import SettingFault, did_you_mean, explain_lookalikes, find_faults, join_name, show
-from schemas.settings_schema import is_struct, strip_annotations, union_members
+from schemas.endpoint_parts import (
+    ENDPOINT_SECRETS_LIMIT,
+    AllowedName,
+    Cache,
+    CardRequirement,
+    ComputeCapability,
+    EgressPolicy,
+    GpuModel,
+    ImageReferenceInvalid,
+    LabelName,
+    LabelValue,
+    NetworkName,
+    RuntimeName,
+    SecretName,
+    VariableName,
+    VariableValue,
+    Volume,
+    find_mount_problems,
+    parse_image_reference,
+)
+from schemas.job import NESTING_LIMIT, Token, is_too_deep
+from schemas.settings_schema import (
+    SettingFault,
+    did_you_mean,
+    explain_lookalikes,
+    find_faults,
+    is_struct,
+    join_name,
+    show,
+    strip_annotations,
+    union_members,
+)
 
 Positive = Annotated[float, Meta(gt=0)]
 NUMBER_LIMIT = 10**12  # no count, MiB or byte of an endpoint is larger; Docker counts bytes in 64 bits

@@ -1,11 +1,14 @@
-"""Readings of GPUs, and the health that is derived from them.
+"""Readings of GPUs, the health that is derived from them, and the messages in which the NVML child sends them.
 
 The names follow NVML. If the GPU or its driver does not offer a value, the field is set to None, never to an invented
 number. MB are MiB (2**20 bytes), as nvidia-smi prints them.
+
+The child writes JSON lines to its stdout, then ends with an exit code that names the reason.
 """
 
 from enum import IntFlag, StrEnum
 
+import msgspec
 from msgspec import Struct
 
 
@@ -175,3 +178,40 @@ class GpuHealth(Struct, frozen=True):
     def needs_probe(self) -> bool:
         """Whether the GPU had an error that does not show any more, and waits for a probe container."""
         return bool(self.fault) and not self.fault_persists
+
+
+class NvmlReading(Struct, frozen=True, tag="reading"):
+    """All GPUs at one moment. It is also the child's heartbeat: a driver that hangs sends none."""
+
+    driver: str
+    samples: tuple[GpuSample, ...] = ()
+    lost: tuple[LostGpu, ...] = ()
+
+
+class NvmlEnding(Struct, frozen=True, tag="ending"):
+    """The last message before the exit: the error text of NVML."""
+
+    why: str
+
+
+NvmlMessage = NvmlReading | XidEvent | NvmlEnding
+
+# Exit codes of the child for known errors; any other code is a crash (GpuMonitorState.FAILED).
+NVML_EXIT_CODES = {GpuMonitorState.NONE: 40, GpuMonitorState.NO_DRIVER: 41, GpuMonitorState.MISMATCH: 42}
+# A GPU was lost a while ago. Only a new process sees that it was reset, and no process may keep it open until then.
+NVML_EXIT_RENEW = 43
+STATE_BY_NVML_EXIT_CODE = {code: state for state, code in NVML_EXIT_CODES.items()}
+
+NVML_LINE_LIMIT_BYTES = 1024 * 1024  # 16 GPUs with hundreds of processes each stay far below it
+
+_nvml_decoder: msgspec.json.Decoder[NvmlMessage] = msgspec.json.Decoder(NvmlMessage)
+
+
+def encode_nvml_message(message: NvmlMessage) -> bytes:
+    """Encode a message as one line with its newline."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def decode_nvml_message(line: bytes) -> NvmlMessage:
+    """Decode one line without its newline; raises msgspec.MsgspecError on anything else."""
+    return _nvml_decoder.decode(line)

@@ -9,9 +9,8 @@ from typing import Any
 from msgspec import Struct, field
 
 from schemas.endpoint import Endpoint
-from schemas.ids import Token
 from schemas.installation import Pause
-from schemas.job import JobProgram, Moment
+from schemas.job import JobProgram, Moment, Token
 from schemas.power import ForeignUse
 
 HEARTBEAT_TTL_S = 15.0  # a heartbeat expires after this

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Meta, Struct
 
-from schemas.ids import Token
+from schemas.job import Token
 from schemas.power import ForeignUse
 from schemas.settings_loader import renamed_from
 from schemas.settings_schema import SECRET, SETTING_PREFIX, unit_of
@@ -141,7 +141,7 @@ def _is_within(clock: time, start: time, end: time) -> bool:
 class CommandHostConfig(HostConfig, frozen=True, tag="command"):
     """Powered by programs of the operator; deploy/power/README.md describes their exit codes.
 
-    The programs inherit only some variables of the edge (`schemas.environment`), and those that `inherit` names.
+    The programs inherit only some variables of the edge (`schemas.outbound_rules`), and those that `inherit` names.
     """
 
     on: Argv

@@ -1,17 +1,129 @@
-"""A job as it is stored in STATE, the request that made it, and the pointer that waits in JOBS.
+"""A job: its ids, its status, the record in STATE, the request that made it, and the pointer that waits in JOBS.
 
-The stored job is the truth. The edge makes `schemas.job_view` of it for clients.
+The stored job is the truth. The edge makes `schemas.job_view` of it for clients. Ids are tokens that may stand in a
+NATS subject.
 """
 
 import hashlib
+import re
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from schemas.ids import JobKey, Token
-from schemas.status import Priority, Status
+# A token stands between two dots of a NATS subject. A "$" at the end of the pattern would allow a trailing newline.
+TOKEN_PATTERN = r"^[A-Za-z0-9_-]{1,64}(?![\s\S])"  # noqa: S105 - a subject token, not a secret
+Token = Annotated[str, Meta(pattern=TOKEN_PATTERN, description="1 to 64 characters of A-Z a-z 0-9 _ -")]
+_TOKEN = re.compile(TOKEN_PATTERN)
+
+
+def is_token(text: str) -> bool:
+    """Return whether `text` may be an owner, host, pool, endpoint, key id or job id."""
+    return _TOKEN.match(text) is not None
+
+
+def derive_job_id(owner: str, key: str) -> str:
+    """Return the job id for an `Idempotency-Key`: 32 hex digits of sha256 over owner and key."""
+    return hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()[:32]
+
+
+def make_uuid7(unix_ms: int, entropy: bytes) -> str:
+    """Make a UUIDv7 (RFC 9562, section 5.7) of 10 bytes of `entropy`; such ids sort by time."""
+    number = (unix_ms & (2**48 - 1)) << 80 | int.from_bytes(entropy[:10], "big")
+    number = number & ~(0xF << 76) | 0x7 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    text = f"{number:032x}"
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+class JobKey(NamedTuple):
+    """The name of a job everywhere. Ids are unique for each owner, not across owners."""
+
+    owner: str
+    id: str
+
+
+class WaitReason(StrEnum):
+    """The `reason` of a waiting Job, most relevant first. When several are true, a client sees the first."""
+
+    AWAITING_INPUT = "awaiting_input"
+    FETCHING_INPUT = "fetching_input"
+    NOT_BEFORE = "not_before"
+    BACKOFF = "backoff"
+    ENDPOINT_PAUSED = "endpoint_paused"
+    NO_HOST = "no_host"
+    GPU_NONE = "gpu_none"
+    REQUIREMENT_UNMET = "requirement_unmet"
+    HOST_FAULT = "host_fault"
+    HOST_BLOCKED = "host_blocked"
+    HOST_BOOTING = "host_booting"
+    HOST_WAKING = "host_waking"
+    HOST_OFF = "host_off"
+    HOST_OFF_UNSWITCHED = "host_off_unswitched"
+    HOST_IN_MAINTENANCE = "host_in_maintenance"
+    HOST_ENDING = "host_ending"
+    PAUSED = "paused"
+    ENGINE_AWAY = "engine_away"
+    IMAGE_MISSING = "image_missing"
+    IMAGE_PULLING = "image_pulling"
+    VOLUME_MISSING = "volume_missing"
+    VOLUME_FILLING = "volume_filling"
+    GPU_UNHEALTHY = "gpu_unhealthy"
+    GPU_BUSY_OWNER = "gpu_busy_owner"
+    VRAM_SHORT = "vram_short"
+    DISK_SHORT = "disk_short"
+    GPU_SHARE_SHORT = "gpu_share_short"
+    QUOTA = "quota"
+    BEHIND = "behind"
+
+
+WAIT_REASON_ORDER = tuple(WaitReason)
+
+
+def most_relevant_reason(reasons: set[WaitReason]) -> WaitReason | None:
+    """Return the first reason in the order of WaitReason; None for an empty set."""
+    return next((reason for reason in WAIT_REASON_ORDER if reason in reasons), None)
+
+
+class Status(StrEnum):
+    """The status of a job. `lifecycle.TRANSITIONS` says what moves it from one to the next."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+WAITING_STATUSES = frozenset({Status.SCHEDULED, Status.QUEUED})
+ACTIVE_STATUSES = frozenset({Status.RUNNING, Status.CANCELLING})
+FINAL_STATUSES = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
+
+
+class Priority(StrEnum):
+    """The queue of the pool in which a job waits. The runner looks into the queues in this order."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+PRIORITIES = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
+
+
+class Blame(StrEnum):
+    """The party to blame for a failure. It decides the user's text and whether the job is tried again."""
+
+    CLIENT = "client"
+    IMAGE = "image"
+    GPU = "gpu"
+    HOST = "host"
+
 
 Moment = Annotated[datetime, Meta(tz=True)]
 Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]

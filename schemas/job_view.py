@@ -1,11 +1,14 @@
-"""A Job as clients see it. The edge makes it from the record; the SDK decodes it."""
+"""Jobs as clients see them: the view of one job, and the usage and cost of all. The SDK decodes both.
+
+The edge makes `JobView` from the record of a job. It makes `UsageReport` from the rows of USAGE, which are stored for
+400 days.
+"""
 
 from typing import Any
 
 from msgspec import Struct, field
 
-from schemas.job import AttemptUsage, JobFailure, JobMetric, JobProgram, Moment
-from schemas.status import Priority, Status
+from schemas.job import AttemptUsage, JobFailure, JobMetric, JobProgram, Moment, Priority, Status, Token
 
 
 class Eta(Struct, frozen=True):
@@ -106,3 +109,77 @@ class HistoryRow(Struct, frozen=True):
     at: Moment
     event: dict[str, Any]
     status: Status
+
+
+class JobUsage(Struct, frozen=True, kw_only=True):
+    """One finished round of one job, from `revision` of its record.
+
+    `run_s`: seconds of its last attempt. `gpus`: how many GPUs it had. `cost`: as computed by the host's runner, in the
+    runner's own currency; None where it has no price. `started_at` None: it never ran.
+    """
+
+    owner: Token
+    id: Token
+    round: int
+    revision: int
+    endpoint: Token
+    status: Status
+    finished_at: Moment
+    started_at: Moment | None = None
+    host: Token | None = None
+    run_s: float = 0.0
+    gpus: int = 0
+    energy_j: float | None = None
+    cost: float | None = None
+
+
+class PowerUsage(Struct, frozen=True, kw_only=True):
+    """One on interval of a host. `per_hour` is the price at that time; None: unknown."""
+
+    host: Token
+    since: Moment
+    until: Moment
+    on_reason: str = field(default="", name="why")
+    per_hour: float | None = None
+    currency: str = ""
+
+
+UsageRow = JobUsage | PowerUsage
+
+
+class Cost(Struct, frozen=True):
+    """An amount of money in the unit of `currency`."""
+
+    amount: float
+    currency: str
+
+
+class EndpointUsage(Struct, frozen=True, kw_only=True):
+    """The usage of one endpoint's jobs. `hours_on` is their share of the hours in which their hosts were on."""
+
+    endpoint: str
+    jobs: int
+    gpu_s: float
+    energy_j: float
+    cost: Cost
+    hours_on: float
+
+
+class UsageReport(Struct, frozen=True, kw_only=True):
+    """The answer of `GET /v1/usage`. `edge.usage` describes how time and money are allocated.
+
+    `owner` null: all owners. `cost` is in the currency with the highest cost, `costs` has all of them. `hours_saved`:
+    the hours in which declared hosts were off, compared with hosts that are always on.
+    """
+
+    since: Moment = field(name="from")
+    until: Moment = field(name="to")
+    owner: str | None
+    jobs: int
+    gpu_s: float
+    energy_j: float
+    cost: Cost
+    costs: tuple[Cost, ...]
+    hours_on: float
+    hours_saved: float
+    by_endpoint: tuple[EndpointUsage, ...] = field(name="by")

@@ -15,10 +15,10 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from schemas.gpu import GpuHealthStatus
+from schemas.job import FINAL_STATUSES, Status
+from schemas.lifecycle import FAILURES
 from schemas.power import PowerCallOutcome, PowerState, PowerVerb
 from schemas.problems import PROBLEM_TYPES
-from schemas.retry_policy import FAILURES
-from schemas.status import FINAL_STATUSES, Status
 
 OTHER = "other"  # the label value of everything that has none of its own
 SERIES_LIMIT = 500  # values of one label of one metric, such as endpoints

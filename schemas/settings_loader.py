@@ -11,8 +11,14 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta, Struct, inspect
 
-from schemas.settings_faults import SettingFault, find_faults, unknown_fault
-from schemas.settings_schema import SETTING_PREFIX, convert_path, variable_name
+from schemas.settings_schema import (
+    SETTING_PREFIX,
+    SettingFault,
+    convert_path,
+    find_faults,
+    unknown_fault,
+    variable_name,
+)
 
 T = TypeVar("T")
 DEFAULT_SOURCE = "lamplighter.toml"

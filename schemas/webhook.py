@@ -13,9 +13,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from schemas.ids import is_token
-from schemas.job import Job, Moment
-from schemas.status import FINAL_STATUSES, Status
+from schemas.job import FINAL_STATUSES, Job, Moment, Status, is_token
 
 LOGGED_ATTEMPT_LIMIT = 20  # of one delivery, in its log
 DISABLED_URL_LIMIT = 100  # URLs of one owner

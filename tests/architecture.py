@@ -35,7 +35,7 @@ EDGE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edge.assets"}),
     frozenset({"edge.jobs"}),
     frozenset({"edge.usage", "edge.webhooks", "edge.power", "edge.deletion"}),
-    frozenset({"edge.notify"}),
+    frozenset({"edge.notify", "edge.record_metrics"}),
     frozenset({"edge.http"}),
     frozenset({"edge.server", "edge.facades.gateway", "edge.facades.heygem", "edge.facades.runpod"}),
     frozenset({"edge.settings"}),
@@ -44,10 +44,10 @@ EDGE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edge.process"}),
 )
 RUNNER_LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"runner.egress", "runner.login_sessions", "runner.metrics", "runner.slots", "runner.tree_removal"}),
+    frozenset({"runner.egress", "runner.host_facts", "runner.metrics"}),
     frozenset({"runner.engines"}),
-    frozenset({"runner.assets", "runner.endpoints", "runner.gpu", "runner.host_end", "runner.run_clock"}),
-    frozenset({"runner.outage", "runner.settings"}),
+    frozenset({"runner.assets", "runner.endpoints", "runner.gpu"}),
+    frozenset({"runner.settings"}),
     frozenset({"runner.context"}),
     frozenset({"runner.execution"}),
     frozenset({"runner.claiming"}),

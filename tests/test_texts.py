@@ -8,9 +8,8 @@ from string import Formatter
 import pytest
 
 from edge.core import messages
-from edge.core.host_texts_zh import HOST_TEXTS_ZH
-from edge.core.job_texts_zh import JOB_TEXTS_ZH
 from edge.core.messages import CATALOGUE, LocalizedText
+from edge.core.record_texts_zh import HOST_TEXTS_ZH, JOB_TEXTS_ZH
 from edge.core.refusal_texts_zh import REFUSALS_ZH
 from schemas.endpoint import parse_endpoint
 from schemas.problems import PROBLEM_TYPES
@@ -46,35 +45,28 @@ SEEN_BY_CLIENTS = (
 UNSEEN_FILES = {
     "edge/core/messages.py": "pairs of both languages",
     "edge/core/refusal_texts_zh.py": "the catalogue",
-    "edge/core/facade_texts_zh.py": "the catalogue",
-    "edge/core/job_texts_zh.py": "the catalogue",
-    "edge/core/host_texts_zh.py": "the catalogue",
+    "edge/core/record_texts_zh.py": "the catalogue",
     "edge/http/openapi.py": "the API's description, which is English",
     "edge/http/api_document.py": "the same",
-    "edge/http/api_common_fields.py": "the same",
+    "edge/http/api_notes.py": "the same",
     "edge/http/api_fields.py": "the same",
-    "edge/http/api_job_fields.py": "the same",
-    "edge/http/api_operations.py": "the same",
     "edge/index/sqlite.py": "SQL",
     "edge/power/observation.py": "SQL",
     "edge/process.py": "a start of the edge that fails, shown by the command line",
     "edge/tls.py": "the same",
-    "edge/power/drivers/installed.py": "the same",
+    "edge/power/drivers/factory.py": "the same",
     "edge/server/certificate.py": "the log",
-    "edge/server/listener.py": "the log",
     "edge/settings.py": "the same",
     "edge/owners/secret_keys.py": "a start of the edge that fails, shown by the command line",
     "edge/core/installation.py": "the same",
-    "edge/store/factory.py": "the same",
-    "edge/power/drivers/factory.py": "the same",
-    "edge/index/queue_ranks.py": "bugs",
-    "runner/execution/fence.py": "the runner's log",
+    "edge/store/directory.py": "the same",
+    "runner/execution/durable_state.py": "the runner's log",
     "runner/assets/volume_source.py": "the heartbeat, for operators: `lamplighter doctor` has the Chinese around it",
     "runner/assets/volume_store.py": "the same",
-    "edge/notify/texts.py": "pairs of both languages",
+    "edge/notify/conditions.py": "pairs of both languages",
     "edge/notify/apprise_sender.py": "answers to the administrator's test, beside the library's English",
     "edge/notify/targets.py": "a start of the edge that fails, shown by the command line",
-    "edge/webhooks/sender.py": "records of deliveries, for developers",
+    "edge/webhooks/dispatcher.py": "records of deliveries, for developers",
     "images/heygem/heygem_worker/label.py": "the selfcheck, for who builds the image",
     "images/heygem/heygem_worker/interpreter.py": "the same",
     "images/heygem/heygem_worker/settings.py": "the same",
@@ -108,6 +100,11 @@ UNSEEN: set[Literals] = {
     ("job ", " is not claimed"),
     ("", " is already running"),
     ("its cache ", " has more than ", " MiB"),  # why a container is not kept, in the runner's log
+    ("it was not measured before its first job",),  # the same
+    ("a job left processes: ", ", before the first job ", ""),
+    ("a job left files in /tmp or /dev/shm: ", " more than allowed"),
+    ("its memory has grown by ", " MiB since its first job"),
+    ("a job left files outside its folder, such as ", ""),
     ("a warm container cannot go from ", " to ", ""),
     ("", " is missing"),  # the vendor's text of a missing field takes its place
     ("unable to contact slurm controller",),  # Slurm's words, which are looked for
@@ -135,8 +132,11 @@ UNSEEN: set[Literals] = {
     ("img-src 'self' blob:",),  # the console's Content-Security-Policy
     ("media-src 'self' blob:", ""),
     ("add its address to server.trusted_proxies if it is your reverse proxy",),
+    ("no job was added to ", " at ", ""),  # bugs
+    ("", "/", " was never queued"),
     ("fetch input",),  # in logs
     ("fetch secrets",),
+    ("the client speaks no TLS newer than 1.1",),
     ("\n… ", " bytes are left out here …\n"),
     ("sha256 in 64 lower-case hex digits",),
     ("preview engine (not HeyGem)",),  # metadata of the video

@@ -1,9 +1,9 @@
 """The ports of `bus.interface` over NATS JetStream.
 
-Bottom to top: `errors` maps foreign errors; `requests` and `connection` are one connection that reconnects;
-`jetstream` is the API client and the ack protocol; `ordered_consumer` reads a stream in order; `topology` declares all
-streams, buckets and consumers; one adapter for each port uses them. `codec`, `subjects`, `feed_resume` and `users` are
-pure and import no nats.
+Bottom to top: `replies` matches replies to requests and maps foreign errors; `connection` reconnects; `jetstream` is
+the API client, the ack protocol, and the reader of a stream in order; `topology` declares all streams, buckets,
+consumers and users; one adapter for each port uses them: `key_value` (STATE and the tables), `streams` (JOBS, AUDIT,
+USAGE, DELIVERIES), `feed`, `health` and `snapshots`. `wire` is pure: subjects, message ids and bodies.
 
 Only `bus.open`, `bus.server`, the fake broker and tests import it; it imports nothing from `bus.server`.
 Start with `topology`: it shows what the broker holds.

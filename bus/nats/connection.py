@@ -21,8 +21,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import NoRespondersError, NoServersError
 
 from bus.interface import BrokerDenied, BrokerUnreachable, BusError
-from bus.nats.errors import CLIENT_ERROR_TYPES, from_client_error
-from bus.nats.requests import PendingRequest, RequestMultiplexer
+from bus.nats.replies import CLIENT_ERROR_TYPES, PendingRequest, RequestMultiplexer, from_client_error
 from bus.notifier import Notifier
 from bus.settings import BrokerSettings, tls_context
 from schemas.backoff import Backoff

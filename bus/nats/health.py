@@ -12,12 +12,11 @@ import httpx2
 import msgspec
 from msgspec import Struct, field
 
-from bus.health import BrokerBacklog, BrokerStatus
+from bus.health import BrokerBacklog, BrokerStatus, UptimeClock
 from bus.interface import BrokerUnreachable
 from bus.nats.jetstream import NS_PER_S, ApiResponse, JetStreamClient, StreamInfo, parse_time_ns
 from bus.nats.topology import DELIVERIES, JOBS, count_unchecked_states
-from bus.uptime_clock import UptimeClock
-from schemas.environment import bypass_proxies_for_loopback
+from schemas.outbound_rules import bypass_proxies_for_loopback
 
 MONITOR_TIMEOUT = httpx2.Timeout(5.0, connect=1.0)
 MONITOR_RETRY_BACKOFF_S = (

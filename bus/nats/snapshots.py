@@ -15,8 +15,8 @@ from nats.aio.msg import Msg
 
 from bus.interface import BrokerUnreachable, BusError
 from bus.nats.connection import reply_status
-from bus.nats.errors import StreamNotFound
 from bus.nats.jetstream import ApiResponse, JetStreamClient, parse_response
+from bus.nats.replies import StreamNotFound
 from bus.nats.topology import (
     BUCKETS,
     DELIVERIES,

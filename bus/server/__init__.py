@@ -1,7 +1,7 @@
 """A nats-server of our own: `process` runs it as a child, `config` renders nats.conf and its accounts.
 
-`host_accounts` writes the accounts of enrolled hosts and makes the broker read them. The rights of each user are data
-in `bus.nats.users`.
+`process` also writes the accounts of enrolled hosts and makes the broker read them. The rights of each user are data in
+`bus.nats.topology`.
 
 `lamplighter up`, the edge (for enrollment) and tests import it. Start with `config`, which explains the accounts.
 """

@@ -13,7 +13,7 @@ Every account has its own JetStream API, which would answer `$JS.API.…` first 
 10039). Such calls are imported under another name, to which the account maps the usual one.
 
 An account that a reload adds cannot call anything until the reload after it (nats-server 2.15.1): see
-`bus.server.host_accounts`.
+`bus.server.process`.
 """
 
 import json
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from bus.nats.users import EDGE, EDGE_ACCOUNT, READER, READER_API_PREFIX, BrokerUser, broker_users, runner_user
+from bus.nats.topology import EDGE, EDGE_ACCOUNT, READER, READER_API_PREFIX, BrokerUser, broker_users, runner_user
 
 # These are not answered by an account's own API, but by a consumer or a stream.
 _ANSWERED_BY_STREAM = ("$JS.API.CONSUMER.MSG.NEXT.", "$JS.API.DIRECT.GET.")

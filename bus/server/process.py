@@ -1,6 +1,20 @@
-"""Run a nats-server as a child process, for `lamplighter up` and for the tests."""
+"""A nats-server of our own: run it as a child process, and let it read the accounts of enrolled hosts.
 
+`lamplighter up` and the tests run one.
+
+The accounts of enrolled hosts are in `hosts.conf` beside nats.conf, which includes it. The edge writes the file and
+makes the broker read it. In a cluster every server needs it, so there the reload command has to copy it to each server
+first.
+
+To find out which list a server has read, each list has one more account, named after its content, and the edge logs in
+with it. An account that a reload adds cannot call anything before the next reload (nats-server 2.15.1: its imports are
+dead). So that login also has to make a call, and the server is reloaded again until the call is answered. Then all
+accounts of the list work.
+"""
+
+import hmac
 import json
+import math
 import os
 import re
 import secrets
@@ -8,19 +22,24 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
 import anyio
+import bcrypt
+from msgspec.structs import replace
 
-from bus.interface import BrokerUnreachable
-from bus.nats.users import EDGE_ACCOUNT, GLOBAL_ACCOUNT, broker_users, runner_user
+from bus.interface import BrokerDenied, BrokerUnreachable, BusError
+from bus.nats.connection import can_log_in
+from bus.nats.topology import EDGE_ACCOUNT, GLOBAL_ACCOUNT, account_list_marker, broker_users, runner_user
 from bus.secret_files import atomic_write, make_private_folder
 from bus.server.config import STORE_LIMIT_BYTES, ServerConfig, TlsFiles, render_account, render_accounts, render_config
-from schemas.environment import build_child_environment
+from bus.settings import BrokerSettings
+from schemas.outbound_rules import build_child_environment
 
 S = TypeVar("S", bound="NatsServer")
 
@@ -224,3 +243,123 @@ async def run_server(server: S) -> AsyncIterator[S]:
         yield server
     finally:
         await server.stop()
+
+
+RELOAD_TIMEOUT_S = 20.0
+APPLY_TIMEOUT_S = 10.0
+APPLY_CHECK_INTERVAL_S = 0.05
+RELOAD_INTERVAL_S = 2.0  # a reload with 200 connected hosts takes half a second
+# The lowest cost, 1 ms: a password of 256 random bits cannot be guessed, however fast the hash is. A reload compares
+# the password of every connection again, one after the other.
+BCRYPT_COST = 4
+
+
+class BrokerReloadFailed(BusError):
+    """The broker did not read the list. The message says what failed and what to do."""
+
+
+def new_password() -> str:
+    """Return 256 random bits as text."""
+    return secrets.token_urlsafe(32)
+
+
+def hash_password(password: str) -> str:
+    """Return the hash of the password that the broker checks and that is stored."""
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(BCRYPT_COST)).decode()
+
+
+def is_password_hash(password: str) -> bool:
+    """Return whether this is a hash of `hash_password`, not a password."""
+    return password.startswith("$2")
+
+
+class HostAccounts:
+    """The accounts of hosts at the broker of `settings`, written into `folder`.
+
+    `reload_command`: the argv that makes the broker read them.
+    """
+
+    def __init__(self, settings: BrokerSettings, folder: Path, reload_command: Sequence[str]) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._reload_command = tuple(reload_command)
+
+    async def replace_all(self, hashes: Mapping[str, str]) -> None:
+        """Give an account to exactly the hosts in `hashes`, with their hashed passwords, and disconnect all others.
+
+        Returns when every server that answers has applied the list. Raises BrokerReloadFailed.
+        """
+        listed = "".join(render_account(runner_user(host), hashes[host]) for host in sorted(hashes))
+        digest = hmac.new(self._settings.password.encode(), listed.encode(), "sha256").hexdigest()
+        seen = replace(self._settings, user=account_list_marker(digest[:16]).name, password=f"p{digest[16:]}")
+        await anyio.to_thread.run_sync(
+            self._write_file, listed + render_account(account_list_marker(digest[:16]), seen.password)
+        )
+        with anyio.move_on_after(APPLY_TIMEOUT_S):
+            await self._reload_until_applied(seen, digest[:16])
+            return
+        raise BrokerReloadFailed(
+            f"the broker has not applied its list of hosts within {APPLY_TIMEOUT_S:.0f} s: check its log, and that "
+            f"nats.conf includes {HOSTS_FILE} among its accounts (docs/hosts.md, also for a broker set up for an "
+            "earlier release)"
+        )
+
+    async def _reload_until_applied(self, seen: BrokerSettings, name: str) -> None:
+        """Reload until all servers that answer have this list.
+
+        Reload no more often than needed: while a server reloads, a call may get no answer (its caller tries again).
+        """
+        servers = [replace(seen, url=url) for url in seen.url.split(",")]
+        before, reloaded_at = list[_AccountListState](), -math.inf
+        while True:
+            taken = [await _probe_server(server, name) for server in servers]
+            there = {one for one in taken if one is not _AccountListState.AWAY}
+            if there == {_AccountListState.ACTIVE}:
+                return
+            if there and (taken != before or anyio.current_time() - reloaded_at > RELOAD_INTERVAL_S):
+                await reload_broker(self._reload_command)
+                before, reloaded_at = taken, anyio.current_time()
+            await anyio.sleep(APPLY_CHECK_INTERVAL_S)
+
+    def _write_file(self, listed: str) -> None:
+        try:
+            atomic_write(self._folder / HOSTS_FILE, listed)
+        except OSError as error:
+            why = f"the broker's list of hosts in {self._folder} cannot be written ({error})"
+            raise BrokerReloadFailed(f"{why}: set enrollment.nats_conf_dir to the folder of nats.conf") from error
+
+
+async def reload_broker(command: Sequence[str]) -> None:
+    """Make the broker read its configuration and its certificate again. Raises BrokerReloadFailed."""
+    try:
+        with anyio.fail_after(RELOAD_TIMEOUT_S):
+            await anyio.run_process(command, stderr=subprocess.STDOUT, env=build_child_environment(os.environ))
+    except (OSError, subprocess.CalledProcessError, TimeoutError) as error:
+        said = error.output.decode(errors="replace").strip() if isinstance(error, subprocess.CalledProcessError) else ""
+        why = said.splitlines()[-1] if said else str(error) or f"no answer in {RELOAD_TIMEOUT_S:.0f} s"
+        raise BrokerReloadFailed(
+            f"{command[0]} did not reload the broker ({why}): correct enrollment.reload_command"
+        ) from error
+
+
+class _AccountListState(Enum):
+    """The state of a list of accounts at one server."""
+
+    AWAY = "it does not answer, or not now"
+    UNKNOWN = "it does not know the list's own account"
+    INACTIVE = "it knows it, and the account cannot call anything yet"
+    ACTIVE = "all accounts of the list work"
+
+
+async def _probe_server(server: BrokerSettings, name: str) -> _AccountListState:
+    one = account_list_marker(name)
+    try:
+        return (
+            _AccountListState.ACTIVE
+            if await can_log_in(server, one.inbox, one.publish[0])
+            else _AccountListState.INACTIVE
+        )
+    except BrokerDenied:
+        return _AccountListState.UNKNOWN
+    except BrokerUnreachable:
+        return _AccountListState.AWAY

@@ -9,9 +9,9 @@ from msgspec import Struct, structs
 
 from bus.interface import Bus, RevisionConflict, TableRow
 from edge.core.clock import Clock, micros
-from edge.core.error_handling import translate_errors
+from edge.core.concurrency import translate_errors
 from edge.index.index import JobIndex
-from edge.index.paging import DEFAULT_PAGE_LIMIT, PAGE_LIMIT, decode_cursor, encode_cursor
+from edge.index.rows import DEFAULT_PAGE_LIMIT, PAGE_LIMIT, decode_cursor, encode_cursor
 from edge.owners.quotas import OwnerQuotas, QuotaReservation
 from edge.store.port import AssetStore, StoredAsset
 from schemas.asset import AssetReference, Digest, is_digest, reference_key, safe_name

@@ -18,12 +18,12 @@ from msgspec import Meta, Struct, structs
 
 from edge.assets.service import AssetService
 from edge.core.clock import Clock, Entropy
-from edge.core.error_handling import translate_errors
+from edge.core.concurrency import translate_errors
 from edge.owners.quotas import OwnerQuotas, QuotaReservation, quota_exceeded
-from edge.store.fanout import fan_out
-from edge.store.upload_state import Upload, UploadAppender, UploadKey, UploadStateStore
+from edge.store.file_io import fan_out
+from edge.store.unfinished_uploads import Upload, UploadAppender, UploadKey, UploadStateStore
 from schemas.asset import Digest
-from schemas.ids import is_token
+from schemas.job import is_token
 from schemas.problems import ProblemError
 
 WRITER_WAIT_TIMEOUT_S = 2.0  # wait so long for the current writer, then check whether it is silent

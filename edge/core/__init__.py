@@ -3,12 +3,12 @@
 May import `schemas`, `bus`, `edge.store.port` and `edge.outbound`; every package of `edge` may import it.
 
 - `clock`: time and randomness as parameters
-- `concurrency`: a bounded queue between tasks, and a bounded number of calls at a time
-- `leases`: one edge at a time does a piece of work
-- `installation`: constants that all edges of an installation share
-- `error_handling`: errors of the broker and the store as problems for clients
+- `concurrency`: a bounded queue between tasks, a bounded number of calls at a time, and what becomes of exceptions:
+  errors of the broker and the store are problems for clients
+- `installation`: what all edges of an installation share: constants, and leases for work that one edge does at a time
 - `metrics`: the counters and histograms of this process
-- `validation`, `validation_steps`: decode a request, check a job's input against a JSON Schema, within a step budget
-- `messages`: texts for users, in English and Chinese
-- `signed_urls`: URLs that authorise by a signature; `client_throttle`: limits for clients without a key
+- `validation`: decode a request, check a job's input against a JSON Schema, within a step budget
+- `messages`: texts for users, in English and Chinese; `record_texts_zh` and `refusal_texts_zh` have the Chinese
+  of whole sentences
+- `clients`: who clients without a key are, and limits for them
 """

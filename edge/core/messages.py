@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from edge.core.host_texts_zh import HOST_TEXTS_ZH
-from edge.core.job_texts_zh import JOB_TEXTS_ZH
+from edge.core.record_texts_zh import HOST_TEXTS_ZH, JOB_TEXTS_ZH
 from edge.core.refusal_texts_zh import REFUSALS_ZH
 from schemas.host import DISK_FULL_FAILURE, ImageStatus, KeepReason, VolumeStatus
 from schemas.installation import Pause
-from schemas.job import JobFailure
+from schemas.job import JobFailure, Status, WaitReason
 from schemas.problems import FieldError, Problem, ProblemError
-from schemas.status import Status, WaitReason
 from schemas.texts import Catalogue, Language
 
 SHOWN_HOSTS_LIMIT = 3  # in one message

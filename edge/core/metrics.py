@@ -1,6 +1,6 @@
 """The counters and histograms of one edge process. `schemas.metrics` describes each; services count in them.
 
-What can be read at any time is in no instrument: `edge.http.metric_snapshot` reads it for each scrape.
+What can be read at any time is in no instrument: `edge.http.routes.monitoring` reads it for each scrape.
 """
 
 from msgspec import Struct

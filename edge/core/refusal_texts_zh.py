@@ -5,7 +5,7 @@ Each value is a placeholder (schemas/texts.py). tests/test_texts.py says which s
 
 from collections.abc import Mapping
 
-from edge.core.facade_texts_zh import CONSOLE_REFUSALS_ZH, FACADE_REFUSALS_ZH
+from edge.core.record_texts_zh import CONSOLE_REFUSALS_ZH, FACADE_REFUSALS_ZH
 
 _BODIES: Mapping[str, str] = {
     "a JSON body may have at most 1 MiB: upload large files as assets": "JSON 请求体最大 1 MiB：大文件请先单独上传",

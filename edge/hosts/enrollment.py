@@ -10,12 +10,11 @@ from msgspec.structs import replace
 
 from bus.compare_and_set import update_row
 from bus.interface import Bus, BusError, RevisionConflict, RowUnreadable, TableRow
-from bus.nats.users import runner_user_name
-from bus.server.host_accounts import BrokerReloadFailed, hash_password, is_password_hash, new_password
+from bus.nats.topology import runner_user_name
+from bus.server.process import BrokerReloadFailed, hash_password, is_password_hash, new_password
 from edge.core.clock import Clock
 from edge.owners.api_keys import ApiKeyStore
-from schemas.auth import ApiKey, Scope
-from schemas.enrollment import EnrolledHost, HostToken, JoinToken, RelayToken, SharedJoinToken
+from schemas.credentials import ApiKey, EnrolledHost, HostToken, JoinToken, RelayToken, Scope, SharedJoinToken
 from schemas.installation import maintenance_key
 from schemas.power import PowerRecord
 from schemas.problems import ProblemError
@@ -24,7 +23,7 @@ _log = structlog.get_logger()
 
 
 class BrokerAccounts(Protocol):
-    """The broker accounts of hosts. `bus.server.host_accounts.HostAccounts` implements it."""
+    """The broker accounts of hosts. `bus.server.process.HostAccounts` implements it."""
 
     async def replace_all(self, hashes: dict[str, str]) -> None:
         """Make exactly these accounts valid, host to password hash, before it returns. Raises BrokerReloadFailed."""

@@ -24,8 +24,7 @@ from edge.hosts.enrollment import HostEnrollment, SharedJoin
 from edge.index import sqlite as sql
 from edge.index.index import JobIndex
 from edge.owners.audit_log import AuditLog
-from schemas.auth import hash_secret
-from schemas.enrollment import EnrolledHost, HostToken, JoinRequest, JoinToken, SharedJoinToken
+from schemas.credentials import EnrolledHost, HostToken, JoinRequest, JoinToken, SharedJoinToken, hash_secret
 from schemas.installation import BY_EDGE, AuditAction
 from schemas.problems import ProblemError
 

@@ -1,18 +1,22 @@
-"""The host registry: polled heartbeats and offers, gone hosts, and notices of changes."""
+"""The hosts as this edge sees them: polled heartbeats and offers, pauses, notices of changes, and samples over time."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+import msgspec
 import structlog
-from anyio import sleep
+from anyio import CancelScope, Lock, sleep, to_thread
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.interface import Bus, BusError
+from bus.interface import Bus, BusError, RevisionConflict
+from bus.secret_files import atomic_write
 from edge.core.clock import Clock
 from edge.hosts.endpoints import EndpointRegistry
-from edge.hosts.pauses import PauseRegistry
 from schemas.host import (
     HEARTBEAT_INTERVAL_S,
     HOST_GONE_TIMEOUT_S,
@@ -21,8 +25,68 @@ from schemas.host import (
     HostView,
     activity_view,
 )
-from schemas.job import Claim
-from schemas.status import WaitReason
+from schemas.installation import Pause, endpoint_pause_key, maintenance_key
+from schemas.job import Claim, Moment, WaitReason
+
+
+class PauseRegistry:
+    """The pauses of all edges. Those that this edge sets or ends are known at once, others after `refresh`."""
+
+    def __init__(self, bus: Bus, clock: Clock) -> None:
+        self._table = bus.pauses
+        self._clock = clock
+        self._pauses: dict[str, Pause] = {}
+        self._lock = Lock()  # a read that began before a write of this edge must not replace what was written
+
+    async def refresh(self) -> None:
+        """Read the rows, which another edge may have changed. Raises BusError."""
+        async with self._lock:
+            await self._read()
+
+    async def _read(self) -> None:
+        self._pauses = {key: row.value for key, row in (await self._table.rows()).items()}
+
+    def of_endpoint(self, endpoint: str) -> Pause | None:
+        """Return the pause of an endpoint; None if it is not paused."""
+        return self._pauses.get(endpoint_pause_key(endpoint))
+
+    def of_host(self, host: str) -> Pause | None:
+        """Return since when and by whom a host is in maintenance; None if it is not."""
+        return self._pauses.get(maintenance_key(host))
+
+    @property
+    def hosts_in_maintenance(self) -> frozenset[str]:
+        """The hosts in maintenance, also those that were never seen."""
+        prefix = maintenance_key("")
+        return frozenset(key.removeprefix(prefix) for key in self._pauses if key.startswith(prefix))
+
+    async def pause_endpoint(self, endpoint: str, by: str) -> None:
+        """Pause an endpoint. One that is paused already stays so. Raises BusError."""
+        await self._create(endpoint_pause_key(endpoint), by)
+
+    async def resume_endpoint(self, endpoint: str) -> None:
+        """End the pause of an endpoint, if it is paused. Raises BusError."""
+        await self._delete(endpoint_pause_key(endpoint))
+
+    async def start_maintenance(self, host: str, by: str) -> None:
+        """Put a host into maintenance. One that is in maintenance already stays so. Raises BusError."""
+        await self._create(maintenance_key(host), by)
+
+    async def end_maintenance(self, host: str) -> None:
+        """End the maintenance of a host, if it is in maintenance. Raises BusError."""
+        await self._delete(maintenance_key(host))
+
+    async def _create(self, key: str, by: str) -> None:
+        async with self._lock:
+            with suppress(RevisionConflict):  # the first pause tells since when
+                await self._table.create(key, Pause(self._clock(), by))
+            await self._read()
+
+    async def _delete(self, key: str) -> None:
+        async with self._lock:
+            await self._table.delete(key)
+            await self._read()
+
 
 # A task that the runner cannot do, like those that runners report: `task (reason): what to do`.
 UNREADABLE_HEARTBEAT = "send heartbeats that this edge can read ({why}): upgrade the edge to the release of that runner"
@@ -225,3 +289,136 @@ def _host_changes(before: dict[str, HostHeartbeat], after: dict[str, HostHeartbe
 
 def _are_gpus_healthy(heartbeat: HostHeartbeat) -> bool:
     return all(gpu.fitness not in {"unhealthy", "lost"} for gpu in heartbeat.gpus)
+
+
+SampleWindow = Literal["1h", "24h", "7d"]
+SAMPLE_INTERVAL_S = 15.0
+SAMPLES_SAVE_INTERVAL_S = 300.0
+SAMPLED_HOSTS_LIMIT = 200  # hosts with samples; the one that was last seen longest ago gives way
+_GPUS_LIMIT = 16
+
+
+class _Ring(NamedTuple):
+    interval_s: float
+    size: int
+
+
+_RINGS: dict[SampleWindow, _Ring] = {
+    "1h": _Ring(SAMPLE_INTERVAL_S, 240),
+    "24h": _Ring(300.0, 288),
+    "7d": _Ring(1800.0, 336),
+}
+
+
+class HostGpuSample(Struct, frozen=True, omit_defaults=True):
+    """One GPU at one time. Null: not reported."""
+
+    uuid: str
+    utilization: int | None = None
+    memory_used_mb: int | None = None
+    memory_total_mb: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+
+
+class HostSample(Struct, frozen=True):
+    """One host at one time: its state, the number of its running jobs, and its GPUs."""
+
+    at: Moment
+    state: Literal["online", "draining"]
+    jobs: int
+    gpus: tuple[HostGpuSample, ...] = ()
+
+
+class SampleSeries(NamedTuple):
+    """Samples, oldest first, and the time that each stands for."""
+
+    interval_s: float
+    samples: tuple[HostSample, ...]
+
+
+class HostSamples:
+    """Samples of the hosts of this edge. `path`: the file that keeps them; it may be lost without harm."""
+
+    def __init__(self, hosts: HostRegistry, path: Path, clock: Clock) -> None:
+        self._hosts = hosts
+        self._path = path
+        self._clock = clock
+        self._rings: dict[str, dict[SampleWindow, deque[HostSample]]] = {}
+
+    def series(self, host: str, window: SampleWindow) -> SampleSeries:
+        """Return the samples of a host in the last hour, day or week; none for an unknown host."""
+        ring = _RINGS[window]
+        since = self._clock().timestamp() - ring.interval_s * ring.size
+        samples = self._rings.get(host, {}).get(window, ())
+        return SampleSeries(ring.interval_s, tuple(s for s in samples if s.at.timestamp() >= since))
+
+    async def run(self) -> None:
+        """Load the file, then sample until cancelled, and save now and then and at the end."""
+        await to_thread.run_sync(self._load)
+        saved_at = self._clock()
+        try:
+            while True:
+                self.sample(self._hosts.heartbeats.values())
+                await sleep(SAMPLE_INTERVAL_S)
+                if (self._clock() - saved_at).total_seconds() >= SAMPLES_SAVE_INTERVAL_S:
+                    saved_at = self._clock()
+                    await self._save()
+        finally:
+            with CancelScope(shield=True):
+                await self._save()
+
+    def sample(self, heartbeats: Iterable[HostHeartbeat]) -> None:
+        """Add one sample of each host to the rings in which its next sample is due."""
+        now = self._clock()
+        for heartbeat in heartbeats:
+            rings = self._rings.pop(heartbeat.host, None) or {
+                window: deque(maxlen=ring.size) for window, ring in _RINGS.items()
+            }
+            self._rings[heartbeat.host] = rings  # the last one: it was seen last
+            sample = _make_sample(heartbeat, now)
+            for window, ring in _RINGS.items():
+                last = rings[window][-1].at if rings[window] else None
+                if last is None or (now - last).total_seconds() >= ring.interval_s - SAMPLE_INTERVAL_S / 2:
+                    rings[window].append(sample)
+        while len(self._rings) > SAMPLED_HOSTS_LIMIT:
+            del self._rings[next(iter(self._rings))]
+
+    def _load(self) -> None:
+        try:
+            stored = msgspec.json.decode(self._path.read_bytes(), type=dict[str, dict[SampleWindow, list[HostSample]]])
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError) as error:
+            _log.warning("host_samples_unreadable", path=str(self._path), error=str(error))
+            return
+        for host, rings in stored.items():
+            self._rings[host] = {
+                window: deque(rings.get(window, ()), maxlen=ring.size) for window, ring in _RINGS.items()
+            }
+
+    async def _save(self) -> None:
+        data = msgspec.json.encode(
+            {host: {window: list(samples) for window, samples in rings.items()} for host, rings in self._rings.items()}
+        )
+        try:
+            await to_thread.run_sync(atomic_write, self._path, data)
+        except OSError as error:  # a full disk: the curves are not worth more than that
+            _log.warning("host_samples_not_saved", error=str(error))
+
+
+def _make_sample(heartbeat: HostHeartbeat, now: datetime) -> HostSample:
+    gpus = tuple(
+        HostGpuSample(
+            uuid=gpu.uuid,
+            utilization=gpu.utilization,
+            memory_used_mb=None
+            if gpu.memory_total_mb is None or gpu.memory_free_mb is None
+            else gpu.memory_total_mb - gpu.memory_free_mb,
+            memory_total_mb=gpu.memory_total_mb,
+            temperature_c=gpu.temperature_c,
+            power_w=gpu.power_w,
+        )
+        for gpu in heartbeat.gpus[:_GPUS_LIMIT]
+    )
+    return HostSample(now, "draining" if heartbeat.draining else "online", len(heartbeat.running), gpus)

@@ -1,7 +1,7 @@
 """Make the OpenAPI document of `/openapi.json` from the routes, the types of their bodies, and three tables.
 
 Litestar's own document gives the paths and parameters. The schemas come from msgspec, one component for each type, so
-that a generated client has one class for each. `api_operations` names the operations, `api_fields` describes fields.
+that a generated client has one class for each. `api_notes` names the operations; it and `api_fields` describe fields.
 """
 
 import threading
@@ -15,14 +15,13 @@ import msgspec
 from litestar import Litestar, Response
 from litestar.handlers import HTTPRouteHandler
 
-from edge.http.api_common_fields import FieldNote
 from edge.http.api_fields import FIELDS, PARAMETERS
-from edge.http.api_operations import TAGS, codes_of, find_operation
+from edge.http.api_notes import TAGS, FieldNote, codes_of, find_operation
 from edge.http.auth import NO_AUTH
 from edge.http.openapi import FILE_PATHS, METHODS, SECOND_STATUSES, body_kinds, complete_document, component_name
 from edge.jobs.event_stream import LogEvent, NoticeEvent, ProgressEvent
 from schemas.asset import DIGEST_PATTERN
-from schemas.ids import TOKEN_PATTERN
+from schemas.job import TOKEN_PATTERN
 from schemas.job_view import JobView
 from schemas.problems import PROBLEM_TYPES, Problem
 from schemas.version import VERSION

@@ -6,14 +6,13 @@ A test compares the table with the components. A field whose value is another co
 
 from typing import Final
 
-from edge.http.api_common_fields import COMMON_FIELDS, FieldNote
-from edge.http.api_common_fields import EXAMPLE_DIGEST as _DIGEST
-from edge.http.api_common_fields import EXAMPLE_JOB_ID as _JOB
-from edge.http.api_common_fields import EXAMPLE_LATER as _LATER
-from edge.http.api_common_fields import EXAMPLE_SCOPES as _SCOPES
-from edge.http.api_common_fields import EXAMPLE_SHA256 as _SHA
-from edge.http.api_common_fields import EXAMPLE_TIME as _AT
-from edge.http.api_job_fields import JOB_FIELDS
+from edge.http.api_notes import COMMON_FIELDS, JOB_FIELDS, FieldNote
+from edge.http.api_notes import EXAMPLE_DIGEST as _DIGEST
+from edge.http.api_notes import EXAMPLE_JOB_ID as _JOB
+from edge.http.api_notes import EXAMPLE_LATER as _LATER
+from edge.http.api_notes import EXAMPLE_SCOPES as _SCOPES
+from edge.http.api_notes import EXAMPLE_SHA256 as _SHA
+from edge.http.api_notes import EXAMPLE_TIME as _AT
 
 _N = FieldNote
 

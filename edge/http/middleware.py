@@ -1,18 +1,35 @@
-"""ASGI middleware: discard unread bodies, deny WebSockets with a response, default headers; CORS settings.
+"""The ASGI middleware around all routes, in the order in which `edge.app` nests it, innermost first; and CORS settings.
+
+- `DefaultHeaders`, `UnreadBodyDiscard`: headers of every response; the rest of a body that nobody read
+- `WebSocketDenialResponse`: a response that refuses the handshake of a WebSocket
+- `ProxiedRequests`: whose a request is that came through a reverse proxy, and that it is not local
+- `RequestObserver`: one log line for each request. It has the template of the route, never the path or the query: both
+  may contain an id, a token or a signature
+- `RequestMetrics`: counts of requests, and the time to their answers
 
 The two ASGI extensions that connect the app with `edge.server` are named here.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import anyio
+import structlog
 from litestar.config.cors import CORSConfig
 from litestar.types import Scope as LitestarScope
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.http.problems import find_language, make_problem_response, note_problem
+from bus.spans import enter_trace
+from edge.core.clients import ThrottledClientLog, TrustedProxies, client_network, read_hops, shows_proxy
+from edge.core.metrics import EdgeMetrics
+from edge.http.problems import PROBLEM_CODE_KEY, find_language, make_problem_response, note_problem
+from edge.owners.signed_credentials import NO_KEY
+from schemas.metrics import OTHER
+from schemas.outbound_rules import is_loopback
+from schemas.problems import ProblemError
 
 BODY_DISCARD_LIMIT_BYTES = 64 * 1024 * 1024
 BODY_DISCARD_TIMEOUT_S = 10.0
@@ -192,3 +209,215 @@ def make_cors_config(origins: Sequence[str]) -> CORSConfig | None:
         expose_headers=list(CORS_EXPOSED_HEADERS),
         max_age=PREFLIGHT_MAX_AGE_S,
     )
+
+
+OPEN_REQUESTS_RETRY_AFTER_S = 10
+_PROXIED_SCOPE_KEY = "lamplighter.proxied"
+_WEBSOCKET_SCHEMES = {"http": "ws", "https": "wss"}
+
+
+def is_proxied(scope: Any) -> bool:
+    """Return whether the request came from a trusted proxy, or has a header that only proxies write."""
+    return bool(cast("dict[str, Any]", scope).get(_PROXIED_SCOPE_KEY))
+
+
+class ProxiedRequests:
+    """Puts the client of a request in place of the trusted proxy that passed it on, and the scheme that it used.
+
+    A proxy opens few connections for many clients, so the limit of connections per address counts the open requests
+    of each client here: at most `requests_per_client` of `proxies`. What proxies that are not trusted write is ignored.
+    """
+
+    def __init__(self, app: ASGIApp, proxies: TrustedProxies, client_events: ThrottledClientLog) -> None:
+        self._app, self._proxies, self._client_events = app, proxies, client_events
+        self._open: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        peer = scope["client"][0] if scope.get("client") else ""
+        is_trusted, has_header = peer in self._proxies, shows_proxy(scope["headers"])
+        scope[_PROXIED_SCOPE_KEY] = is_trusted or has_header
+        if not is_trusted:
+            if has_header and is_loopback(peer):
+                fix = "add its address to server.trusted_proxies if it is your reverse proxy"
+                self._client_events.log("proxy_not_trusted", peer, fix=fix)
+            await self._app(scope, receive, send)
+            return
+        client = self._proxies.find_client(peer, read_hops(scope["headers"]))
+        scope["client"] = (client.address, 0)
+        if client.scheme:
+            scope["scheme"] = client.scheme if scope["type"] == "http" else _WEBSOCKET_SCHEMES[client.scheme]
+        await self._run_counted(client.address, scope, receive, send)
+
+    async def _run_counted(self, address: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._proxies.is_shared(address):  # the proxy named no client
+            await self._app(scope, receive, send)
+            return
+        client = client_network(address)
+        if self._open[client] >= self._proxies.requests_per_client:
+            detail = f"{client} has {self._proxies.requests_per_client} open requests, which is the limit: let some end"
+            error = ProblemError("too_many_connections", detail, retry_after_s=OPEN_REQUESTS_RETRY_AFTER_S)
+            self._client_events.log("request_refused", address, code=error.code)
+            await send_problem(error, scope, send)
+            return
+        self._open[client] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]
+
+
+NO_ROUTE = "-"  # no route has this path
+CLIENT_CLOSED_STATUS = 499  # the client left before the answer began, as nginx counts it
+WEBSOCKET_METHOD = "WEBSOCKET"
+SWITCHING_PROTOCOLS_STATUS = 101
+# Asked every few seconds by load balancers, watchdogs and Prometheus.
+PROBE_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
+_KEY_ID_SCOPE_KEY = "lamplighter.key_id"
+_ANSWER_STATUS_MESSAGES = frozenset({"http.response.start", "websocket.http.response.start"})
+
+_log = structlog.get_logger()
+
+
+class ServedRequest(NamedTuple):
+    """A request that was answered. `key_id`: the API key that it was made with, empty if there was none.
+
+    `duration_s` is the time until the end of the answer: for a stream and a WebSocket, how long it was open.
+    """
+
+    method: str
+    route: str
+    status: int
+    duration_s: float
+    key_id: str
+    client: str
+
+
+ObserveRequest = Callable[[ServedRequest], None]
+
+
+def note_key_id(scope: Any, key_id: str) -> None:
+    """Note the key that a request was made with, where a route authenticates by itself and sets no `request.auth`."""
+    cast("dict[str, Any]", scope)[_KEY_ID_SCOPE_KEY] = key_id
+
+
+def log_request(request: ServedRequest) -> None:
+    """Log the request, at level debug if it is a probe that succeeded."""
+    is_probe = request.route in PROBE_ROUTES and request.status < 400
+    (_log.debug if is_probe else _log.info)(
+        "request_served",
+        method=request.method,
+        route=request.route,
+        status=request.status,
+        ms=round(request.duration_s * 1000, 1),
+        key_id=request.key_id,
+        client=request.client,
+    )
+
+
+class RequestObserver:
+    """Calls `observe` after each HTTP request and each WebSocket, also after one that was refused or failed."""
+
+    def __init__(
+        self, app: ASGIApp, observe: ObserveRequest, monotonic: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._app, self._observe, self._monotonic = app, observe, monotonic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        started, status = self._monotonic(), CLIENT_CLOSED_STATUS
+        enter_trace(scope["headers"])
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal status
+            kind = message["type"]
+            if kind in _ANSWER_STATUS_MESSAGES:
+                status = message["status"]
+            elif kind == "websocket.accept":
+                status = SWITCHING_PROTOCOLS_STATUS
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_status)
+        finally:
+            self._observe(_describe(scope, status, self._monotonic() - started))
+
+
+def _describe(scope: Scope, status: int, duration_s: float) -> ServedRequest:
+    key_id: str = scope.get(_KEY_ID_SCOPE_KEY) or getattr(scope.get("auth"), "id", None) or ""
+    return ServedRequest(
+        method=scope.get("method", WEBSOCKET_METHOD),
+        route=scope.get("path_template", NO_ROUTE),
+        status=status,
+        duration_s=duration_s,
+        key_id="" if key_id == NO_KEY else key_id,
+        client=scope["client"][0] if scope.get("client") else "",
+    )
+
+
+_STATUS_CLASSES = {number: f"{number}xx" for number in range(2, 6)}
+_EVENT_STREAM = b"text/event-stream"
+
+
+class RequestMetrics:
+    """Counts requests by the template of their route: a path that no route matches is `other`."""
+
+    def __init__(self, app: ASGIApp, metrics: EdgeMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._run_request(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._run_stream("websocket", scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _run_stream(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
+        self._metrics.open_streams.inc(kind)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._metrics.open_streams.inc(kind, amount=-1)
+            self._count_refusal(scope)
+
+    async def _run_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, is_stream = time.perf_counter(), False
+
+        async def send_counted(message: Message) -> None:
+            nonlocal is_stream
+            if message["type"] == "http.response.start":
+                self._count_response(scope, message["status"], time.perf_counter() - started)
+                is_stream = _is_event_stream(message)
+                if is_stream:
+                    self._metrics.open_streams.inc("sse")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_counted)
+        finally:
+            if is_stream:
+                self._metrics.open_streams.inc("sse", amount=-1)
+
+    def _count_response(self, scope: Scope, status: int, took_s: float) -> None:
+        route = scope.get("path_template") or OTHER
+        self._metrics.requests.inc(scope["method"], route, _STATUS_CLASSES.get(status // 100, OTHER))
+        self._metrics.request_durations.observe(took_s, route)
+        self._count_refusal(scope)
+
+    def _count_refusal(self, scope: Scope) -> None:
+        code = scope.get(PROBLEM_CODE_KEY)
+        if code is not None:
+            self._metrics.refusals.inc(code)
+
+
+def _is_event_stream(message: Message) -> bool:
+    headers = message.get("headers", ())
+    return any(value.startswith(_EVENT_STREAM) for name, value in headers if name.lower() == b"content-type")

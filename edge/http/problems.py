@@ -11,7 +11,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
-from edge.core.error_handling import problem_for_known_error
+from edge.core.concurrency import problem_for_known_error
 from edge.core.messages import choose_language, localize_problem
 from edge.core.validation import describe_allowed_values
 from schemas.problems import FieldError, ProblemError
@@ -40,7 +40,7 @@ HINTS_BY_STATUS = {
 # Parameters whose names in a request are not valid or not wanted in Python.
 PARAMETER_NAMES = {"since": "from", "until": "to", "idempotency_key": "Idempotency-Key"}
 DEFAULT_RETRY_AFTER_S = 5  # Retry-After of a 429 or 503 that has no value of its own
-PROBLEM_CODE_KEY = "lamplighter.problem"  # of the ASGI scope of a refused request, for `edge.http.request_metrics`
+PROBLEM_CODE_KEY = "lamplighter.problem"  # of the ASGI scope of a refused request, for `edge.http.middleware`
 RETRY_LATER_STATUSES = frozenset({429, 503})
 
 
@@ -121,7 +121,7 @@ def make_problem_response(
 
 
 def note_problem(scope: Any, code: str) -> None:
-    """Note in the ASGI scope with which code a request is refused, for `edge.http.request_metrics`."""
+    """Note in the ASGI scope with which code a request is refused, for `edge.http.middleware`."""
     scope[PROBLEM_CODE_KEY] = code
 
 

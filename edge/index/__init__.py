@@ -5,9 +5,8 @@ Start reading at `index.JobIndex`.
 
 - `index`: follows STATE, applies its changes in batches, answers queries, notifies subscribers
 - `sqlite`: the SQLite file: schema, writes and queries; blocking, called in a thread
-- `row`: the values that the index keeps of a record; deadlines and digests of a job. Pure
-- `queue_ranks`: positions of queued jobs, in memory. Pure
-- `paging`: filters, pages and cursors of lists. Pure
+- `rows`: the values that the index keeps of a record, deadlines and digests of a job, positions of queued jobs in
+  memory, and filters, pages and cursors of lists. Pure
 
 The index is only a cache: it is rebuilt at each start, may lag behind STATE, and no write is decided by it.
 """

@@ -20,14 +20,21 @@ from bus.interface import CaughtUp, JobStore, RecordChange, VersionedRecord
 from bus.notifier import Notifier
 from edge.core.concurrency import BoundedQueue
 from edge.index import sqlite as sql
-from edge.index.paging import DEFAULT_PAGE_LIMIT, PAGE_LIMIT, JobFilters, RecordPage, decode_cursor, make_job_cursor
-from edge.index.queue_ranks import QueueKey, QueueRanks
-from edge.index.row import IndexRow, RowChange
+from edge.index.rows import (
+    DEFAULT_PAGE_LIMIT,
+    PAGE_LIMIT,
+    IndexRow,
+    JobFilters,
+    QueueKey,
+    QueueRanks,
+    RecordPage,
+    RowChange,
+    decode_cursor,
+    make_job_cursor,
+)
 from schemas.events import RecordUnreadable
-from schemas.ids import JobKey
-from schemas.job import Job, Pointer
+from schemas.job import FINAL_STATUSES, Job, JobKey, Pointer, Status
 from schemas.problems import ProblemError
-from schemas.status import FINAL_STATUSES, Status
 
 T = TypeVar("T")
 ChangeSubscriber = Callable[[Sequence[RowChange]], None]

@@ -13,10 +13,10 @@ import msgspec
 
 from bus.interface import RecordChange, VersionedRecord
 from edge.core.clock import micros
-from edge.index.paging import JobFilters
-from edge.index.queue_ranks import QueueKey
-from edge.index.row import (
+from edge.index.rows import (
     IndexRow,
+    JobFilters,
+    QueueKey,
     RowChange,
     expires_at,
     holder,
@@ -26,9 +26,7 @@ from edge.index.row import (
     result_digests,
 )
 from schemas.events import decode_record, encode_record
-from schemas.ids import JobKey
-from schemas.job import Job, Pointer
-from schemas.status import FINAL_STATUSES, Priority, Status
+from schemas.job import FINAL_STATUSES, Job, JobKey, Pointer, Priority, Status
 
 _Values = Sequence[object] | Mapping[str, object]
 

@@ -3,11 +3,11 @@
 May import `edge.core`, `edge.index`, `edge.owners`, `edge.hosts` and `edge.assets`. Usage, webhooks, power, deletion,
 HTTP and the facades may import it. Start reading at `service.JobService.submit`.
 
-- `service`: what an owner does to jobs: submit, cancel, retry, delete; `submission`: from a request body to a record
-- `readiness`: whether the broker can take new work
+- `service`: what an owner does to jobs: submit, cancel, retry, delete; `job_actions`: the same to many jobs
+- `submission`: whether the broker can take new work, and from a request body to a record
 - `publish_window`: fair queueing, at most N messages per owner, pool and priority in the queue JOBS
-- `input_waiter`: queues jobs when their last input is there; `url_inputs`: downloads inputs given as URLs
-- `view`: records as clients see them; `wait_reason`: why a job waits; `eta`: when it will start and end
+- `inputs`: queues jobs when their last input is there, and downloads inputs given as URLs
+- `view`: records as clients see them; `forecast`: why a job waits, and when it will start and end
 - `event_stream`: streams of the events of a job or an owner, with resume
 - `reconciler`: idempotent steps that repair what a crash interrupted
 

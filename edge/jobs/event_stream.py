@@ -18,16 +18,12 @@ from msgspec import Struct, structs
 
 from bus.interface import Bus, BusError, FeedItem, JobFeed, RecordChange, VersionedRecord
 from edge.core import messages
-from edge.core.concurrency import BoundedQueue, closing
-from edge.core.error_handling import translate_errors
+from edge.core.concurrency import BoundedQueue, closing, translate_errors
 from edge.hosts.registry import HostNotice, HostRegistry
 from edge.jobs.view import NOBODY, Asker, JobViewBuilder
-from schemas.events import RecordUnreadable
-from schemas.feed import FeedMessage, LogEndMessage, LogMessage, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Job
+from schemas.events import FeedMessage, LogEndMessage, LogMessage, ProgressMessage, RecordUnreadable
+from schemas.job import FINAL_STATUSES, Job, JobKey
 from schemas.job_view import JobView
-from schemas.status import FINAL_STATUSES
 
 EventKind = Literal["state", "progress", "log", "notice"]
 

@@ -17,15 +17,13 @@ from bus.compare_and_set import update_row
 from bus.interface import BusError, Table
 from bus.notifier import Notifier
 from edge.core.clock import Clock, Entropy
-from edge.core.concurrency import gather_bounded
-from edge.core.error_handling import translate_errors
-from edge.core.leases import Leases
+from edge.core.concurrency import gather_bounded, translate_errors
+from edge.core.installation import Leases
 from edge.index.index import JobIndex
-from edge.index.paging import JobFilters
+from edge.index.rows import JobFilters
 from edge.jobs.service import JobService
 from edge.store.port import StoreError
-from schemas.ids import JobKey, make_uuid7
-from schemas.job_action import (
+from schemas.installation import (
     ACTION_JOBS_LIMIT,
     FAILURES_LIMIT,
     JobAction,
@@ -35,8 +33,8 @@ from schemas.job_action import (
     JobActionKind,
     JobActionState,
 )
+from schemas.job import FINAL_STATUSES, JobKey, Status, make_uuid7
 from schemas.problems import ProblemError
-from schemas.status import FINAL_STATUSES, Status
 
 SWEEP_INTERVAL_S = 2.0  # the time after which another edge takes an action over
 PAGE_JOBS = 50

@@ -17,13 +17,10 @@ from bus.interface import BusError, JobQueue, JobStore
 from bus.notifier import Notifier
 from edge.core.clock import Clock, micros
 from edge.index.index import JobIndex
-from edge.index.queue_ranks import QueueKey
-from edge.index.row import IndexRow, RowChange
+from edge.index.rows import IndexRow, QueueKey, RowChange
 from schemas.events import RecordUnreadable
-from schemas.ids import JobKey
-from schemas.job import Job, Pointer
+from schemas.job import ACTIVE_STATUSES, FINAL_STATUSES, PRIORITIES, Job, JobKey, Pointer, Status
 from schemas.problems import ProblemError
-from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, PRIORITIES, Status
 
 MIN_WINDOW = 8
 WINDOW_PER_SLOT = 4

@@ -17,15 +17,15 @@ from bus.compare_and_set import transition
 from bus.interface import Bus, BusError, RevisionConflict, VersionedRecord, forget_deliveries
 from edge.assets.service import UNREFERENCED_RETENTION, AssetService
 from edge.core.clock import Clock, micros
-from edge.core.error_handling import log_and_continue
+from edge.core.concurrency import log_and_continue
 from edge.hosts.registry import HostRegistry
 from edge.index import sqlite as sql
 from edge.index.index import JobIndex
-from edge.index.row import IndexRow, expires_at, input_digests, input_due_at, result_digests
-from edge.jobs.input_waiter import InputWaiter
+from edge.index.rows import IndexRow, expires_at, input_digests, input_due_at, result_digests
+from edge.jobs.inputs import INPUT_FETCH_FAILED, InputWaiter
 from edge.jobs.publish_window import PublishWindow
-from edge.jobs.url_inputs import INPUT_FETCH_FAILED
 from edge.store.port import StoreError
+from schemas.endpoint_parts import VOLUMES_OWNER
 from schemas.events import (
     AttemptReleased,
     Cancelled,
@@ -36,13 +36,9 @@ from schemas.events import (
     RecordUnreadable,
     Reprioritised,
 )
-from schemas.ids import JobKey
-from schemas.job import Job, JobFailure, Pointer
-from schemas.lifecycle import IllegalTransition
-from schemas.mounts import VOLUMES_OWNER
+from schemas.job import ACTIVE_STATUSES, FINAL_STATUSES, Job, JobFailure, JobKey, Pointer, Priority, Status
+from schemas.lifecycle import FAILURES, HOST_LOST_CODE, IllegalTransition, make_job_failure, outcome_after_failure
 from schemas.problems import ProblemError
-from schemas.retry_policy import FAILURES, HOST_LOST_CODE, make_job_failure, outcome_after_failure
-from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, Priority, Status
 
 # Expected errors: the next sweep repeats the step. Any other exception is a bug.
 TRANSIENT_ERRORS = (BusError, StoreError, ProblemError, RecordUnreadable, IllegalTransition)

@@ -17,21 +17,18 @@ from bus.interface import Bus, BusError, RevisionConflict, VersionedRecord, forg
 from bus.spans import NO_SPANS, OpenSpan, SpanRecorder, current_traceparent, span
 from edge.assets.service import AssetService
 from edge.core.clock import Clock
-from edge.core.concurrency import gather_bounded
-from edge.core.error_handling import translate_errors
+from edge.core.concurrency import gather_bounded, translate_errors
 from edge.core.metrics import EdgeMetrics
 from edge.core.validation import asset_missing_problem, input_invalid_problem
 from edge.index.index import JobIndex
-from edge.index.row import input_digests, result_digests
+from edge.index.rows import input_digests, result_digests
 from edge.jobs.publish_window import PublishWindow
 from edge.jobs.submission import Admission, check_job_id
 from schemas.events import Cancelled, CancelRequested, JobEvent, JobRecord, Retried, Submitted, event_to_dict
-from schemas.ids import JobKey
-from schemas.job import Job, request_digest
+from schemas.job import FINAL_STATUSES, WAITING_STATUSES, Job, JobKey, Status, request_digest
 from schemas.job_view import HistoryRow
 from schemas.lifecycle import resubmission_record
 from schemas.problems import FieldError, Problem, ProblemError
-from schemas.status import FINAL_STATUSES, WAITING_STATUSES, Status
 
 BATCH_LIMIT = 1000  # jobs of one request
 SUBMIT_CONCURRENCY_LIMIT = 16

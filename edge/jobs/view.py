@@ -9,14 +9,12 @@ from msgspec import structs
 
 from bus.interface import BusError, JobFeed, VersionedRecord
 from edge.core import messages
-from edge.core.signed_urls import SignUrl
 from edge.index.index import JobIndex
-from edge.jobs.eta import EtaEstimator
+from edge.jobs.forecast import EtaEstimator, WaitReasons
 from edge.jobs.publish_window import PublishWindow
-from edge.jobs.wait_reason import WaitReasons
-from schemas.job import Job, Output
+from edge.owners.signed_credentials import SignUrl
+from schemas.job import ACTIVE_STATUSES, WAITING_STATUSES, Job, Output, Status, WaitReason
 from schemas.job_view import FileView, JobUrls, JobView, OutputView, ProgressView
-from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status, WaitReason
 from schemas.texts import Language
 
 # The fields of the record that the view has under the same name.

@@ -5,8 +5,8 @@ from typing import Annotated, Protocol
 
 from msgspec import Meta, Struct, field
 
-from schemas.conditions import Condition
-from schemas.ids import Token
+from schemas.installation import Condition
+from schemas.job import Token
 from schemas.settings_schema import SECRET
 from schemas.texts import Language
 from schemas.version import import_extra

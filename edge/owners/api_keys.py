@@ -14,8 +14,8 @@ from msgspec import structs
 from bus.compare_and_set import update_row
 from bus.interface import BusError, RevisionConflict, RowUnreadable, Table, TableRow
 from edge.core.clock import Clock, Entropy
-from schemas.auth import ApiKey, Scope, hash_secret, parse_credential
-from schemas.ids import is_token
+from schemas.credentials import ApiKey, Scope, hash_secret, parse_credential
+from schemas.job import is_token
 from schemas.problems import ProblemError
 
 CACHE_TTL_S = 5.0  # a revoked key works at most this long at another edge

@@ -20,11 +20,11 @@ from msgspec import Struct
 from bus.interface import AuditEntry, AuditStream, BusError
 from bus.secret_files import atomic_write, make_private_folder
 from edge.core.clock import Clock, Entropy, micros
-from edge.core.error_handling import translate_errors
-from schemas.auth import ApiKey, Scope
+from edge.core.concurrency import translate_errors
+from schemas.credentials import ApiKey, Scope
 from schemas.events import DECODE_ERRORS
 from schemas.installation import BY_EDGE, BY_UP, AuditAction, AuditEvent
-from schemas.settings_values import SettingSnapshot, describe_changes, take_snapshot
+from schemas.settings_schema import SettingSnapshot, describe_changes, take_snapshot
 
 APPEND_TIMEOUT_S = 5.0
 SPOOL_INTERVAL_S = 10.0

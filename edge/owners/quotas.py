@@ -1,29 +1,79 @@
 """Limits of one owner: waiting jobs, running jobs, bytes, submits a minute (429 beyond them), open streams, requests.
 
 With one edge the limits are exact: an upload reserves its bytes before they are read. With several edges they are
-approximate. An edge learns of waiting jobs through STATE (milliseconds) and reads the bytes again every 30 s. Submits
-a minute and open streams are counted by each edge for itself.
+approximate. An edge learns of waiting jobs through STATE (milliseconds) and reads the bytes again every 30 s. Rates
+and open streams are counted by each edge for itself.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated
+from math import ceil
+from typing import Annotated, NamedTuple
 
 from anyio import to_thread
 from msgspec import Meta, Struct, structs
 
 from bus.interface import Table
-from edge.core.rate_limiter import RateLimiter, RateState
+from edge.core.clock import MINUTE_S
 from edge.index.index import JobIndex
-from edge.index.row import RowChange
-from edge.store.upload_state import UploadKey, UploadStateStore
+from edge.index.rows import RowChange
+from edge.store.unfinished_uploads import UploadKey, UploadStateStore
 from schemas.asset import AssetReference
-from schemas.auth import ApiKey, Scope
-from schemas.ids import JobKey
+from schemas.credentials import ApiKey, Scope
+from schemas.job import WAITING_STATUSES, JobKey
 from schemas.problems import ProblemError
 from schemas.settings_schema import unit_of
-from schemas.status import WAITING_STATUSES
+
+
+class RateState(NamedTuple):
+    """The events that a rate still allows after one. `reset_s`: until it allows all of them again.
+
+    `retry_after_s`: until the next event is allowed; 0 if this one was.
+    """
+
+    limit: int
+    remaining: int
+    reset_s: int
+    retry_after_s: int
+
+
+class _TokenBucket(Struct):
+    """Remaining events at the time `at`, in seconds."""
+
+    tokens: float
+    at: float
+
+
+class RateLimiter:
+    """Counts the events of each name. The names must be bounded: there is one bucket for each, to the end.
+
+    `monotonic`: in seconds.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._buckets: dict[str, _TokenBucket] = {}
+
+    def count(self, name: str, per_minute: int) -> RateState:
+        """Count an event of `name` if its rate allows it."""
+        now = self._monotonic()
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = _TokenBucket(float(per_minute), now)
+        bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.at) * per_minute / MINUTE_S)
+        bucket.at = now
+        is_allowed = bucket.tokens >= 1
+        if is_allowed:
+            bucket.tokens -= 1
+        left = bucket.tokens
+        return RateState(
+            per_minute,
+            int(left),
+            ceil((per_minute - left) * MINUTE_S / per_minute),
+            0 if is_allowed else ceil((1 - left) * MINUTE_S / per_minute),
+        )
+
 
 BYTES_CACHE_TTL_S = 30.0
 WAITING_RETRY_AFTER_S = 10

@@ -16,11 +16,11 @@ from msgspec import Struct
 from bus.compare_and_set import update_row
 from bus.interface import BusError, RowUnreadable, Table
 from edge.core.clock import Clock
-from edge.core.error_handling import translate_errors
+from edge.core.concurrency import translate_errors
 from edge.core.validation import input_invalid_problem
 from edge.owners.secret_keys import SealedText, SecretKeyFile, SecretKeysUnusable, SecretUnreadable
 from schemas.endpoint import Endpoint
-from schemas.job_environment import (
+from schemas.endpoint_parts import (
     OWNER_SECRETS_LIMIT,
     SECRET_LEAST_BYTES,
     SECRET_LIMIT_BYTES,

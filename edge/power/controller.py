@@ -27,12 +27,12 @@ from edge.power.driver_calls import (
     update_record,
 )
 from edge.power.host_facts import DriverReport, HostObserver, PlannedFleet
-from edge.power.kept_on import keep_reasons
 from edge.power.observation import FleetObservation
+from edge.power.views import keep_reasons
 from schemas.host import HostView, KeptOn
+from schemas.job import WaitReason
 from schemas.power import PowerOverride, PowerRecord, PowerState
 from schemas.problems import ProblemError
-from schemas.status import WaitReason
 from schemas.texts import Language
 
 RecordChangeSubscriber = Callable[[str, PowerRecord, PowerRecord], None]

@@ -28,15 +28,18 @@ from edge.power.host_facts import state_key
 from edge.power.observation import FleetObservation, FleetObserver
 from schemas.host_config import AnyHostConfig, PoolConfig
 from schemas.power import (
+    ClusterPowerDriver,
+    NoCapacity,
     PowerCall,
+    PowerCallFailed,
     PowerCallOutcome,
     PowerCallResult,
+    PowerDriver,
     PowerRecord,
     PowerState,
     PowerVerb,
     ReportedPower,
 )
-from schemas.power_driver import ClusterPowerDriver, NoCapacity, PowerCallFailed, PowerDriver
 from schemas.problems import ProblemError
 
 POLL_INTERVAL_S = 5.0

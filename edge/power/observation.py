@@ -19,7 +19,7 @@ from edge.index.index import JobCountKey, JobIndex
 from edge.power.scale_rule import DEFAULT_RUN_S
 from schemas.endpoint import Endpoint
 from schemas.host import HOST_GONE_TIMEOUT_S, HostCapabilities, HostHeartbeat
-from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES, WAITING_STATUSES, Priority, Status, WaitReason
+from schemas.job import ACTIVE_STATUSES, FINAL_STATUSES, WAITING_STATUSES, Priority, Status, WaitReason
 
 _ACTIVE_JOBS_LIMIT = 1_000_000  # running jobs are bounded by the slots, and each must be read
 _SOON_JOBS_LIMIT = 500  # enough to see that jobs are due soon, and about how many

@@ -7,8 +7,7 @@ from typing import Annotated, NamedTuple, Protocol
 
 from msgspec import Meta, Struct
 
-from edge.core.client_throttle import ThrottledClientLog, client_network
-from edge.core.trusted_proxies import TrustedProxies
+from edge.core.clients import ThrottledClientLog, TrustedProxies, client_network
 from schemas.problems import ProblemError
 from schemas.settings_loader import renamed_from
 

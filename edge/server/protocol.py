@@ -15,7 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.http11 import Request
 
-from edge.core.client_throttle import ThrottledClientLog
+from edge.core.clients import ThrottledClientLog
 from edge.http.middleware import LARGE_FRAMES_EXTENSION
 from edge.http.problems import make_problem_response
 from edge.server.connections import ConnectionSlot, ServerSettings

@@ -1,11 +1,13 @@
-"""The asset store in a folder of a local disk, or of a network folder that supports locks, renames and fsync.
+"""The asset store that the settings name: in a folder, or in a bucket, which `edge.store.remote` opens.
 
-sha256/ab/cdef…    the assets
-trash/abcdef…      deleted assets, until the edge has checked that no job names them
-uploads/           objects of unfinished uploads, which all edges share
-tmp/<writer>/      bodies that are being written; a living writer holds the flock on `lock` in this folder
-fingerprint        identifies the store; written once
-lock               serializes writers that start or stop
+The folder is on a local disk, or it is a network folder that supports locks, renames and fsync:
+
+    sha256/ab/cdef…    the assets
+    trash/abcdef…      deleted assets, until the edge has checked that no job names them
+    uploads/           objects of unfinished uploads, which all edges share
+    tmp/<writer>/      bodies that are being written; a living writer holds the flock on `lock` in this folder
+    fingerprint        identifies the store; written once
+    lock               serializes writers that start or stop
 """
 
 import errno
@@ -20,12 +22,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from anyio import CancelScope, to_thread
+from msgspec import Struct
 
 from bus.secret_files import atomic_write, fsync_folder
-from edge.store.atomic_write import AtomicFile, create_durable_folder, map_disk_errors
-from edge.store.fanout import fan_out, read_file_blocks
+from edge.store.file_io import AtomicFile, create_durable_folder, fan_out, map_disk_errors, read_file_blocks
 from edge.store.port import (
     BLOCK_BYTES,
     AssetStore,
@@ -34,10 +37,12 @@ from edge.store.port import (
     SharedObjects,
     StoreBroken,
     StoredAsset,
+    StoreError,
     Survey,
     require_digest,
 )
 from schemas.asset import Digest
+from schemas.version import import_extra
 
 DIGEST_PREFIXES = tuple(f"{n:02x}" for n in range(256))
 
@@ -339,3 +344,34 @@ def _unlink(path: Path) -> bool:
         path.unlink()
         return True
     return False
+
+
+class StoreSettings(Struct, frozen=True):
+    """The `[store]` section: where the asset store is."""
+
+    url: str = ""
+    """Where files are kept. Empty: a folder in `data`. `file:///mnt/shared`: a folder that several edges share.
+    `s3://bucket/prefix`, `gs://…` or `az://account/container/…`: a bucket.
+    """
+    presign: bool = True
+    """Clients and runners fetch from the bucket by URLs that expire. Off: the edge passes the bytes through."""
+    replace: bool = False
+    """Accept this store although the installation used another one before. Set it for one start only."""
+
+
+class StorePackageMissing(StoreError):
+    """The Python package for this store is not installed."""
+
+
+@asynccontextmanager
+async def open_store(settings: StoreSettings, data: Path) -> AsyncIterator[AssetStore]:
+    """Open the store while the block runs. Raises StoreError."""
+    url = urlsplit(settings.url)
+    if url.scheme in {"", "file"}:
+        folder = Path(unquote(url.path)) if url.path else data / "assets"
+        async with open_directory(folder) as directory:
+            yield directory
+        return
+    remote = import_extra(f"{__package__}.remote", "remote", f"[store] url = {url.scheme}://…", StorePackageMissing)
+    async with remote.open_remote(settings.url, data / "scratch", presign=settings.presign) as bucket:
+        yield bucket

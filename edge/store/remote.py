@@ -24,7 +24,7 @@ from anyio import to_thread
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store, from_url
 
-from edge.store.fanout import fan_out, rechunk
+from edge.store.file_io import fan_out, rechunk
 from edge.store.port import (
     BLOCK_BYTES,
     AssetStore,

@@ -1,39 +1,222 @@
 """Webhook dispatcher: enqueue a delivery for each state of a job and each webhook, and send the deliveries.
 
 Both queues are in the broker. Messages that an edge had leased when it died are delivered again, to any edge.
+
+`WebhookSender` makes one attempt, and decides when it is made again: signature, retry delays, and a circuit breaker. An
+unreachable or slow receiver must not occupy the attempt slots that others need. Its deliveries go back to the broker
+with a delay.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 import httpx2
+import msgspec
 import structlog
-from anyio import CapacityLimiter, create_task_group, move_on_after, sleep
+from anyio import CapacityLimiter, create_task_group, fail_after, move_on_after, sleep
 from anyio.abc import TaskGroup
 from msgspec import Struct, structs
 
-from bus.interface import Bus, BusError, LeasedItem, RevisionConflict, TableRow, WebhookDelivery
+from bus.interface import Bus, BusError, LeasedItem, RevisionConflict, TableRow, VersionedRecord, WebhookDelivery
 from bus.notifier import Notifier
-from edge.core.clock import Clock, Entropy
-from edge.core.error_handling import translate_errors
+from edge.core.clock import HOUR_S, MINUTE_S, Clock, Entropy, micros
+from edge.core.concurrency import translate_errors
 from edge.core.metrics import EdgeMetrics
 from edge.index.index import JobIndex
-from edge.index.row import RowChange
+from edge.index.rows import RowChange
 from edge.jobs.view import JobViewBuilder
-from edge.outbound.url_policy import AllowList
-from edge.webhooks.delivery_log import DeliveryLog, row_key
-from edge.webhooks.owner_webhooks import OwnerWebhookStore
-from edge.webhooks.retry_policy import RETRY_DELAYS_S, ReceiverCircuitBreaker, retry_delay_s
-from edge.webhooks.secrets import WebhookSecretStore, WebhookSettings
-from edge.webhooks.sender import DeliveryOutcome, WebhookSender
-from schemas.webhook import LOGGED_ATTEMPT_LIMIT, DeliveryLogRow, DeliveryState
+from edge.outbound import AllowList, UrlRefused, send_request
+from edge.webhooks.owner_webhooks import DeliveryLog, OwnerWebhookStore, WebhookSecretStore, WebhookSettings, row_key
+from schemas.backoff import Backoff
+from schemas.webhook import (
+    LOGGED_ATTEMPT_LIMIT,
+    DeliveryAttempt,
+    DeliveryLogRow,
+    DeliveryState,
+    OwnerWebhook,
+    WebhookConfig,
+    signature_headers,
+)
+
+RETRY_DELAYS_S = (5.0, 5 * MINUTE_S, 30 * MINUTE_S, 2 * HOUR_S, 5 * HOUR_S, 10 * HOUR_S, 14 * HOUR_S, 20 * HOUR_S)
+RETRY_JITTER = 0.2  # fraction of each delay that is added at random
+RETRY_AFTER_LIMIT_S = 24 * HOUR_S  # the longest Retry-After that is honoured
+FAILURE_THRESHOLD = 5  # consecutive attempts without a response that open the circuit
+OPEN_MAX_S = 300.0
+OPEN_BACKOFF = Backoff(5.0, OPEN_MAX_S)
+DEFAULT_ATTEMPT_S = 0.05  # assumed duration of an attempt before one was measured
+_SMOOTHING = 0.3  # weight of the latest attempt in the moving average
+
+
+def retry_delay_s(
+    failed: int, requested_s: float, jitter: float, retries_s: tuple[float, ...] = RETRY_DELAYS_S
+) -> float | None:
+    """Return the seconds to wait after `failed` attempts, or None after the last one.
+
+    `requested_s`: the receiver's Retry-After. `jitter` in [0, 1) spreads deliveries that failed at the same time.
+    """
+    if failed > len(retries_s):
+        return None
+    return max(retries_s[failed - 1] * (1 + RETRY_JITTER * jitter), min(requested_s, RETRY_AFTER_LIMIT_S))
+
+
+def parse_retry_after_s(header: str | None, now: datetime) -> float:
+    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3); 0 if it is absent or malformed."""
+    text = (header or "").strip()
+    if text.isdecimal():
+        return float(text[:9])
+    try:
+        at = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):  # OverflowError: a year that does not fit a C int
+        return 0.0
+    return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
+
+
+class _ReceiverState(Struct):
+    active: int = 0
+    consecutive_failures: int = 0
+    open_until: float = 0.0
+    deferred: int = 0
+    attempt_s: float = DEFAULT_ATTEMPT_S
+
+
+class ReceiverCircuitBreaker:
+    """Limit concurrent attempts to each receiver, and to one while its circuit is open.
+
+    `per_receiver`: concurrent attempts. `monotonic`: in seconds. `random`: returns a number in [0, 1), for jitter.
+    """
+
+    def __init__(self, per_receiver: int, monotonic: Callable[[], float], random: Callable[[], float]) -> None:
+        self._limit_per_receiver = per_receiver
+        self._monotonic = monotonic
+        self._random = random
+        self._receivers: dict[str, _ReceiverState] = {}
+
+    def try_acquire(self, name: str) -> float | None:
+        """Start an attempt and return None, or return the seconds to wait. A started attempt must be released."""
+        receiver = self._receivers.setdefault(name, _ReceiverState())
+        left_s = receiver.open_until - self._monotonic()
+        is_failing = receiver.consecutive_failures >= FAILURE_THRESHOLD
+        limit = 1 if is_failing else self._limit_per_receiver  # a failing receiver is probed by one attempt
+        if left_s <= 0 and receiver.active < limit:
+            receiver.active += 1
+            receiver.deferred = 0
+            return None
+        # The delay is about the time until a slot is free, by the mean duration of an attempt. A fast receiver then
+        # does not wait, and a slow one does not keep the dispatcher busy with delays.
+        receiver.deferred += 1
+        queue_s = min(OPEN_MAX_S, receiver.deferred * receiver.attempt_s / limit)
+        return max(left_s, receiver.attempt_s) + queue_s * (1 + self._random()) / 2
+
+    def release(self, name: str, *, answered: bool, took_s: float) -> None:
+        """End an attempt. `answered`: the receiver sent a response, whatever its status."""
+        receiver = self._receivers[name]
+        receiver.active -= 1
+        receiver.attempt_s += _SMOOTHING * (took_s - receiver.attempt_s)
+        receiver.consecutive_failures = 0 if answered else receiver.consecutive_failures + 1
+        if receiver.consecutive_failures >= FAILURE_THRESHOLD:
+            receiver.open_until = self._monotonic() + OPEN_BACKOFF.delay_s(
+                receiver.consecutive_failures - FAILURE_THRESHOLD
+            )
+        elif not receiver.active and not receiver.consecutive_failures:
+            del self._receivers[name]
+
+
+_ERROR_LENGTH_LIMIT = 300  # characters of an error in the log
+
+_log = structlog.get_logger()
+
+
+class DeliveryOutcome(msgspec.Struct, frozen=True):
+    """The result of an attempt. `state` PENDING: try again after at least `retry_after_s`."""
+
+    attempt: DeliveryAttempt
+    state: DeliveryState
+    retry_after_s: float = 0.0
+
+    @property
+    def is_answered(self) -> bool:
+        """Return whether the receiver sent a response."""
+        return self.attempt.status is not None
+
+
+class WebhookSender:
+    """Sends one attempt. `monotonic`: in seconds."""
+
+    def __init__(
+        self,
+        client: httpx2.AsyncClient,
+        viewer: JobViewBuilder,
+        clock: Clock,
+        monotonic: Callable[[], float],
+        timeout_s: float,
+    ) -> None:
+        self._client = client
+        self._viewer = viewer
+        self._clock = clock
+        self._monotonic = monotonic
+        self._timeout_s = timeout_s
+
+    async def send(self, delivery: WebhookDelivery, row: DeliveryLogRow, config: WebhookConfig) -> DeliveryOutcome:
+        """Make one attempt. Never raises for anything that the receiver does."""
+        return await self._attempt(row.url, row.id, lambda: self._render_state(delivery), config)
+
+    async def send_test(self, webhook: OwnerWebhook, config: WebhookConfig) -> DeliveryOutcome:
+        """Send a test message to an owner-wide webhook. Never raises for anything that the receiver does."""
+        at = self._clock()
+        body = {"type": "webhook.test", "timestamp": at, "data": {"webhook": webhook.id}}
+        message_id = f"test.{webhook.id}.{micros(at)}"
+        return await self._attempt(webhook.url, message_id, lambda: msgspec.json.encode(body), config)
+
+    async def _attempt(
+        self, url: str, message_id: str, render: Callable[[], bytes], config: WebhookConfig
+    ) -> DeliveryOutcome:
+        at, started = self._clock(), self._monotonic()
+        status, error, header, is_refused = None, None, None, False
+        try:
+            with fail_after(self._timeout_s):
+                status, header = await self._post(url, message_id, render(), config)
+        except UrlRefused as caught:
+            error, is_refused = str(caught), True
+        except TimeoutError:
+            error = f"no answer within {self._timeout_s:g} s"
+        except httpx2.HTTPError as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        except Exception as caught:  # a receiver may send anything; one delivery must not stop the dispatcher
+            _log.exception("webhook_attempt_failed", delivery=message_id)
+            error = f"{type(caught).__name__}: {caught}"
+        attempt = DeliveryAttempt(
+            at, round(self._monotonic() - started, 3), status, None if error is None else error[:_ERROR_LENGTH_LIMIT]
+        )
+        if is_refused:
+            return DeliveryOutcome(attempt, DeliveryState.FAILED)
+        return DeliveryOutcome(attempt, _state_for_status(status), parse_retry_after_s(header, at))
+
+    def _render_state(self, delivery: WebhookDelivery) -> bytes:
+        view = self._viewer.build_without_progress(VersionedRecord(delivery.revision, delivery.record))
+        return msgspec.json.encode({"type": "job.state", "timestamp": delivery.record.at, "data": view})
+
+    async def _post(self, url: str, message_id: str, body: bytes, config: WebhookConfig) -> tuple[int, str | None]:
+        signed = signature_headers(message_id, self._clock(), body, *config.signing_secrets(self._clock()))
+        request = self._client.build_request(
+            "POST", url, content=body, headers={"content-type": "application/json", **signed}
+        )
+        response = await send_request(self._client, request)  # only the status and Retry-After are read
+        await response.aclose()
+        return response.status_code, response.headers.get("retry-after")
+
+
+def _state_for_status(status: int | None) -> DeliveryState:
+    if status is not None and httpx2.codes.is_success(status):
+        return DeliveryState.DELIVERED
+    return DeliveryState.DISABLED if status == httpx2.codes.GONE else DeliveryState.PENDING
+
 
 POLL_INTERVAL_S = 1.0  # a delayed delivery does not trigger a wake-up
 NAK_DELAY_S = 5.0
 
 StateObserver = Callable[[WebhookDelivery], Awaitable[None]]
-
-_log = structlog.get_logger()
 
 
 class DispatchLimits(Struct, frozen=True):

@@ -2,19 +2,18 @@
 
 `COMMANDS` names the module of each command: a new command gets a row there. The module is imported when its command is
 called, so that `--help` and the client commands need no server code. Texts are written in English and pass through
-`language.say`. Their Chinese is in `texts_zh`, `help_texts_zh`, `server_texts_zh` and `settings_texts_zh`;
+`language.say`. Their Chinese is in `texts_zh`, `help_texts_zh` and `server_texts_zh`;
 tests/lamplighter/test_language.py names every text without an entry.
 
-- Client commands (`jobs`, `assets`, `hosts`, `keys`, `owners`, `usage`, `top`, `doctor`…) share `context`: the address
-  of the edge, output, exit codes. `display` formats their output.
-- `edge`, `runner` and `relay` start one process each, and share `process_setup`. `settings_file` reads their settings,
-  `config` checks and shows them.
-- `install` and `uninstall` set up services of systemd: `service_units`, `service_settings`, `service_places`,
-  `install_manifest`. `service_notify` is how the processes report to systemd.
-- `up` starts broker, edge and runner: `data_dir`, `supervisor`, `public_access`, `log_rotation`.
-- Processes log through `log_output`, and `redaction` removes secrets from each line.
-- `new` and `try_image` are for authors of images: `runner.trial` runs the job.
-- `backup` and `restore` share `backup_target`, `backup_archive` and `backup_encryption`.
+- Client commands (`jobs`, `hosts`, `administration`, `top`, `doctor`…) share `context`: the address of the edge,
+  output, exit codes. `display` formats their output.
+- `edge`, `runner` and `relay` start one process each, and share `process_setup`: settings, log, limits, reports to
+  systemd. `config` checks and shows their settings.
+- `install` and `uninstall` set up services of systemd: `service_units`, `service_places`.
+- `up` starts broker, edge and runner: `supervisor`, `up_options`.
+- Processes log through `log_output`, which removes secrets from each line.
+- `try_image` is for authors of images (`new`, `try`): `runner.trial` runs the job.
+- `backup` has `restore` too, and uses `backup_target` and `backup_archive`.
 
 The commands of the server are in another distribution, `lamplighter-server` (`deploy/wheels.py` lists their modules);
 only these modules may import `bus`, `edge` and `runner`, and only `server_parts` imports them. Start reading at
@@ -48,7 +47,7 @@ SERVER_COMMANDS = {
     "edge": ("edge", "edge", "Serve the edge."),
     "runner": ("runner", "runner", "Run jobs on this host."),
     "relay": ("relay", "relay", "Power hosts of this network on and off when an edge asks."),
-    "new": ("new", "new", "Make a folder with a new image."),
+    "new": ("try_image", "new", "Make a folder with a new image."),
     "try": ("try_image", "try_", "Run one job of an image folder here, and check it."),
     "install": ("install", "install", "Set up edge, runner, relay or backups as systemd services."),
     "uninstall": ("uninstall", "uninstall", "Remove what `install` set up."),
@@ -56,7 +55,7 @@ SERVER_COMMANDS = {
     "power-driver": ("power_driver", "power_driver", "Power a rented GPU box, as a program of [hosts.NAME]."),
     "config": ("config", "config", "Check the settings, and show where each came from."),
     "backup": ("backup", "backup", "Back up the installation to one file, or verify a backup."),
-    "restore": ("restore", "restore", "Restore an installation from a backup."),
+    "restore": ("backup", "restore", "Restore an installation from a backup."),
 }
 CLIENT_COMMANDS = {
     "submit": ("jobs", "submit", "Submit a job."),
@@ -68,19 +67,19 @@ CLIENT_COMMANDS = {
     "cancel": ("jobs", "cancel", "Stop a job."),
     "retry": ("jobs", "retry", "Run a job again that did not succeed."),
     "delete": ("jobs", "delete", "Remove a job that has ended."),
-    "upload": ("assets", "upload", "Upload files."),
-    "assets": ("assets", "assets", "List files, delete some."),
+    "upload": ("jobs", "upload", "Upload files."),
+    "assets": ("jobs", "assets", "List files, delete some."),
     "hosts": ("hosts", "hosts", "List, add and remove GPU hosts, or put one into maintenance."),
     "power": ("hosts", "power", "Keep a host on or off, or switch it automatically."),
-    "usage": ("usage", "usage", "Show usage and cost."),
-    "endpoints": ("endpoints", "endpoints", "List the endpoints, show the fields of one, pause or resume one."),
-    "console": ("keys", "console", "Print a link that opens the console in a browser, signed in."),
-    "webhooks": ("webhooks", "webhooks", "Call a URL when jobs end: list, add, delete and test webhooks."),
-    "keys": ("keys", "keys", "Create, list, rotate and revoke API keys."),
-    "secrets": ("secrets", "secrets", "Set, list and delete secrets for the programs of jobs."),
-    "owners": ("owners", "owners", "Delete all data of an owner."),
-    "audit": ("audit", "audit", "Show who did what to keys, hosts, owners, jobs and settings."),
-    "notify": ("notify", "notify", "Show the conditions that hold, and test the targets of messages."),
+    "usage": ("administration", "usage", "Show usage and cost."),
+    "endpoints": ("hosts", "endpoints", "List the endpoints, show the fields of one, pause or resume one."),
+    "console": ("administration", "console", "Print a link that opens the console in a browser, signed in."),
+    "webhooks": ("administration", "webhooks", "Call a URL when jobs end: list, add, delete and test webhooks."),
+    "keys": ("administration", "keys", "Create, list, rotate and revoke API keys."),
+    "secrets": ("administration", "secrets", "Set, list and delete secrets for the programs of jobs."),
+    "owners": ("administration", "owners", "Delete all data of an owner."),
+    "audit": ("administration", "audit", "Show who did what to keys, hosts, owners, jobs and settings."),
+    "notify": ("administration", "notify", "Show the conditions that hold, and test the targets of messages."),
     "top": ("top", "top", "Watch hosts and jobs."),
     "doctor": ("doctor", "doctor", "Check this installation and show how to fix it."),
 }

@@ -15,14 +15,13 @@ from bus.interface import BrokerUnreachable
 from bus.server.process import NatsServer, run_server
 from bus.settings import BrokerSettings
 from edge.settings import EdgeSettings
-from edge.store.factory import StoreSettings
-from lamplighter.cli.backup_archive import BackupUnusable
-from lamplighter.cli.backup_encryption import KeyFileUnusable
+from edge.store.directory import StoreSettings
+from lamplighter.cli.backup_archive import BackupUnusable, KeyFileUnusable
 from lamplighter.cli.context import DEFAULT_DATA_DIR, FAILED, REFUSED, UNREACHABLE, USAGE, error_line
-from lamplighter.cli.data_dir import BROKER_FILE, KEYS_FILE, try_lock
 from lamplighter.cli.language import say
 from lamplighter.cli.log_output import silence_tls_warning
 from lamplighter.cli.process_setup import read_settings
+from lamplighter.cli.supervisor import BROKER_FILE, KEYS_FILE, try_lock
 
 F = TypeVar("F", bound=Callable[..., Any])
 CERTIFICATE_PATTERN = "tls/*"

@@ -16,18 +16,17 @@ from lamplighter.cli import display
 from lamplighter.cli.context import USAGE, ClientSettings
 from lamplighter.cli.join_token import JOIN_VARIABLE
 from lamplighter.cli.language import LANGUAGE_VARIABLE, say
-from lamplighter.cli.process_setup import exit_on_error
-from lamplighter.cli.relay_client import RelaySettings
-from lamplighter.cli.settings_file import (
+from lamplighter.cli.process_setup import (
     CONFIG_VARIABLE,
     DEFAULT_CONFIG,
     RETIRED_SETTINGS,
     SettingsFile,
+    exit_on_error,
     read_settings_file,
 )
+from lamplighter.cli.relay_client import RelaySettings
 from runner.host.enrollment import ENROLLMENT_FILE, EnrollmentUnreadable, apply_enrollment
 from runner.settings import RunnerSettings
-from schemas.settings_faults import find_faults
 from schemas.settings_loader import (
     SettingsInvalid,
     describe_fault,
@@ -35,8 +34,7 @@ from schemas.settings_loader import (
     merge_given,
     select_variables,
 )
-from schemas.settings_schema import SETTING_PREFIX
-from schemas.settings_values import walk_settings
+from schemas.settings_schema import SETTING_PREFIX, find_faults, walk_settings
 
 ROLES: Mapping[str, type[Struct]] = {"edge": EdgeSettings, "runner": RunnerSettings, "relay": RelaySettings}
 COMMAND_VARIABLES = frozenset({CONFIG_VARIABLE, JOIN_VARIABLE, LANGUAGE_VARIABLE})

@@ -18,11 +18,11 @@ import msgspec
 from click.core import ParameterSource
 from msgspec import Struct
 
+from lamplighter.api import JobFailed, LamplighterError, Rejected, TrustInvalid, Unauthorized, Unreachable
 from lamplighter.cli import display
 from lamplighter.cli.display import SafeConsole, json_line
 from lamplighter.cli.language import current_language, say
 from lamplighter.client import Client
-from lamplighter.errors import JobFailed, LamplighterError, Rejected, TrustInvalid, Unauthorized, Unreachable
 from schemas.settings_loader import load_settings, select_variables
 from schemas.settings_schema import SECRET
 from schemas.texts import Language
@@ -58,7 +58,7 @@ class ClientSettings(Struct, frozen=True):
 
 
 class EdgeAddress(Struct, frozen=True):
-    """The URL of an edge, a key for it, and what its certificate is checked against (`lamplighter.trust`)."""
+    """The URL of an edge, a key for it, and what its certificate is checked against (`lamplighter.transport`)."""
 
     url: str
     key: str | None = None

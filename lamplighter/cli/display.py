@@ -19,8 +19,8 @@ from rich.text import Text
 
 from lamplighter.cli.language import say, say_each
 from schemas.host import DISK_FULL_FAILURE
+from schemas.job import FINAL_STATUSES, Status
 from schemas.job_view import JobView
-from schemas.status import FINAL_STATUSES, Status
 
 _BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _LINE_BREAKS = (0x0085, 0x2028, 0x2029)  # some terminals and editors break a line at these

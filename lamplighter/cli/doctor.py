@@ -23,10 +23,16 @@ from lamplighter.cli import display, server_parts
 from lamplighter.cli.context import FAILED, UNREACHABLE, CliContext, EdgeAddress, client_command
 from lamplighter.cli.hosts import version_warning
 from lamplighter.cli.language import say
-from lamplighter.transport import auth_headers, map_http_errors, unreachable
-from lamplighter.trust import fetch_certificate, find_verification_error, make_ssl_context
+from lamplighter.transport import (
+    auth_headers,
+    fetch_certificate,
+    find_verification_error,
+    make_ssl_context,
+    map_http_errors,
+    unreachable,
+)
 from schemas.certificates import first_certificate, read_certificate
-from schemas.environment import bypass_proxies_for_loopback
+from schemas.outbound_rules import bypass_proxies_for_loopback
 from schemas.version import VERSION
 
 MIN_FREE_BYTES = 5 * 1000**3  # a video job may need more for its frames

@@ -10,12 +10,13 @@ from bus.interface import BusError
 from bus.secret_files import PRIVATE_UMASK
 from edge.notify.targets import TargetInvalid
 from edge.owners.secret_keys import SecretKeysUnusable
-from edge.power.drivers.installed import DriverUnusable
+from edge.power.drivers.factory import DriverUnusable
 from edge.process import EdgeStartError, serve
 from edge.settings import EdgeSettings
 from edge.store.port import StoreError
 from lamplighter.cli.context import UNREACHABLE, USAGE
 from lamplighter.cli.process_setup import (
+    config_option,
     disable_core_dumps,
     exit_on_error,
     format_option,
@@ -23,7 +24,6 @@ from lamplighter.cli.process_setup import (
     raise_open_file_limit,
     read_settings,
 )
-from lamplighter.cli.settings_file import config_option
 from schemas.endpoint import EndpointInvalid
 
 EXIT_CODES: dict[type[Exception], int] = {

@@ -9,12 +9,11 @@ import httpx2
 from edge.settings import EdgeSettings
 from lamplighter.cli.context import FAILED
 from lamplighter.cli.language import say
-from lamplighter.cli.process_setup import read_settings
+from lamplighter.cli.process_setup import config_option, read_settings
 from lamplighter.cli.relay_client import RelaySettings
-from lamplighter.cli.settings_file import config_option
 from runner.host.health_file import fault_of
 from runner.settings import RunnerSettings
-from schemas.environment import bypass_proxies_for_loopback
+from schemas.outbound_rules import bypass_proxies_for_loopback
 
 TIMEOUT_S = 4.0
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - where a server that binds to all is reached

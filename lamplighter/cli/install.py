@@ -14,46 +14,40 @@ from msgspec import Struct, structs
 
 from bus.interface import BusError
 from bus.secret_files import TRAVERSE_ONLY_MODE, atomic_write, make_private_folder
-from bus.tls_pinning import CertificateMismatch
 from lamplighter.cli.context import FAILED, REFUSED, UNREACHABLE, USAGE
 from lamplighter.cli.display import json_line
-from lamplighter.cli.install_manifest import (
-    InstalledFile,
-    InstalledRole,
-    InstallManifest,
-    ManifestUnreadable,
-    digest,
-    read_manifest,
-    write_manifest,
-)
 from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import exit_on_error
-from lamplighter.cli.public_access import check_public_options, public_options
-from lamplighter.cli.relay_client import RelaySettings
-from lamplighter.cli.relay_enrollment import join_relay
+from lamplighter.cli.relay_client import RelaySettings, join_relay
 from lamplighter.cli.service_places import (
     SERVICE_USER,
     STATE_NAME,
+    InstalledFile,
+    InstalledRole,
     InstallFailed,
+    InstallManifest,
+    ManifestUnreadable,
     ServicePlaces,
     SystemdManager,
     check_program_reachable,
     create_user,
+    digest,
     find_own_program,
     find_places,
     group_exists,
     is_program_in_home,
+    read_manifest,
     user_exists,
+    write_manifest,
 )
-from lamplighter.cli.service_settings import render_settings
-from lamplighter.cli.service_units import Role, ServicePlan, render_units, unit_to_enable
+from lamplighter.cli.service_units import Role, ServicePlan, render_settings, render_units, unit_to_enable
+from lamplighter.cli.up_options import check_public_options, public_options
 from runner.assets.port import EdgeUnavailable
 from runner.engines.selection import find_docker
-from runner.host.enrollment import EnrollmentUnreadable, join
-from runner.host.shared_join import JoinRefused
+from runner.host.enrollment import CertificateMismatch, EnrollmentUnreadable, JoinRefused, join
 from runner.settings import IMAGES_DIR, RunnerSettings
-from schemas.enrollment import JoinTokenInvalid
+from schemas.credentials import JoinTokenInvalid
 from schemas.settings_loader import SettingsInvalid
 
 F = TypeVar("F", bound=Callable[..., Any])

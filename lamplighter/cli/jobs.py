@@ -1,20 +1,182 @@
-"""Client commands for jobs: submit, jobs, job, watch, history, logs, cancel, retry, delete."""
+"""Client commands for jobs and their files: `submit`, `jobs`, `watch`, `cancel`, `upload`, `assets`…
 
+The first part parses the arguments `--FIELD VALUE` of `submit` by the endpoint's input schema. The second shows a job
+on its way: a progress bar for a person, one line for each event for a program.
+"""
+
+import math
+import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from lamplighter import api
-from lamplighter.cli import display, input_args
-from lamplighter.cli.context import CliContext, client_command
-from lamplighter.cli.display import escape_controls
+from lamplighter.api import JobFailed
+from lamplighter.cli import display
+from lamplighter.cli.context import INTERRUPTED, CliContext, client_command, run_default_command
+from lamplighter.cli.display import escape_controls, json_line
 from lamplighter.cli.language import say
-from lamplighter.cli.watch import print_resume_hint, save_outputs, upload_file, watch_to_end
-from lamplighter.errors import JobFailed
+from lamplighter.files import ByteProgress, is_local_file
+from lamplighter.follow import require_success
+from schemas.asset import DIGEST_SCHEME
+from schemas.job import FINAL_STATUSES, Priority, Status
 from schemas.job_view import JobView
-from schemas.status import Priority, Status
+
+
+def parse_pairs(arguments: Sequence[str]) -> dict[str, str]:
+    """Parse `--name value` and `--name=value` in order. Raises UsageError that names the argument it cannot parse."""
+    given: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise click.UsageError(f"{word!r} has no field: give inputs as --FIELD VALUE")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise click.UsageError(f"--{name} has no value: give inputs as --FIELD VALUE")
+            value = rest.pop(0)
+        given[name.replace("-", "_")] = value
+    return given
+
+
+def _parse_bool(text: str) -> bool:
+    words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+    return words[text.lower()]
+
+
+def _parse_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("JSON cannot represent this number")
+    return value
+
+
+def _check_utf8(text: str) -> str:
+    text.encode()  # bytes that are not UTF-8 come from the shell as lone surrogates, which JSON cannot represent
+    return text
+
+
+PARSERS: Mapping[str, Any] = {
+    "integer": int,
+    "number": _parse_number,
+    "boolean": _parse_bool,
+    "array": msgspec.json.Decoder(list[Any]).decode,
+    "object": msgspec.json.Decoder(dict[str, Any]).decode,
+    "string": _check_utf8,
+}
+
+
+def parse_value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
+    """Return `text` as a value of `schema`. An asset is a `sha256:…`, a URL, or a local file, which becomes a Path."""
+    if schema.get("format") == "asset":
+        return text if text.startswith((DIGEST_SCHEME, "http://", "https://")) else _parse_path(name, text)
+    kind = schema.get("type", "string")
+    try:
+        return PARSERS[kind if isinstance(kind, str) else "string"](text)
+    except (ValueError, KeyError, msgspec.DecodeError) as error:
+        raise click.UsageError(f"--{name} {text!r} is not a value of the type {kind}") from error
+
+
+def _parse_path(name: str, text: str) -> Path:
+    if not is_local_file(text):
+        raise click.UsageError(f"--{name} {text!r}: the file does not exist")
+    return Path(text)
+
+
+def parse_inputs(endpoint: str, arguments: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the input of a job from the command line."""
+    properties = schema.get("properties", {})
+    given = parse_pairs(arguments)
+    unknown = sorted(given.keys() - properties.keys())
+    if unknown and schema.get("additionalProperties") is False:
+        takes = ", ".join(f"--{name}" for name in properties)
+        raise click.UsageError(f"{endpoint} has no --{unknown[0]}: it takes {takes}")
+    return {name: parse_value(name, text, properties.get(name, {})) for name, text in given.items()}
+
+
+@contextmanager
+def print_resume_hint(session: CliContext, job_id: str, output: str | None) -> Iterator[None]:
+    """On Ctrl-C, print the command that resumes watching, with its output option, and exit. The job continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = session.format_next_command("watch", job_id, *(("-o", output) if output else ()))
+        session.err.print(say(f"\nThe job continues. Watch it again with: {command}"), markup=False, highlight=False)
+        sys.exit(INTERRUPTED)
+
+
+def watch_to_end(session: CliContext, job_id: str, *, quietly: bool = False) -> JobView:
+    """Follow the job to its end. Raises JobFailed unless it succeeded. With `quietly`, show nothing on the way."""
+    if quietly:
+        return session.client.wait(job_id)
+    return _print_events(session, job_id) if session.as_json else _draw_progress(session, job_id)
+
+
+def _print_events(session: CliContext, job_id: str) -> JobView:
+    for event in session.client.follow(job_id):
+        sys.stdout.write(json_line({"id": event.id, "event": event.kind, "data": event.data}))
+        sys.stdout.flush()
+    return require_success(session.client.job(job_id))
+
+
+def _draw_progress(session: CliContext, job_id: str) -> JobView:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=session.err, transient=True, disable=not session.err.is_terminal) as progress:
+        task = progress.add_task(say("waiting"), total=1.0)
+        for event in session.client.follow(job_id):
+            if event.kind == "progress":
+                progress.update(
+                    task, completed=event.data["fraction"], description=event.data.get("stage") or say("running")
+                )
+            elif event.kind == "state":
+                state = event.job
+                progress.update(
+                    task, description=state.message if state.status not in FINAL_STATUSES else state.status.value
+                )
+    return require_success(session.client.job(job_id))
+
+
+@contextmanager
+def transfer_bar(session: CliContext, verb: str, name: str, size: int) -> Iterator[ByteProgress]:
+    """Show a progress bar for a file transfer; show nothing with --json or without a terminal."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    silent = session.as_json or not session.err.is_terminal
+    with Progress(*columns, console=session.err, transient=True, disable=silent) as progress:
+        task = progress.add_task(say(f"{verb} {name}"), total=size)
+        yield lambda amount: progress.update(task, advance=amount)
+
+
+def upload_file(session: CliContext, path: Path) -> str:
+    """Upload `path` unless the edge has it, and return its `sha256:…`."""
+    with transfer_bar(session, "uploading", path.name, path.stat().st_size) as advance:
+        return session.client.upload(path, advance).digest
+
+
+def save_outputs(session: CliContext, job: JobView, output: str) -> list[Path]:
+    """Download the outputs into the folder `output`, or to that file if there is one output and it is not a folder.
+
+    Missing folders are created. A name that ends with a slash is a folder.
+    """
+    files, to = job.output.files if job.output else (), Path(output)
+    into_folder = output.endswith(os.sep) or to.is_dir() or len(files) != 1
+    (to if into_folder else to.parent).mkdir(parents=True, exist_ok=True)
+    saved = []
+    for file in files:
+        with transfer_bar(session, "fetching", file.name, file.bytes) as advance:
+            saved.append(session.client.download(job, file.name, to / file.name if into_folder else to, advance))
+    return saved
 
 
 def _require_id(_: click.Context, __: click.Parameter, job_id: str) -> str:
@@ -41,7 +203,7 @@ PASS_THROUGH_OPTIONS = {"ignore_unknown_options": True, "allow_extra_args": True
 def submit(session: CliContext, endpoint: str, inputs: tuple[str, ...], **options: Any) -> None:
     """Submit a job. Inputs are --FIELD VALUE; a field that takes a file takes its path."""
     schema = session.client.call(api.get_endpoint(endpoint))["input"]
-    given = input_args.parse_inputs(endpoint, inputs, schema)
+    given = parse_inputs(endpoint, inputs, schema)
     ready = {name: upload_file(session, value) if isinstance(value, Path) else value for name, value in given.items()}
     job = session.client.call(_submit_request(endpoint, ready, options))
     if not (options["wait"] or options["output"]):
@@ -72,7 +234,7 @@ def _print_accepted(session: CliContext, job_id: str) -> None:
 
 
 def _submit_request(endpoint: str, given: dict[str, Any], options: dict[str, Any]) -> api.ApiRequest[Any]:
-    more = input_args.parse_value("body", options["body"], {"type": "object"})
+    more = parse_value("body", options["body"], {"type": "object"})
     if options["tags"]:
         more["tags"] = dict(map(_parse_tag, options["tags"]))
     return api.submit_job(
@@ -188,3 +350,56 @@ def history(session: CliContext, job_id: str) -> None:
     session.show(
         rows, lambda: display.print_table(session.out, ("REVISION", "AT", "EVENT", "STATUS"), shown, "nothing")
     )
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def assets(context: click.Context, /, **given: Any) -> None:
+    """List or delete your files."""
+    run_default_command(context, list_assets, given)
+
+
+@assets.command("list")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many.")
+@click.option("--cursor", help="Show the next page: `next_cursor` of the last one, which --json prints.")
+@client_command
+def list_assets(session: CliContext, limit: int, cursor: str | None) -> None:
+    """List your uploaded files and outputs."""
+    page = session.client.call(api.list_assets(limit, cursor))
+    rows = ((a.sha256, display.format_size(a.bytes), a.media_type, a.name) for a in page.assets)
+    session.show(
+        page, lambda: display.print_table(session.out, ("SHA256", "SIZE", "TYPE", "NAME"), rows, "no assets yet")
+    )
+
+
+assets.params.extend(list_assets.params)  # `assets --json` is `assets list --json`
+
+
+@assets.command("delete")
+@click.argument("digests", metavar="SHA256…", nargs=-1, required=True)
+@client_command
+def delete_assets(session: CliContext, digests: tuple[str, ...]) -> None:
+    """Delete your files. A file that an unfinished job needs is not deleted."""
+    for digest in digests:
+        _print_deleted(session, session.client.call(api.delete_asset(digest)))
+
+
+def _print_deleted(session: CliContext, deletion: dict[str, Any]) -> None:
+    pending = ", ".join(deletion["hosts_pending"])
+    more = f"; {pending} will delete its copy before the next job" if pending else ""
+    line = f"{deletion['sha256']}  {deletion['message']}{say(more)}"
+    session.show(deletion, lambda: session.out.print(line, markup=False, highlight=False))
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@client_command
+def upload(session: CliContext, files: tuple[Path, ...]) -> None:
+    """Upload files and print the digests that the inputs of jobs take."""
+    for path in files:
+        _print_digest(session, path, upload_file(session, path))
+
+
+def _print_digest(session: CliContext, path: Path, digest: str) -> None:
+    line = f"{digest}  {path}"
+    session.show({"file": str(path), "digest": digest}, lambda: session.out.print(line, markup=False, highlight=False))

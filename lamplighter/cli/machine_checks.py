@@ -10,13 +10,17 @@ import anyio
 from edge.core.clock import utc_now
 from lamplighter.cli import display
 from lamplighter.cli.doctor import CheckStatus, Finding
-from lamplighter.cli.settings_file import CONFIG_VARIABLE, DEFAULT_CONFIG, read_settings_file
+from lamplighter.cli.process_setup import CONFIG_VARIABLE, DEFAULT_CONFIG, read_settings_file
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.own_container import find_container_faults
 from runner.engines.port import EngineError
-from runner.engines.selection import EngineDecisionUnreadable, docker_settings, find_docker, preview_engine
-from runner.gpu.assignment import AssignmentInvalid
-from runner.gpu.monitor import open_gpu_monitor
+from runner.engines.selection import (
+    EngineDecisionUnreadable,
+    docker_settings,
+    find_container_faults,
+    find_docker,
+    preview_engine,
+)
+from runner.gpu.monitor import AssignmentInvalid, open_gpu_monitor
 from runner.settings import RunnerSettings
 from schemas.gpu import GpuMonitorState
 from schemas.settings_loader import SettingsInvalid

@@ -12,8 +12,17 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from edge.power.rented import AutoDlBox, CompShareBox, ProviderRefused, RentedBox, switch
-from edge.power.slurm import PilotWaits, SlurmPilot, SlurmRefused, find_states
+from edge.power.provider_programs import (
+    AutoDlBox,
+    CompShareBox,
+    PilotWaits,
+    ProviderRefused,
+    RentedBox,
+    SlurmPilot,
+    SlurmRefused,
+    find_states,
+    switch,
+)
 
 FAILED_EXIT = 1
 NO_CAPACITY_EXIT = 75

@@ -1,28 +1,173 @@
-"""The parts that commands which start a process share: settings, logging, the limit of open files, one-line errors.
+"""The parts that commands which start a process share: settings, logging, limits, one-line errors, reports to systemd.
 
-Settings come from lamplighter.toml and the environment. Logs go to stderr, one line for each event.
+Settings come from lamplighter.toml and the environment. The processes of a machine share one file, so a name in it must
+be a setting of at least one of them. Logs go to stderr, one line for each event.
+
+A process reports to the service manager that started it (sd_notify(3)): ready, alive, stopping. systemd names a socket
+in NOTIFY_SOCKET. Without that variable, as in a terminal, nothing is sent.
 """
 
 import os
 import resource
+import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
+import anyio
 import click
 import structlog
+from msgspec import Struct
 
 from lamplighter.cli.context import USAGE, error_line
 from lamplighter.cli.display import escape_controls
 from lamplighter.cli.language import say
-from lamplighter.cli.log_output import configure_logging
-from lamplighter.cli.redaction import Redactor, secrets_in
-from lamplighter.cli.settings_file import RETIRED_SETTINGS, SettingsFile, read_settings_file
-from schemas.settings_loader import SettingsInvalid
+from lamplighter.cli.log_output import Redactor, configure_logging, secrets_in
+from schemas.settings_loader import (
+    RenamedSetting,
+    SettingsInvalid,
+    describe_fault,
+    load_settings,
+    renamed_settings,
+    unknown_settings,
+)
 
 T = TypeVar("T")
+# Names of settings that earlier releases had and this one does not read, with the reason. A file that still has them is
+# read, with a warning: an upgrade must not stop an installation.
+RETIRED_SETTINGS: Mapping[str, str] = {}
+
+DEFAULT_CONFIG = Path("lamplighter.toml")
+CONFIG_VARIABLE = "LAMPLIGHTER_CONFIG"
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    envvar=CONFIG_VARIABLE,
+    help="The settings file. LAMPLIGHTER_* variables override it.",
+)
+
+
+@cache
+def settings_types() -> tuple[type[Struct], ...]:
+    """Return the settings of all processes that share the file.
+
+    A process imports the others' settings only where its own do not explain a file: a runner would need a tenth of its
+    memory for modules of the edge.
+    """
+    from edge.settings import EdgeSettings  # noqa: PLC0415 - see above
+    from lamplighter.cli.relay_client import RelaySettings  # noqa: PLC0415 - see above
+    from runner.settings import RunnerSettings  # noqa: PLC0415 - see above
+
+    return EdgeSettings, RunnerSettings, RelaySettings
+
+
+class SettingsFile(NamedTuple):
+    """A settings file and its text, which is empty if the default file does not exist."""
+
+    path: Path
+    text: str
+
+    def load(self, kind: type[T], environ: Mapping[str, str]) -> T:
+        """Return the settings of one process. Raises SettingsInvalid, also for a name that is no setting."""
+        settings = load_settings(kind, self.text, environ, str(self.path))
+        unknown = self.unknown_names() if unknown_settings((kind,), self.text, str(self.path)) else []
+        if unknown:
+            more = f" ({len(unknown) - 1} more: `lamplighter config check`)" if len(unknown) > 1 else ""
+            raise SettingsInvalid(f"{unknown[0]}{more}")
+        return settings
+
+    def unknown_names(self) -> list[str]:
+        """Return a line for each name in the file that no process reads, and that no earlier release read."""
+        faults = unknown_settings(settings_types(), self.text, str(self.path))
+        return [describe_fault(fault, {}, str(self.path)) for fault in faults if fault.name not in RETIRED_SETTINGS]
+
+    def retired_names(self) -> list[str]:
+        """Return the names in the file that only earlier releases read."""
+        if not RETIRED_SETTINGS:
+            return []
+        names = [fault.name for fault in unknown_settings(settings_types(), self.text, str(self.path))]
+        return [name for name in names if name in RETIRED_SETTINGS]
+
+    def renamed(self, kinds: Iterable[type], environ: Mapping[str, str]) -> list[RenamedSetting]:
+        """Return the settings that are given under their name of the last release."""
+        return renamed_settings(kinds, self.text, environ, str(self.path))
+
+
+def read_settings_file(path: Path) -> SettingsFile:
+    """Return the file. Only the default file may be missing. Raises SettingsInvalid."""
+    if path == DEFAULT_CONFIG and not path.exists():
+        return SettingsFile(path, "")
+    try:
+        return SettingsFile(path, path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsInvalid(
+            f"the settings file {path} cannot be read ({error.strerror}): correct --config or LAMPLIGHTER_CONFIG"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SettingsInvalid(f"{path} is not valid TOML: it is not UTF-8 text ({error.reason}): correct it") from error
+
+
+SOCKET_VARIABLE = "NOTIFY_SOCKET"
+WATCHDOG_VARIABLES = ("WATCHDOG_USEC", "WATCHDOG_PID")
+PINGS_PER_TIMEOUT = 3  # sd_watchdog_enabled(3) asks for two; one may come late
+
+
+async def _always_alive() -> bool:
+    return True
+
+
+class ServiceNotifier:
+    """The connection to the service manager. `watchdog_s`: it ends a process that did not ping for so long."""
+
+    def __init__(self, address: str | None = None, watchdog_s: float | None = None) -> None:
+        self._address = address
+        self._watchdog_s = watchdog_s
+
+    @classmethod
+    def from_environment(cls, environ: MutableMapping[str, str]) -> Self:
+        """Return the notifier that `environ` describes. Removes its variables: a child must not report for us."""
+        address = environ.pop(SOCKET_VARIABLE, None)
+        usec, pid = (environ.pop(name, "") for name in WATCHDOG_VARIABLES)
+        is_for_us = usec.isdecimal() and pid in {"", str(os.getpid())}
+        return cls(address, int(usec) / 1e6 if is_for_us else None)
+
+    def ready(self) -> None:
+        """Report that the start is complete."""
+        self._send("READY=1")
+
+    def stopping(self, timeout_s: float) -> None:
+        """Report that the process ends, within `timeout_s` from now, whatever TimeoutStopSec says."""
+        self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(timeout_s * 1e6)}")
+
+    @asynccontextmanager
+    async def pinging(self, is_alive: Callable[[], Awaitable[bool]] = _always_alive) -> AsyncIterator[None]:
+        """Ping the watchdog from this event loop during the block, each time that `is_alive` returns True."""
+        async with anyio.create_task_group() as tasks:
+            if self._watchdog_s is not None:
+                tasks.start_soon(self._ping, self._watchdog_s / PINGS_PER_TIMEOUT, is_alive)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def _ping(self, interval_s: float, is_alive: Callable[[], Awaitable[bool]]) -> None:
+        while True:
+            if await is_alive():
+                self._send("WATCHDOG=1")
+            await anyio.sleep(interval_s)
+
+    def _send(self, state: str) -> None:
+        if not self._address:
+            return
+        # A name that starts with @ is in the abstract namespace (unix(7)).
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)  # a manager that does not read must not stop the event loop
+            sender.sendto(state.encode(), address)
+
 
 _log = structlog.get_logger()
 

@@ -13,21 +13,32 @@ import httpx2
 import uvloop
 
 from edge.core.clock import utc_now
-from edge.power.drivers.factory import DriverDependencies, build_drivers
-from edge.power.drivers.installed import DriverUnusable
+from edge.power.drivers.factory import DriverDependencies, DriverUnusable, build_drivers
+from lamplighter.api import TrustInvalid
 from lamplighter.cli.context import REFUSED, USAGE
 from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.language import say
-from lamplighter.cli.process_setup import exit_on_error, format_option, level_option, read_settings
-from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, RelaySettings, serve_edge
-from lamplighter.cli.relay_enrollment import RelayEnrollmentUnreadable, apply_relay_enrollment, join_relay
-from lamplighter.cli.service_notify import ServiceNotifier
-from lamplighter.cli.settings_file import config_option
-from lamplighter.errors import TrustInvalid
-from lamplighter.trust import make_ssl_context
+from lamplighter.cli.process_setup import (
+    ServiceNotifier,
+    config_option,
+    exit_on_error,
+    format_option,
+    level_option,
+    read_settings,
+)
+from lamplighter.cli.relay_client import (
+    RelayedHost,
+    RelayEnrollmentUnreadable,
+    RelayKeyRejected,
+    RelaySettings,
+    apply_relay_enrollment,
+    join_relay,
+    serve_edge,
+)
+from lamplighter.transport import make_ssl_context
 from runner.host.health_file import HealthFile
-from schemas.enrollment import JoinTokenInvalid
-from schemas.environment import bypass_proxies_for_loopback
+from schemas.credentials import JoinTokenInvalid
+from schemas.outbound_rules import bypass_proxies_for_loopback
 
 STOP_TIMEOUT_S = 10.0  # a call to a driver in progress is cancelled
 

@@ -1,4 +1,7 @@
-"""A relay: connected to the gateway of each edge, it switches hosts on its own network when an edge asks."""
+"""A relay: connected to the gateway of each edge, it switches hosts on its own network when an edge asks.
+
+The token of `relay --join` is kept in the relay's data folder for later starts.
+"""
 
 import random
 import ssl
@@ -12,18 +15,21 @@ import anyio.to_thread
 import msgspec
 import structlog
 from msgspec import Struct, field
+from msgspec.structs import replace
 from websockets import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.asyncio.client import ClientConnection, connect
 
-from lamplighter.trust import explain_refused_certificate, find_verification_error
+from bus.secret_files import atomic_write, make_private_folder
+from lamplighter.transport import explain_refused_certificate, find_verification_error
 from runner.host.health_file import NO_HEALTH_FILE, RENEW_INTERVAL_S, HealthFile
 from schemas.backoff import Backoff
-from schemas.environment import is_loopback_url
+from schemas.certificates import PIN_PREFIX
+from schemas.credentials import RelayToken, decode_relay_token
 from schemas.gateway_protocol import ClientMessage, EnvelopeType, FrameUnreadable, read_frame
 from schemas.host_config import AnyHostConfig
-from schemas.ids import Token
-from schemas.power import ReportedPower
-from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.job import Token
+from schemas.outbound_rules import is_loopback_url
+from schemas.power import NoCapacity, PowerCallFailed, PowerDriver, ReportedPower
 from schemas.settings_schema import SECRET
 
 RECONNECT_BACKOFF = Backoff(first_s=0.25, limit_s=15.0)  # jitter doubles it at most
@@ -200,3 +206,33 @@ async def _call_driver(message: ClientMessage, hosts: Mapping[str, RelayedHost])
     except TimeoutError:
         return {"error": True, "error_msg": f"the switch of {host} did not answer in {relayed.timeout_s:.0f} s"}
     return {"result": {"state": state, "no_capacity": False}}
+
+
+ENROLLMENT_FILE = "relay.json"
+
+
+class RelayEnrollmentUnreadable(Exception):
+    """The kept token cannot be used; the message says what to do."""
+
+
+def join_relay(settings: RelaySettings, token: str) -> None:
+    """Keep the token's content with mode 0600. Blocking. Raises JoinTokenInvalid, OSError."""
+    invitation = decode_relay_token(token)
+    make_private_folder(settings.data)
+    atomic_write(settings.data / ENROLLMENT_FILE, msgspec.json.encode(invitation))
+
+
+def apply_relay_enrollment(settings: RelaySettings) -> RelaySettings:
+    """Return `settings` with the kept address, key and pin, unless `[relay]` names an edge. Blocking.
+
+    Raises RelayEnrollmentUnreadable.
+    """
+    file: Path = settings.data / ENROLLMENT_FILE
+    if settings.relay.urls or not file.exists():
+        return settings
+    try:
+        kept = msgspec.json.decode(file.read_bytes(), type=RelayToken)
+    except (OSError, msgspec.DecodeError) as error:
+        raise RelayEnrollmentUnreadable(f"{file} cannot be read ({error}): join again with a new token") from error
+    pin = f"{PIN_PREFIX}{kept.edge_pin}" if kept.edge_pin else None
+    return replace(settings, relay=RelayTarget(urls=(kept.edge,), key=kept.key, pin=pin))

@@ -10,11 +10,12 @@ import uvloop
 
 from bus.interface import BusError
 from bus.secret_files import PRIVATE_UMASK
-from bus.tls_pinning import CertificateMismatch
 from lamplighter.cli import language
 from lamplighter.cli.context import REFUSED, UNREACHABLE, USAGE
 from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.process_setup import (
+    ServiceNotifier,
+    config_option,
     disable_core_dumps,
     exit_on_error,
     format_option,
@@ -22,15 +23,19 @@ from lamplighter.cli.process_setup import (
     raise_open_file_limit,
     read_settings,
 )
-from lamplighter.cli.service_notify import ServiceNotifier
-from lamplighter.cli.settings_file import config_option
 from runner.app import RunnerStartError, serve
 from runner.assets.port import EdgeUnavailable
-from runner.host.enrollment import EnrollmentUnreadable, HostRemoved, JoinNotCompleted, join
-from runner.host.shared_join import JoinRefused
+from runner.host.enrollment import (
+    CertificateMismatch,
+    EnrollmentUnreadable,
+    HostRemoved,
+    JoinNotCompleted,
+    JoinRefused,
+    join,
+)
 from runner.settings import RunnerSettings
+from schemas.credentials import JoinTokenInvalid
 from schemas.endpoint import EndpointInvalid
-from schemas.enrollment import JoinTokenInvalid
 
 EXIT_CODES: dict[type[Exception], int] = {
     BusError: UNREACHABLE,

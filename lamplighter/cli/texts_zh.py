@@ -1,15 +1,14 @@
 """The Chinese texts of the command line: of the client's commands and of what the SDK raises.
 
 Keys are the English texts of the code, with named placeholders (schemas/texts.py). tests/lamplighter/test_language.py
-says which text lacks an entry. `help_texts_zh` has the help, `server_texts_zh` the commands of the server,
-`settings_texts_zh` the settings.
+says which text lacks an entry. `help_texts_zh` has the help, `server_texts_zh` the commands of the server and the
+settings.
 """
 
 from collections.abc import Mapping
 
 from lamplighter.cli.help_texts_zh import HELP_TEXTS_ZH
-from lamplighter.cli.server_texts_zh import SERVER_TEXTS_ZH
-from lamplighter.cli.settings_texts_zh import SETTINGS_TEXTS_ZH
+from lamplighter.cli.server_texts_zh import SERVER_TEXTS_ZH, SETTINGS_TEXTS_ZH
 
 _COLUMNS: Mapping[str, str] = {
     "JOB": "任务",

@@ -1,6 +1,10 @@
-"""`lamplighter try`: run one job of an image folder here, without broker and edge, and check the container contract."""
+"""`lamplighter new` and `lamplighter try`: make the folder of a new image, and run one job of a folder here.
+
+The folder that `new` makes passes `try`. `try` needs neither broker nor edge, and checks the container contract.
+"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,24 +22,21 @@ import click
 
 from bus.secret_files import TRAVERSE_ONLY_MODE
 from edge.core.validation import ValidatedInput, validate_input
-from lamplighter.cli import display, input_args
+from lamplighter.cli import display, jobs
 from lamplighter.cli.context import FAILED, INTERRUPTED, USAGE
 from lamplighter.cli.language import say
 from lamplighter.cli.log_output import configure_logging
 from lamplighter.cli.process_setup import exit_on_error
-from lamplighter.digest_cache import hash_file
-from runner.assets.cache_store import CacheStore
-from runner.assets.host_folders import HostFolders
-from runner.assets.secret_files import SecretFiles, open_secret_files
+from lamplighter.files import hash_file
+from runner.assets.container_folders import CacheStore, HostFolders, SecretFiles, open_secret_files
 from runner.assets.volume_source import HttpVolumeSource, open_volume_source
 from runner.assets.volume_store import VolumeStore
 from runner.endpoints import DOCKERFILE, ENDPOINT_FILE, LocalEndpoint, load_endpoints
-from runner.engines.selection import EngineConfig, EngineUnusable, select_engine
-from runner.execution.cache_watch import is_over
+from runner.engines.selection import JOBKIT_DIR, EngineConfig, EngineUnusable, select_engine
+from runner.execution.disk_usage import is_over
 from runner.execution.verdict import ClassifiedFailure, Done
-from runner.gpu.assignment import AssignmentInvalid
-from runner.gpu.monitor import open_gpu_monitor
-from runner.gpu.mps import MpsSettings, is_memory_shared
+from runner.gpu.allocator import MpsSettings, is_memory_shared
+from runner.gpu.monitor import AssignmentInvalid, open_gpu_monitor
 from runner.gpu.port import GpuMonitor, NoGpuMonitor
 from runner.trial.trial import (
     Trial,
@@ -48,9 +49,42 @@ from runner.trial.trial import (
 )
 from schemas.asset import DIGEST_SCHEME
 from schemas.endpoint import EndpointInvalid
-from schemas.feed import FeedMessage, LogMessage, ProgressMessage
+from schemas.events import FeedMessage, LogMessage, ProgressMessage
+from schemas.lifecycle import MODULE_MISSING_CODE
 from schemas.problems import ProblemError
-from schemas.retry_policy import MODULE_MISSING_CODE
+
+NAME_PATTERN = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")  # a Docker image and an endpoint may both have this name
+NAME_LIMIT_CHARS = 40
+PLACEHOLDER = "NAME"
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Where to make it [a folder of that name]."
+)
+def new(name: str, folder: Path | None) -> None:
+    """Make a folder with a new image: program, endpoint.toml, Dockerfile, README."""
+    if not NAME_PATTERN.fullmatch(name) or len(name) > NAME_LIMIT_CHARS:
+        raise click.UsageError(
+            f"{name!r} cannot be the name of an image: use at most 40 of a-z and 0-9, with - or _ between them"
+        )
+    target = folder or Path(name)
+    if target.exists() and any(target.iterdir()):
+        raise click.UsageError(f"{target} is not empty: choose another name, or another folder with --folder")
+    make_image_folder(name, target)
+    click.echo(say(f"made {target}. Next: lamplighter try {target}"))
+
+
+def make_image_folder(name: str, target: Path) -> None:
+    """Write the template and jobkit into the folder `target`. Raises OSError."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted((JOBKIT_DIR / "template").iterdir()):
+        if path.is_file():
+            (target / path.name).write_text(path.read_text(encoding="utf-8").replace(PLACEHOLDER, name), "utf-8")
+    shutil.copytree(JOBKIT_DIR / "jobkit", target / "jobkit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(JOBKIT_DIR / "README.md", target / "jobkit" / "README.md")
+
 
 WATCH_INTERVAL_S = 0.3
 VOLUMES_LIMIT_BYTES = 1 << 62  # the disk is the limit
@@ -170,7 +204,7 @@ def _load_endpoint(folder: Path) -> LocalEndpoint:
 
 async def _parse_input(endpoint: LocalEndpoint, inputs: tuple[str, ...]) -> tuple[ValidatedInput, dict[str, Path]]:
     """Return the valid input, and its files by digest. Raises UsageError."""
-    given = input_args.parse_inputs(endpoint.config.name, inputs, endpoint.config.input)
+    given = jobs.parse_inputs(endpoint.config.name, inputs, endpoint.config.input)
     files: dict[str, Path] = {}
     for name, value in given.items():
         if isinstance(value, Path):

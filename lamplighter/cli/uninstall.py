@@ -12,17 +12,20 @@ from msgspec import structs
 from lamplighter.cli.context import PROGRAM
 from lamplighter.cli.display import json_line
 from lamplighter.cli.install import EXIT_CODES, InstallOptions, scope_options
-from lamplighter.cli.install_manifest import (
+from lamplighter.cli.language import say
+from lamplighter.cli.process_setup import exit_on_error
+from lamplighter.cli.service_places import (
     MANIFEST_FILE,
     InstalledFile,
     InstalledRole,
+    InstallFailed,
     InstallManifest,
+    ServicePlaces,
+    SystemdManager,
+    delete_user,
     read_manifest,
     write_manifest,
 )
-from lamplighter.cli.language import say
-from lamplighter.cli.process_setup import exit_on_error
-from lamplighter.cli.service_places import InstallFailed, ServicePlaces, SystemdManager, delete_user
 from lamplighter.cli.service_units import Role, unit_to_enable
 from runner.app import engine_config
 from runner.engines.selection import remove_all_containers

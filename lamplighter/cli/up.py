@@ -28,26 +28,40 @@ from edge.core.clock import utc_now
 from edge.settings import EdgeSettings
 from lamplighter.cli import display
 from lamplighter.cli.context import ADDRESS_FILE, DEFAULT_DATA_DIR, UNREACHABLE, USAGE, EdgeAddress, format_command
-from lamplighter.cli.data_dir import (
+from lamplighter.cli.language import say
+from lamplighter.cli.log_output import configure_logging, rotate_forever
+from lamplighter.cli.process_setup import (
+    CONFIG_VARIABLE,
+    ServiceNotifier,
+    SettingsFile,
+    config_option,
+    exit_on_error,
+    read_settings_file,
+    warn_of_old_names,
+)
+from lamplighter.cli.supervisor import (
     BROKER_FILE,
+    BrokerSupervisor,
+    ChildMisconfigured,
+    ChildRegistry,
     LocalKeys,
+    SupervisedProcess,
     ensure_keys,
     installation_id,
     listen_on_loopback,
     lock_or_exit,
     write_private_json,
 )
-from lamplighter.cli.language import say
-from lamplighter.cli.log_output import configure_logging
-from lamplighter.cli.log_rotation import rotate_forever
-from lamplighter.cli.process_setup import exit_on_error, warn_of_old_names
-from lamplighter.cli.public_access import PublicAccess, PublicOptions, check_public_options, public_options
-from lamplighter.cli.service_notify import ServiceNotifier
-from lamplighter.cli.settings_file import CONFIG_VARIABLE, SettingsFile, config_option, read_settings_file
-from lamplighter.cli.supervisor import BrokerSupervisor, ChildMisconfigured, ChildRegistry, SupervisedProcess
-from lamplighter.cli.up_settings import config_variable, load_up_settings
+from lamplighter.cli.up_options import (
+    PublicAccess,
+    PublicOptions,
+    check_public_options,
+    config_variable,
+    load_up_settings,
+    public_options,
+)
 from runner.settings import IMAGES_DIR, RunnerSettings
-from schemas.environment import DOCKER_PREFIXES, GPU_PREFIXES, build_child_environment, bypass_proxies_for_loopback
+from schemas.outbound_rules import DOCKER_PREFIXES, GPU_PREFIXES, build_child_environment, bypass_proxies_for_loopback
 from schemas.settings_loader import SettingsInvalid, select_variables
 from schemas.settings_schema import SETTING_PREFIX
 

@@ -1,4 +1,7 @@
-"""HTTP client of the edge's asset routes: downloads that resume after an interruption, uploads that are durable."""
+"""HTTP client of the edge's asset routes: downloads that resume after an interruption, uploads that are durable.
+
+A download grows in a file (`ResumableFile`), from which the next try goes on.
+"""
 
 import errno
 import hashlib
@@ -12,7 +15,7 @@ from typing import IO
 
 import httpx2
 import msgspec
-from anyio import AsyncFile, to_thread, wrap_file
+from anyio import AsyncFile, CancelScope, to_thread, wrap_file
 from msgspec import Struct
 
 from runner.assets.cache import BLOCK_BYTES, InputCache
@@ -27,13 +30,56 @@ from runner.assets.port import (
     SecretMissing,
     SecretsUnavailable,
 )
-from runner.assets.resumable_file import ResumableFile, open_resumable
 from schemas.asset import Digest, guess_media_type
 from schemas.certificates import parse_pins, pinned_context
-from schemas.environment import bypass_proxies_for_loopback
+from schemas.endpoint_parts import JobSecrets
 from schemas.job import OutputFile
-from schemas.job_environment import JobSecrets
-from schemas.retry_policy import SECRET_MISSING_CODE
+from schemas.lifecycle import SECRET_MISSING_CODE
+from schemas.outbound_rules import bypass_proxies_for_loopback
+
+
+class ResumableFile:
+    """A file that grows, and the hash of what it holds. Blocking."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b", buffering=0)
+        self._file.seek(0)
+        self._hash = hashlib.file_digest(self._file, "sha256")
+        self.size = self._file.tell()
+
+    @property
+    def sha256(self) -> Digest:
+        """Return the digest of the bytes received so far."""
+        return self._hash.hexdigest()
+
+    def restart(self) -> None:
+        """Discard the bytes: the server sends the whole file again."""
+        self._file.truncate(0)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, block: bytes) -> None:
+        """Append a block to the file and to the hash."""
+        rest = memoryview(block)
+        while rest:
+            rest = rest[os.write(self._file.fileno(), rest) :]
+        self._hash.update(block)
+        self.size += len(block)
+
+    def close(self) -> None:
+        """Close the file; its bytes stay for a later resume."""
+        self._file.close()
+
+
+@asynccontextmanager
+async def open_resumable(path: Path) -> AsyncIterator[ResumableFile]:
+    download = await to_thread.run_sync(ResumableFile, path)
+    try:
+        yield download
+    finally:
+        with CancelScope(shield=True):
+            await to_thread.run_sync(download.close)
+
 
 # RFC 6266: filename="a.mp4" or filename*=utf-8''a.mp4, percent-encoded.
 _SUFFIX = re.compile(r"""filename\*?=[^;]*(\.[A-Za-z0-9]{1,8})"?\s*(?:;|\Z)""", re.ASCII)

@@ -16,11 +16,10 @@ from urllib.parse import urlsplit
 import httpx2
 from anyio import to_thread
 
-from runner.assets.client import AssetClient, WrongDigest
+from runner.assets.client import AssetClient, ResumableFile, WrongDigest, open_resumable
 from runner.assets.port import AssetError, AssetGone, EdgeUnavailable, NotHeld
-from runner.assets.resumable_file import ResumableFile, open_resumable
-from schemas.environment import bypass_proxies_for_loopback
-from schemas.mounts import VOLUMES_OWNER, VolumeFile
+from schemas.endpoint_parts import VOLUMES_OWNER, VolumeFile
+from schemas.outbound_rules import bypass_proxies_for_loopback
 
 HTTP_TIMEOUT = httpx2.Timeout(60.0, connect=10.0)  # for one wait
 REDIRECT_LIMIT = 5

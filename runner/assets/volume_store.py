@@ -24,9 +24,9 @@ from msgspec import Struct
 from bus.secret_files import TRAVERSE_ONLY_MODE, atomic_write, fsync_folder, make_private_folder
 from runner.assets.cache import FILE_MODE, PART_SUFFIX, hash_file, verification_mtime_ns
 from runner.assets.volume_source import FillFailed, FillFailure, disk_failure
-from runner.tree_removal import remove_tree
+from runner.engines.launch import remove_tree
 from schemas.asset import Digest
-from schemas.mounts import Volume, VolumeFile
+from schemas.endpoint_parts import Volume, VolumeFile
 
 NOTE_FILE = "mounts.json"
 _FILES, _TREES, _RUNNERS, _LOCKS = "files", "trees", "runners", "locks"

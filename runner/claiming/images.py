@@ -17,9 +17,12 @@ from msgspec.structs import replace
 
 from bus.notifier import Notifier
 from bus.secret_files import atomic_write
-from runner.context import HostContext, RunnerContext
+from runner.context import FailureBackoff, HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint, find_folder_digest
-from runner.engines.image_port import (
+from runner.engines.port import (
+    MIB,
+    EngineError,
+    EngineUnavailable,
     ImageStore,
     LocalImage,
     PullFailed,
@@ -27,14 +30,12 @@ from runner.engines.image_port import (
     PullProgress,
     RegistryLogin,
 )
-from runner.engines.port import MIB, EngineError, EngineUnavailable
 from runner.gpu.placement import Unplaceable
-from runner.outage import FailureBackoff
 from runner.settings import RegistrySettings
 from schemas.backoff import Backoff
+from schemas.endpoint_parts import ImageReference, mirrored, parse_image_reference
 from schemas.host import ImageStatus
-from schemas.image_reference import ImageReference, mirrored, parse_image_reference
-from schemas.status import WaitReason
+from schemas.job import WaitReason
 
 PULL_LIMIT = 2  # pulls at the same time; the engine fetches several layers of each
 

@@ -8,7 +8,13 @@ from typing import NamedTuple
 import anyio
 
 from bus.interface import WAKE_GRACE_S, BusError, Lane, QueueMessage, RevisionConflict, RowUnreadable, VersionedRecord
-from runner.claiming.decision import (
+from runner.claiming.recovery import ContainerRecovery, host_lost_event
+from runner.claiming.schedulability import Schedulability
+from runner.claiming.warm_pool import WarmPool
+from runner.context import HostContext, RunnerContext, run_in_background
+from runner.endpoints import group_by_pool
+from runner.execution.container_run import JobAssignment
+from runner.execution.durable_state import (
     UNSETTLED_NAK_DELAY_S,
     Ack,
     AdoptOwn,
@@ -17,24 +23,15 @@ from runner.claiming.decision import (
     Start,
     StepOutcome,
     decide,
+    record_event,
 )
-from runner.claiming.prefetch import PEEK_NAK_DELAY_S, peek_job, prefetch_inputs
-from runner.claiming.recovery import ContainerRecovery, host_lost_event
-from runner.claiming.schedulability import Schedulability
-from runner.claiming.warm_pool import WarmPool
-from runner.context import HostContext, RunnerContext, run_in_background
-from runner.endpoints import group_by_pool
-from runner.execution.container_run import JobAssignment
 from runner.execution.execution import ExecutionRegistry, RoundKey
-from runner.execution.fence import record_event
-from runner.execution.staging import job_timeouts
-from runner.gpu.placement import Placed
-from runner.gpu.turns import ShareTurns
+from runner.execution.job_files import PEEK_NAK_DELAY_S, job_timeouts, peek_job, prefetch_inputs
+from runner.gpu.placement import Placed, ShareTurns
 from schemas.backoff import Backoff
 from schemas.events import RecordUnreadable, Started
 from schemas.host import HOST_GONE_TIMEOUT_S
-from schemas.job import Job
-from schemas.status import PRIORITIES, Priority, Status, WaitReason
+from schemas.job import PRIORITIES, Job, Priority, Status, WaitReason
 
 UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host try
 HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host runs the job

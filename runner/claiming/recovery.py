@@ -14,20 +14,17 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from bus.interface import QueueMessage, RevisionConflict, VersionedRecord
-from runner.claiming.decision import StepOutcome
 from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import NO_JOB, FoundContainer
 from runner.execution.container_run import JobAssignment
+from runner.execution.durable_state import StepOutcome, record_event, transition_record
 from runner.execution.execution import ExecutionRegistry
-from runner.execution.fence import record_event, transition_record
 from runner.execution.warm_container import WARM_PREFIX, WarmContainer, job_folders, read_warm_assignment, send_start
 from schemas.endpoint import Endpoint, Resources
 from schemas.events import Adopted, AttemptReleased, JobEvent, JobRecord, RecordUnreadable, UnknownEvent
-from schemas.ids import JobKey, is_token
-from schemas.job import Job
-from schemas.retry_policy import FAILURES, HOST_LOST_CODE, outcome_after_failure
-from schemas.status import ACTIVE_STATUSES, FINAL_STATUSES
+from schemas.job import ACTIVE_STATUSES, FINAL_STATUSES, Job, JobKey, is_token
+from schemas.lifecycle import FAILURES, HOST_LOST_CODE, outcome_after_failure
 
 _NUMBER = re.compile("[0-9]{1,9}", re.ASCII)
 

@@ -13,19 +13,18 @@ import anyio.to_thread
 from msgspec import Struct
 
 from bus.notifier import Notifier
-from runner.assets.host_folders import HostFolders
+from runner.assets.container_folders import HostFolders
 from runner.assets.volume_source import FillFailed, FillFailure, server_name
 from runner.assets.volume_store import FileLock, VolumeStore, list_volumes
 from runner.claiming.images import HostImages
-from runner.context import HostContext, RunnerContext, run_in_background
+from runner.context import FailureBackoff, HostContext, RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint
 from runner.gpu.placement import Unplaceable
-from runner.outage import FailureBackoff
 from schemas.asset import Digest
 from schemas.backoff import Backoff
+from schemas.endpoint_parts import Volume, VolumeFile
 from schemas.host import VolumeStatus
-from schemas.mounts import Volume, VolumeFile
-from schemas.status import WaitReason
+from schemas.job import WaitReason
 
 FILL_LIMIT = 2  # volumes that are filled at the same time
 LOCK_POLL_INTERVAL_S = 0.5  # while another runner of this machine downloads the same file

@@ -1,7 +1,7 @@
 """Warm containers that have loaded and wait, so that a job starts in milliseconds.
 
 Each is used once, unless its endpoint has `[reuse]`: then it comes back after its job (`_keep`), until it has run
-enough jobs, is too old, or a job has left something in it (`runner.claiming.leaks`). While a job runs, the next one is
+enough jobs, is too old, or a job has left something in it (`find_leak`). While a job runs, the next one is
 started only if it fits beside the job; otherwise right after it.
 If one dies while it loads, the next is started after a backoff, and the host reports the reason. A waiting container is
 evicted for a job of another endpoint that needs its resources, and when the machine's owner uses the GPU.
@@ -18,12 +18,11 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from bus.notifier import Notifier
-from runner.claiming.leaks import find_leak_in_use, find_leaked_file, measure_baseline
 from runner.claiming.schedulability import Schedulability, free_memory_mb
-from runner.context import HostContext, RunnerContext
+from runner.context import FailureBackoff, HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint, container_spec
 from runner.engines.port import REUSE_ENV, WARM_ENV, ContainerIdentity, EngineError, OutputCursor
-from runner.execution.cache_watch import find_excess
+from runner.execution.disk_usage import find_excess
 from runner.execution.verdict import IMAGE_FAULTS
 from runner.execution.warm_container import (
     STATE_AFTER_READY,
@@ -34,12 +33,14 @@ from runner.execution.warm_container import (
     OutputRest,
     WarmContainer,
     WarmState,
+    find_leak_in_use,
+    find_leaked_file,
     job_folders,
+    measure_baseline,
     parsed_lines,
 )
 from runner.gpu.allocator import GpuAllocation
 from runner.gpu.placement import Placed
-from runner.outage import FailureBackoff
 from schemas.backoff import Backoff
 from schemas.container_protocol import ErrorLine, ExitCode, LogLine, OutputStream, ReadyLine, read_mark
 from schemas.host import WarmPoolStatus

@@ -26,10 +26,11 @@ from msgspec import Struct
 from runner.egress.proxy import EgressProxy
 from runner.engines.docker_container_config import container_config, label_filters, seccomp_profile
 from runner.engines.docker_egress import EgressNetworks, join_network
-from runner.engines.docker_pull import PullProgressParser, classify_pull_failure
 from runner.engines.docker_replies import (
     LogCursor,
     LogFrameParser,
+    PullProgressParser,
+    classify_pull_failure,
     classify_start_failure,
     manifest_digest,
     parse_container,
@@ -39,8 +40,8 @@ from runner.engines.docker_replies import (
     supports_profile,
     was_started,
 )
-from runner.engines.image_port import LocalImage, PullFailed, PullFailure, PullProgress, RegistryLogin
 from runner.engines.launch import measure_processes, prepare_job_dir, prepare_mounts, start_cancellable
+from runner.engines.output_streams import ReadBytes, open_stream
 from runner.engines.port import (
     WARM_ENV,
     ContainerExit,
@@ -51,15 +52,18 @@ from runner.engines.port import (
     EngineUnavailable,
     FoundContainer,
     GpuInjection,
+    LocalImage,
     NoSuchContainer,
     OutputChunk,
     OutputCursor,
+    PullFailed,
+    PullFailure,
+    PullProgress,
+    RegistryLogin,
     StartFailed,
 )
 from runner.engines.process_shim import started_at
-from runner.engines.response_stream import ReadBytes, open_stream
-from schemas.image_reference import ImageReference
-from schemas.isolation import RuntimeName
+from schemas.endpoint_parts import ImageReference, RuntimeName
 
 
 class ReconnectWindow:
@@ -352,7 +356,7 @@ class DockerEngine:
 
 
 class DockerImages:
-    """The images of a Docker engine. `runner.engines.docker_pull` parses what the daemon answers to a pull."""
+    """The images of a Docker engine. `runner.engines.docker_replies` parses what the daemon answers to a pull."""
 
     def __init__(self, engine: DockerEngine) -> None:
         self._engine = engine

@@ -25,7 +25,7 @@ from runner.egress import listener_program
 from runner.egress.proxy import EgressProxy, ServedListener, proxy_env
 from runner.engines.docker_container_config import LABEL_PREFIX, container_config
 from runner.engines.port import ContainerLimits, ContainerSpec, EngineError
-from schemas.isolation import EgressPolicy
+from schemas.endpoint_parts import EgressPolicy
 
 PROXY_PORT = 3128
 CONTROL_MOUNT, CONTROL_SOCKET = "/control", "proxy.sock"

@@ -1,17 +1,35 @@
-"""Code of both engines: prepare a job's folder, start in a thread that can be abandoned, measure the processes."""
+"""Code around the containers of both engines: their folders made and removed, their start, and what they have used.
+
+A start runs in a thread that can be abandoned.
+
+A job chooses the depth, the names and the modes of what it leaves in its folder. So nothing in `remove_tree` recurses,
+follows a link, or builds a path from two names. Each directory that is found below the first level is moved up to it,
+and is then emptied in the same way. At most three descriptors are open, however deep the tree is.
+
+Run time is measured on a monotonic clock. The calendar of a host may be set forward or back while jobs run. Sleeps are
+not affected, but a difference of two dates is: it would time out a job that has just begun, or bill an hour that was
+not used.
+"""
 
 import asyncio
+import errno
 import os
+import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
+from msgspec import Struct
+
+from bus.health import CLOCK_JUMP_LIMIT_S
 from bus.secret_files import TRAVERSE_ONLY_MODE
-from runner.engines.port import ContainerUsage, FolderMount
-from runner.engines.process_shim import find_descendants, private_bytes
+from runner.engines.port import ContainerExit, ContainerUsage, FolderMount
+from runner.engines.process_shim import boot_id, find_descendants, private_bytes
 from schemas.container_protocol import JOB_FILE
 
 JOB_SUBDIRS = ("in", "out", "tmp")
@@ -140,3 +158,164 @@ def measure_processes(pid: int) -> ContainerUsage:
             files += found.f_files - found.f_ffree
             size += (found.f_blocks - found.f_bfree) * found.f_frsize
     return ContainerUsage(len(members), sum(map(private_bytes, members)), files, size)
+
+
+OWNER_RIGHTS = 0o700  # what the owner of a directory needs in order to empty it
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove `folder` and all that is in it.
+
+    A link in its place is removed, not followed. A missing folder is not an error.
+
+    Continues after an error, and raises the first OSError once nothing more can be removed.
+    """
+    try:
+        top = open_dir(str(folder))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        folder.unlink(missing_ok=True)
+        return
+    try:
+        _DirEmptier(top).run()
+    finally:
+        os.close(top)
+    with suppress(FileNotFoundError):  # somebody else has removed it, or the folder around it
+        folder.rmdir()
+
+
+class _DirEmptier:
+    """Empties one directory. `top` is its descriptor."""
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._device = os.fstat(top).st_dev
+        self._changed = False
+        self._error: OSError | None = None
+
+    def run(self) -> None:
+        """Repeat passes until one finds nothing. Raises OSError when a pass changes nothing."""
+        while self._run_pass():
+            if not self._changed:
+                raise self._error or OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    def _run_pass(self) -> bool:
+        """Return whether anything was found. A directory that is moved up may be found by this pass or by the next."""
+        found, self._changed, self._error = False, False, None
+        with os.scandir(self._top) as entries:
+            for entry in entries:
+                found = True
+                try:
+                    self._remove(entry, self._top)
+                except OSError as error:
+                    self._keep_error(error)
+        return found
+
+    def _remove(self, entry: "os.DirEntry[str]", parent: int) -> None:
+        """Remove a file. Empty and remove a directory of the first level; move a deeper one up to the first level."""
+        try:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.name, dir_fd=parent)
+            elif parent == self._top:
+                self._empty_dir(entry.name)
+                os.rmdir(entry.name, dir_fd=parent)
+            else:
+                # To move a directory, its owner needs the right to write to it: its ".." changes.
+                os.close(open_dir(entry.name, parent))
+                os.rename(entry.name, f".{secrets.token_hex(16)}", src_dir_fd=parent, dst_dir_fd=self._top)
+        except FileNotFoundError:
+            return  # another process removes the same folder
+        self._changed = True
+
+    def _empty_dir(self, name: str) -> None:
+        place = open_dir(name, self._top)
+        try:
+            if os.fstat(place).st_dev != self._device:
+                raise OSError(errno.EXDEV, "another file system is mounted there: unmount it", name)
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    try:
+                        self._remove(entry, place)
+                    except OSError as error:
+                        self._keep_error(error)
+        finally:
+            os.close(place)
+
+    def _keep_error(self, error: OSError) -> None:
+        """Keep the more informative error: a directory is not empty because something in it could not be removed."""
+        if self._error is None or self._error.errno == errno.ENOTEMPTY:
+            self._error = error
+
+
+def open_dir(name: str, parent: int | None = None) -> int:
+    """Open the directory `name` with the rights to empty it. Raises NotADirectoryError for anything else.
+
+    It is opened with O_PATH first and then through /proc. A directory of mode 000 cannot be read until its mode is
+    changed, and that needs a path or a descriptor.
+    """
+    found = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        mode = stat.S_IMODE(os.fstat(found).st_mode)
+        if mode & OWNER_RIGHTS != OWNER_RIGHTS:
+            Path(f"/proc/self/fd/{found}").chmod(mode | OWNER_RIGHTS)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
+    finally:
+        os.close(found)
+
+
+class Uptime(Struct, frozen=True):
+    """A moment within one boot of the machine, in seconds of its monotonic clock.
+
+    `boot` is "" where the machine does not identify its boots.
+    """
+
+    boot: str
+    s: float
+
+    def since(self, earlier: "Uptime | None") -> float | None:
+        """Return the seconds since `earlier`, or None where they are unknown.
+
+        They are unknown if `earlier` was not recorded, or if the machine was booted since.
+        """
+        if earlier is None or not self.boot or earlier.boot != self.boot:
+            return None
+        return max(0.0, self.s - earlier.s)
+
+
+def boot_clock() -> Callable[[], Uptime]:
+    """Return the clock. It stops while the machine is suspended, as the jobs do."""
+    name = ""
+    with suppress(OSError):  # not Linux
+        name = boot_id()
+    return lambda: Uptime(name, time.monotonic())
+
+
+class StartTime(Struct, frozen=True):
+    """The moment at which a container began its job, on the calendar and on the monotonic clock."""
+
+    at: datetime
+    uptime: Uptime | None = None
+
+
+def elapsed_s(start: StartTime, now: StartTime) -> float:
+    """Return the seconds from `start` to `now`; by the calendar where the monotonic clock does not know them."""
+    passed = now.uptime.since(start.uptime) if now.uptime else None
+    return max(0.0, (now.at - start.at).total_seconds()) if passed is None else passed
+
+
+def run_s(exit_: ContainerExit, start: StartTime | None, now: StartTime, *, warm: bool) -> float | None:
+    """Return the seconds that a container ran; None where its engine reports no times. `now` is when the exit was seen.
+
+    The engine's dates are exact, even if the exit was not seen, so they are preferred. They are ignored if the calendar
+    was set in the meantime, or if they exceed the time that has passed. `warm`: the container was started before its
+    job, and its run begins with the job.
+    """
+    if exit_.started_at is None or exit_.finished_at is None:
+        return None
+    reported = (exit_.finished_at - (start.at if warm and start else exit_.started_at)).total_seconds()
+    passed = now.uptime.since(start.uptime) if start and now.uptime else None
+    if start is None or passed is None:
+        return max(0.0, reported)
+    clock_was_set = abs((now.at - start.at).total_seconds() - passed) > CLOCK_JUMP_LIMIT_S
+    return passed if clock_was_set or not 0 <= reported <= passed + CLOCK_JUMP_LIMIT_S else reported

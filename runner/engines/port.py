@@ -1,4 +1,6 @@
-"""Port to a container engine: seven calls, two about GPUs, one about leaks, and one error tree.
+"""Ports to a container engine and to its images.
+
+`ContainerEngine` has seven calls, two about GPUs, one about leaks, and one error tree:
 
     EngineError
     ├── StartFailed        the container did not start; `code` is a failure code of the API
@@ -12,6 +14,9 @@ The port assumes that containers run on the runner's own host. The runner writes
 file system, connects to a unix socket in that folder to start the job of a warm container, and matches pids of GPU
 processes with those of the container.
 
+`ImageStore` has four calls: look, pull, remove, and how much space is left. A pull that did not bring the image raises
+PullFailed, whose `code` says why. Ids are the engine's own (`sha256:…` of the image's configuration).
+
 Names of engines (EngineName) are also known to `runner/engines/selection.py` and `deploy/demo.py`, and in
 `lamplighter/cli` to `up.py` and `try_image.py` (`--engine`), `machine_checks.py`, `doctor.py` and `display.py`.
 """
@@ -19,14 +24,84 @@ Names of engines (EngineName) are also known to `runner/engines/selection.py` an
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
 from msgspec import Struct, field
 
-from runner.engines.image_port import ImageStore
 from schemas.container_protocol import LINE_LIMIT_BYTES, OutputStream
-from schemas.isolation import PROCESS_ISOLATION, EgressPolicy, EngineRuntime, RuntimeName
+from schemas.endpoint_parts import PROCESS_ISOLATION, EgressPolicy, EngineRuntime, ImageReference, RuntimeName
+
+
+class PullFailure(StrEnum):
+    """Why an image did not arrive, as far as the engine's text says it."""
+
+    LOGIN_REFUSED = "login_refused"
+    NOT_FOUND = "not_found"
+    DISK_FULL = "disk_full"
+    REGISTRY_UNREACHABLE = "registry_unreachable"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class PullFailed(Exception):
+    """The image did not arrive. What arrived of it may be used by the next try."""
+
+    def __init__(self, code: PullFailure, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class LocalImage(Struct, frozen=True):
+    """An image that the engine has. `digest`: of the manifest at the registry; the id, if it came from none."""
+
+    id: str
+    digest: str
+
+
+class RegistryLogin(Struct, frozen=True):
+    """Name and password of one registry."""
+
+    username: str
+    password: str
+
+
+class PullProgress(Struct, frozen=True):
+    """The arrived part of an image. `total_bytes` counts the layers whose size is known so far, so it may grow.
+
+    `percent`: the mean over all layers, in [0, 100]; a layer whose size is not known counts as 0.
+    """
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+    percent: int = 0
+
+
+class ImageStore(Protocol):
+    """The images of one engine. Every call may raise `EngineUnavailable` of `runner.engines.port`."""
+
+    async def inspect(self, reference: ImageReference) -> LocalImage | None:
+        """Return the image that the engine has under this name; None if it has none."""
+        ...
+
+    def pull(self, reference: ImageReference, login: RegistryLogin | None) -> AsyncGenerator[PullProgress]:
+        """Fetch the image from its registry, and yield what has arrived. Leaving it early stops the pull: `aclosing`.
+
+        Without `login`, the engine's own configuration is used. A tag that the engine has is moved to the image that
+        the registry has now. Raises PullFailed.
+        """
+        ...
+
+    async def remove(self, image_id: str) -> bool:
+        """Remove an image that nothing uses, with its names; return whether it is gone. False if it is in use."""
+        ...
+
+    async def free_bytes(self) -> int | None:
+        """Return the free bytes where the engine keeps its images; None if this process cannot see that folder."""
+        ...
+
 
 EngineName = Literal["docker", "process"]
 GpuInjection = Literal["cdi", "device_request", "runtime"]

@@ -2,7 +2,7 @@
 
 If the runner is root, a job runs as another user, and that is the only barrier between the job and the machine.
 
-A shim (`process_shim`) runs beside each job and keeps its output and exit code in a state folder (`process_state`). So
+A shim (`process_shim`) runs beside each job and keeps its output and exit code in a state folder (`process_job`). So
 the job survives the runner, and the next runner process adopts it.
 """
 
@@ -26,9 +26,8 @@ import structlog
 from bus.secret_files import make_private_folder
 from runner.egress.proxy import EgressProxy, ServedListener, proxy_env
 from runner.engines import process_shim
-from runner.engines.folder_watch import POLL_INTERVAL_S, FolderWatch
-from runner.engines.job_user import JobUser, current_user_name
-from runner.engines.launch import measure_processes, prepare_job_dir, prepare_mounts, start_cancellable
+from runner.engines.launch import measure_processes, prepare_job_dir, prepare_mounts, remove_tree, start_cancellable
+from runner.engines.output_streams import POLL_INTERVAL_S, FolderWatch
 from runner.engines.port import (
     JOB_ENV,
     WARM_ENV,
@@ -48,10 +47,17 @@ from runner.engines.port import (
     StartFailed,
     complete_length,
 )
-from runner.engines.process_sandbox import REMEDY, sandbox_options
-from runner.engines.process_state import READ_BYTES, STREAMS, ProcessSpec, ProcessStateDir
-from runner.tree_removal import remove_tree
-from schemas.isolation import PROCESS_ISOLATION, SANDBOX_ISOLATION
+from runner.engines.process_job import (
+    READ_BYTES,
+    REMEDY,
+    STREAMS,
+    JobUser,
+    ProcessSpec,
+    ProcessStateDir,
+    current_user_name,
+    sandbox_options,
+)
+from schemas.endpoint_parts import PROCESS_ISOLATION, SANDBOX_ISOLATION
 
 LOOPBACK = "127.0.0.1"
 KILL_TIMEOUT_S = 10.0

@@ -1,10 +1,11 @@
 """One container: inputs staged, started, followed and supervised until its exit, and the exit classified.
 
 To stop it, call `request_stop`. The reason is written to the checkpoint before the stop, because a stopped container
-looks like one that crashed.
+looks like one that crashed. `AttemptTrace` records the steps as spans.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bus.interface import VersionedRecord
+from bus.spans import NO_SPANS, OpenSpan, SpanRecorder, span
 from runner.assets.port import AssetError, SecretsUnavailable
-from runner.context import RunnerContext, run_in_background
+from runner.context import EngineCallFailed, RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint, container_spec
-from runner.engines.launch import close_inner_job_dir
+from runner.engines.launch import close_inner_job_dir, elapsed_s, run_s
 from runner.engines.port import (
     ContainerExit,
     ContainerIdentity,
@@ -27,14 +29,19 @@ from runner.engines.port import (
     FolderMount,
     NoSuchContainer,
 )
-from runner.execution.attempt_trace import AttemptTrace
-from runner.execution.cache_watch import caches_of, running_limit
-from runner.execution.checkpoint import CheckpointFile
-from runner.execution.disk_usage import DiskWatch, disk_limit, measure_disk_use
+from runner.execution.disk_usage import DiskWatch, caches_of, disk_limit, measure_disk_use, running_limit
+from runner.execution.durable_state import CheckpointFile
+from runner.execution.job_files import (
+    FetchProgress,
+    InvalidJobInput,
+    OutputPresence,
+    find_output,
+    job_timeouts,
+    stage_inputs,
+    write_job_file,
+)
+from runner.execution.output_filters import SecretRedactor
 from runner.execution.output_pump import OutputPump
-from runner.execution.outputs import OutputPresence, find_output
-from runner.execution.secret_redactor import SecretRedactor
-from runner.execution.staging import FetchProgress, InvalidJobInput, job_timeouts, stage_inputs, write_job_file
 from runner.execution.verdict import ExitFacts, StopReason, Verdict, classify_exit
 from runner.execution.warm_container import (
     JobFolders,
@@ -45,10 +52,47 @@ from runner.execution.warm_container import (
     write_warm_assignment,
 )
 from runner.gpu.allocator import GpuAllocation
-from runner.outage import EngineCallFailed
-from runner.run_clock import elapsed_s, run_s
 from schemas.container_protocol import ErrorLine
 from schemas.job import Job
+
+
+class AttemptTrace:
+    """Records the steps of an attempt inside one span. A job without a trace context has no spans."""
+
+    def __init__(self, context: RunnerContext, job: Job) -> None:
+        self._spans: SpanRecorder = NO_SPANS if job.traceparent is None else context.spans
+        self._context, self._job = context, job
+        self._attempt: OpenSpan | None = None
+
+    @property
+    def traceparent(self) -> str | None:
+        """Return the parent for spans of the job's program."""
+        return self._attempt.traceparent if self._attempt is not None else self._job.traceparent
+
+    @contextmanager
+    def attempt(self) -> Iterator[OpenSpan]:
+        """Record the block as the span around all steps."""
+        job = self._job
+        names = {"job_id": job.id, "owner": job.owner, "endpoint": job.endpoint, "host": self._context.host}
+        with span(
+            self._spans, "attempt", job.traceparent, **names, job_round=job.round, job_attempt=job.attempt
+        ) as opened:
+            self._attempt = opened
+            yield opened
+
+    def step(self, name: str) -> AbstractContextManager[OpenSpan]:
+        """Record the block as a span, as one step of the attempt."""
+        return span(self._spans, name, self.traceparent)
+
+    def record_wait(self) -> None:
+        """Record the span from the queueing until now, and in it the part before this runner was ready."""
+        queued_at, ready_at = self._job.queued_at, self._context.ready_at
+        if queued_at is None:
+            return
+        until = max(self._context.now(), queued_at)  # the clock of this machine may be behind
+        queue = self._spans.record("queue", self._job.traceparent, queued_at, until)
+        if ready_at is not None and queued_at < ready_at:
+            self._spans.record("wake", queue, queued_at, ready_at, host=self._context.host)
 
 
 class JobAssignment(Struct, frozen=True):

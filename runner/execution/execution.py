@@ -21,12 +21,10 @@ from msgspec.structs import replace
 from bus.interface import BusError, MessageTooLarge, QueueMessage
 from bus.notifier import Notifier
 from runner.assets.port import AssetError
-from runner.context import RunnerContext
-from runner.execution.attempt_trace import AttemptTrace
-from runner.execution.checkpoint import CheckpointFile
-from runner.execution.container_run import ContainerRun, JobAssignment
-from runner.execution.fence import ClaimLost, FencedJob, start_delay_s
-from runner.execution.outputs import OutputRefused, collect_outputs
+from runner.context import Permit, RunnerContext
+from runner.execution.container_run import AttemptTrace, ContainerRun, JobAssignment
+from runner.execution.durable_state import CheckpointFile, ClaimLost, FencedJob, start_delay_s
+from runner.execution.job_files import OutputRefused, collect_outputs
 from runner.execution.verdict import (
     ClassifiedFailure,
     Done,
@@ -38,14 +36,11 @@ from runner.execution.verdict import (
     result_too_large,
 )
 from runner.execution.warm_container import STATES_WITHOUT_START, ContainerReuse
-from runner.slots import Permit
 from schemas.container_protocol import ExitCode
 from schemas.events import AttemptReleased, Cancelled, Failed, RecordUnreadable, Succeeded
 from schemas.host import RunningExecution
-from schemas.ids import JobKey
-from schemas.job import AttemptUsage, Job, JobMetric, Output, OutputFile
-from schemas.retry_policy import outcome_after_failure
-from schemas.status import FINAL_STATUSES, Status
+from schemas.job import FINAL_STATUSES, AttemptUsage, Job, JobKey, JobMetric, Output, OutputFile, Status
+from schemas.lifecycle import outcome_after_failure
 
 LOG_FILE_NAME = "log.txt"
 ENDED_JOB_FOLDER = "job"  # in the run folder: where the job's folder goes when its container is kept

@@ -1,6 +1,6 @@
 """The output of one attempt: read in chunks, kept on disk, throttled, checkpointed and published.
 
-Output is never gathered in memory. The checkpoint (`runner.execution.checkpoint`) records what was published, so the
+Output is never gathered in memory. The checkpoint (`runner.execution.durable_state`) records what was published, so the
 next runner process continues there. While the broker is away, reading stops, the engine keeps the output, and the job
 does not count as stalled. A disk that takes no log costs the log, never the job.
 """
@@ -19,9 +19,8 @@ from bus.interface import MessageTooLarge
 from bus.notifier import Notifier
 from runner.context import RunnerContext, run_in_background
 from runner.engines.port import OutputChunk, OutputCursor
-from runner.execution.checkpoint import CheckpointFile
-from runner.execution.feed_throttle import FeedThrottle, PublishedOffsets
-from runner.execution.secret_redactor import SecretRedactor
+from runner.execution.durable_state import CheckpointFile
+from runner.execution.output_filters import FeedThrottle, PublishedOffsets, SecretRedactor
 from runner.execution.warm_container import OutputRest
 from schemas.container_protocol import (
     EndLine,
@@ -36,7 +35,7 @@ from schemas.container_protocol import (
     read_line,
     read_mark,
 )
-from schemas.feed import FeedMessage, FeedPosition, LogEndMessage
+from schemas.events import FeedMessage, FeedPosition, LogEndMessage
 from schemas.job import METRIC_LIMIT, Job, JobMetric
 
 

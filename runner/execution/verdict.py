@@ -13,11 +13,11 @@ from msgspec import Struct
 from bus.interface import MessageTooLarge
 from runner.assets.port import AssetError, NotPlainFile, SecretMissing
 from runner.engines.port import ContainerExit, StartFailed
-from runner.execution.outputs import OutputRefused
-from runner.execution.staging import InvalidJobInput
+from runner.execution.job_files import InvalidJobInput, OutputRefused
 from runner.gpu.health import APPLICATION_XIDS, describe_xid
 from schemas.container_protocol import EXIT_FAILURES, ErrorLine, ExitCode
-from schemas.retry_policy import (
+from schemas.job import Blame
+from schemas.lifecycle import (
     DRAINED_CODE,
     FAILURES,
     HOST_LOST_CODE,
@@ -26,7 +26,6 @@ from schemas.retry_policy import (
     FailureClass,
     classify_failure,
 )
-from schemas.status import Blame
 
 
 class StopReason(StrEnum):

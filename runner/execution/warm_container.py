@@ -1,4 +1,4 @@
-"""A warm container, which waits for its job, and the assignment of a job: a file in its folder, then a start line.
+"""A warm container: it waits for its job, gets one by a file in its folder and a start line, and is checked after it.
 
 A container's labels cannot be changed, so the job's identity is written into its folder before the line is sent. A
 runner that is killed in between leaves the file and no line, and the next runner process sends the line again. The
@@ -7,6 +7,11 @@ container closes its socket after the first line, so a second one cannot start a
 A reused container (`[reuse]` of its endpoint) runs one job after another, numbered from 1. Each has a socket and a
 folder of its own: job 2 is started at start-2.sock and runs in 2/. Its output begins at the cursor `since`. After the
 job, the pool keeps the container (`keep`) and watches it again: it is LOADING until it is ready for the next job.
+
+What a job leaves in a reused container is measured before the first job and after each one: processes, files outside
+its own folder, memory. A container in which something was left runs no other job. Memory, and files in /tmp and
+/dev/shm, may stay from the first job: libraries keep caches there. The files may not where the next job may be of
+another owner.
 """
 
 import os
@@ -19,14 +24,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from bus.notifier import Notifier
 from bus.secret_files import atomic_write
 from runner.endpoints import LocalEndpoint
 from runner.engines.launch import prepare_inner_job_dir
-from runner.engines.port import ContainerIdentity, ContainerUsage, OutputChunk, OutputCursor
-from runner.execution.secret_redactor import SecretRedactor
+from runner.engines.port import MIB, ContainerEngine, ContainerIdentity, ContainerUsage, OutputChunk, OutputCursor
+from runner.execution.output_filters import SecretRedactor
 from runner.gpu.allocator import GpuAllocation
 from schemas.container_protocol import LineParser, OutputStream, ParsedLine, start_socket
 
@@ -265,3 +271,48 @@ async def parsed_lines(chunks: AsyncGenerator[OutputChunk]) -> AsyncGenerator[tu
         async for chunk in chunks:
             for parsed in parsers[chunk.stream].feed(chunk.data, chunk.cursor.offset - len(chunk.data)):
                 yield parsed, chunk.cursor
+
+
+LEAK_MEMORY_SHARE = 0.25  # of the endpoint's memory_mb, by which memory may grow after the first job
+
+
+async def measure_baseline(engine: ContainerEngine, handle: str, root: Path) -> ContainerBaseline:
+    """Measure a container that has loaded and has run no job. Raises EngineError, OSError."""
+    return ContainerBaseline(await engine.usage(handle), await anyio.to_thread.run_sync(_list_files, root))
+
+
+async def find_leak_in_use(engine: ContainerEngine, warm: WarmContainer) -> str | None:
+    """Return what the last job left in processes, memory and scratch files; None if nothing. Raises EngineError."""
+    if warm.baseline is None or warm.handle is None:
+        return "it was not measured before its first job"
+    usage, before = await engine.usage(warm.handle), warm.baseline.usage
+    if warm.first_usage is None:
+        warm.first_usage = usage
+    first = warm.first_usage
+    grown = usage.memory_bytes + usage.scratch_bytes - first.memory_bytes - first.scratch_bytes
+    reuse = warm.endpoint.config.reuse
+    allowed = (before if reuse is not None and reuse.scope == "endpoint" else first).scratch_files
+    if usage.processes > before.processes:
+        return f"a job left processes: {usage.processes}, before the first job {before.processes}"
+    if usage.scratch_files > allowed:
+        return f"a job left files in /tmp or /dev/shm: {usage.scratch_files - allowed} more than allowed"
+    if grown > LEAK_MEMORY_SHARE * warm.endpoint.config.resources.memory_mb * MIB:
+        return f"its memory has grown by {grown // MIB} MiB since its first job"
+    return None
+
+
+def find_leaked_file(warm: WarmContainer, root: Path) -> str | None:
+    """Return a file that the last job left outside its folder, None without one. Blocking. Raises OSError."""
+    left = _list_files(root) - (warm.baseline.files if warm.baseline else frozenset())
+    return f"a job left files outside its folder, such as {min(left)!r}" if left else None
+
+
+def _list_files(root: Path) -> frozenset[str]:
+    """Return what is in the folder that the container sees as /job, without the folders of jobs and the sockets."""
+    found: set[str] = set()
+    for entry in os.scandir(root):
+        if entry.name in {"in", "out", "tmp"} and entry.is_dir(follow_symlinks=False):
+            found |= {f"{entry.name}/{inner.name}" for inner in os.scandir(entry)}
+        elif not entry.name.isdigit() and not entry.name.endswith(".sock"):
+            found.add(entry.name)
+    return frozenset(found)

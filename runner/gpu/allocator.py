@@ -1,6 +1,13 @@
-"""The GPUs as containers use them: assessed with every reading, reserved for containers, metered while jobs run."""
+"""The GPUs as containers use them: assessed with every reading, reserved for containers, metered while jobs run.
+
+A job with a share of a GPU may use it by MPS, NVIDIA's Multi-Process Service. Without MPS the driver gives each process
+on a GPU all of it in turns, and a share bounds only how many jobs there are. With MPS a job's kernels run beside those
+of others, on at most its share of the GPU's multiprocessors. The names are those of NVIDIA's MPS documentation. MPS has
+not run on a GPU yet (docs/gpu.md).
+"""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Literal
 
 import anyio
@@ -8,28 +15,62 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from runner.engines.port import GpuInjection, MpsClient
-from runner.gpu import health, metering
-from runner.gpu.health import GpuHealthPolicy, gpu_reports
-from runner.gpu.metering import MeterPrice
-from runner.gpu.mps import MpsSettings, find_control_daemon, mps_client
+from runner.gpu import health
+from runner.gpu.health import GpuHealthPolicy, MeterPrice, gpu_reports
 from runner.gpu.placement import (
     Placed,
     PlacementCapacity,
     PlacementPolicy,
     Unplaceable,
     VramReservation,
+    choose_kept_gpus,
     free_mb,
     free_share,
     place,
     share_of,
 )
 from runner.gpu.port import GpuMonitor
-from runner.gpu.process_owner import OwnProcesses
-from runner.gpu.turns import choose_kept_gpus
+from runner.gpu.process_owner import OwnProcesses, ProcReader, read_proc
 from schemas.endpoint import Endpoint, Resources
 from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuSample, GpuSnapshot, XidEvent
 from schemas.host import GpuReport
 from schemas.job import AttemptUsage
+
+MPS_PID_FILE = "nvidia-cuda-mps-control.pid"  # in the pipe directory
+MPS_DAEMON_NAME = "nvidia-cuda-mps"  # the first 15 characters, which is all that /proc/PID/comm has
+
+
+class MpsSettings(Struct, frozen=True):
+    """The `[gpu.mps]` section: MPS for jobs that have a share of a GPU."""
+
+    use: Literal["auto", "on", "off"] = "auto"
+    """`auto`: use MPS if its control daemon runs. `on`: use it without this check, which needs the host's pids."""
+    pipe_dir: Path = Path("/tmp/nvidia-mps")  # noqa: S108 - the daemon's own default
+    """The pipe directory of the control daemon (CUDA_MPS_PIPE_DIRECTORY)."""
+
+
+def find_control_daemon(settings: MpsSettings, proc: ProcReader = read_proc) -> int | None:
+    """Return the pid of the control daemon that serves the pipe directory; None if none runs. Blocking, but short."""
+    if settings.use == "off":
+        return None
+    try:
+        pid = int((settings.pipe_dir / MPS_PID_FILE).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return pid if (proc(pid, "comm") or "").startswith(MPS_DAEMON_NAME) else None
+
+
+def is_memory_shared(settings: MpsSettings) -> bool:
+    """Return whether jobs may get all of /dev/shm, by which CUDA talks to the MPS server. Blocking, but short."""
+    return settings.use == "on" or find_control_daemon(settings) is not None
+
+
+def mps_client(settings: MpsSettings, share: float, *, daemon_pid: int | None) -> MpsClient | None:
+    """Return what a container with this share gets of MPS; None for a whole GPU, and where MPS is not used."""
+    if share >= 1 or not (settings.use == "on" or daemon_pid is not None):
+        return None
+    return MpsClient(str(settings.pipe_dir.absolute()), max(1, int(share * 100 + 1e-6)))
+
 
 PidLookup = Callable[[str], Awaitable[int | None]]
 """Returns the pid behind a handle of the process engine; None where the handle is a container."""
@@ -77,7 +118,7 @@ class GpuAllocation:
     ) -> None:
         self._allocator = allocator
         self._resources = resources
-        self._meter: metering.GpuMeter | None = None
+        self._meter: health.GpuMeter | None = None
         self._pid: int | None = None
         self.uuids = uuids
         self.is_idle = is_idle
@@ -98,13 +139,13 @@ class GpuAllocation:
         if self.container != handle:
             await self.container_started(handle)
         self.is_idle = False
-        self._meter = metering.start_meter(self.uuids, self.own_processes, self._allocator.snapshot.samples, now)
+        self._meter = health.start_meter(self.uuids, self.own_processes, self._allocator.snapshot.samples, now)
 
     def usage(self, now: float) -> AttemptUsage:
         """Return what the container used until its exit; blank if it never ran."""
         if self._meter is None:
             return AttemptUsage()
-        return metering.compute_usage(
+        return health.compute_usage(
             self._meter, now, self._allocator.settings.price, self._allocator.count_sharers(self)
         )
 
@@ -147,7 +188,7 @@ class GpuAllocation:
     def record(self, samples: tuple[GpuSample, ...], now: float, sharers: int) -> None:
         """Add one reading of the GPUs to the meter."""
         if self._meter is not None:
-            self._meter = metering.record_sample(self._meter, samples, now, sharers)
+            self._meter = health.record_sample(self._meter, samples, now, sharers)
 
 
 class GpuAllocator:

@@ -3,7 +3,7 @@
 It is a process of its own for two reasons. An NVML call may block in the kernel for minutes. A library whose driver was
 upgraded cannot be loaded again in the same process.
 
-The child writes messages of `runner.gpu.nvml_protocol` to stdout: an NvmlReading every interval, and each XID at once.
+The child writes messages of `schemas.gpu` to stdout: an NvmlReading every interval, and each XID at once.
 It ends when the driver reports an error that only a new process can clear, or when the runner has gone.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 
 import pynvml as nv
 
-from runner.gpu import nvml_protocol
 from runner.gpu.process_owner import trace_process
+from schemas import gpu
 from schemas.gpu import GpuMonitorState, GpuProcess, GpuRecoveryAction, GpuSample, LostGpu, RemappedRows, XidEvent
 
 Handle = Any  # a ctypes pointer that pynvml makes; it ships no types
@@ -304,9 +304,9 @@ def _open_devices() -> tuple[list[NvmlDevice], tuple[LostGpu, ...]]:
     return devices, tuple(unusable)
 
 
-def _emit(message: nvml_protocol.NvmlMessage, lock: threading.Lock = threading.Lock()) -> None:  # noqa: B008 - one lock, on purpose
+def _emit(message: gpu.NvmlMessage, lock: threading.Lock = threading.Lock()) -> None:  # noqa: B008 - one lock, on purpose
     with lock:
-        sys.stdout.buffer.write(nvml_protocol.encode(message))
+        sys.stdout.buffer.write(gpu.encode_nvml_message(message))
         sys.stdout.buffer.flush()
 
 
@@ -323,7 +323,7 @@ def run_child(interval_s: float, renew_s: float) -> None:
         samples = tuple(reading for reading in readings if isinstance(reading, GpuSample))
         lost = tuple(reading for reading in readings if isinstance(reading, LostGpu)) + unusable
         if time.monotonic() - events.last_turn_at < EVENT_SILENCE_LIMIT * interval_s:
-            _emit(nvml_protocol.NvmlReading(driver, samples, lost))
+            _emit(gpu.NvmlReading(driver, samples, lost))
         if not lost:
             complete_at = time.monotonic()
         time.sleep(interval_s)
@@ -334,11 +334,11 @@ def main(argv: list[str]) -> int:
     try:
         run_child(interval_s=float(argv[0]), renew_s=float(argv[1]))
     except nv.NVMLError as error:
-        _emit(nvml_protocol.NvmlEnding(str(error)))
-        return nvml_protocol.EXIT_CODES.get(ENDING_ERRORS.get(error.value, GpuMonitorState.FAILED), 1)
+        _emit(gpu.NvmlEnding(str(error)))
+        return gpu.NVML_EXIT_CODES.get(ENDING_ERRORS.get(error.value, GpuMonitorState.FAILED), 1)
     except BrokenPipeError:  # the runner is gone
         return 0
-    return nvml_protocol.EXIT_RENEW
+    return gpu.NVML_EXIT_RENEW
 
 
 if __name__ == "__main__":

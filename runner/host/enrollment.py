@@ -1,24 +1,162 @@
 """Enrollment of this host: joining an installation with a token, and noticing that the host was removed.
 
-The certificates of edge and broker are compared with the token's pins. The token's content is kept for every later
-start.
+A shared token is exchanged at the edge for one of this host alone. The token names the sha256 of the certificate, or of
+its public key, of edge and broker; both certificates are compared with it before a secret is sent. What trusts them
+afterwards is in `schemas.certificates`. The token's content is kept for every later start.
 """
 
 import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from hmac import compare_digest
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import anyio
+import httpx2
 import msgspec
 from msgspec.structs import replace
 
 from bus.health import BrokerHealth
+from bus.interface import BrokerUnreachable
 from bus.secret_files import TRAVERSE_ONLY_MODE, atomic_write, make_private_folder
-from bus.tls_pinning import fetch_certificate
 from runner.assets.client import AssetClient
 from runner.assets.port import EdgeUnavailable
-from runner.host.shared_join import request_enrollment
 from runner.settings import RunnerSettings
-from schemas.enrollment import JoinRequest, JoinToken, SharedJoinToken, decode_any_join_token
+from schemas.backoff import Backoff
+from schemas.certificates import PIN_PREFIX, CertificateUnreadable, parse_pins, pinned_context, read_certificate
+from schemas.credentials import JoinRequest, JoinToken, SharedJoinToken, decode_any_join_token
+from schemas.outbound_rules import bypass_proxies_for_loopback
+from schemas.problems import Problem
+
+CONNECT_TIMEOUT_S = 10.0
+DEFAULT_PORTS = {"https": 443, "tls": 4222, "nats": 4222}
+INFO_LIMIT_BYTES = 64 * 1024
+
+
+class CertificateMismatch(Exception):
+    """The server shows another certificate than expected. The message says what to do, in one line."""
+
+
+def fetch_certificate(url: str, expected: str) -> str:
+    """Return the certificate of the server at `url` (https:// or tls://, the first of several) as PEM. Blocking.
+
+    Raises BrokerUnreachable, and CertificateMismatch when neither its sha256 nor that of its public key is `expected`.
+    No secret has been sent by then.
+    """
+    parts = urlsplit(url.split(",", maxsplit=1)[0])
+    address = (parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme, 0))
+    try:
+        der = _read_peer_certificate(address, greeted=parts.scheme in {"tls", "nats"})
+    except OSError as error:  # ssl.SSLError is one
+        raise BrokerUnreachable(
+            f"{url} does not answer with TLS ({error}): check address, port and firewall"
+        ) from error
+    try:
+        shown = read_certificate(der)
+    except CertificateUnreadable as error:
+        raise CertificateMismatch(f"{url} shows no certificate ({error}): check the address") from error
+    if not any(compare_digest(found, expected) for found in (shown.sha256, shown.key_sha256)):
+        raise CertificateMismatch(
+            f"{url} shows the certificate {shown.sha256[:16]}…, the token names {expected[:16]}…: "
+            "it was renewed, or another machine intercepts the connection; get a new token with `lamplighter hosts add`"
+        )
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
+def _read_peer_certificate(address: tuple[str, int], *, greeted: bool) -> bytes:
+    unchecked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unchecked.check_hostname = False
+    unchecked.verify_mode = ssl.CERT_NONE  # the caller compares the fingerprint
+    with socket.create_connection(address, timeout=CONNECT_TIMEOUT_S) as plain:
+        if greeted:
+            _skip_nats_info(plain)
+        with unchecked.wrap_socket(plain, server_hostname=address[0]) as secured:
+            return secured.getpeercert(binary_form=True) or b""
+
+
+def _skip_nats_info(plain: socket.socket) -> None:
+    """Read the one line, INFO, that a broker sends before TLS. Byte by byte: what follows belongs to TLS."""
+    for _ in range(INFO_LIMIT_BYTES):
+        byte = plain.recv(1)
+        if byte == b"\n":
+            return
+        if not byte:
+            break
+    raise ConnectionError("the server closed the connection before it sent INFO")
+
+
+JOIN_PATH = "/v1/host-tokens/join"
+JOIN_TIMEOUT_S = 60.0  # an edge adds a host within seconds, but a thousand pilots may join at the same time
+RETRY_LIMIT_S = 120.0
+RETRY_BACKOFF = Backoff(1.0, 15.0)
+
+
+class JoinRefused(Exception):
+    """The edge lets this host not join. The message says why and what to do."""
+
+
+class RetryClock(NamedTuple):
+    """The clock of the retries, in seconds, as a parameter for tests."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def request_enrollment(
+    shared: SharedJoinToken,
+    request: JoinRequest,
+    clock: RetryClock = RetryClock(),  # noqa: B008 - a constant
+) -> JoinToken:
+    """Return the credentials of this host. Blocking; tries again for RETRY_LIMIT_S while the edge is away or busy.
+
+    Also while another runner is online under the wanted id: it may be one that was killed a moment ago. Raises
+    JoinRefused, EdgeUnavailable.
+    """
+    verify = pinned_context(parse_pins(PIN_PREFIX + shared.edge_pin)) if shared.edge_pin else True
+    ends, tries = clock.monotonic() + RETRY_LIMIT_S, 0
+    with httpx2.Client(
+        base_url=shared.edge, timeout=JOIN_TIMEOUT_S, verify=verify, mounts=bypass_proxies_for_loopback(shared.edge)
+    ) as client:
+        while True:
+            try:
+                return _request_once(client, request)
+            except (_Busy, EdgeUnavailable) as error:
+                wait_s = RETRY_BACKOFF.delay_s(tries)
+                if clock.monotonic() + wait_s > ends:
+                    raise (JoinRefused(str(error)) if isinstance(error, _Busy) else error) from error
+            clock.sleep(wait_s)
+            tries += 1
+
+
+class _Busy(Exception):
+    """The wanted id is in use at this moment."""
+
+
+def _request_once(client: httpx2.Client, request: JoinRequest) -> JoinToken:
+    try:
+        answer = client.post(JOIN_PATH, content=msgspec.json.encode(request))
+    except httpx2.HTTPError as error:
+        raise EdgeUnavailable(
+            f"{client.base_url} does not answer ({error}): check address, port and firewall"
+        ) from error
+    try:
+        if answer.is_success:
+            return msgspec.json.decode(answer.content, type=JoinToken)
+        problem = msgspec.json.decode(answer.content, type=Problem)
+    except msgspec.DecodeError as error:
+        raise EdgeUnavailable(
+            f"{client.base_url} answers HTTP {answer.status_code}, not as an edge does: check the address"
+        ) from error
+    if answer.is_server_error and problem.code != "not_set_up":
+        raise EdgeUnavailable(problem.detail)
+    if problem.code == "conflict":
+        raise _Busy(problem.detail)
+    raise JoinRefused(problem.detail)
+
 
 ENROLLMENT_FILE = "joined.json"
 JOIN_FAILED_FILE = "join_failed.txt"

@@ -7,7 +7,7 @@ from msgspec import Struct
 from runner.engines.port import ContainerExit
 from runner.execution.verdict import ClassifiedFailure, Verdict
 from schemas.container_protocol import PARTIAL_FILE_PREFIX, ExitCode
-from schemas.retry_policy import MODULE_MISSING_CODE
+from schemas.lifecycle import MODULE_MISSING_CODE
 
 SHOWN_LINE_CHARS = 120
 READ_ONLY_TEXTS = ("Read-only file system", "Errno 30", "EROFS")

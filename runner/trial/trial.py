@@ -19,35 +19,28 @@ from msgspec.structs import replace
 
 from bus.interface import Bus
 from bus.notifier import Notifier
-from runner.assets.host_folders import HostFolders
+from runner.assets.container_folders import HostFolders, SecretFiles
 from runner.assets.port import AssetError, AssetGone
-from runner.assets.secret_files import SecretFiles
 from runner.claiming.images import HostImages
-from runner.claiming.requirements import describe_unmet
-from runner.claiming.schedulability import HostState, Schedulability
+from runner.claiming.schedulability import HostState, Schedulability, describe_unmet
 from runner.claiming.volumes import HostContents, HostVolumes
 from runner.claiming.warm_pool import WarmPool
-from runner.context import HostContext, RunnerContext, run_in_background
+from runner.context import HostContext, OutageGate, RunnerContext, Slots, run_in_background
 from runner.endpoints import LocalEndpoint
+from runner.engines.launch import boot_clock
 from runner.engines.port import ContainerEngine, EngineInfo
-from runner.execution.attempt_trace import AttemptTrace
-from runner.execution.checkpoint import CheckpointFile
-from runner.execution.container_run import ContainerRun, JobAssignment
-from runner.execution.outputs import CollectedOutput, OutputRefused, collect_outputs
+from runner.execution.container_run import AttemptTrace, ContainerRun, JobAssignment
+from runner.execution.durable_state import CheckpointFile
+from runner.execution.job_files import CollectedOutput, OutputRefused, collect_outputs
 from runner.execution.verdict import Done, StopReason, Verdict, output_failure
 from runner.execution.warm_container import WarmContainer
 from runner.gpu.allocator import GpuAllocation, GpuAllocator, GpuSettings
 from runner.gpu.placement import Unplaceable
 from runner.gpu.port import GpuMonitor
-from runner.outage import OutageGate
-from runner.run_clock import boot_clock
 from runner.settings import RunnerIntervals, WarmSettings
-from runner.slots import Slots
 from runner.trial.rules import BrokenRule, TrialFacts, find_broken_rules
-from schemas.feed import FeedMessage, LogMessage, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Claim, Job, OutputFile, Policy
-from schemas.status import Status
+from schemas.events import FeedMessage, LogMessage, ProgressMessage
+from schemas.job import Claim, Job, JobKey, OutputFile, Policy, Status
 
 OWNER, HOST = "you", "here"
 STOP_AFTER_S = 2.0  # a job that prints nothing is stopped after this time

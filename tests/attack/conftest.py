@@ -20,7 +20,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from msgspec import Struct
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from edge.core.client_throttle import ThrottledClientLog
+from edge.core.clients import ThrottledClientLog
 from edge.server.bounded_server import make_server, make_server_context
 from edge.server.certificate import ServedCertificate, watch_certificate
 from edge.server.connections import ServerSettings

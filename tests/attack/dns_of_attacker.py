@@ -12,7 +12,7 @@ import sys
 import threading
 from ipaddress import ip_address
 
-from runner.egress.rules import EgressRefused, EgressRules
+from runner.egress.proxy import EgressRefused, EgressRules
 
 A, CNAME, AAAA = 1, 5, 28
 NO_SUCH_NAME = 3

@@ -17,11 +17,11 @@ from nats.aio.msg import Msg
 from bus.interface import Bus
 from bus.nats.topology import STREAMS
 from bus.open import open_edge, open_runner
-from schemas.auth import ApiKey, Scope, hash_secret
+from schemas.credentials import ApiKey, Scope, hash_secret
+from schemas.endpoint_parts import StoredSecret
 from schemas.host import HostHeartbeat
-from schemas.job_environment import StoredSecret
+from schemas.job import Priority
 from schemas.power import PowerRecord, PowerState
-from schemas.status import Priority
 from tests.bus.test_rights import ONE
 from tests.support.bus_samples import NOW, make_key, make_log_piece, make_record
 from tests.support.nats_broker import BrokerProcess, run_broker

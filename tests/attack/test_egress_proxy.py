@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from runner.egress import proxy as proxy_module
-from runner.egress.proxy import EgressProxy
-from runner.egress.rules import EgressRules
-from schemas.addresses import Address, parse_ip_literal
+from runner.egress.proxy import EgressProxy, EgressRules
+from schemas.outbound_rules import Address, parse_ip_literal
 from tests.support.docker_images import ROOT
 from tests.support.namespaces import why_no_namespaces
 from tests.support.requirements import require

@@ -13,10 +13,9 @@ import pytest
 from litestar.connection import ASGIConnection
 from structlog.testing import capture_logs
 
-from edge.core.client_throttle import ThrottledClientLog
-from edge.core.trusted_proxies import ForwardedClient, TrustedProxies, read_hops, shows_proxy
+from edge.core.clients import ForwardedClient, ThrottledClientLog, TrustedProxies, read_hops, shows_proxy
 from edge.http.auth import read_client_address
-from edge.http.proxied import ProxiedRequests
+from edge.http.middleware import ProxiedRequests
 from edge.process import EdgeStartError, serve
 from edge.server.connections import ServerSettings
 from edge.settings import EdgeSettings

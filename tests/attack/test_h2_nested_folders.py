@@ -11,9 +11,9 @@ import structlog.testing
 
 from runner import context as runner_life
 from runner.claiming.recovery import parse_container_folder
+from runner.engines.launch import remove_tree
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 from runner.engines.process import REMOVED_PREFIX, ProcessEngine
-from runner.tree_removal import remove_tree
 from tests.attack.conftest import ENDPOINT_DIRS
 from tests.support.installation import IMAGES, ROOT, RunningInstallation
 from tests.support.job_checks import submit_job, wait_until_clean, wait_until_ended
@@ -123,7 +123,7 @@ def give_to_nobody(folder: Path) -> None:
 def as_nobody(folder: Path, act: str) -> None:
     """Run `act` in `folder` as a user who is not root."""
     become = f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})" if os.geteuid() == 0 else "pass"
-    program = f"import os; from pathlib import Path; from runner.tree_removal import remove_tree; {become}; {act}"
+    program = f"import os; from pathlib import Path; from runner.engines.launch import remove_tree; {become}; {act}"
     argv = [sys.executable, "-c", program.replace("; \n", "\n")]
     environ = {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, cwd=folder, env=environ, capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ import pytest
 
 from edge.facades.heygem.facade import HeygemSettings
 from edge.settings import EdgeSettings
-from lamplighter.cli.data_dir import LOCAL_OWNER as OF_UP
+from lamplighter.cli.supervisor import LOCAL_OWNER as OF_UP
 from schemas.settings_loader import load_settings
 from tests.edge.facades.heygem.conftest import HeygemClient, heygem, parse_body, root
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from edge.http.openapi import METHODS
 from edge.index import index
-from schemas.auth import IMPLIED_SCOPES, Scope
+from schemas.credentials import IMPLIED_SCOPES, Scope
 from tests.edge.routes.conftest import edge
 from tests.edge.routes.test_api_page import ROW
 from tests.support.doc_pages import DOCS

@@ -9,9 +9,9 @@ import pytest
 
 from lamplighter import Client, Unauthorized
 from lamplighter.api import ApiRequest, decode_json
-from schemas.enrollment import decode_join_token
+from schemas.credentials import decode_join_token
 from schemas.installation import BY_UP
-from schemas.status import Status
+from schemas.job import Status
 from tests.backup.test_drill import client_of, reached
 from tests.e2e.test_up import children, lamplighter, up
 from tests.support.reserved_ports import reserve_ports

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from edge.index import index
 from schemas import events as e
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from schemas.job import Job
 from tests.support.http_server import open_client
 from tests.support.served_edge import ServedEdge, serve_edge

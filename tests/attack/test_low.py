@@ -23,7 +23,7 @@ from edge.owners.api_keys import ApiKeyStore
 from edge.tls import load_or_create_certificate
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.up import UpOptions, _announce
-from schemas.auth import ApiKey, Scope
+from schemas.credentials import ApiKey, Scope
 from tests.attack.conftest import GET, AttackTarget, ServeFunction, read_response
 from tests.edge.routes.conftest import edge
 from tests.edge.routes.test_tokens import finished

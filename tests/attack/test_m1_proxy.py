@@ -16,7 +16,7 @@ from lamplighter import AsyncClient
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.up import _wait_until_ready
 from runner.assets.client import asset_client
-from schemas.environment import bypass_proxies_for_loopback, is_loopback, is_loopback_url
+from schemas.outbound_rules import bypass_proxies_for_loopback, is_loopback, is_loopback_url
 from tests.attack.conftest import ServeFunction
 from tests.e2e.test_up import lamplighter, up
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from litestar.datastructures import UploadFile
 
-from edge.http.request_body import (
+from edge.http.request_input import (
     FILE_MEMORY_LIMIT_BYTES,
     FORM_FILE_LIMIT,
     FORM_MEMORY_LIMIT_BYTES,

@@ -22,9 +22,9 @@ from runner.execution.disk_usage import (
     disk_limit,
     measure_disk_use,
 )
-from runner.execution.outputs import OutputRefused, collect_outputs
+from runner.execution.job_files import OutputRefused, collect_outputs
 from schemas.endpoint import Timeouts
-from schemas.status import Blame
+from schemas.job import Blame
 from tests.attack.conftest import ENDPOINT_DIRS
 from tests.support.fake_engine import FakeContainer
 from tests.support.installation import IMAGES, RunningInstallation

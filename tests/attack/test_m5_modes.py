@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from bus.secret_files import TRAVERSE_ONLY_MODE, make_private_folder
-from edge.facades.heygem import result_export
+from edge.facades.heygem import facade
 from edge.index import sqlite as index_sql
 from runner.engines.launch import JOB_SUBDIRS, prepare_job_dir
 from tests.attack.conftest import ENDPOINT_DIRS
@@ -179,7 +179,7 @@ def test_a_shared_folder_stays_shared(tmp_path: Path) -> None:
     """Results of the HeyGem facade are readable, because clients run as other users."""
     before = os.umask(0o077)
     try:
-        made = result_export._partial_path(tmp_path, make_job())
+        made = facade._partial_path(tmp_path, make_job())
     finally:
         os.umask(before)
     assert stat.S_IMODE(made.parent.stat().st_mode) == 0o755

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from edge.core.client_throttle import FREE_FAILURES_LIMIT, WINDOW_S, AuthFailureThrottle, ThrottledClientLog
-from schemas.auth import Scope
+from edge.core.clients import FREE_FAILURES_LIMIT, WINDOW_S, AuthFailureThrottle, ThrottledClientLog
+from schemas.credentials import Scope
 from schemas.installation import BY_EDGE
 from tests.edge.routes.conftest import edge
 from tests.support.gateway_client import connect_gateway

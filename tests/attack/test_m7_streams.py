@@ -8,7 +8,7 @@ import pytest
 import websockets
 
 from edge.facades.gateway.gateway import CLOSE_TRY_AGAIN_LATER
-from schemas.auth import CLIENT_SCOPES
+from schemas.credentials import CLIENT_SCOPES
 from tests.edge.routes.conftest import edge
 from tests.support.gateway_client import connect_gateway
 from tests.support.served_edge import STREAMS_PER_KEY, STREAMS_PER_OWNER, ServedEdge

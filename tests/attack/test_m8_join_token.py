@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.enrollment import JoinToken, encode_join_token
+from schemas.credentials import JoinToken, encode_join_token
 from tests.support.installation import ROOT
 from tests.support.wait import wait_for_sync
 

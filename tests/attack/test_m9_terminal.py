@@ -15,9 +15,8 @@ from anyio import to_thread
 
 from lamplighter.cli.display import escape_controls
 from schemas import events as e
-from schemas.feed import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import JobFailure
+from schemas.events import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
+from schemas.job import JobFailure, JobKey
 from tests.edge.routes.conftest import edge
 from tests.support.installation import ROOT
 from tests.support.served_edge import ServedEdge

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from runner.engines.port import FolderMount
-from runner.engines.process_sandbox import find_bubblewrap
-from schemas.isolation import EgressPolicy
+from runner.engines.process_job import find_bubblewrap
+from schemas.endpoint_parts import EgressPolicy
 from tests.contract.engines.engine_rigs import EngineRig, process_engine_rig, stream_text
 from tests.support.job_user import nobody, why_no_sandbox, why_not_nobody
 from tests.support.requirements import require

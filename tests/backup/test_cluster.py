@@ -14,7 +14,7 @@ from bus.nats.snapshots import BACKUP_STREAMS
 from bus.nats.topology import STATE, ensure_streams
 from bus.open import open_edge, open_for_backup
 from bus.settings import BrokerSettings
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.cluster.broker_cluster import find_leader, is_replicated
 from tests.support.broker_trio import BrokerTrio, run_broker_trio
 from tests.support.bus_samples import make_key, make_record

@@ -15,8 +15,8 @@ import pytest
 
 from lamplighter import Client
 from lamplighter.cli.supervisor import ProcessIdentity, read_process_identity
+from schemas.job import Status
 from schemas.job_view import JobView
-from schemas.status import Status
 from tests.e2e.test_up import family_of, lamplighter, up, wait_until_gone
 from tests.support.wait import wait_for_sync
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lamplighter.cli.backup_encryption import (
+from lamplighter.cli.backup_archive import (
     CHUNK_BYTES,
     HEADER_BYTES,
     TAG_BYTES,

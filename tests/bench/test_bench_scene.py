@@ -9,7 +9,7 @@ import pytest
 from bench import installation as module
 from bench import start
 from bench.installation import IMAGE, build_echo_image, run_installation, wait_or_exit, wait_until_succeeded
-from schemas.status import Status
+from schemas.job import Status
 from tests.support.docker_images import docker_url, run_docker
 from tests.support.installation import IMAGES, ROOT
 from tests.support.wait import wait_for

@@ -13,8 +13,8 @@ from pathlib import Path
 import anyio
 from msgspec import Struct
 
+from schemas.job import FINAL_STATUSES
 from schemas.job_view import JobView
-from schemas.status import FINAL_STATUSES
 from tests.support.installation import IMAGES, RunningInstallation, run_new_installation
 from tests.support.job_checks import submit_job, wait_until_clean
 from tests.support.wait import wait_for

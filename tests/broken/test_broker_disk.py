@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from lamplighter import Client
-from lamplighter.errors import Busy
+from lamplighter.api import Busy
 from schemas.events import AttemptReleased, Started, Succeeded
 from schemas.job_view import JobView
 from tests.e2e.test_up import up

@@ -8,7 +8,7 @@ import pytest
 
 from bus.nats import topology
 from bus.server.process import NatsServer
-from edge.jobs.readiness import STORE_USED_LIMIT_RATIO
+from edge.jobs.submission import STORE_USED_LIMIT_RATIO
 from schemas.events import AttemptReleased, Started, Succeeded
 from tests.broken import small_streams
 from tests.broken.raw_publish import publish_raw

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
-from bus.uptime_clock import ClockReading, UptimeClock
+from bus.health import ClockReading, UptimeClock
 from edge.power.views import wake_left_s
-from schemas.job import Job
+from schemas.job import Job, Status
 from schemas.power import PowerCall, PowerRecord, PowerState, PowerVerb
 from schemas.problems import ProblemError
-from schemas.status import Status
 from tests.edge.webhooks.test_dispatcher import hooked, tried
 from tests.support.edge_services import START, FakeBusServicesRig, ManualClock, fake_bus_services
 from tests.support.fake_bus.broker import FakeBroker

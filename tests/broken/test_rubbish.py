@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from lamplighter import AsyncClient
-from lamplighter.errors import Rejected
-from schemas.ids import JobKey
+from lamplighter.api import Rejected
+from schemas.job import JobKey
 from tests.broken.raw_publish import publish_raw
 from tests.e2e.conftest import process_only
 from tests.support.installation import RunningInstallation, wait_until_ready

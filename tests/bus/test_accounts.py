@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from bus.interface import BrokerUnreachable
 from bus.open import open_edge, open_runner
 from bus.server.process import NatsServer, run_server
-from schemas.status import Priority
+from schemas.job import Priority
 from tests.bus.test_rights import ONE
 from tests.support.bus_samples import make_key, make_log_piece, make_record
 from tests.support.nats_broker import BrokerProcess, SingleAccountBroker

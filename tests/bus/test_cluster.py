@@ -11,8 +11,7 @@ from bus.interface import BusError
 from bus.nats.topology import STREAMS
 from bus.open import open_edge
 from bus.settings import BrokerSettings
-from schemas.job import Pointer
-from schemas.status import Priority
+from schemas.job import Pointer, Priority
 from tests.support.broker_trio import run_broker_trio
 from tests.support.bus_samples import make_key, make_progress, make_record
 

@@ -8,11 +8,9 @@ from msgspec.structs import replace
 from bus.compare_and_set import transition, update_row
 from bus.interface import Bus, RevisionConflict, VersionedRecord
 from schemas.events import JobEvent, JobRecord, Queued, Reprioritised, Submitted
-from schemas.ids import JobKey
 from schemas.installation import Lease
-from schemas.job import Job
+from schemas.job import Job, JobKey, Priority, Status
 from schemas.lifecycle import IllegalTransition, next_record
-from schemas.status import Priority, Status
 from tests.support.fake_bus import FakeBroker
 from tests.support.schema_samples import LATER, NOW, make_job
 

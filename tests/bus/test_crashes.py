@@ -8,10 +8,8 @@ import anyio
 from bus.interface import BrokerUnreachable, Bus, CaughtUp, RecordChange, RevisionConflict
 from bus.nats.topology import FEED
 from bus.open import open_runner
-from schemas.feed import LogMessage
-from schemas.ids import JobKey
-from schemas.job import Pointer
-from schemas.status import Priority, Status
+from schemas.events import LogMessage
+from schemas.job import JobKey, Pointer, Priority, Status
 from tests.support.bus_samples import make_key, make_log_end, make_log_piece, make_progress, make_record
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from bus.interface import Bus
-from bus.nats import subjects
-from bus.nats.job_store import NatsJobStore
+from bus.nats import wire
+from bus.nats.key_value import NatsJobStore
 from tests.support.bus_samples import make_key, make_record
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw
@@ -44,7 +44,7 @@ async def test_what_a_crash_left_before_a_marker_goes_with_it(server: BrokerProc
     assert isinstance(edge.job_store, NatsJobStore)
     await edge.job_store.create(make_key(), make_record())
     async with connect_raw(server) as broker:
-        await broker.publish(subjects.record_subject(make_key()), b"", {"KV-Operation": "DEL"})
+        await broker.publish(wire.record_subject(make_key()), b"", {"KV-Operation": "DEL"})
     assert await messages(server, "KV_STATE") == 2
     assert await edge.job_store.read(make_key()) is None
     assert await edge.job_store.sweep_delete_markers(datetime.now(UTC) + 2 * HOUR, HOUR) == 1

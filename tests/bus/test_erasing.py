@@ -5,7 +5,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from bus.interface import Bus, WebhookDelivery
-from bus.nats.job_store import HISTORY_LIMIT, NatsJobStore
+from bus.nats.key_value import HISTORY_LIMIT, NatsJobStore
 from schemas.asset import AssetReference
 from schemas.events import JobRecord
 from tests.support.bus_samples import NOW, make_key, make_record

@@ -9,20 +9,21 @@ from nats import errors as foreign
 from nats.aio.msg import Msg
 
 from bus.interface import BrokerDenied, BrokerFull, BrokerUnreachable, BusError, MessageTooLarge, RevisionConflict
-from bus.nats.errors import (
+from bus.nats.jetstream import ConsumerLost, OrderedConsumer, _ConsumerCreated, parse_time_ns
+from bus.nats.replies import (
     CLIENT_ERROR_TYPES,
     CLIENT_ERRORS,
+    AckSubject,
     ConfigMismatch,
     JetStreamNotFound,
+    RequestMultiplexer,
     StreamNotFound,
     TooFewServers,
     WriteInProcess,
     from_api_error,
     from_client_error,
+    parse_ack_subject,
 )
-from bus.nats.jetstream import parse_time_ns
-from bus.nats.ordered_consumer import ConsumerLost, OrderedConsumer, _ConsumerCreated
-from bus.nats.requests import AckSubject, RequestMultiplexer, parse_ack_subject
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.interface import FeedItem, RecordChange
-from bus.nats.feed_resume import Deduplicator, FeedExtent, format_item_id, resume_sequence
-from schemas.feed import FeedMessage, FeedPosition, LogMessage, ProgressMessage
+from bus.nats.feed import Deduplicator, FeedExtent, format_item_id, resume_sequence
+from schemas.events import FeedMessage, FeedPosition, LogMessage, ProgressMessage
 from tests.support.bus_samples import NOW, make_key, make_log_end, make_log_piece, make_progress
 
 HELD = FeedExtent("abc", 5, 9)

@@ -13,7 +13,7 @@ from bus.interface import BrokerUnreachable, Bus, BusError
 from bus.nats.topology import STATE, WEBHOOK_CURSOR_CONSUMER
 from bus.open import open_edge
 from bus.server.process import run_server
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.support import small_disk
 from tests.support.bus_samples import make_key, make_record
 from tests.support.nats_broker import BrokerProcess

@@ -17,7 +17,7 @@ from bus.health import BrokerStatus
 from bus.interface import Bus, BusError
 from bus.nats.topology import STATE
 from bus.open import open_edge
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.support import small_disk
 from tests.support.broker_trio import NAMES, BrokerTrio, run_broker_trio
 from tests.support.bus_samples import make_key, make_record

@@ -8,11 +8,11 @@ from msgspec.structs import replace
 
 from bus.interface import Bus
 from bus.open import open_edge, open_runner
-from bus.server import host_accounts
-from bus.server.host_accounts import BrokerReloadFailed, HostAccounts, hash_password, new_password
+from bus.server import process
+from bus.server.process import BrokerReloadFailed, HostAccounts, hash_password, new_password
 from bus.settings import BrokerSettings
 from schemas.host import HostHeartbeat
-from schemas.status import Priority, Status
+from schemas.job import Priority, Status
 from tests.bus.test_rights import ONE
 from tests.support.broker_trio import NAMES, BrokerTrio, run_broker_trio
 from tests.support.bus_samples import NOW, make_key, make_record
@@ -57,7 +57,7 @@ async def test_a_host_that_joined_works_by_way_of_every_server(tmp_path: Path):
 
 
 async def test_a_server_that_was_not_given_the_list_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(host_accounts, "APPLY_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(process, "APPLY_TIMEOUT_S", 3.0)
     kept = tmp_path / "kept"
     kept.mkdir()
     async with run_broker_trio(tmp_path) as there, open_edge(replace(there.settings, replicas=3)):

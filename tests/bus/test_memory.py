@@ -4,8 +4,7 @@ import pytest
 
 from bus.interface import BrokerFull, BrokerUnreachable
 from schemas.host import HEARTBEAT_TTL_S, HostHeartbeat
-from schemas.job import Pointer
-from schemas.status import Priority
+from schemas.job import Pointer, Priority
 from tests.support.bus_samples import NOW, make_key, make_log_piece, make_record
 from tests.support.fake_bus.broker import FakeBroker
 from tests.support.stream_collector import collect_stream

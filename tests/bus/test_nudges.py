@@ -2,7 +2,7 @@
 
 from bus.interface import Bus
 from bus.open import open_runner
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw
 from tests.support.stream_collector import collect_stream

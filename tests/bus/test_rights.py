@@ -7,8 +7,7 @@ from bus.open import open_edge, open_runner
 from bus.settings import BrokerSettings
 from schemas.asset import AssetReference
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
-from schemas.job import Pointer
-from schemas.status import Priority, Status
+from schemas.job import Pointer, Priority, Status
 from tests.support.bus_samples import NOW, make_key, make_log_end, make_log_piece, make_progress, make_record
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from bus.otlp import QUEUE_LIMIT, _ThrottledLog
-from bus.spans import NO_SPANS, TraceSettings, TracesUnavailable, open_spans, span
+from bus.spans import NO_SPANS, TraceSettings, TracesUnavailable, normalize_traceparent, open_spans, span
 from schemas.settings_loader import SettingsInvalid, load_settings
-from schemas.trace_context import normalize_traceparent
 from tests.support.otlp_receiver import run_otlp_receiver
 
 TRACE, OUTER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

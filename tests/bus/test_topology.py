@@ -11,8 +11,7 @@ from bus.nats import topology
 from bus.nats.topology import STREAMS
 from bus.open import open_edge
 from bus.server.process import run_server
-from schemas.job import Pointer
-from schemas.status import Priority
+from schemas.job import Pointer, Priority
 from tests.support.bus_samples import make_key, make_log_piece, make_record
 from tests.support.nats_broker import BrokerProcess
 from tests.support.raw_nats import connect_raw

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bus.uptime_clock import ClockReading, UptimeClock
+from bus.health import ClockReading, UptimeClock
 
 
 class Clocks:

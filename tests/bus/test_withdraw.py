@@ -7,8 +7,7 @@ import anyio
 
 from bus.interface import JobQueue, QueueMessage
 from bus.open import open_edge
-from schemas.job import Pointer
-from schemas.status import Priority
+from schemas.job import Pointer, Priority
 from tests.support.nats_broker import run_broker
 from tests.support.wait import wait_for
 

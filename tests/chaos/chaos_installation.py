@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.chaos.collect_evidence import collect_evidence, read_revisions, retry_bus_call
 from tests.chaos.evidence import Evidence, HostOutage, JobRevision
 from tests.chaos.fault_points import FOLDER_ENV, FaultPoints

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from schemas.status import FINAL_STATUSES
+from schemas.job import FINAL_STATUSES
 from tests.chaos.evidence import (
     ContainerRunTimes,
     Evidence,

@@ -9,7 +9,7 @@ from typing import TypeVar
 import anyio
 
 from bus.interface import Bus, BusError
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.chaos.evidence import Evidence, JobRevision
 from tests.chaos.history import ObservationLog
 from tests.chaos.leftovers import LEFTOVER_CHECKS, find_leftovers

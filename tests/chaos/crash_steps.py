@@ -6,7 +6,7 @@ from functools import partial
 import anyio
 from msgspec import Struct
 
-from schemas.status import ACTIVE_STATUSES, Status
+from schemas.job import ACTIVE_STATUSES, Status
 from tests.chaos import switched_host
 from tests.chaos.chaos_installation import SLOTS, ChaosInstallation
 from tests.chaos.fault_points import CallSide

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from bus.interface import VersionedRecord
 from schemas.events import event_to_dict
-from schemas.status import FINAL_STATUSES, Status
+from schemas.job import FINAL_STATUSES, Status
 
 
 class SubmitAccepted(Struct, frozen=True, tag="accepted"):

@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 
 from lamplighter.api import job_path
 from lamplighter.follow import Event, SseParser
-from schemas.status import Status
+from schemas.job import Status
 from tests.chaos.evidence import StreamClosed, StreamMessage
 from tests.chaos.recording_client import RecordingClient
 

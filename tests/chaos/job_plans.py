@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 from msgspec import Struct
 
-from schemas.status import Status
+from schemas.job import Status
 from tests.chaos.chaos_installation import ChaosInstallation
 from tests.chaos.followers import follow_and_record, open_sse, open_websocket
 from tests.chaos.recording_client import RecordingClient

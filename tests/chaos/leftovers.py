@@ -8,13 +8,13 @@ import anyio.to_thread
 from msgspec import Struct
 
 from bus.interface import Bus
-from bus.nats import subjects
+from bus.nats import wire
 from bus.nats.jetstream import ApiResponse, JetStreamClient
 from bus.nats.topology import JOBS, STATE, STREAMS
-from schemas.status import PRIORITIES
+from schemas.job import PRIORITIES
 from tests.support.installation import Installation
 
-LANE_NAMES = {subjects.lane_consumer("stamped", priority) for priority in PRIORITIES}
+LANE_NAMES = {wire.lane_consumer("stamped", priority) for priority in PRIORITIES}
 QUEUES = ("JOBS", "DELIVERIES")
 
 

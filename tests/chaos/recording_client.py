@@ -10,9 +10,9 @@ import anyio
 import httpx2
 
 from lamplighter import AsyncClient, api
-from lamplighter.errors import LamplighterError, Rejected, Unreachable
+from lamplighter.api import LamplighterError, Rejected, Unreachable
+from schemas.job import FINAL_STATUSES
 from schemas.job_view import JobView
-from schemas.status import FINAL_STATUSES
 from tests.chaos.evidence import JobShown, OutputDownloaded, SubmitAccepted
 from tests.chaos.history import ObservationLog
 

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from schemas.status import Status
+from schemas.job import Status
 from tests.chaos.checker import RULES, check
 from tests.chaos.evidence import (
     ContainerRunTimes,

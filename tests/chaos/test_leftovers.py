@@ -9,8 +9,7 @@ from pathlib import Path
 import anyio
 
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
-from schemas.job import Pointer
-from schemas.status import Priority
+from schemas.job import Pointer, Priority
 from tests.chaos.chaos_installation import ChaosInstallation, continue_process, run_chaos_installation
 from tests.chaos.leftovers import LEFTOVER_CHECKS, find_leftovers
 from tests.support.installation import HOST

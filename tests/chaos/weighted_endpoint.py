@@ -13,7 +13,7 @@ import httpx2
 
 from bus.interface import Bus
 from bus.secret_files import atomic_write
-from schemas.mounts import VOLUMES_OWNER
+from schemas.endpoint_parts import VOLUMES_OWNER
 from tests.chaos.recording_client import BLOCKS
 from tests.support.asset_server import sha256_of
 from tests.support.installation import HOST, ROOT

@@ -1,4 +1,4 @@
-"""A cluster of three brokers, each on its own machine, with the nats.conf that `bus.nats.users` writes."""
+"""A cluster of three brokers, each on its own machine, with the nats.conf that `bus.nats.topology` writes."""
 
 import secrets
 import subprocess
@@ -11,8 +11,7 @@ from msgspec import Struct
 
 from bus.interface import Bus, BusError
 from bus.nats.jetstream import ApiResponse, JetStreamClient
-from bus.nats.topology import STATE, STREAMS
-from bus.nats.users import broker_users
+from bus.nats.topology import STATE, STREAMS, broker_users
 from bus.open import open_edge
 from bus.server.config import ClusterConfig, ServerConfig, render_accounts, render_config
 from bus.server.process import find_program

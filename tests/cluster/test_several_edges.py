@@ -14,10 +14,10 @@ import httpx2
 import pytest
 
 from bus.interface import Bus
-from edge.store.shared_uploads import PART_BYTES
+from edge.store.unfinished_uploads import PART_BYTES
 from lamplighter import AsyncClient
 from lamplighter.follow import Event
-from schemas.status import FINAL_STATUSES
+from schemas.job import FINAL_STATUSES
 from tests.cluster.two_edges import EDGES, TwoEdgesInstallation, run_two_edges
 from tests.support.wait import wait_for
 from tests.support.webhook_receiver import run_receiver

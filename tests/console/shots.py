@@ -14,7 +14,7 @@ import msgspec
 from playwright.async_api import Browser, Page, expect
 
 from edge.core.clock import utc_now
-from edge.hosts.samples import HostGpuSample, HostSample
+from edge.hosts.registry import HostGpuSample, HostSample
 from tests.console.conftest import Console
 from tests.console.upload_gate import MIB, hold_uploads
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid

@@ -11,9 +11,8 @@ import pytest
 from playwright.async_api import Page, expect
 
 from edge.core.clock import utc_now
-from edge.http.routes.console import read_console_file
-from schemas.job import Job
-from schemas.status import Status
+from edge.http.routes.pages import read_console_file
+from schemas.job import Job, Status
 from tests.console.conftest import Console, open_console
 from tests.console.films import check_playing, make_film
 from tests.support.installation import ROOT

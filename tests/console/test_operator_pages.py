@@ -5,7 +5,7 @@ from pathlib import Path
 from playwright.async_api import Browser, expect
 
 from lamplighter import AsyncClient
-from schemas.enrollment import decode_join_token
+from schemas.credentials import decode_join_token
 from tests.console.conftest import Console, go, open_console
 from tests.support.host_access import FakeHostAccess
 from tests.support.served_edge import serve_edge

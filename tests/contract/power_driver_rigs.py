@@ -22,12 +22,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from werkzeug.serving import make_server
 
-from edge.power.drivers.command import CommandDriver
-from edge.power.drivers.http import HttpDriver
-from edge.power.drivers.installed import build_installed_driver
+from edge.power.drivers.factory import build_installed_driver
+from edge.power.drivers.generic import CommandDriver, HttpDriver, PowerRelay, RelayDriver, RelayUnavailable
 from edge.power.drivers.kubernetes import KubernetesDriver
 from edge.power.drivers.libcloud import LibcloudDriver
-from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
 from schemas.host_config import (
     CommandHostConfig,
     HttpHostConfig,
@@ -35,8 +33,7 @@ from schemas.host_config import (
     LibcloudHostConfig,
     ModuleHostConfig,
 )
-from schemas.power import ReportedPower
-from schemas.power_driver import PowerDriver, PowerDriverReply
+from schemas.power import PowerDriver, PowerDriverReply, ReportedPower
 from schemas.webhook import signature_headers
 from tests.support.fake_power_driver import FakeCluster, FakePowerDriver
 from tests.support.http_server import serve_app

@@ -4,10 +4,9 @@ import anyio
 import pytest
 
 from bus.interface import BrokerUnreachable, CaughtUp, MessageTooLarge, RecordChange, RevisionConflict
-from bus.nats import subjects
+from bus.nats import wire
 from schemas.events import RecordUnreadable
-from schemas.job import RECORD_LIMIT_BYTES
-from schemas.status import Status
+from schemas.job import RECORD_LIMIT_BYTES, Status
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import make_key, make_record
 from tests.support.stream_collector import collect_stream
@@ -99,7 +98,7 @@ async def test_a_record_of_more_than_512_kib_is_too_large(world: BusPair):
 
 
 async def test_rubbish_raises_when_read_and_is_none_among_changes(world: BusPair):
-    await world.corrupt(subjects.record_subject(make_key("bad")), b"\x00rubbish")
+    await world.corrupt(wire.record_subject(make_key("bad")), b"\x00rubbish")
     await world.edge.job_store.create(make_key("good"), make_record("good"))
     with pytest.raises(RecordUnreadable):
         await world.edge.job_store.read(make_key("bad"))

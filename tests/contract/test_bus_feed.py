@@ -3,9 +3,9 @@
 import pytest
 
 from bus.interface import BrokerUnreachable, FeedItem
-from bus.nats import codec, subjects
-from schemas.feed import FeedMessage
-from schemas.status import Status
+from bus.nats import wire
+from schemas.events import FeedMessage
+from schemas.job import Status
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import make_key, make_log_end, make_log_piece, make_progress, make_record
 from tests.support.stream_collector import collect_stream
@@ -75,9 +75,7 @@ async def test_a_follower_is_given_rising_places_only(world: BusPair):
     await create(world)
     for note in (make_log_piece(10), make_log_piece(20), make_log_piece(5, attempt=2)):
         await world.runner.feed.publish(make_key(), note)
-    await world.corrupt(
-        subjects.feed_subject(make_key(), make_log_piece(10)), codec.encode_feed_message(make_log_piece(10))
-    )
+    await world.corrupt(wire.feed_subject(make_key(), make_log_piece(10)), wire.encode_feed_message(make_log_piece(10)))
     await world.runner.feed.publish(make_key(), make_log_piece(30, attempt=2))
     async with collect_stream(world.edge.feed.follow("me", "one")) as feed:
         items = await feed.wait_for(lambda items: make_log_piece(30, attempt=2) in notes(items))

@@ -4,8 +4,7 @@ import anyio
 import pytest
 
 from bus.interface import BrokerUnreachable, Lane, QueueMessage
-from schemas.job import Pointer
-from schemas.status import PRIORITIES, Priority
+from schemas.job import PRIORITIES, Pointer, Priority
 from tests.support.bus_pairs import BusPair
 from tests.support.wait import WAIT_TIMEOUT_S, wait_for
 

@@ -6,11 +6,10 @@ import pytest
 
 from bus.interface import BrokerUnreachable, RevisionConflict, RowUnreadable
 from schemas.asset import AssetReference
-from schemas.auth import ApiKey, Scope
+from schemas.credentials import ApiKey, Scope
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
-from schemas.ids import JobKey
-from schemas.installation import Pause, endpoint_pause_key, maintenance_key
-from schemas.owner_deletion import DeletedOwner
+from schemas.installation import DeletedOwner, Pause, endpoint_pause_key, maintenance_key
+from schemas.job import JobKey
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import NOW, make_key
 from tests.support.stream_collector import collect_stream

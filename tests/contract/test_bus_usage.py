@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from bus.interface import BrokerUnreachable
-from schemas.status import Status
-from schemas.usage import JobUsage, PowerUsage
+from schemas.job import Status
+from schemas.job_view import JobUsage, PowerUsage
 from tests.support.bus_pairs import BusPair
 from tests.support.bus_samples import NOW
 from tests.support.wait import wait_for

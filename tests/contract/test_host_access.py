@@ -8,10 +8,10 @@ import pytest
 
 from bus.interface import Bus
 from bus.open import open_edge, open_runner
-from bus.server import host_accounts
-from bus.server.host_accounts import BrokerReloadFailed, HostAccounts, hash_password, new_password
+from bus.server import process
+from bus.server.process import BrokerReloadFailed, HostAccounts, hash_password, new_password
 from bus.settings import BrokerSettings
-from schemas.status import Priority
+from schemas.job import Priority
 from tests.bus.test_rights import ONE
 from tests.support.bus_samples import make_key, make_record
 from tests.support.host_access import HOST_ACCESSES, FakeHostAccess, NatsHostAccess
@@ -116,7 +116,7 @@ async def test_a_reload_that_fails_is_said(tmp_path: Path, argv: tuple[str, ...]
 
 
 async def test_a_broker_that_does_not_read_the_list_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(host_accounts, "APPLY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(process, "APPLY_TIMEOUT_S", 0.3)
     async with run_broker(tmp_path) as server:
         listing = HostAccounts(server.settings("edge"), tmp_path, server.reload_command)
         with pytest.raises(BrokerReloadFailed, match=r"includes hosts\.conf among its accounts"):

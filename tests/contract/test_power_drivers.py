@@ -10,8 +10,7 @@ import anyio
 import pytest
 
 from edge.power.driver_calls import StateReport, call_driver, query_cluster, query_driver
-from schemas.power import PowerCallOutcome, PowerVerb, ReportedPower
-from schemas.power_driver import ClusterPowerDriver, PowerDriver
+from schemas.power import ClusterPowerDriver, PowerCallOutcome, PowerDriver, PowerVerb, ReportedPower
 from tests.contract.power_driver_rigs import CLUSTERS, RIGS, DriverRig
 
 TIMEOUT_S = 20.0

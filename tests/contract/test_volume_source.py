@@ -18,7 +18,7 @@ from runner.assets.volume_source import (
     VolumeSource,
     open_volume_source,
 )
-from schemas.mounts import VOLUMES_OWNER, VolumeFile
+from schemas.endpoint_parts import VOLUMES_OWNER, VolumeFile
 from tests.support.asset_server import KEY, AssetServer, sha256_of
 from tests.support.http_server import serve_app
 from tests.support.weights_server import FakeVolumeSource, WeightsServer, serve_weights

@@ -22,14 +22,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge.power.driver_calls import call_driver, query_driver
-from edge.power.drivers.factory import DriverDependencies, build_drivers
-from edge.power.drivers.installed import DriverUnusable
-from edge.power.drivers.wol import magic_packet
+from edge.power.drivers.factory import DriverDependencies, DriverUnusable, build_drivers
+from edge.power.drivers.generic import magic_packet
 from edge.settings import EdgeSettings
 from schemas.host_config import AnyHostConfig, CommandHostConfig, LibcloudHostConfig, WolHostConfig
-from schemas.ids import Token
-from schemas.power import PowerCallOutcome, PowerVerb, ReportedPower
-from schemas.power_driver import PowerDriver
+from schemas.job import Token
+from schemas.power import PowerCallOutcome, PowerDriver, PowerVerb, ReportedPower
 from schemas.settings_loader import load_settings, unknown_settings
 from tests.contract.power_driver_rigs import Ec2DriverRig, FakeEc2, FakeRelay, RemoteMachine, serve_fake_ec2
 from tests.support.doc_pages import read_blocks

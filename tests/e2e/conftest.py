@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES
+from schemas.job import ACTIVE_STATUSES, WAITING_STATUSES
 from tests.support.docker_images import build_image, docker_url, echo_image
 from tests.support.installation import (
     ENDPOINTS,

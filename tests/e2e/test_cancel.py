@@ -6,7 +6,7 @@ import time
 import anyio
 
 from schemas.events import Failed, Retried, Started
-from schemas.status import Status
+from schemas.job import Status
 from tests.e2e.conftest import SLOTS
 from tests.support.installation import RunningInstallation
 from tests.support.job_checks import (

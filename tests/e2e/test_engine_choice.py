@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lamplighter import AsyncClient
+from schemas.job import Status
 from schemas.job_view import JobView
-from schemas.status import Status
 from tests.support.docker_engine import OwnDockerEngine, run_docker_engine, why_no_engine
 from tests.support.docker_images import ECHO_IMAGE
 from tests.support.installation import ROOT, run_new_installation

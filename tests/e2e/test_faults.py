@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from schemas.events import AttemptReleased
-from schemas.feed import JOB_LOG_LIMIT_BYTES, LogMessage
-from schemas.ids import JobKey
-from schemas.retry_policy import FAILURES, is_retryable
+from schemas.events import JOB_LOG_LIMIT_BYTES, AttemptReleased, LogMessage
+from schemas.job import JobKey
+from schemas.lifecycle import FAILURES, is_retryable
 from tests.support.installation import RunningInstallation
 from tests.support.job_checks import (
     LONG_TIMEOUTS,

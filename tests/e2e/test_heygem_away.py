@@ -12,9 +12,8 @@ import pytest
 from bus.interface import VersionedRecord
 from edge.facades.heygem.routes import HOLD_TIMEOUT_S
 from schemas import events as e
-from schemas.ids import JobKey
+from schemas.job import JobKey, Status
 from schemas.lifecycle import next_record
-from schemas.status import Status
 from tests.chaos.fault_points import FOLDER_ENV, CallSide, FaultPoints
 from tests.e2e.test_facades import FacadeInstallation, facade_settings, free_port
 from tests.support.installation import Installation, run_installation, wait_until_ready

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from bus.interface import BrokerDenied
 from bus.open import open_runner
 from bus.settings import BrokerSettings
-from schemas.enrollment import decode_join_token, encode_join_token
+from schemas.credentials import decode_join_token, encode_join_token
 from schemas.host import HostHeartbeat
 from tests.e2e.test_up import lamplighter, up
 from tests.support.bus_samples import NOW

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from schemas.job import Status
 from schemas.job_view import JobView
-from schemas.status import Status
 from tests.support.docker_images import build_image
 from tests.support.installation import RunningInstallation
 from tests.support.wait import wait_for

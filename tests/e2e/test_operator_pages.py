@@ -19,7 +19,7 @@ from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from edge.power.drivers.wol import magic_packet
+from edge.power.drivers.generic import magic_packet
 from tests.deploy.test_power_recipes import FOLDER as RECIPES
 from tests.deploy.test_power_recipes import RentedBox
 from tests.e2e.test_up import lamplighter, up

@@ -3,7 +3,7 @@
 import pytest
 
 from schemas.events import AttemptReleased, Cancelled, Started, Succeeded
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.e2e.conftest import docker_only
 from tests.support.installation import RunningInstallation
 from tests.support.job_checks import (

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from edge.owners.api_keys import CACHE_TTL_S
 from lamplighter import AsyncClient
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from tests.support.installation import RunningInstallation, run_new_installation
 from tests.support.wait import wait_for
 

@@ -12,7 +12,7 @@ import pytest
 from edge.core.clock import utc_now
 from edge.owners.api_keys import ApiKeyStore
 from lamplighter import api
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from tests.e2e.test_power import DRIVER_PROGRAM, ScriptedMachine, state
 from tests.support.installation import RunningInstallation, ServiceProcess, run_new_installation, wait_until_ready
 

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Struct
 
 from bus.server.config import TlsFiles
-from bus.tls_pinning import _read_peer_certificate
 from edge.tls import _create_certificate, _sign_certificate
 from lamplighter import Client
-from schemas.enrollment import decode_relay_token
+from runner.host.enrollment import _read_peer_certificate
+from schemas.credentials import decode_relay_token
 from tests.e2e.test_up import LAMPLIGHTER, lamplighter, up
 from tests.support.installation import ROOT
 from tests.support.reserved_ports import address_of, reserve_port

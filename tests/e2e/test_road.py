@@ -2,9 +2,7 @@
 
 import anyio
 
-from schemas.ids import JobKey
-from schemas.job import Pointer
-from schemas.status import Priority
+from schemas.job import JobKey, Pointer, Priority
 from tests.support.installation import RunningInstallation
 from tests.support.wait import wait_for
 

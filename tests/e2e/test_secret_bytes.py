@@ -9,10 +9,10 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
-from runner.assets.secret_files import open_secret_files
+from runner.assets.container_folders import open_secret_files
 from runner.engines.port import FoundContainer
+from schemas.job import Status
 from schemas.job_view import JobView
-from schemas.status import Status
 from tests.support.byte_search import find_marks
 from tests.support.command import run_lamplighter, write_settings
 from tests.support.docker_images import BASE_IMAGE, build_image, run_docker

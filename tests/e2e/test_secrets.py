@@ -11,7 +11,7 @@ import websockets
 from websockets.exceptions import InvalidStatus
 
 from lamplighter.api import ApiRequest, decode_json
-from schemas.enrollment import decode_join_token
+from schemas.credentials import decode_join_token
 from tests.e2e.test_up import up
 from tests.support.command import joined_runner, run_lamplighter
 from tests.support.installation import run_new_installation

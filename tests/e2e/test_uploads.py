@@ -8,7 +8,7 @@ import anyio
 import msgspec
 import pytest
 
-from edge.store.upload_state import CHECKPOINT_BYTES, Upload
+from edge.store.unfinished_uploads import CHECKPOINT_BYTES, Upload
 from lamplighter import AsyncClient
 from tests.e2e.conftest import process_only
 from tests.support.installation import RunningInstallation

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from schemas.endpoint_parts import VOLUMES_OWNER
 from schemas.host import VolumeStatus
-from schemas.mounts import VOLUMES_OWNER
 from tests.support.asset_server import sha256_of
 from tests.support.docker_images import BASE_IMAGE, build_image
 from tests.support.installation import IMAGES, RunningInstallation

@@ -5,8 +5,8 @@ import socket
 from pathlib import Path
 
 from lamplighter import AsyncClient
+from schemas.job import Status
 from schemas.job_view import JobView
-from schemas.status import Status
 from tests.e2e.conftest import process_only
 from tests.support.installation import RunningInstallation
 from tests.support.wait import wait_for

@@ -12,7 +12,7 @@ import websockets
 from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
 
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.support.installation import ROOT, RunningInstallation, run_new_installation
 
 FLOW = ROOT / "docs" / "examples" / "ws_flow.py"

@@ -23,7 +23,6 @@ from structlog.testing import capture_logs
 
 from bus.interface import BrokerUnreachable
 from bus.server.config import TlsFiles
-from bus.tls_pinning import CertificateMismatch, fetch_certificate
 from edge.server.certificate import ServedCertificate
 from edge.settings import EdgeSettings, EnrollmentSettings, PublicSettings
 from edge.tls import (
@@ -35,6 +34,7 @@ from edge.tls import (
     load_or_create_certificate,
     public_certificate,
 )
+from runner.host.enrollment import CertificateMismatch, fetch_certificate
 from schemas.certificates import first_certificate, parse_pins, pinned_context, read_certificate
 
 NAMES = ("gpu.example.com", "192.0.2.7", "2001:db8::7")

@@ -17,11 +17,11 @@ from litestar import Request
 from nats.aio.msg import Msg
 
 from bus.interface import BusError
-from bus.nats import codec, subjects
+from bus.nats import wire
 from bus.nats.jetstream import StreamInfo, parse_response, parse_time_ns
-from bus.nats.requests import parse_ack_subject
-from edge.http.request_body import open_form
-from edge.http.routes.tus import METADATA_LIMIT_BYTES, parse_byte_count, parse_checksum, parse_creation
+from bus.nats.replies import parse_ack_subject
+from edge.http.request_input import open_form
+from edge.http.routes.uploads import METADATA_LIMIT_BYTES, parse_byte_count, parse_checksum, parse_creation
 from schemas import gateway_protocol
 from schemas.asset import is_digest
 from schemas.container_protocol import (
@@ -139,10 +139,10 @@ def _broker(data: bytes) -> None:
     text = data.decode(errors="replace")
     parse_ack_subject("$JS.ACK." + text)
     parse_ack_subject(text)
-    codec.try_decode_record(data)
-    codec.try_decode_feed_message(data)
-    codec.try_decode_delivery(text, data)
-    subjects.parse_pointer_subject(text)
+    wire.try_decode_record(data)
+    wire.try_decode_feed_message(data)
+    wire.try_decode_delivery(text, data)
+    wire.parse_pointer_subject(text)
     with contextlib.suppress(BusError):
         info = parse_response(
             "$JS.API.STREAM.INFO.STATE", Msg(None, "_INBOX.x", "", data), StreamInfo

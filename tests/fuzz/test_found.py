@@ -4,8 +4,8 @@ import pytest
 
 from bus.interface import BusError
 from bus.nats.jetstream import parse_time_ns
-from bus.nats.requests import parse_ack_subject
-from edge.http.routes.tus import parse_checksum, parse_creation
+from bus.nats.replies import parse_ack_subject
+from edge.http.routes.uploads import parse_checksum, parse_creation
 from schemas.endpoint import EndpointInvalid, parse_endpoint
 from schemas.problems import ProblemError
 

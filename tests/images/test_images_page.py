@@ -23,7 +23,7 @@ from schemas.container_protocol import (
     start_socket,
 )
 from schemas.endpoint import Endpoint, EndpointRetry, ProcessCommand, Resources, Reuse, Timeouts
-from schemas.retry_policy import FAILURES, RetryRule
+from schemas.lifecycle import FAILURES, RetryRule
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "images.md").read_text()

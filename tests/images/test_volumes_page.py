@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from schemas.endpoint import parse_endpoint
-from schemas.mounts import RESERVED_PATHS, VOLUMES_OWNER, Cache, Volume, VolumeFile, folder_variable
+from schemas.endpoint_parts import RESERVED_PATHS, VOLUMES_OWNER, Cache, Volume, VolumeFile, folder_variable
 from tests.support.doc_pages import DOCS, read_blocks
 
 PAGE = DOCS / "volumes.md"

@@ -2,8 +2,8 @@
 
 import pytest
 
+from lamplighter.cli.administration import COUNT_LABELS
 from lamplighter.cli.display import format_count
-from lamplighter.cli.owners import COUNT_LABELS
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 import anyio
 import pytest
 
-from schemas.status import Status
+from schemas.job import Status
 from tests.support.served_edge import ServedEdge, serve_edge
 from tests.support.wait import wait_for
 

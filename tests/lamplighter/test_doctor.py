@@ -8,7 +8,7 @@ import pytest
 
 from lamplighter.cli.doctor import CheckStatus, _describe_host, _is_server_without_runner
 from lamplighter.cli.machine_checks import check_own_container
-from runner.engines import own_container
+from runner.engines import selection
 from runner.engines.selection import choose_engine
 
 WOKEN = [{"at": "2026-11-30T00:00:00Z", "state": "off", "why": "no work"}]
@@ -63,8 +63,8 @@ async def test_a_container_without_dockers_socket_matters_only_to_a_runner_with_
 ) -> None:
     mark = tmp_path / "dockerenv"
     mark.touch()
-    monkeypatch.setattr(own_container, "DOCKER_MARK", mark)
-    monkeypatch.setattr(own_container, "has_dockerd", lambda: False)
+    monkeypatch.setattr(selection, "DOCKER_MARK", mark)
+    monkeypatch.setattr(selection, "has_dockerd", lambda: False)
     (tmp_path / "lamplighter.toml").write_text(file)
     given = {"CONFIG": str(tmp_path / "lamplighter.toml"), "DOCKER_SOCKET": str(tmp_path / "docker.sock")}
     for name, value in ({f"LAMPLIGHTER_{name}": value for name, value in given.items()} | environ).items():
@@ -76,8 +76,8 @@ async def test_a_container_without_dockers_socket_matters_only_to_a_runner_with_
 async def test_the_engine_that_up_chose_before_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "dockerenv"
     mark.touch()
-    monkeypatch.setattr(own_container, "DOCKER_MARK", mark)
-    monkeypatch.setattr(own_container, "has_dockerd", lambda: False)
+    monkeypatch.setattr(selection, "DOCKER_MARK", mark)
+    monkeypatch.setattr(selection, "has_dockerd", lambda: False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAMPLIGHTER_DOCKER_SOCKET", str(tmp_path / "docker.sock"))
     assert [finding.name for finding in await check_own_container(tmp_path)] == ["container"]

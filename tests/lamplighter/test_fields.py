@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from lamplighter.cli import input_args
-from lamplighter.digest_cache import DigestCache
-from lamplighter.files import find_local_files
+from lamplighter.cli import jobs
+from lamplighter.files import DigestCache, find_local_files
 
 SCHEMA = {
     "type": "object",
@@ -29,7 +28,7 @@ def test_values_are_read_by_their_type(tmp_path):
     file = tmp_path / "a.wav"
     file.write_bytes(b"x")
     words = ["--text", "hi", "--steps=3", "--seconds", "0.5", "--loud", "yes", "--box", "[1,2]", "--in-file", str(file)]
-    assert input_args.parse_inputs("echo", words, SCHEMA) == {
+    assert jobs.parse_inputs("echo", words, SCHEMA) == {
         "text": "hi",
         "steps": 3,
         "seconds": 0.5,
@@ -55,12 +54,12 @@ def test_values_are_read_by_their_type(tmp_path):
 )
 def test_mistakes_are_named(words, said):
     with pytest.raises(click.UsageError, match=said):
-        input_args.parse_inputs("echo", words, SCHEMA)
+        jobs.parse_inputs("echo", words, SCHEMA)
 
 
 def test_a_body_is_an_object():
     with pytest.raises(click.UsageError, match="of the type object"):
-        input_args.parse_value("body", "[1]", {"type": "object"})
+        jobs.parse_value("body", "[1]", {"type": "object"})
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path):

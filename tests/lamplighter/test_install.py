@@ -13,10 +13,8 @@ from click.testing import CliRunner, Result
 
 from edge.settings import EdgeSettings
 from lamplighter.cli import main, service_places
-from lamplighter.cli.install_manifest import MANIFEST_FILE
-from lamplighter.cli.service_places import InstallFailed, check_program_reachable
-from lamplighter.cli.service_settings import render_settings
-from lamplighter.cli.service_units import Role, ServicePlan, render_units
+from lamplighter.cli.service_places import MANIFEST_FILE, InstallFailed, check_program_reachable
+from lamplighter.cli.service_units import Role, ServicePlan, render_settings, render_units
 from runner.settings import IMAGES_DIR
 from schemas.settings_loader import load_settings, unknown_settings
 from tests.support.doc_pages import DOCS, read_blocks

@@ -17,7 +17,7 @@ import pytest
 import structlog
 from msgspec import Struct
 
-from lamplighter.cli import journal, log_output
+from lamplighter.cli import log_output
 from lamplighter.cli.log_output import configure_logging
 from tests.support.doc_pages import ROOT
 from tests.support.requirements import require
@@ -69,7 +69,7 @@ def open_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Op
 
         def open_journal(form: str = "json", *secrets: str, stream_id: str = "", has_socket: bool = True) -> JournalEnd:
             found = os.fstat(written.fileno())
-            monkeypatch.setenv(journal.JOURNAL_VARIABLE, stream_id or f"{found.st_dev}:{found.st_ino}")
+            monkeypatch.setenv(log_output.JOURNAL_VARIABLE, stream_id or f"{found.st_dev}:{found.st_ino}")
             monkeypatch.setattr("sys.stderr", stream)
             monkeypatch.setattr("sys.excepthook", sys.excepthook)
             monkeypatch.setattr(logging.getLogger(), "handlers", [])

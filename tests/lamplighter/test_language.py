@@ -24,13 +24,11 @@ UNSEEN_FILES = {
     "lamplighter/cli/help_texts_zh.py": "the catalogue",
     "lamplighter/cli/server_texts_zh.py": "the catalogue",
     "lamplighter/cli/texts_zh.py": "the catalogue",
-    "lamplighter/cli/settings_texts_zh.py": "the catalogue",
-    "lamplighter/cli/service_settings.py": "files that `install` writes, with English comments",
-    "lamplighter/cli/service_units.py": "the same",
+    "lamplighter/cli/service_units.py": "files that `install` writes, with English comments",
 }
 # What a command of the server prints when it cannot start.
 STARTS = (
-    *("schemas/settings_faults.py", "schemas/settings_loader.py", "schemas/host_config.py", "schemas/enrollment.py"),
+    *("schemas/settings_schema.py", "schemas/settings_loader.py", "schemas/host_config.py", "schemas/credentials.py"),
     *("edge/process.py", "edge/settings.py", "edge/tls.py", "runner/app.py", "runner/settings.py"),
     *("runner/engines/selection.py", "runner/trial/rules.py", "runner/trial/trial.py", "bus/spans.py"),
 )
@@ -38,6 +36,12 @@ UNSEEN: set[Literals] = {
     ("returning true from eof_received()",),  # a line of asyncio's log
     ("the runner of up",),  # the name of a key
     ("JSON cannot represent this number",),  # turned into another error
+    ("per minute",),  # a unit
+    ("of at least",),  # words of "a number of at least 1", which is translated as a whole
+    ("of at most",),
+    ("a list", ", each item ", ""),  # the same
+    (" of at most ", " items"),
+    (" of at least ", " items"),
     ("pip install lamplighter-server",),
     ("Read-only file system",),  # the kernel's words, which are looked for in a log
     ("lamplighter hosts add",),  # commands

@@ -8,8 +8,8 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from lamplighter.cli import log_rotation
-from lamplighter.cli.log_rotation import rotate, rotate_forever
+from lamplighter.cli import log_output
+from lamplighter.cli.log_output import rotate, rotate_forever
 from tests.support.wait import wait_for
 
 
@@ -41,20 +41,20 @@ def test_without_room_for_a_copy_nothing_is_lost(tmp_path: Path, monkeypatch: py
 
     file = tmp_path / "edge.log"
     file.write_bytes(b"line\n")
-    monkeypatch.setattr("lamplighter.cli.log_rotation.shutil.copyfileobj", fail)
+    monkeypatch.setattr("lamplighter.cli.log_output.shutil.copyfileobj", fail)
     with pytest.raises(OSError, match="no room"):
         rotate(file, limit_bytes=1)
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"edge.log": b"line\n"}
     with capture_logs() as said:
-        log_rotation._rotate_all([tmp_path / "broken.log", file])
+        log_output._rotate_all([tmp_path / "broken.log", file])
     assert said == []  # it is below the limit of `up`
 
 
 async def test_files_are_rotated_while_up_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_rotation, "CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(log_output, "ROTATION_CHECK_INTERVAL_S", 0.01)
     file, blocked = tmp_path / "edge.log", tmp_path / "runner.log"
     for one in (file, blocked):
-        one.write_bytes(b"x" * log_rotation.LOG_FILE_LIMIT_BYTES)
+        one.write_bytes(b"x" * log_output.LOG_FILE_LIMIT_BYTES)
     (tmp_path / "runner.log.0").mkdir()  # a copy cannot be made
 
     async def is_rotated() -> bool:
@@ -65,5 +65,5 @@ async def test_files_are_rotated_while_up_runs(tmp_path: Path, monkeypatch: pyte
             tasks.start_soon(rotate_forever, (blocked, file))
             await wait_for(is_rotated)
             tasks.cancel_scope.cancel()
-    assert (tmp_path / "edge.log.1").stat().st_size == log_rotation.LOG_FILE_LIMIT_BYTES
-    assert blocked.stat().st_size == log_rotation.LOG_FILE_LIMIT_BYTES
+    assert (tmp_path / "edge.log.1").stat().st_size == log_output.LOG_FILE_LIMIT_BYTES
+    assert blocked.stat().st_size == log_output.LOG_FILE_LIMIT_BYTES

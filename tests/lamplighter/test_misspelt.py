@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from edge.settings import EdgeSettings
-from lamplighter.cli import settings_file
-from lamplighter.cli.settings_file import SettingsFile, settings_types
+from lamplighter.cli import process_setup
+from lamplighter.cli.process_setup import SettingsFile, settings_types
 from schemas.settings_loader import unknown_settings
 from tests.support.doc_pages import read_blocks
 
@@ -16,7 +16,7 @@ PAGES = sorted(page for page in DOCS.glob("*.md") if page.name not in ENDPOINT_P
 
 
 def test_a_retired_setting_is_reported_and_does_not_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings_file, "RETIRED_SETTINGS", {"old_days": "records are kept by size now"})
+    monkeypatch.setattr(process_setup, "RETIRED_SETTINGS", {"old_days": "records are kept by size now"})
     file = SettingsFile(Path("lamplighter.toml"), "old_days = 3")
     assert file.load(EdgeSettings, {}) == EdgeSettings()
     assert (file.retired_names(), file.unknown_names()) == (["old_days"], [])

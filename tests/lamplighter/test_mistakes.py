@@ -10,11 +10,11 @@ import httpx2
 import pytest
 from click.testing import CliRunner, Result
 
+from lamplighter.api import error_from_problem
 from lamplighter.cli import context, main
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.doctor import DoctorTarget, check_edge
 from lamplighter.client import Client
-from lamplighter.errors import error_from_problem
 from schemas.problems import ProblemError
 
 NOBODY = "http://127.0.0.1:1"

@@ -4,7 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lamplighter.digest_cache import JsonCache
+from lamplighter.files import JsonCache
 
 
 def test_threads_that_note_at_once_do_not_meet(tmp_path: Path):

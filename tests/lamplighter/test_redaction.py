@@ -12,10 +12,9 @@ import structlog
 
 from bus.settings import BrokerSettings
 from edge.settings import EdgeSettings
-from edge.webhooks.secrets import WebhookSettings
-from lamplighter.cli.log_output import configure_logging
-from lamplighter.cli.redaction import Redactor, secrets_in
-from schemas.enrollment import JoinToken, encode_join_token
+from edge.webhooks.owner_webhooks import WebhookSettings
+from lamplighter.cli.log_output import Redactor, configure_logging, secrets_in
+from schemas.credentials import JoinToken, encode_join_token
 from schemas.host_config import CommandHostConfig
 
 SECRET = "Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5MA"

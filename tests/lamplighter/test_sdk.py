@@ -11,9 +11,8 @@ import pytest
 from lamplighter import AsyncClient, Client, JobFailed, NotFound, Rejected, Unreachable, api
 from schemas import events as e
 from schemas.backoff import Backoff
-from schemas.feed import FeedPosition, LogEndMessage, LogMessage
-from schemas.ids import JobKey
-from schemas.job import JobFailure, Output, OutputFile
+from schemas.events import FeedPosition, LogEndMessage, LogMessage
+from schemas.job import JobFailure, JobKey, Output, OutputFile
 from tests.support.served_edge import ServedEdge
 
 

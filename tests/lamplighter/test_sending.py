@@ -7,8 +7,8 @@ import pytest
 from anyio import to_thread
 
 from lamplighter import AsyncClient, Client, Rejected, Unreachable
-from lamplighter import upload as sending
-from lamplighter.upload import (
+from lamplighter import files as sending
+from lamplighter.files import (
     RETRY_BACKOFF,
     RETRY_LIMIT,
     SINGLE_PUT_LIMIT_BYTES,

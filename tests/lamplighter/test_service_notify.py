@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import anyio
 import pytest
 
-from lamplighter.cli.service_notify import ServiceNotifier
+from lamplighter.cli.process_setup import ServiceNotifier
 
 
 @pytest.fixture

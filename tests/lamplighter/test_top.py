@@ -15,11 +15,9 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from lamplighter.cli.keyboard import split_keys
-from lamplighter.cli.top_screen import LogPage, Selection, TopScreen, draw_screen, format_duration, order_jobs
+from lamplighter.cli.top import LogPage, Selection, TopScreen, draw_screen, format_duration, order_jobs, split_keys
 from schemas import events as e
-from schemas.ids import JobKey
-from schemas.job import Claim
+from schemas.job import Claim, JobKey
 from schemas.job_view import JobView
 from tests.support.served_edge import ServedEdge
 from tests.support.terminal import Terminal, open_terminal

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lamplighter import api
-from lamplighter.errors import NotFound, Rejected, Unauthorized
+from lamplighter.api import NotFound, Rejected, Unauthorized
 from lamplighter.follow import Event, SseParser
 from schemas.problems import FieldError, ProblemError
 

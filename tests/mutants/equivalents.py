@@ -25,7 +25,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         UNEQUAL,
     ),
     Equivalent(
-        "runner/claiming/decision.py",
+        "runner/execution/durable_state.py",
         "decide",
         "pointer.round < job.round → pointer.round <= job.round",
         UNEQUAL,
@@ -47,17 +47,16 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     ),
     Equivalent("edge/owners/api_keys.py", "", "10000 → 10001", UNNAMED_BOUND),
     Equivalent("edge/owners/api_keys.py", "", "10000 → 9999", UNNAMED_BOUND),
-    Equivalent("edge/outbound/download.py", "", "256 * 1024 → 255 * 1024", UNNAMED_BOUND),
-    Equivalent("edge/outbound/download.py", "", "256 * 1024 → 256 * 1023", UNNAMED_BOUND),
-    Equivalent("edge/outbound/ssrf_guard.py", "", "connect=10.0 → connect=9.0", UNNAMED_BOUND),
-    Equivalent("edge/outbound/ssrf_guard.py", "", "connect=10.0 → connect=11.0", UNNAMED_BOUND),
+    Equivalent("edge/outbound.py", "", "256 * 1024 → 255 * 1024", UNNAMED_BOUND),
+    Equivalent("edge/outbound.py", "", "256 * 1024 → 256 * 1023", UNNAMED_BOUND),
+    Equivalent("edge/outbound.py", "", "connect=10.0 → connect=9.0", UNNAMED_BOUND),
+    Equivalent("edge/outbound.py", "", "connect=10.0 → connect=11.0", UNNAMED_BOUND),
     Equivalent("edge/owners/quotas.py", "", "1024 * 1024 → 1024 * 1023", UNNAMED_BOUND),
-    Equivalent("bus/nats/feed_resume.py", "", "10000 → 10001", UNNAMED_BOUND),
+    Equivalent("bus/nats/feed.py", "", "10000 → 10001", UNNAMED_BOUND),
     Equivalent(
         "edge/power/state_machine.py",
         "_enter_state",
-        "conditions.power_prohibition(record, at, case.rules) or '' → "
-        "conditions.power_prohibition(record, at, case.rules)",
+        "c.power_prohibition(record, at, case.rules) or '' → c.power_prohibition(record, at, case.rules)",
         "A row that names the prohibition is taken only where there is one; the other rows do not print it.",
     ),
     Equivalent(
@@ -111,7 +110,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "Without a reference the bytes are not looked up, so that `stored` is None too.",
     ),
     Equivalent(
-        "edge/outbound/download.py",
+        "edge/outbound.py",
         "PerOwnerLimiter.slot",
         "not own.borrowed_tokens and (not own.statistics().tasks_waiting) → not own.borrowed_tokens",
         "anyio gives a token that is released to the task that waits for it, so that no task waits where none is held.",
@@ -119,8 +118,8 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent(
         "bus/nats/feed.py",
         "NatsJobFeed.messages",
-        "not subjects.is_state_subject(item.subject) and (message := codec.try_decode_feed_message(item.data)) → "
-        "(message := codec.try_decode_feed_message(item.data))",
+        "not wire.is_state_subject(item.subject) and (message := wire.try_decode_feed_message(item.data)) → "
+        "(message := wire.try_decode_feed_message(item.data))",
         "The message of a state is a job's record, which is not decoded as a feed message: it is only tried.",
     ),
     Equivalent(

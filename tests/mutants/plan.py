@@ -81,11 +81,13 @@ GROUPS: dict[str, ModuleGroup] = {
         ("runner/execution/verdict.py",), ("tests/runner/test_verdict.py", "tests/runner/test_execution.py")
     ),
     "fence": ModuleGroup(
-        ("runner/execution/fence.py",),
-        ("tests/runner/test_fence.py", "tests/runner/test_calendar.py", "tests/runner/test_execution.py"),
-    ),
-    "decision": ModuleGroup(
-        ("runner/claiming/decision.py",), ("tests/runner/test_claims.py", "tests/runner/test_calendar.py")
+        ("runner/execution/durable_state.py",),
+        (
+            "tests/runner/test_fence.py",
+            "tests/runner/test_claims.py",
+            "tests/runner/test_calendar.py",
+            "tests/runner/test_execution.py",
+        ),
     ),
     "recovery": ModuleGroup(
         ("runner/claiming/recovery.py",),
@@ -105,13 +107,12 @@ GROUPS: dict[str, ModuleGroup] = {
         ),
     ),
     "cache": ModuleGroup(("runner/assets/cache.py",), ("tests/runner/test_inputs.py", "tests/runner/test_assets.py")),
-    "lifecycle": ModuleGroup(("schemas/lifecycle.py",), ("tests/schemas/test_lifecycle.py",)),
-    "retry_policy": ModuleGroup(("schemas/retry_policy.py",), ("tests/schemas/test_retry_policy.py",)),
+    "lifecycle": ModuleGroup(
+        ("schemas/lifecycle.py",), ("tests/schemas/test_lifecycle.py", "tests/schemas/test_retry_policy.py")
+    ),
     "outbound": ModuleGroup(
         (
-            "edge/outbound/url_policy.py",
-            "edge/outbound/ssrf_guard.py",
-            "edge/outbound/download.py",
+            "edge/outbound.py",
             "schemas/webhook.py",
         ),
         (
@@ -122,7 +123,7 @@ GROUPS: dict[str, ModuleGroup] = {
         ),
     ),
     "auth": ModuleGroup(
-        ("edge/http/auth.py", "edge/core/signed_urls.py", "edge/owners/api_keys.py", "edge/owners/tokens.py"),
+        ("edge/http/auth.py", "edge/owners/signed_credentials.py", "edge/owners/api_keys.py"),
         (
             f"{ROUTES}/test_access.py",
             f"{ROUTES}/test_tokens.py",
@@ -134,15 +135,11 @@ GROUPS: dict[str, ModuleGroup] = {
     "bus": ModuleGroup(
         (
             "bus/compare_and_set.py",
-            "bus/nats/job_store.py",
-            "bus/nats/job_queue.py",
+            "bus/nats/key_value.py",
+            "bus/nats/streams.py",
             "bus/nats/feed.py",
-            "bus/nats/feed_resume.py",
-            "bus/nats/table.py",
-            "bus/nats/webhook_outbox.py",
-            "bus/nats/requests.py",
-            "bus/nats/errors.py",
-            "bus/nats/ordered_consumer.py",
+            "bus/nats/replies.py",
+            "bus/nats/jetstream.py",
         ),
         (
             "tests/bus/test_compare_and_set.py",

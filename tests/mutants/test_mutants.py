@@ -91,7 +91,7 @@ def test_a_sample_depends_on_its_seed_alone() -> None:
 
 
 def test_a_run_tells_killed_from_survived_and_leaves_the_checkout_alone(tmp_path: Path) -> None:
-    module, tests = "schemas/retry_policy.py", ("tests/schemas/test_retry_policy.py",)
+    module, tests = "schemas/lifecycle.py", ("tests/schemas/test_retry_policy.py",)
     source = (ROOT / module).read_bytes()
     limit = next(mutant for mutant in mutants_of(module, source) if mutant.change == "10 → 11")
     place = Workplace(tmp_path)
@@ -106,7 +106,7 @@ def test_a_run_tells_killed_from_survived_and_leaves_the_checkout_alone(tmp_path
     assert killed.test.startswith("tests/schemas/test_retry_policy.py::")
     assert deadlines.keys() == {record.name for record in records}
     assert "msgspec" in libraries
-    assert "schemas.retry_policy" not in libraries
+    assert "schemas.lifecycle" not in libraries
 
 
 def test_only_tests_that_run_the_statement_are_chosen() -> None:

@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from schemas.events import AttemptReleased, Started, Succeeded
+from schemas.job import FINAL_STATUSES
 from schemas.job_view import JobView
-from schemas.status import FINAL_STATUSES
 from tests.network.conftest import SeparatedInstallation
 from tests.network.network_faults import FAULTS, LOSSY, apply_rules
 from tests.support.installation import IMAGES, RunningInstallation

@@ -9,8 +9,8 @@ from string import Formatter
 from msgspec import Struct
 from starlette.responses import Response
 
-from edge.notify.texts import CONDITION_TEXTS
-from schemas.conditions import Condition
+from edge.notify.conditions import CONDITION_TEXTS
+from schemas.installation import Condition
 from tests.support.webhook_receiver import WebhookReceiver, run_receiver
 
 NAMES = [name for name in CONDITION_TEXTS if name in set(Condition)]

@@ -6,17 +6,17 @@ copy them when they are imported, so the order matters.
 
 import sys
 
-from schemas import conditions
+from schemas import installation
 from tests.observe.quick_thresholds import QUICK_THRESHOLDS
 
-conditions.THRESHOLDS = QUICK_THRESHOLDS
+installation.THRESHOLDS = QUICK_THRESHOLDS
 
 if sys.argv[1] == "edge":
     from edge.notify import conditions as notified
-    from edge.webhooks import retry_policy
+    from edge.webhooks import dispatcher
 
     notified.CLEAR_S = 1.0
-    retry_policy.RETRY_DELAYS_S = (1.0,) * 600  # type: ignore[assignment]
+    dispatcher.RETRY_DELAYS_S = (1.0,) * 600  # type: ignore[assignment]
 
 from tests.e2e.power import fast_clock  # noqa: E402 - it changes constants before it imports the rest
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from schemas.conditions import THRESHOLDS, Condition, Threshold
+from schemas.installation import THRESHOLDS, Condition, Threshold
 
 SHORTER: Mapping[Condition, Mapping[str, Any]] = {
     Condition.QUEUE_GROWING: {"limit": 3, "window_s": 2},

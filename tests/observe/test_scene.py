@@ -31,12 +31,11 @@ from edge.core.clock import utc_now
 from edge.core.installation import record_backup
 from edge.tls import CERTIFICATE_LIFETIME, load_or_create_certificate
 from lamplighter import api
-from lamplighter.errors import JobFailed, Rejected
-from schemas.conditions import Condition
+from lamplighter.api import JobFailed, Rejected
 from schemas.container_protocol import ExitCode
 from schemas.host import HostHeartbeat
-from schemas.installation import AuditAction
-from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES
+from schemas.installation import AuditAction, Condition
+from schemas.job import ACTIVE_STATUSES, WAITING_STATUSES
 from tests.broken.raw_publish import publish_raw
 from tests.broken.small_streams import shrink_streams
 from tests.observe.inbox import Inbox, run_inbox

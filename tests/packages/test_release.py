@@ -17,7 +17,7 @@ from deploy.wheels import ROOT
 from edge.core.clock import utc_now
 from edge.owners.api_keys import ApiKeyStore
 from lamplighter import AsyncClient
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from schemas.version import VERSION
 from tests.support.docker_images import BASE_IMAGE, docker_url, run_docker
 from tests.support.installation import Installation, wait_until_ready

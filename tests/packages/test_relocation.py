@@ -17,7 +17,7 @@ MODULES = ModuleMap(
     ("source", "expected"),
     [
         ("from bus import nats\n", "from lamplighter_server.bus import nats\n"),
-        ("from bus.nats.codec import read  # why\n", "from lamplighter_server.bus.nats.codec import read  # why\n"),
+        ("from bus.nats.wire import read  # why\n", "from lamplighter_server.bus.nats.wire import read  # why\n"),
         ("import bus\n", "import lamplighter_server.bus as bus\n"),
         ("import os, bus.nats as n\n", "import os, lamplighter_server.bus.nats as n\n"),
         ("def f():\n    from bus import nats; return nats\n", None),

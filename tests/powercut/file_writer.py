@@ -17,7 +17,7 @@ import anyio
 
 from edge.store.directory import open_directory
 from edge.store.port import AssetStore
-from edge.store.upload_state import Upload, UploadAppender, UploadStateStore
+from edge.store.unfinished_uploads import Upload, UploadAppender, UploadStateStore
 
 WRITERS = 4
 BYTES = 50_000

@@ -9,8 +9,7 @@ import anyio
 from bus.interface import Bus, BusError
 from bus.open import open_edge
 from bus.server.process import run_server
-from schemas.job import Pointer
-from schemas.status import Priority
+from schemas.job import Pointer, Priority
 from tests.powercut.power_switch import powered_disk, require_fuse
 from tests.powercut.unsynced_disk import NameSync
 from tests.support.bus_samples import make_key, make_record

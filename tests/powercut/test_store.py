@@ -11,7 +11,7 @@ from anyio.streams.text import TextReceiveStream
 
 from edge.store.directory import DirectoryStore, open_directory
 from edge.store.port import StoreBroken
-from edge.store.upload_state import UploadKey, UploadStateStore
+from edge.store.unfinished_uploads import UploadKey, UploadStateStore
 from tests.powercut.file_writer import upload_piece
 from tests.powercut.power_switch import ROOT, powered_disk, require_fuse
 from tests.powercut.unsynced_disk import NameSync

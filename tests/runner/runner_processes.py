@@ -16,12 +16,9 @@ import pytest
 from bus.interface import Bus
 from bus.open import open_edge
 from edge.store.directory import open_directory
-from schemas.events import CancelRequested, JobRecord, Submitted
-from schemas.feed import FeedMessage, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Job, Policy
+from schemas.events import CancelRequested, FeedMessage, JobRecord, ProgressMessage, Submitted
+from schemas.job import FINAL_STATUSES, Job, JobKey, Policy, Status
 from schemas.lifecycle import next_record
-from schemas.status import FINAL_STATUSES, Status
 from tests.support import job_user
 from tests.support.asset_server import KEY, AssetServer
 from tests.support.http_server import serve_app

@@ -9,16 +9,15 @@ import anyio
 import msgspec
 import pytest
 
-from runner.assets.cache_store import CacheStore, StoredCache
+from runner.assets.container_folders import CacheStore, StoredCache
 from runner.assets.volume_store import MountNote, write_mount_note
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import MIB
-from runner.execution.cache_watch import is_over, sweep_caches
+from runner.execution.disk_usage import is_over, sweep_caches
 from schemas.endpoint import Endpoint, Resources, Reuse
-from schemas.job import Job
-from schemas.mounts import Cache
-from schemas.owner_deletion import DeletedOwner
-from schemas.status import Status
+from schemas.endpoint_parts import Cache
+from schemas.installation import DeletedOwner
+from schemas.job import Job, Status
 from tests.runner.warm_programs import reused_program
 from tests.support.fake_engine import FakeContainer, Program
 from tests.support.runner_environment import RunnerEnvironment, write_outputs

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from runner.claiming.decision import Nak, Start, decide
+from runner.engines.launch import StartTime, Uptime, elapsed_s, run_s
 from runner.engines.port import ContainerExit
-from runner.execution import checkpoint
-from runner.execution.fence import START_DELAY_LIMIT_S, start_delay_s
-from runner.run_clock import StartTime, Uptime, elapsed_s, run_s
+from runner.execution import durable_state
+from runner.execution.durable_state import START_DELAY_LIMIT_S, Nak, Start, decide, start_delay_s
 from schemas.events import Adopted, AttemptReleased
-from schemas.job import Job, Policy
-from schemas.retry_policy import JITTERED_BACKOFF_LIMIT
-from schemas.status import Status
+from schemas.job import Job, Policy, Status
+from schemas.lifecycle import JITTERED_BACKOFF_LIMIT
 from tests.runner.test_claims import HOST, entry
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, write_outputs
@@ -70,7 +68,7 @@ async def test_a_jump_under_a_running_job_costs_it_nothing(world: RunnerEnvironm
     """Check a jump under a running job, also after the next runner process has taken it over."""
 
     async def begun() -> bool:
-        return checkpoint.read_checkpoint(world.folder / HOST / "ada.j1.1.1").start_time is not None
+        return durable_state.read_checkpoint(world.folder / HOST / "ada.j1.1.1").start_time is not None
 
     before = world.uptime()
     key = await world.submit("waits", policy=Policy(execution_timeout_s=LIMIT_S))

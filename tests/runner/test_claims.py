@@ -6,18 +6,16 @@ from pathlib import Path
 import pytest
 
 from bus.interface import VersionedRecord
-from runner.claiming.decision import Ack, AdoptOwn, ClaimDecision, HeldElsewhere, Nak, Start, decide
+from runner.context import Slots
 from runner.endpoints import group_by_pool, load_endpoints
-from runner.execution.staging import INPUT_LENGTH_LIMIT_S, assign_file_names, job_timeouts, substitute_file_names
-from runner.slots import Slots
+from runner.execution.durable_state import Ack, AdoptOwn, ClaimDecision, HeldElsewhere, Nak, Start, decide
+from runner.execution.job_files import INPUT_LENGTH_LIMIT_S, assign_file_names, job_timeouts, substitute_file_names
 from schemas.asset import asset_fields
 from schemas.container_protocol import JobTimeouts
 from schemas.endpoint import Endpoint, EndpointInvalid, Timeouts
 from schemas.events import JobRecord, Submitted
 from schemas.host import HOST_ENDPOINTS_LIMIT
-from schemas.ids import JobKey
-from schemas.job import Job, Pointer, Policy
-from schemas.status import Priority, Status
+from schemas.job import Job, JobKey, Pointer, Policy, Priority, Status
 from tests.support.schema_samples import NOW, make_claim, make_job
 
 HOST = "gpu-1"

@@ -8,9 +8,8 @@ import pytest
 from runner.claiming.schedulability import HostState
 from runner.context import is_always_alive
 from runner.execution.execution import ExecutionRegistry
-from runner.host.deadman import DeadManObservation, DeadManTimer, is_due, is_free_of_jobs, unneeded_since
-from runner.host.heartbeat import HostActivity
-from runner.login_sessions import no_logged_in_users
+from runner.host.presence import DeadManObservation, DeadManTimer, HostActivity, is_due, is_free_of_jobs, unneeded_since
+from runner.host_facts import no_logged_in_users
 from runner.settings import DeadManSettings, RunnerSettings
 from schemas.settings_loader import SettingsInvalid, load_settings
 from tests.runner.runner_processes import RunnerProcesses, place

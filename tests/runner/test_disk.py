@@ -12,13 +12,13 @@ import structlog
 from hypothesis import given
 
 from runner.engines.port import OutputCursor
-from runner.execution import checkpoint
-from runner.execution.checkpoint import Checkpoint, CheckpointFile
+from runner.execution import durable_state
+from runner.execution.durable_state import Checkpoint, CheckpointFile
+from runner.execution.job_files import CollectedOutput, OutputRefused, collect_outputs, find_output
 from runner.execution.output_pump import HeadTailLog
-from runner.execution.outputs import CollectedOutput, OutputRefused, collect_outputs, find_output
 from runner.execution.verdict import StopReason
 from schemas.container_protocol import ErrorLine
-from schemas.feed import FeedPosition, LogMessage
+from schemas.events import FeedPosition, LogMessage
 from schemas.job import NESTING_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric
 
 NOBODY = 65534
@@ -76,15 +76,15 @@ def test_a_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
         error_line=ErrorLine("no_face", "nobody"),
         metrics=(JobMetric("fps", 24.5, "1/s"),),
     )
-    checkpoint.write_checkpoint(tmp_path, written)
-    assert checkpoint.read_checkpoint(tmp_path) == written
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.CHECKPOINT_FILE]
+    durable_state.write_checkpoint(tmp_path, written)
+    assert durable_state.read_checkpoint(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == [durable_state.CHECKPOINT_FILE]
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"{", b'{"mark": 1}'])
 def test_a_journal_that_cannot_be_read_is_blank(tmp_path: Path, rubbish: bytes) -> None:
-    (tmp_path / checkpoint.CHECKPOINT_FILE).write_bytes(rubbish)
-    assert checkpoint.read_checkpoint(tmp_path) == Checkpoint()
+    (tmp_path / durable_state.CHECKPOINT_FILE).write_bytes(rubbish)
+    assert durable_state.read_checkpoint(tmp_path) == Checkpoint()
 
 
 async def test_a_diary_keeps_what_others_noted(tmp_path: Path) -> None:
@@ -92,12 +92,12 @@ async def test_a_diary_keeps_what_others_noted(tmp_path: Path) -> None:
     await diary.load()
     await diary.update(log_offset=3)
     await diary.update(stop_reason=StopReason.CANCEL)
-    assert checkpoint.read_checkpoint(tmp_path / "new") == Checkpoint(log_offset=3, stop_reason=StopReason.CANCEL)
+    assert durable_state.read_checkpoint(tmp_path / "new") == Checkpoint(log_offset=3, stop_reason=StopReason.CANCEL)
 
 
 async def test_a_journal_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
     diary = CheckpointFile(tmp_path, structlog.get_logger("test"))
-    (tmp_path / checkpoint.CHECKPOINT_FILE).mkdir()
+    (tmp_path / durable_state.CHECKPOINT_FILE).mkdir()
     await diary.update(stop_reason=StopReason.CANCEL)
     assert diary.current.stop_reason is StopReason.CANCEL
     with pytest.raises(OSError, match="directory"):

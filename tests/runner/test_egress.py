@@ -9,13 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from runner.egress.proxy import EgressProxy, ProxyRequest, RequestInvalid, ServerNameReader, parse_request
-from runner.egress.rules import EgressRefused, EgressRules, is_allowed
+from runner.egress.proxy import (
+    EgressProxy,
+    EgressRefused,
+    EgressRules,
+    ProxyRequest,
+    RequestInvalid,
+    ServerNameReader,
+    is_allowed,
+    parse_request,
+)
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec
 from runner.engines.process import ProcessEngine
 from runner.engines.selection import JOBKIT_DIR
 from schemas.endpoint import EndpointInvalid, parse_endpoint
-from schemas.isolation import EgressPolicy
+from schemas.endpoint_parts import EgressPolicy
 
 HEAD = 'name = "x"\nimage = "x"\n'
 

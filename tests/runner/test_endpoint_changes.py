@@ -6,11 +6,10 @@ import pytest
 from msgspec.structs import replace
 
 from runner.endpoints import SOURCE_LIMIT_BYTES, LocalEndpoint, find_folder_digest, load_endpoints
-from runner.engines.image_port import LocalImage
+from runner.engines.port import LocalImage
 from schemas.endpoint import ProcessCommand
 from schemas.host import HostCapabilities
-from schemas.job import JobProgram
-from schemas.status import Status
+from schemas.job import JobProgram, Status
 from tests.runner.warm_programs import warm_program
 from tests.support.fake_images import FakeImageStore, FakeRegistry, image_id
 from tests.support.runner_environment import RunnerEnvironment, succeed

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from runner.engines.port import ContainerSpec, EngineUnavailable
 from schemas.host import HostHeartbeat
-from schemas.status import Status
+from schemas.job import Status
 from tests.runner.warm_programs import warm_endpoint, warm_program
 from tests.support.runner_environment import RunnerEnvironment, succeed, wait_with_deadline
 from tests.support.wait import wait_for

@@ -13,10 +13,8 @@ from runner.assets.port import AssetError
 from runner.engines.port import ContainerSpec, FoundContainer, OutputChunk, OutputCursor, StartFailed
 from runner.execution.execution import ExecutionRegistry
 from schemas.endpoint import Timeouts
-from schemas.events import AttemptReleased, encode_record
-from schemas.feed import LogEndMessage, ProgressMessage
-from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric, OutputFile, Policy
-from schemas.status import Status
+from schemas.events import AttemptReleased, LogEndMessage, ProgressMessage, encode_record
+from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric, OutputFile, Policy, Status
 from tests.support.fake_engine import EndBySignal, FakeContainer, Program
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
 from tests.support.wait import wait_for
@@ -358,7 +356,9 @@ async def test_a_record_without_room_for_metrics_keeps_how_the_job_ended(
         write_outputs(box)
         entry = await world.edge.job_store.read(key)
         assert entry is not None
-        monkeypatch.setattr("runner.execution.fence.RECORD_LIMIT_BYTES", len(encode_record(entry.record)) + 3_000)
+        monkeypatch.setattr(
+            "runner.execution.durable_state.RECORD_LIMIT_BYTES", len(encode_record(entry.record)) + 3_000
+        )
         return exit_code
 
     world.programs["measures"] = measures

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 import hypothesis.strategies as st
 from hypothesis import given
 
-from runner.execution.feed_throttle import FeedThrottle, PublishedOffsets
+from runner.execution.output_filters import FeedThrottle, PublishedOffsets
 from schemas.container_protocol import LogLine, ParsedLine, ProgressLine
-from schemas.feed import JOB_LOG_LIMIT_BYTES, LOG_MESSAGE_LIMIT_BYTES, FeedMessage, LogMessage, ProgressMessage
+from schemas.events import JOB_LOG_LIMIT_BYTES, LOG_MESSAGE_LIMIT_BYTES, FeedMessage, LogMessage, ProgressMessage
 
 AT = datetime(2026, 11, 21, tzinfo=UTC)
 

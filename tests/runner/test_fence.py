@@ -9,24 +9,23 @@ import pytest
 from msgspec.structs import replace
 
 from bus.interface import BrokerUnreachable, MessageTooLarge, RevisionConflict, TableRow, VersionedRecord
-from runner.execution.fence import ClaimLost, FencedJob, record_event
+from runner.execution.durable_state import ClaimLost, FencedJob, record_event
 from schemas.events import (
     Adopted,
     AttemptReleased,
     Failed,
     JobEvent,
     JobRecord,
+    LogEndMessage,
+    LogMessage,
     Retried,
     Started,
     Succeeded,
     encode_record,
 )
-from schemas.feed import LogEndMessage, LogMessage
 from schemas.host import HostHeartbeat
-from schemas.ids import JobKey
-from schemas.job import Claim, Output
+from schemas.job import Claim, JobKey, Output, Status
 from schemas.lifecycle import next_record
-from schemas.status import Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
 from tests.support.schema_samples import make_failure
@@ -464,8 +463,8 @@ async def test_a_record_of_the_limit_is_written_and_one_byte_more_is_refused(
         assert entry is not None
         event = Started(runner.context.claim(1))
         size = len(encode_record(next_record(entry.record.job, event, later)))
-        monkeypatch.setattr("runner.execution.fence.RECORD_LIMIT_BYTES", size - 1)
+        monkeypatch.setattr("runner.execution.durable_state.RECORD_LIMIT_BYTES", size - 1)
         with pytest.raises(MessageTooLarge, match=f"{size} bytes"):
             await record_event(runner.context, entry, event)
-        monkeypatch.setattr("runner.execution.fence.RECORD_LIMIT_BYTES", size)
+        monkeypatch.setattr("runner.execution.durable_state.RECORD_LIMIT_BYTES", size)
         assert (await record_event(runner.context, entry, event)).record.job.started_at == later

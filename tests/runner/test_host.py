@@ -13,15 +13,13 @@ from runner.endpoints import LocalEndpoint
 from runner.engines.port import EngineError, StartFailed
 from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.placement import Placed, Unplaceable
-from runner.host_end import HostEnd
+from runner.host_facts import HostEnd
 from schemas.container_protocol import ExitCode
 from schemas.endpoint import Endpoint, Resources, Timeouts
 from schemas.events import AttemptReleased
 from schemas.gpu import GpuMonitorState, GpuSample
 from schemas.host import HostHeartbeat
-from schemas.ids import JobKey
-from schemas.job import Policy
-from schemas.status import Priority, Status, WaitReason
+from schemas.job import JobKey, Policy, Priority, Status, WaitReason
 from tests.runner.warm_programs import warm_endpoint
 from tests.support.fake_bus.stores import FakeTable
 from tests.support.fake_engine import FakeContainer

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from runner.claiming.schedulability import HostState
-from runner.host_end import SLURM_END_VARIABLE, HostEnd, HostEndInvalid, TimeLeft, find_end, has_time
+from runner.host_facts import SLURM_END_VARIABLE, HostEnd, HostEndInvalid, TimeLeft, find_end, has_time
 
 HOUR = 3600.0
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.status import Status
+from schemas.job import Status
 from tests.support.runner_environment import RunnerEnvironment, RunnerUnderTest, wait_with_deadline
 from tests.support.wait import wait_for
 

@@ -10,11 +10,11 @@ import pytest
 from msgspec.structs import replace
 
 from runner.endpoints import LocalEndpoint
-from runner.engines.image_port import RegistryLogin
+from runner.engines.port import RegistryLogin
 from runner.settings import RegistrySettings
 from schemas.endpoint import Endpoint, Resources
 from schemas.host import ImageStatus
-from schemas.status import Status
+from schemas.job import Status
 from tests.runner.warm_programs import warm_program
 from tests.support.fake_engine import FakeContainer
 from tests.support.fake_images import FakeImageStore, FakeRegistry, image_id

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import ContainerSpec, GpuInjection, StartFailed
 from runner.gpu.allocator import GpuSettings
-from runner.host.gpu_probe import detect_injection
+from runner.host.watches import detect_injection
 from schemas.gpu import GpuSample
 from tests.runner.warm_programs import warm_endpoint
 from tests.support.docker_images import docker_url, echo_image

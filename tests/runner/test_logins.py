@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.login_sessions import find_logged_in_users
+from runner.host_facts import find_logged_in_users
 
 SESSION = "# private\nUID=1000\nUSER={user}\nACTIVE=1\nSTATE={state}\nREMOTE=1\nTYPE=tty\nCLASS={kind}\nLEADER={pid}\n"
 

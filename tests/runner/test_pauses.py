@@ -7,7 +7,7 @@ import pytest
 
 from schemas.host import HostHeartbeat
 from schemas.installation import Pause, endpoint_pause_key, maintenance_key
-from schemas.status import Status
+from schemas.job import Status
 from tests.support.runner_environment import RunnerEnvironment
 from tests.support.wait import wait_for
 

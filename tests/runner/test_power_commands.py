@@ -9,10 +9,10 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from runner.host.orders import power_off
+from runner.host.presence import power_off
 from schemas.host import ActivityCounts
+from schemas.job import Status
 from schemas.power import PowerRecord, PowerState
-from schemas.status import Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, write_outputs
 from tests.support.wait import wait_for

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from bus.interface import Lane, QueueMessage
 from runner.claiming.loop import ClaimLoop
 from schemas.installation import Pause, endpoint_pause_key, maintenance_key
-from schemas.status import Priority, Status
+from schemas.job import Priority, Status
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
 from tests.support.wait import wait_for

@@ -16,19 +16,25 @@ from runner.engines.port import (
     ContainerState,
     FoundContainer,
 )
-from runner.execution.checkpoint import CheckpointFile
 from runner.execution.container_run import ContainerRun
+from runner.execution.durable_state import CheckpointFile
 from runner.execution.execution import Execution
 from runner.execution.verdict import StopReason
 from runner.execution.warm_container import write_warm_assignment
-from runner.host_end import TimeLeft
+from runner.host_facts import TimeLeft
 from schemas.endpoint import Timeouts
-from schemas.events import Adopted, AttemptReleased, JobRecord, Started, Submitted
-from schemas.feed import FeedMessage, LogMessage, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Claim, Job, OutputFile
+from schemas.events import (
+    Adopted,
+    AttemptReleased,
+    FeedMessage,
+    JobRecord,
+    LogMessage,
+    ProgressMessage,
+    Started,
+    Submitted,
+)
+from schemas.job import Claim, Job, JobKey, OutputFile, Status
 from schemas.lifecycle import next_record
-from schemas.status import Status
 from tests.runner.warm_programs import wait_for_start_line, warm_endpoint
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs

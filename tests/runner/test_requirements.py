@@ -2,11 +2,11 @@
 
 import pytest
 
-from runner.claiming.requirements import describe_unmet
+from runner.claiming.schedulability import describe_unmet
 from runner.engines.port import EngineInfo
 from schemas.endpoint import Endpoint, EndpointInvalid, Resources, parse_endpoint
+from schemas.endpoint_parts import EngineRuntime, RuntimeName
 from schemas.gpu import GpuMonitorState, GpuSnapshot
-from schemas.isolation import EngineRuntime, RuntimeName
 
 NO_GPUS = GpuSnapshot(state=GpuMonitorState.NONE, at=1)
 DOCKER = EngineInfo("docker", "28", isolated=True, runtimes=(EngineRuntime("runc", "runc"),), isolation="runc")

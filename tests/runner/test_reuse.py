@@ -13,9 +13,7 @@ from bus.interface import QueueMessage
 from runner.engines.port import MIB, ContainerUsage
 from schemas.endpoint import Reuse
 from schemas.events import JobRecord, Started, Succeeded
-from schemas.ids import JobKey
-from schemas.job import Policy
-from schemas.status import Status
+from schemas.job import JobKey, Policy, Status
 from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint, warm_program
 from tests.support.fake_engine import EndBySignal, FakeContainer
 from tests.support.runner_environment import RunnerEnvironment

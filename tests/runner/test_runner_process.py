@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from schemas.feed import LogEndMessage, LogMessage, ProgressMessage
-from schemas.status import FINAL_STATUSES, Status
+from schemas.events import LogEndMessage, LogMessage, ProgressMessage
+from schemas.job import FINAL_STATUSES, Status
 from tests.runner.runner_processes import RunnerProcesses, place
 from tests.support.wait import wait_for
 

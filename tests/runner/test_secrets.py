@@ -12,20 +12,20 @@ import pytest
 from msgspec.structs import replace
 
 from runner.assets.client import asset_client
-from runner.assets.port import EdgeUnavailable, SecretsUnavailable
-from runner.assets.secret_files import (
+from runner.assets.container_folders import (
     SECRETS_ENV,
     SecretFiles,
     SecretsFolderUnusable,
     is_in_memory,
     open_secret_files,
 )
+from runner.assets.port import EdgeUnavailable, SecretsUnavailable
 from runner.engines.port import WARM_ENV
-from runner.execution.secret_redactor import SecretRedactor
+from runner.execution.output_filters import SecretRedactor
 from schemas.container_protocol import OutputStream
 from schemas.endpoint import Reuse
 from schemas.events import Adopted
-from schemas.status import Status
+from schemas.job import Status
 from tests.runner.warm_programs import reused_program, warm_endpoint, warm_program
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, run_until_stopped, write_outputs

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from runner.engines.port import OutputChunk, OutputCursor
-from runner.execution.checkpoint import LINE_LIMIT_CHARS, TAIL_LINES, StderrTail
+from runner.execution.durable_state import LINE_LIMIT_CHARS, TAIL_LINES, StderrTail
 from schemas.container_protocol import OutputStream
 
 

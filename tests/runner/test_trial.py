@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.assets.secret_files import SecretFiles
+from runner.assets.container_folders import SecretFiles
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import EngineInfo
 from runner.engines.process import ProcessEngine

@@ -5,10 +5,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from runner.execution import staging
-from schemas.feed import ProgressMessage
-from schemas.ids import JobKey
-from schemas.status import Status
+from runner.execution import job_files
+from schemas.events import ProgressMessage
+from schemas.job import JobKey, Status
 from tests.support.runner_environment import RunnerEnvironment
 from tests.support.wait import wait_for
 
@@ -51,7 +50,7 @@ async def test_what_keeps_the_inputs_is_reported_and_that_they_came(world: Runne
 
 
 async def test_a_fetch_that_takes_long_is_reported(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "FETCH_PROGRESS_DELAY_S", 0.02)
+    monkeypatch.setattr(job_files, "FETCH_PROGRESS_DELAY_S", 0.02)
     stage, held = world.assets.stage, anyio.Event()
 
     async def slowly(owner: str, sha256: str, to: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from runner.assets.port import AssetGone
 from runner.engines.port import ContainerExit, StartFailed
-from runner.execution.staging import InvalidJobInput
+from runner.execution.job_files import InvalidJobInput
 from runner.execution.verdict import (
     ClassifiedFailure,
     Done,
@@ -19,7 +19,7 @@ from runner.execution.verdict import (
     make_failure,
 )
 from schemas.container_protocol import ErrorLine
-from schemas.retry_policy import FAILURES, RetryRule
+from schemas.lifecycle import FAILURES, RetryRule
 
 LINE = ErrorLine("no_face", "nobody is there")
 

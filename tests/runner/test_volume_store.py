@@ -9,7 +9,7 @@ import pytest
 
 from runner.assets.volume_source import FillFailed, FillFailure
 from runner.assets.volume_store import MountNote, VolumeStore, list_volumes, write_mount_note
-from schemas.mounts import Volume, VolumeFile
+from schemas.endpoint_parts import Volume, VolumeFile
 from tests.support import small_disk
 from tests.support.asset_server import sha256_of
 

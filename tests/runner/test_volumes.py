@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from runner.assets.volume_source import FillFailed, FillFailure
 from runner.endpoints import LocalEndpoint
 from schemas.endpoint import Endpoint, Resources
+from schemas.endpoint_parts import Volume, VolumeFile
 from schemas.host import VolumeStatus
-from schemas.mounts import Volume, VolumeFile
-from schemas.status import Status
+from schemas.job import Status
 from tests.support.asset_server import sha256_of
 from tests.support.fake_engine import FakeContainer
 from tests.support.runner_environment import RunnerEnvironment, write_outputs

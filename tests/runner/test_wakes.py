@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from bus.interface import Lane, QueueMessage
 from runner.claiming.loop import LOST_RACE_DELAY_S, LOST_RACE_LIMIT, ClaimLoop
-from schemas.status import Priority, Status
+from schemas.job import Priority, Status
 from tests.support.runner_environment import RunnerEnvironment
 from tests.support.wait import wait_for
 

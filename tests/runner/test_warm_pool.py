@@ -17,8 +17,7 @@ from schemas.container_protocol import ExitCode
 from schemas.events import JobRecord, Submitted
 from schemas.gpu import GpuProcess, GpuSample
 from schemas.host import WarmPoolStatus
-from schemas.job import Claim
-from schemas.status import Status
+from schemas.job import Claim, Status
 from tests.runner.warm_programs import wait_for_start_line, warm_endpoint, warm_program
 from tests.support.fake_engine import EndBySignal, FakeContainer
 from tests.support.fake_gpus import FakeGpuMonitor

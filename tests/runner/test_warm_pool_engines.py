@@ -11,8 +11,8 @@ import pytest
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import NO_JOB, ContainerEngine, FoundContainer
 from runner.engines.process import ProcessEngine
-from schemas.feed import LogMessage
-from schemas.status import Status
+from schemas.events import LogMessage
+from schemas.job import Status
 from tests.runner.runner_processes import ROOT, RunnerProcesses, place
 from tests.support.docker_images import docker_url, echo_image
 from tests.support.wait import wait_for

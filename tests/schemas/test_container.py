@@ -25,7 +25,7 @@ from schemas.container_protocol import (
     ReadyLine,
     read_line,
 )
-from schemas.retry_policy import FAILURES
+from schemas.lifecycle import FAILURES
 
 SPELLED = {
     b'{"type":"ready"}': ReadyLine(),

@@ -1,6 +1,6 @@
 """What programs that we start inherit."""
 
-from schemas.environment import INHERITED_NAMES, build_child_environment
+from schemas.outbound_rules import INHERITED_NAMES, build_child_environment
 from schemas.settings_loader import select_variables
 from tests.schemas.test_settings import SampleSettings
 

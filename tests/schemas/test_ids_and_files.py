@@ -8,15 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import events as e
-from schemas.auth import ApiKey, Scope, parse_credential
+from schemas.credentials import ApiKey, Scope, parse_credential
 from schemas.endpoint import EndpointInvalid, parse_endpoint
 from schemas.events import RecordUnreadable, UnknownEvent, decode_record, encode_record
-from schemas.ids import Token, derive_job_id, is_token, make_uuid7
-from schemas.job import Submission, request_digest
+from schemas.job import (
+    WAIT_REASON_ORDER,
+    Status,
+    Submission,
+    Token,
+    WaitReason,
+    derive_job_id,
+    is_token,
+    make_uuid7,
+    most_relevant_reason,
+    request_digest,
+)
 from schemas.lifecycle import next_record
 from schemas.problems import PROBLEM_TYPES, ProblemError
 from schemas.settings_loader import SettingsInvalid, load_settings
-from schemas.status import WAIT_REASON_ORDER, Status, WaitReason, most_relevant_reason
 from tests.support.schema_samples import LATER, NOW, make_event, make_job
 
 

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from schemas.enrollment import JoinToken, JoinTokenInvalid, decode_join_token, encode_join_token
+from schemas.credentials import JoinToken, JoinTokenInvalid, decode_join_token, encode_join_token
 
 INVITATION = JoinToken(
     host="gpu-1",

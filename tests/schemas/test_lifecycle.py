@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import events as e
-from schemas.job import AttemptUsage, Job, JobMetric, Output, PendingUrl
+from schemas.job import FINAL_STATUSES, AttemptUsage, Job, JobMetric, Output, PendingUrl, Priority, Status
 from schemas.lifecycle import (
     TRANSITIONS,
     TRANSITIONS_WITHOUT_INPUT,
@@ -19,7 +19,6 @@ from schemas.lifecycle import (
     resubmission_record,
     why_illegal,
 )
-from schemas.status import FINAL_STATUSES, Priority, Status
 from tests.support.schema_samples import LATER, NOW, make_claim, make_event, make_failure, make_job
 
 S = Status

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
-from schemas.mounts import Cache, Volume, VolumeFile, folder_variable
+from schemas.endpoint_parts import Cache, Volume, VolumeFile, folder_variable
 
 A, B = hashlib.sha256(b"a").hexdigest(), hashlib.sha256(b"b").hexdigest()
 HEAD = 'name = "lips"\nimage = "lips"\n'

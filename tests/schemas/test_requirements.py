@@ -3,7 +3,7 @@
 import pytest
 
 from schemas.endpoint import EndpointInvalid, parse_endpoint
-from schemas.requirements import CardRequirement, describe_unmet_labels, has_words
+from schemas.endpoint_parts import CardRequirement, describe_unmet_labels, has_words
 
 HEAD = 'name = "x"\nimage = "x"\n'
 GPU = "\n[resources]\ngpus = 1\n"

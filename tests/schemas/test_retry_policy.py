@@ -7,21 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.events import AttemptReleased, Failed
-from schemas.job import Policy
-from schemas.lifecycle import apply_event
-from schemas.retry_policy import (
+from schemas.job import Blame, Policy, Status
+from schemas.lifecycle import (
     DRAINED_CODE,
     FAILURES,
     FREE_RELEASE_LIMIT,
     JITTERED_BACKOFF_LIMIT,
     FailureClass,
     RetryRule,
+    apply_event,
     classify_failure,
     make_job_failure,
     outcome_after_failure,
     retry_backoff,
 )
-from schemas.status import Blame, Status
 from tests.support.schema_samples import LATER, NOW, make_job
 
 BY_HAND = """

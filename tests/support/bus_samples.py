@@ -2,11 +2,8 @@
 
 from datetime import UTC, datetime
 
-from schemas.events import JobRecord, Submitted
-from schemas.feed import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Job
-from schemas.status import Priority, Status
+from schemas.events import FeedPosition, JobRecord, LogEndMessage, LogMessage, ProgressMessage, Submitted
+from schemas.job import Job, JobKey, Priority, Status
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 

@@ -15,42 +15,36 @@ from bus.interface import Bus
 from bus.open import open_edge, open_runner
 from edge.assets.service import AssetService
 from edge.assets.uploads import UploadService, UploadSettings
-from edge.core.leases import Leases
+from edge.core.installation import Leases
 from edge.core.metrics import EdgeMetrics, MetricsSettings
-from edge.core.signed_urls import UrlSettings, UrlSigner
 from edge.deletion import DeletionServices, OwnerDeletionService
 from edge.hosts.endpoints import EndpointRegistry
 from edge.hosts.registry import HostRegistry, WakeForecast
 from edge.index.index import JobIndex
-from edge.jobs.eta import EtaEstimator, RunHistory
 from edge.jobs.event_stream import EventStreams
-from edge.jobs.input_waiter import InputWaiter
-from edge.jobs.job_metrics import JobMetrics
+from edge.jobs.forecast import EtaEstimator, RunHistory, WaitReasons, WakeForecasts
+from edge.jobs.inputs import FetchBackoff, InputWaiter, UrlInputFetcher
 from edge.jobs.publish_window import PublishWindow
-from edge.jobs.readiness import BrokerReadiness
 from edge.jobs.reconciler import IntervalTimer, PowerProbe, ReconcileContext, ReconcilePolicy, Reconciler
 from edge.jobs.service import JobService
-from edge.jobs.submission import Admission
-from edge.jobs.url_inputs import FetchBackoff, UrlInputFetcher
+from edge.jobs.submission import Admission, BrokerReadiness
 from edge.jobs.view import JobViewBuilder
-from edge.jobs.wait_reason import WaitReasons, WakeForecasts
-from edge.outbound.download import OutboundSettings
-from edge.outbound.ssrf_guard import guarded_client
-from edge.outbound.url_policy import AllowList
+from edge.outbound import AllowList, OutboundSettings, guarded_client
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride, OwnerQuotas
 from edge.owners.secret_keys import SecretKeyFile
 from edge.owners.secrets import SecretStore
+from edge.owners.signed_credentials import UrlSettings, UrlSigner
 from edge.power.observation import FleetObserver
-from edge.store.upload_state import UploadStateStore
+from edge.record_metrics import JobMetrics
+from edge.store.unfinished_uploads import UploadStateStore
 from edge.webhooks import dispatcher as webhooks
-from edge.webhooks.secrets import WebhookSettings
+from edge.webhooks.owner_webhooks import WebhookSettings
 from schemas import events as e
 from schemas.endpoint import Endpoint
-from schemas.feed import FeedPosition, LogEndMessage
+from schemas.events import FeedPosition, LogEndMessage
 from schemas.host import HostCapabilities, HostHeartbeat
-from schemas.ids import JobKey
-from schemas.job import Claim, Job, Output
+from schemas.job import Claim, Job, JobKey, Output
 from schemas.lifecycle import next_record
 from tests.support.fake_bus.broker import FakeBroker, FakeBus
 from tests.support.fake_store import FakeStore

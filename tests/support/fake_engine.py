@@ -11,7 +11,6 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
-from runner.engines.image_port import ImageStore
 from runner.engines.launch import prepare_job_dir
 from runner.engines.port import (
     ContainerExit,
@@ -22,6 +21,7 @@ from runner.engines.port import (
     EngineUnavailable,
     FoundContainer,
     GpuInjection,
+    ImageStore,
     NoSuchContainer,
     OutputChunk,
     OutputCursor,

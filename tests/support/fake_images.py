@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator
 
 import anyio
 
-from runner.engines.image_port import LocalImage, PullFailed, PullFailure, PullProgress, RegistryLogin
-from schemas.image_reference import ImageReference, parse_image_reference
+from runner.engines.port import LocalImage, PullFailed, PullFailure, PullProgress, RegistryLogin
+from schemas.endpoint_parts import ImageReference, parse_image_reference
 
 
 def image_id(content: str) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Collection, Mapping
 
 from anyio.lowlevel import checkpoint
 
-from schemas.power import ReportedPower
-from schemas.power_driver import ClusterPowerDriver, NoCapacity, PowerCallFailed
+from schemas.power import ClusterPowerDriver, NoCapacity, PowerCallFailed, ReportedPower
 
 
 class FakeCluster:

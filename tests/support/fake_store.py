@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
-from edge.store.fanout import read_file_blocks, rechunk
+from edge.store.file_io import read_file_blocks, rechunk
 from edge.store.port import (
     BLOCK_BYTES,
     AssetStore,

@@ -8,7 +8,7 @@ import bcrypt
 
 from bus.interface import BrokerDenied
 from bus.open import open_edge, open_runner
-from bus.server.host_accounts import BrokerReloadFailed, HostAccounts
+from bus.server.process import BrokerReloadFailed, HostAccounts
 from bus.settings import BrokerSettings
 from edge.hosts.enrollment import BrokerAccounts
 from tests.support.nats_broker import BrokerProcess, run_broker

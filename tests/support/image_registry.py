@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runner.engines.image_port import RegistryLogin
+from runner.engines.port import RegistryLogin
 from tests.support.docker_images import run_docker
 from tests.support.requirements import require
 from tests.support.reserved_ports import HOST, reserve_port

@@ -32,7 +32,7 @@ from lamplighter import AsyncClient
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import ContainerEngine, FoundContainer
 from runner.engines.process import ProcessEngine
-from schemas.auth import CLIENT_SCOPES, Scope
+from schemas.credentials import CLIENT_SCOPES, Scope
 from tests.support import job_user
 from tests.support.bytecode import BYTECODE_ENVIRON
 from tests.support.reserved_ports import HOST as LOOPBACK

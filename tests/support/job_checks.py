@@ -8,11 +8,10 @@ import anyio
 
 from bus.interface import VersionedRecord
 from lamplighter import AsyncClient
-from lamplighter.errors import JobFailed, Rejected
+from lamplighter.api import JobFailed, Rejected
 from schemas.events import JobEvent
-from schemas.ids import JobKey
+from schemas.job import FINAL_STATUSES, JobKey
 from schemas.job_view import JobView
-from schemas.status import FINAL_STATUSES
 from tests.support.installation import RunningInstallation
 from tests.support.wait import wait_for
 

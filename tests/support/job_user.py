@@ -5,9 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from runner.engines.job_user import JobUser, NoSuchUser, resolve_job_user
 from runner.engines.process import CannotRunJobs, ProcessEngine
-from runner.engines.process_sandbox import NOT_INSTALLED, find_bubblewrap
+from runner.engines.process_job import NOT_INSTALLED, JobUser, NoSuchUser, find_bubblewrap, resolve_job_user
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
 

@@ -12,21 +12,18 @@ import anyio
 import msgspec
 import structlog
 
-from runner.assets.cache_store import CacheStore
-from runner.assets.host_folders import HostFolders
+from runner.assets.container_folders import CacheStore, HostFolders, SecretFiles
 from runner.assets.port import AssetGone, EdgeUnavailable, SecretMissing
-from runner.assets.secret_files import SecretFiles
 from runner.assets.volume_store import VolumeStore
-from runner.context import HostContext, RunnerContext
+from runner.context import HostContext, OutageGate, RunnerContext, Slots
 from runner.endpoints import LocalEndpoint
-from runner.execution.cache_watch import is_over
+from runner.engines.launch import boot_clock
+from runner.execution.disk_usage import is_over
 from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.port import GpuMonitor
 from runner.host.health_file import HealthFile
-from runner.host_end import HostEnd
+from runner.host_facts import HostEnd
 from runner.lifecycle import run_lifecycle
-from runner.outage import OutageGate
-from runner.run_clock import boot_clock
 from runner.settings import (
     CacheSettings,
     ImageSettings,
@@ -35,15 +32,11 @@ from runner.settings import (
     VolumeSettings,
     WarmSettings,
 )
-from runner.slots import Slots
 from schemas.container_protocol import START_SOCKET
 from schemas.endpoint import Endpoint, Resources, Timeouts
-from schemas.events import CancelRequested, JobEventBase, JobRecord, Submitted
-from schemas.feed import FeedMessage, LogMessage
-from schemas.ids import JobKey
-from schemas.job import Job, OutputFile, Policy
+from schemas.events import CancelRequested, FeedMessage, JobEventBase, JobRecord, LogMessage, Submitted
+from schemas.job import FINAL_STATUSES, Job, JobKey, OutputFile, Policy, Status
 from schemas.lifecycle import next_record
-from schemas.status import FINAL_STATUSES, Status
 from tests.support.fake_bus.broker import FakeBroker, FakeBus
 from tests.support.fake_engine import FakeContainer, FakeEngine, Program
 from tests.support.fake_gpus import FakeGpuMonitor

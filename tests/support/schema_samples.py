@@ -4,8 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from schemas import events as e
-from schemas.job import Claim, Job, JobFailure, Output
-from schemas.status import Priority, Status
+from schemas.job import Claim, Job, JobFailure, Output, Priority, Status
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=5)

@@ -14,30 +14,27 @@ from msgspec import Struct
 
 from edge.app import create_app, make_routes
 from edge.console import ConsoleSettings
-from edge.core.trusted_proxies import TrustedProxies
+from edge.core.clients import TrustedProxies
+from edge.deletion import OwnerDirectory
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.hosts.enrollment import AdvertisedAddresses, BrokerAccounts, HostEnrollment
 from edge.hosts.host_tokens import HostTokens
-from edge.hosts.samples import HostSamples
-from edge.http.dependencies import EdgeServices
+from edge.hosts.registry import HostSamples
+from edge.http.auth import EdgeServices
 from edge.jobs.job_actions import JobActionService
-from edge.notify.facts import FactReader, FactSources
-from edge.notify.service import NotificationService, NotificationServices
+from edge.notify.service import FactReader, FactSources, NotificationService, NotificationServices
 from edge.notify.targets import NotifySettings, build_senders
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
-from edge.owners.directory import OwnerDirectory
 from edge.owners.quotas import RequestLimiter, StreamLimiter
-from edge.owners.sessions import SessionIssuer
-from edge.owners.tokens import TokenIssuer
+from edge.owners.signed_credentials import SessionIssuer, TokenIssuer
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
 from edge.power.drivers import factory as drivers
-from edge.power.power_metrics import PowerMetrics
-from edge.power.relay_hub import RelayHub
-from edge.usage.recorder import UsageRecorder
-from edge.usage.report import UsageReports
-from schemas.auth import CLIENT_SCOPES, Scope
+from edge.power.drivers.generic import RelayHub
+from edge.record_metrics import PowerMetrics
+from edge.usage import UsageRecorder, UsageReports
+from schemas.credentials import CLIENT_SCOPES, Scope
 from schemas.host_config import CommandHostConfig, PowerPrice
 from tests.support.edge_services import SECRET, FakeBusServicesRig, FixedEntropy, fake_bus_services, observe_fleet
 from tests.support.http_server import open_client, serve_app

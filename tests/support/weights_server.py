@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runner.assets.volume_source import FillFailed, FillFailure, OnSize
-from schemas.mounts import Volume, VolumeFile
+from schemas.endpoint_parts import Volume, VolumeFile
 from tests.support.asset_server import cut_body, sha256_of
 from tests.support.http_server import serve_app
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lamplighter import Client
-from schemas.enrollment import decode_join_token
-from schemas.status import Status
+from schemas.credentials import decode_join_token
+from schemas.job import Status
 from tests.backup.test_drill import client_of, reached
 from tests.e2e.test_up import lamplighter, up
 from tests.support.command import joined_runner

@@ -12,14 +12,11 @@ from msgspec import Struct, inspect
 from bus.interface import Bus, Table
 from bus.nats.jetstream import JetStreamClient
 from schemas.endpoint import Endpoint, EndpointInvalid, parse_endpoint
-from schemas.events import JobEvent
-from schemas.feed import FeedMessage
+from schemas.events import FeedMessage, JobEvent
 from schemas.host import HostCapabilities, HostHeartbeat
-from schemas.ids import JobKey
-from schemas.job import Job
+from schemas.job import Job, JobKey, Status
+from schemas.job_view import JobUsage, PowerUsage
 from schemas.power import PowerRecord, PowerState
-from schemas.status import Status
-from schemas.usage import JobUsage, PowerUsage
 from tests.support.installation import RunningInstallation, run_new_installation
 from tests.support.wait import wait_for
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lamplighter import AsyncClient, Client
+from schemas.job import FINAL_STATUSES, Status
 from schemas.job_view import JobView
-from schemas.status import FINAL_STATUSES, Status
 from tests.backup.test_drill import bytes_of, client_of, reached
 from tests.e2e.test_up import up
 from tests.support.installation import ROOT, Installation, wait_until_ready

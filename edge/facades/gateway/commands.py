@@ -9,15 +9,14 @@ from msgspec import structs
 from edge.core import messages
 from edge.core.concurrency import gather_bounded
 from edge.core.validation import input_invalid_problem
-from edge.facades.gateway.auth import SocketCaller
-from edge.facades.gateway.context import CommandContext
-from edge.facades.gateway.envelopes import HEYGEM_TASK, build_job_payload, error_reply, reply
-from edge.http.dependencies import EdgeServices
+from edge.facades.gateway.connection import SocketCaller
+from edge.facades.gateway.envelopes import HEYGEM_TASK, CommandContext, build_job_payload, error_reply, reply
+from edge.http.auth import EdgeServices
 from edge.http.problems import problem_for_error
 from edge.jobs.service import AcceptedSubmission
 from edge.jobs.submission import check_job_id
 from schemas.asset import DIGEST_SCHEME
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from schemas.endpoint import Endpoint
 from schemas.gateway_protocol import (
     BatchPayload,
@@ -28,9 +27,8 @@ from schemas.gateway_protocol import (
     JobPayload,
     RejectedJobPayload,
 )
-from schemas.ids import JobKey
 from schemas.installation import AuditAction
-from schemas.job import Submission
+from schemas.job import JobKey, Submission
 from schemas.job_view import JobView
 from schemas.problems import FieldError, ProblemError
 from schemas.texts import Language

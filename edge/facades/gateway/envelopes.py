@@ -1,16 +1,30 @@
-"""Build envelopes: replies to a message, error replies, and pushes about jobs and hosts."""
+"""Envelopes: replies to a message, error replies, and pushes about jobs and hosts, with the state that they need.
 
+All sockets of one edge share that state. The event stream of an owner is read once per language and key, and sent to
+all sockets that listen: a stream per socket would cost one consumer of the broker each.
+"""
+
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from msgspec import structs
+import structlog
+from anyio import CancelScope, Event, sleep
+from anyio.lowlevel import checkpoint
+from msgspec import Struct, structs
 
+from bus.interface import BusError, JobStore, VersionedRecord
 from edge.core import messages
+from edge.core.clock import Clock
 from edge.core.messages import DEFAULT_WAKE_S
-from edge.facades.gateway.context import CommandContext, SubmitMetadata
 from edge.hosts.registry import HostNotice
+from edge.http.auth import EdgeServices
+from edge.index.rows import JobFilters
 from edge.jobs.event_stream import ProgressEvent, StreamItem
+from edge.jobs.view import Asker
+from schemas.events import RecordUnreadable
 from schemas.gateway_protocol import (
     ClientMessage,
     Envelope,
@@ -21,11 +35,69 @@ from schemas.gateway_protocol import (
     encode_envelope,
     unix_seconds,
 )
-from schemas.ids import JobKey
+from schemas.job import FINAL_STATUSES, WAITING_STATUSES, Job, JobKey, Status, Token
 from schemas.job_view import JobView
 from schemas.problems import ProblemError
-from schemas.status import FINAL_STATUSES, WAITING_STATUSES, Status
 from schemas.texts import Language
+
+METADATA_CACHE_LIMIT = 20_000  # jobs; the least recently used one is read again
+
+
+class SubmitMetadata(NamedTuple):
+    """The names of a submit, which every push about its job carries.
+
+    `created_at`: when the job was created; a client may use an id again after a deletion.
+    """
+
+    request_id: str = ""
+    trace_id: str = ""
+    endpoint: str = ""
+    created_at: datetime | None = None
+
+
+class SubmitMetadataCache:
+    """Caches the names of submits. They never change during the life of a job."""
+
+    def __init__(self, records: JobStore) -> None:
+        self._records = records
+        self._cache: OrderedDict[JobKey, SubmitMetadata] = OrderedDict()
+
+    def store(self, job: Job) -> SubmitMetadata:
+        """Cache the names of `job` and return them."""
+        metadata = SubmitMetadata(job.request_id, job.trace_id, job.endpoint, job.created_at)
+        self._cache[job.key] = metadata
+        self._cache.move_to_end(job.key)
+        if len(self._cache) > METADATA_CACHE_LIMIT:
+            self._cache.popitem(last=False)
+        return metadata
+
+    async def for_view(self, view: JobView) -> SubmitMetadata:
+        """Return the names for the job of `view`."""
+        key = JobKey(view.owner, view.id)
+        known = self._cache.get(key)
+        return known if known is not None and known.created_at == view.created_at else await self._load(key)
+
+    async def for_job(self, key: JobKey) -> SubmitMetadata:
+        """Return the names for a job that reports progress."""
+        return self._cache.get(key) or await self._load(key)
+
+    async def _load(self, key: JobKey) -> SubmitMetadata:
+        """Read the names. Empty names for a job that cannot be read: a push without them is better than no push."""
+        try:
+            entry = await self._records.read(key)
+        except (BusError, RecordUnreadable):
+            return SubmitMetadata()
+        return SubmitMetadata() if entry is None else self.store(entry.record.job)
+
+
+class CommandContext(Struct, frozen=True):
+    """The arguments that every command shares. `heygem_endpoint`: the endpoint that `heygem_submit` stands for."""
+
+    services: EdgeServices
+    heygem_endpoint: Token
+    submit_metadata: SubmitMetadataCache
+    now: Clock
+
 
 HEYGEM_TASK = "heygem_submit"
 # Final states without success and without a failure on the job.
@@ -185,3 +257,93 @@ def encode_host_notice(notice: HostNotice, language: Language, push_id: str) -> 
     text = messages.format_notice(notice.kind, language)
     payload = PowerPayload(id=push_id, host=notice.host, message=text, at=notice.at)
     return encode_envelope(Envelope(type=kind, ts=unix_seconds(notice.at), payload=payload))
+
+
+STREAM_RETRY_DELAY_S = 1.0
+WAITING_JOBS_LIMIT = 500  # waiting jobs of one status in one round of state pushes, newest first
+WAITING_FRAMES_LIMIT = 5000  # state pushes of one round, over all sockets
+
+_log = structlog.get_logger()
+
+
+class PushSubscriber(Protocol):
+    """A socket that receives its owner's pushes. Its methods must not block."""
+
+    def receive_push(self, push: Push) -> None:
+        """Queue a push about a change. Must not drop it."""
+        ...
+
+    def receive_push_if_slack(self, push: Push) -> None:
+        """Send a push about an unchanged state, if the socket keeps up. It is repeated in ten seconds."""
+        ...
+
+
+class OwnerBroadcaster:
+    """Reads the stream from its creation on. `last_id`: the last id that the subscribers received."""
+
+    def __init__(self, context: CommandContext, owner: str, asker: Asker) -> None:
+        self.owner = owner
+        self.push_builder = PushBuilder(context, owner, asker.language)
+        self.last_id = ""
+        self.ready = Event()
+        self.scope = CancelScope()
+        self.subscribers: set[PushSubscriber] = set()
+        self.session_count = 0
+        self._services = context.services
+        self._asker = asker
+        self._cursors: dict[Status, str | None] = {}
+        self._sent_revisions: dict[str, int] = {}  # by job id, in this round of state pushes
+        self._older_sent_revisions: dict[str, int] = {}  # and in the round before
+
+    async def run(self) -> None:
+        """Read until `scope` is cancelled. Retries while the broker is unreachable."""
+        with self.scope:
+            while True:
+                try:
+                    await self._read()
+                except BusError as error:
+                    _log.warning("gateway_feed_failed", owner=self.owner, error=str(error))
+                await sleep(STREAM_RETRY_DELAY_S)
+
+    async def _read(self) -> None:
+        self.last_id = self.last_id or await self._services.bus.feed.last_id()
+        self.ready.set()
+        async with aclosing(self._services.event_streams.follow(self.owner, None, self.last_id, self._asker)) as items:
+            async for item in items:
+                push = await self.push_builder.build_push(item)
+                if isinstance(item.data, JobView):
+                    self._sent_revisions[item.data.id] = item.data.revision
+                # No await between these two: a new subscriber starts exactly after `last_id`.
+                self.last_id = item.id
+                if push is not None:
+                    for subscriber in tuple(self.subscribers):
+                        subscriber.receive_push(push)
+
+    async def send_waiting_states(self) -> None:
+        """Push the state of every waiting job.
+
+        If that needs too many frames, push some of them and continue with the others in the next round.
+        Raises BusError, ProblemError.
+        """
+        page_size = max(1, min(WAITING_JOBS_LIMIT, WAITING_FRAMES_LIMIT // max(1, len(self.subscribers))))
+        for status in WAITING_STATUSES:
+            page = await self._services.index.list_jobs(
+                self.owner, JobFilters(statuses=(status,)), page_size, self._cursors.get(status)
+            )
+            self._cursors[status] = page.next_cursor
+            for entry in page.records:
+                await self._send_state(entry)
+        self._older_sent_revisions, self._sent_revisions = self._sent_revisions, {}
+
+    async def _send_state(self, entry: VersionedRecord) -> None:
+        await checkpoint()  # yields to other tasks: there may be hundreds of jobs and a thousand sockets
+        push = await self.push_builder.build_state_push(
+            self.last_id, self._services.job_views.build_without_progress(entry, self._asker)
+        )
+        if entry.revision >= self._last_sent_revision(entry.record.job.id):
+            for subscriber in tuple(self.subscribers):
+                subscriber.receive_push_if_slack(push)
+
+    def _last_sent_revision(self, job_id: str) -> int:
+        """Return the newest revision that was pushed. The index lags a little, and an older state must not follow."""
+        return max(self._sent_revisions.get(job_id, 0), self._older_sent_revisions.get(job_id, 0))

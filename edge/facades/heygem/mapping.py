@@ -5,11 +5,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from schemas.container_protocol import OUTPUT_FILE
 from schemas.endpoint import Endpoint
-from schemas.ids import is_token
-from schemas.job import OutputFile
+from schemas.job import ACTIVE_STATUSES, WAITING_STATUSES, OutputFile, Status, is_token
 from schemas.job_view import FileView, JobView
 from schemas.problems import FieldError, ProblemError
-from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES, Status
 
 F = TypeVar("F", OutputFile, FileView)
 

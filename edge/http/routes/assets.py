@@ -10,8 +10,8 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 
 from edge.core.messages import DELETED_TEXT
-from edge.http.auth import FOR_JOBS, record_audit_event, require_scope
-from edge.http.dependencies import (
+from edge.http.auth import (
+    FOR_JOBS,
     AnyRequest,
     EdgeServices,
     LanguageDep,
@@ -19,14 +19,16 @@ from edge.http.dependencies import (
     ServicesDep,
     get_or_head,
     read_content_length,
+    record_audit_event,
+    require_scope,
 )
 from edge.http.openapi import DigestsBody, FileBody, RawBody
-from edge.http.request_body import is_form, open_owner_form, read_chunks, read_struct
+from edge.http.request_input import is_form, open_owner_form, read_chunks, read_struct
 from edge.http.responses import file_response
 from schemas.asset import DIGEST_SCHEME, AssetReference, InvalidDigest, choose_media_type, is_digest, parse_digest
-from schemas.auth import ApiKey, Scope
+from schemas.credentials import ApiKey, Scope
+from schemas.endpoint_parts import VOLUMES_OWNER
 from schemas.installation import AuditAction
-from schemas.mounts import VOLUMES_OWNER
 from schemas.problems import ProblemError
 
 DIGESTS_PER_CHECK_LIMIT = 1000

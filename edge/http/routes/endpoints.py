@@ -6,11 +6,18 @@ from litestar import post
 from litestar.params import FromPath
 from msgspec import Struct, field
 
-from edge.core.error_handling import translate_errors
+from edge.core.concurrency import translate_errors
 from edge.hosts.endpoints import do_programs_differ, localize_schema
-from edge.http.auth import record_audit_event, require_scope
-from edge.http.dependencies import AnyRequest, EdgeServices, LanguageDep, ServicesDep, get_or_head
-from schemas.auth import Scope
+from edge.http.auth import (
+    AnyRequest,
+    EdgeServices,
+    LanguageDep,
+    ServicesDep,
+    get_or_head,
+    record_audit_event,
+    require_scope,
+)
+from schemas.credentials import Scope
 from schemas.endpoint import Endpoint
 from schemas.installation import AuditAction, Pause
 from schemas.job import JobProgram

@@ -16,19 +16,25 @@ from litestar.types import Receive, Send
 from litestar.types import Scope as AsgiScope
 
 from bus.interface import BusError
-from edge.core.error_handling import translate_errors
+from edge.core.concurrency import translate_errors
 from edge.http.auth import (
     KEY_REVOKED_REASON,
     WS_UNAUTHORIZED_CODE,
     AnyConnection,
+    AnyRequest,
+    AnySocket,
+    AskerDep,
+    EdgeServices,
+    OwnerDep,
+    ServicesDep,
     is_still_valid,
+    parse_job_key,
     read_credential,
     require_scope,
 )
-from edge.http.dependencies import AnyRequest, AnySocket, AskerDep, EdgeServices, OwnerDep, ServicesDep, parse_job_key
 from edge.jobs.event_stream import StreamItem
-from schemas.auth import ApiKey, Scope
-from schemas.status import FINAL_STATUSES
+from schemas.credentials import ApiKey, Scope
+from schemas.job import FINAL_STATUSES
 
 KEEPALIVE_INTERVAL_S = 15.0
 WS_NORMAL_CODE = 1000

@@ -7,19 +7,25 @@ from litestar import delete, get, post
 from litestar.params import FromPath, QueryParameter
 from msgspec import Meta, Struct
 
-from edge.core.error_handling import translate_errors
+from edge.core.concurrency import translate_errors
 from edge.core.validation import input_invalid_problem
-from edge.http.auth import record_audit_event, require_scope
-from edge.http.dependencies import AnyRequest, EdgeServices, OwnerDep, ServicesDep, get_or_head, parse_job_key
+from edge.http.auth import (
+    AnyRequest,
+    EdgeServices,
+    OwnerDep,
+    ServicesDep,
+    get_or_head,
+    parse_job_key,
+    record_audit_event,
+    require_scope,
+)
 from edge.http.openapi import json_body
-from edge.http.request_body import read_struct
-from edge.webhooks.delivery_log import DeliveryFilters
-from schemas.auth import Scope
-from schemas.ids import Token
+from edge.http.request_input import read_struct
+from edge.webhooks.owner_webhooks import DeliveryFilters
+from schemas.credentials import Scope
 from schemas.installation import AuditAction
-from schemas.job import Moment
+from schemas.job import FINAL_STATUSES, Moment, Status, Token
 from schemas.problems import FieldError
-from schemas.status import FINAL_STATUSES, Status
 from schemas.webhook import DeliveryAttempt, DeliveryLogRow, DeliveryState, OwnerWebhook, WebhookConfig
 
 

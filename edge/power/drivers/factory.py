@@ -1,18 +1,18 @@
-"""Build the power driver of each declared host."""
+"""Build the power driver of each declared host, also one from a package of others.
+
+Such a driver is found by an entry point or by the name of its class.
+"""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import httpx2
 from msgspec import Struct
 
-from edge.power.drivers.command import CommandDriver
-from edge.power.drivers.http import HttpDriver
-from edge.power.drivers.installed import DriverUnusable, build_installed_driver
+from edge.power.drivers.generic import CommandDriver, HttpDriver, PowerRelay, RelayDriver, RelayUnavailable, WolDriver
 from edge.power.drivers.kubernetes import KubernetesDriver
-from edge.power.drivers.relay import PowerRelay, RelayDriver, RelayUnavailable
-from edge.power.drivers.wol import WolDriver
 from schemas.host_config import (
     AnyHostConfig,
     CommandHostConfig,
@@ -24,8 +24,48 @@ from schemas.host_config import (
     RelayHostConfig,
     WolHostConfig,
 )
-from schemas.power_driver import PowerDriver, PowerDriverReply
+from schemas.power import PowerDriver, PowerDriverReply
 from schemas.version import import_extra
+
+ENTRY_POINT_GROUP = "lamplighter.power_drivers"
+DRIVER_MEMBERS = ("can_report_state", "start", "stop", "state")
+
+
+class DriverUnusable(RuntimeError):
+    """The driver of a host cannot be built; the message says what to do."""
+
+
+def build_installed_driver(host: str, declared: ModuleHostConfig, environ: Mapping[str, str]) -> PowerDriver:
+    """Return the driver of a host. Raises DriverUnusable, which names the host and what its module says."""
+    setting = f"hosts.{host}.module"
+    found = _find_installed(declared.module, setting)
+    try:
+        driver: Any = found.load()(host, dict(declared.options), environ)
+    except Exception as error:  # a module of others may raise anything when it is imported or called
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DriverUnusable(
+            f"{setting}: {found.value} cannot be used ({reason}): correct it or its options"
+        ) from error
+    missing = [name for name in DRIVER_MEMBERS if not hasattr(driver, name)]
+    if missing:
+        raise DriverUnusable(
+            f"{setting}: {found.value} is not a power driver, it has no {', '.join(missing)}: correct `module`"
+        )
+    checked: PowerDriver = driver
+    return checked
+
+
+def _find_installed(module: str, setting: str) -> EntryPoint:
+    if ":" in module:
+        return EntryPoint(name=module, value=module, group=ENTRY_POINT_GROUP)
+    installed = entry_points(group=ENTRY_POINT_GROUP)
+    if module not in installed.names:
+        known = ", ".join(sorted(installed.names)) or "none"
+        raise DriverUnusable(
+            f"{setting}: no installed package has the power driver {module} (there are: {known}): "
+            "install its package, or write package.module:Class"
+        )
+    return installed[module]
 
 
 class UnconnectedRelay(PowerRelay):

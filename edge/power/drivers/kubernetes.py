@@ -33,8 +33,7 @@ import structlog
 from msgspec import Struct
 
 from schemas.host_config import KubernetesHostConfig
-from schemas.power import ReportedPower
-from schemas.power_driver import ClusterPowerDriver, NoCapacity, PowerCallFailed
+from schemas.power import ClusterPowerDriver, NoCapacity, PowerCallFailed, ReportedPower
 
 ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in every Pod with a service account
 PILOT_LABEL = "lamplighter/pilot"  # the name of the Pod: a Pod without it is never touched

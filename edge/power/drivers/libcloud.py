@@ -14,8 +14,7 @@ from libcloud.compute.providers import get_driver
 from libcloud.compute.types import NodeState
 
 from schemas.host_config import LibcloudHostConfig
-from schemas.power import ReportedPower
-from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriver
+from schemas.power import NoCapacity, PowerCallFailed, PowerDriver, ReportedPower
 
 T = TypeVar("T")
 

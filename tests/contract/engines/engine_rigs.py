@@ -13,7 +13,6 @@ import msgspec
 
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.docker_container_config import container_config
-from runner.engines.job_user import JobUser
 from runner.engines.port import (
     ContainerEngine,
     ContainerIdentity,
@@ -23,8 +22,7 @@ from runner.engines.port import (
     OutputCursor,
 )
 from runner.engines.process import ProcessEngine
-from runner.engines.process_sandbox import find_bubblewrap
-from runner.engines.process_state import ProcessSpec, ProcessStateDir
+from runner.engines.process_job import JobUser, ProcessSpec, ProcessStateDir, find_bubblewrap
 from schemas.container_protocol import JobFile, JobTimeouts
 from tests.contract.engines.programs import COMMANDS, FAKE_PROGRAMS
 from tests.support.docker_images import ROOT, run_docker

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from edge.tls import load_or_create_certificate
 from runner.engines.docker import DockerEngine
-from runner.engines.image_port import ImageStore, RegistryLogin
+from runner.engines.port import ImageStore, RegistryLogin
 from tests.support.docker_images import run_docker
 from tests.support.fake_images import FakeImageStore, FakeRegistry
 from tests.support.image_registry import ImageRegistry, build_small_image, run_registry

@@ -10,14 +10,13 @@ from typing import Any
 import anyio
 import pytest
 
-from runner.egress.proxy import EgressProxy
-from runner.egress.rules import EgressRules
+from runner.egress.proxy import EgressProxy, EgressRules
 from runner.engines import docker as docker_engine
 from runner.engines import docker_egress
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.docker_egress import OWNER_LABEL
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, EngineUnavailable, StartFailed
-from schemas.isolation import EgressPolicy
+from schemas.endpoint_parts import EgressPolicy
 from tests.contract.engines.socket_gate import LEAKY, open_gate
 from tests.support.docker_images import run_docker
 from tests.support.image_registry import build_small_image

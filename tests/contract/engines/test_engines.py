@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.assets.secret_files import SecretFiles, open_secret_files
+from runner.assets.container_folders import SecretFiles, open_secret_files
 from runner.engines.port import (
     MIB,
     ContainerExit,

@@ -8,9 +8,9 @@ import anyio
 import pytest
 
 from runner.engines.docker import DockerEngine, DockerSettings
-from runner.engines.docker_pull import PullProgressParser, classify_pull_failure
-from runner.engines.image_port import ImageStore, LocalImage, PullFailed, PullFailure, PullProgress, RegistryLogin
-from schemas.image_reference import ImageReference, parse_image_reference
+from runner.engines.docker_replies import PullProgressParser, classify_pull_failure
+from runner.engines.port import ImageStore, LocalImage, PullFailed, PullFailure, PullProgress, RegistryLogin
+from schemas.endpoint_parts import ImageReference, parse_image_reference
 from tests.contract.engines.image_rigs import FakeImageRig, ImageRig, docker_image_rig
 from tests.support.image_registry import (
     LOGIN,

@@ -16,7 +16,7 @@ import pytest
 from runner.engines import process_shim
 from runner.engines.port import ContainerExit, ContainerIdentity
 from runner.engines.process import ProcessEngine
-from runner.engines.process_state import ProcessPids, ProcessSpec, ProcessStateDir
+from runner.engines.process_job import ProcessPids, ProcessSpec, ProcessStateDir
 from tests.contract.engines.conftest import PROCESSES
 from tests.contract.engines.engine_rigs import DEADLINE_S, INSTALLATION, EngineRig, stream_text
 from tests.support.job_user import nobody

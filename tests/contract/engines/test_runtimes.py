@@ -9,7 +9,7 @@ import pytest
 
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, StartFailed
-from schemas.isolation import EngineRuntime
+from schemas.endpoint_parts import EngineRuntime
 from tests.support.docker_engine import OwnDockerEngine, run_docker_engine, why_no_engine
 from tests.support.docker_images import ECHO_IMAGE
 from tests.support.requirements import require

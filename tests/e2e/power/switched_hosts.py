@@ -18,9 +18,9 @@ from edge.core.clock import utc_now
 from edge.tls import load_or_create_certificate
 from lamplighter import AsyncClient, api
 from schemas.host import HostHeartbeat
+from schemas.job import ACTIVE_STATUSES, WAITING_STATUSES
 from schemas.job_view import JobView
 from schemas.power import PowerRecord
-from schemas.status import ACTIVE_STATUSES, WAITING_STATUSES
 from tests.e2e.power.host_program import is_alive, power
 from tests.support.bytecode import BYTECODE_ENVIRON
 from tests.support.installation import EDGE as EDGE_NAME

@@ -5,9 +5,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from deploy.alert_rules import RULES as ALERT_RULES
-from edge.notify.conditions import RULES, ConditionTracker, EndpointLoad, Facts, HostFigures, find_conditions
-from edge.notify.texts import CONDITION_TEXTS
-from schemas.conditions import JOB_FAILED, THRESHOLDS, Condition
+from edge.notify.conditions import (
+    CONDITION_TEXTS,
+    RULES,
+    ConditionTracker,
+    EndpointLoad,
+    Facts,
+    HostFigures,
+    find_conditions,
+)
+from schemas.installation import JOB_FAILED, THRESHOLDS, Condition
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 HOUR_S, DAY_S = 3600.0, 86_400.0

@@ -6,13 +6,12 @@ from msgspec import structs
 from structlog.testing import capture_logs
 
 from bus.interface import WebhookDelivery
-from edge.core.leases import Leases
+from edge.core.installation import Leases
 from edge.notify.conditions import Facts, HostFigures
-from edge.notify.facts import FactReader
-from edge.notify.service import NotificationService, NotificationServices
+from edge.notify.service import FactReader, NotificationService, NotificationServices
 from edge.notify.targets import NotificationFailed, NotifySettings, NotifyTarget
 from schemas import events as e
-from schemas.conditions import Condition
+from schemas.installation import Condition
 from schemas.job import JobFailure
 from schemas.texts import Language
 from tests.edge.services.conftest import fake

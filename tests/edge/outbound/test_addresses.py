@@ -2,8 +2,8 @@
 
 import pytest
 
-from edge.outbound.url_policy import AllowList, UrlRefused, parse_url
-from schemas.addresses import parse_ip_literal, refusal_reason
+from edge.outbound import AllowList, UrlRefused, parse_url
+from schemas.outbound_rules import parse_ip_literal, refusal_reason
 
 NOBODY = AllowList()
 

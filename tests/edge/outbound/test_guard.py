@@ -9,9 +9,16 @@ import anyio.abc
 import httpx2
 import pytest
 
-from edge.outbound.download import DownloadFailed, PerOwnerLimiter, download
-from edge.outbound.ssrf_guard import SsrfGuardTransport, guarded_client, resolve_host
-from edge.outbound.url_policy import AllowList, UrlRefused
+from edge.outbound import (
+    AllowList,
+    DownloadFailed,
+    PerOwnerLimiter,
+    SsrfGuardTransport,
+    UrlRefused,
+    download,
+    guarded_client,
+    resolve_host,
+)
 from tests.support.scripted_servers import (
     FakeDns,
     ServerScript,

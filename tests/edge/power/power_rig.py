@@ -14,8 +14,7 @@ from schemas.endpoint import Endpoint
 from schemas.host import ActivityCounts, HostCapabilities, HostHeartbeat, RunningExecution
 from schemas.host_config import AnyHostConfig, CommandHostConfig, PoolConfig
 from schemas.job import Job
-from schemas.power import PowerRecord, PowerState, ReportedPower
-from schemas.power_driver import PowerDriver
+from schemas.power import PowerDriver, PowerRecord, PowerState, ReportedPower
 from tests.support.edge_services import ECHO_ENDPOINT, EdgeServicesRig, ManualClock, fake_bus_services, observe_fleet
 from tests.support.fake_bus.broker import FakeBroker, FakeBus
 from tests.support.fake_power_driver import FakePowerDriver

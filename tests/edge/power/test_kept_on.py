@@ -12,11 +12,11 @@ from msgspec.structs import replace
 from edge.core.messages import KEEP_REASON_TEXTS
 from edge.power import state_machine
 from edge.power.conditions import UNREADABLE_HEARTBEAT, HeartbeatFacts, HostFacts, PowerCase
-from edge.power.kept_on import KEEP_RULES, keep_reasons
+from edge.power.views import KEEP_RULES, keep_reasons
 from schemas.host import KeepReason as R
 from schemas.host_config import CommandHostConfig, DailyBudget, PoolConfig
+from schemas.job import Priority
 from schemas.power import DailyOnTime, OnInterval, PowerOverride, PowerRecord, PowerState
-from schemas.status import Priority
 from schemas.texts import Language
 from tests.edge.power.power_rig import HOST, run_power_rig
 from tests.edge.power.power_simulation import START

@@ -23,8 +23,7 @@ from edge.power.drivers.kubernetes import (
     read_access,
 )
 from schemas.host_config import KubernetesHostConfig
-from schemas.power import PowerCallOutcome, PowerCallResult, PowerVerb, ReportedPower
-from schemas.power_driver import PowerCallFailed
+from schemas.power import PowerCallFailed, PowerCallOutcome, PowerCallResult, PowerVerb, ReportedPower
 from tests.support.kubernetes_api import NAMESPACE, KubernetesApi
 
 POD = "lamplighter-gpu-1"

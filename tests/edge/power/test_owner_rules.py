@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from schemas.host import ActivityCounts, activity_view
 from schemas.host_config import DailyBudget, PowerPrice
+from schemas.job import Priority, WaitReason
 from schemas.power import ForeignUse
 from schemas.power import PowerState as S
-from schemas.status import Priority, WaitReason
 from tests.edge.power.power_rig import HOST, PowerRig, run_power_rig
 from tests.support.edge_services import START
 

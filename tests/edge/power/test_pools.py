@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from schemas.host_config import PoolConfig
+from schemas.job import Priority
 from schemas.power import PowerState as S
-from schemas.status import Priority
 from tests.edge.power.power_rig import HOST, PowerRig, run_power_rig
 
 NAMES = ("gpu-1", "gpu-2", "gpu-3")

@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from edge.core.metrics import EdgeMetrics, MetricsSettings
-from edge.power.power_metrics import PowerMetrics, seconds_on
 from edge.power.state_machine import initial_record
+from edge.record_metrics import PowerMetrics, seconds_on
 from schemas.host_config import PowerPrice
 from schemas.power import OnInterval
 from schemas.power import PowerState as S

@@ -10,10 +10,10 @@ from bus.interface import BrokerUnreachable
 from edge.hosts.registry import WakeForecast
 from schemas.host import KeepReason
 from schemas.host_config import DailyBudget, WolHostConfig
+from schemas.job import Priority, Status, WaitReason
 from schemas.power import PowerRecord, ReportedPower
 from schemas.power import PowerState as S
 from schemas.problems import ProblemError
-from schemas.status import Priority, Status, WaitReason
 from tests.edge.power.power_rig import HEARTBEAT_INTERVAL_S, HOST, PowerRig, PowerRigEdge, run_power_rig
 from tests.support.edge_services import START, fake_bus_services
 

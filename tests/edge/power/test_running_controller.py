@@ -16,7 +16,7 @@ import pytest
 from edge.hosts.registry import HostNotice
 from edge.power.controller import PowerController
 from edge.power.driver_calls import PowerDependencies
-from edge.power.drivers.command import CommandDriver
+from edge.power.drivers.generic import CommandDriver
 from schemas.host import HostHeartbeat
 from schemas.host_config import CommandHostConfig
 from schemas.power import PowerState as S

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from edge.power.slurm import START_PATIENCE_S, PilotWaits, SlurmPilot, SlurmRefused, find_states
+from edge.power.provider_programs import START_PATIENCE_S, PilotWaits, SlurmPilot, SlurmRefused, find_states
 
 AWAY = "squeue: error: Unable to contact slurm controller (connect failure)"
 

@@ -14,11 +14,9 @@ import pytest
 from msgspec import ValidationError, convert
 
 from edge.power.driver_calls import DriverPoller, StateReport, call_driver, query_driver
-from edge.power.drivers.command import CommandDriver
 from edge.power.drivers.factory import DRIVER_FACTORIES
-from edge.power.drivers.http import HttpDriver
+from edge.power.drivers.generic import CommandDriver, HttpDriver, WolDriver, magic_packet
 from edge.power.drivers.libcloud import LibcloudDriver
-from edge.power.drivers.wol import WolDriver, magic_packet
 from schemas.host_config import AnyHostConfig, CommandHostConfig, HttpHostConfig, LibcloudHostConfig, WolHostConfig
 from schemas.power import PowerCallOutcome, PowerCallResult, PowerRecord, PowerState, PowerVerb, ReportedPower
 from tests.contract.power_driver_rigs import NOW, SECRET

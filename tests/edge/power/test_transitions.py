@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from edge.power import state_machine
 from edge.power.conditions import DRAIN_SETTLE_S, HeartbeatFacts, HostFacts, PowerCase
 from edge.power.host_facts import Stopwatch
-from edge.power.transitions import TRANSITIONS
+from edge.power.state_machine import TRANSITIONS
 from schemas.host_config import CommandHostConfig, DailyBudget, PowerPrice, WolHostConfig
 from schemas.power import (
     ForeignUse,

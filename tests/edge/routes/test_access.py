@@ -8,7 +8,7 @@ from litestar.connection import ASGIConnection
 from bus.health import BrokerStatus
 from edge.http.auth import read_client_address
 from schemas import events as e
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from schemas.host import GpuReport
 from schemas.job import AttemptUsage, Claim, Output
 from schemas.version import VERSION

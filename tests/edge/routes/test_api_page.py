@@ -5,7 +5,7 @@ from typing import Any
 
 from edge.app import MODULES
 from edge.facades.gateway import gateway
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from tests.support.doc_pages import DOCS
 
 ROW = re.compile(r"^\| `([A-Z]+) (/\S*)` \| (?:`([a-z:]+)`)? *\|", re.MULTILINE)

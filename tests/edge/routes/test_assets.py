@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from schemas.mounts import VOLUMES_OWNER
+from schemas.endpoint_parts import VOLUMES_OWNER
 from tests.support.served_edge import ServedEdge
 
 BODY = b"some bytes of a video"

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for
 

@@ -9,7 +9,7 @@ import pytest
 
 from edge.console import ConsoleSettings
 from edge.http.auth import CONSOLE_HEADER, SESSION_COOKIE
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from tests.support.http_server import open_client
 from tests.support.served_edge import ServedEdge, serve_edge
 

@@ -8,9 +8,9 @@ import jsonschema
 import pytest
 
 from edge.app import ROUTES
-from edge.http import query_parameters
+from edge.http import request_input
 from edge.http.api_fields import FIELDS, PARAMETERS
-from edge.http.api_operations import OPERATIONS, TAGS
+from edge.http.api_notes import OPERATIONS, TAGS
 from tests.support.installation import ROOT
 from tests.support.served_edge import ServedEdge
 
@@ -177,9 +177,9 @@ async def test_an_unknown_query_parameter_is_refused_on_every_route(edge: Served
 async def test_the_parameters_of_a_route_are_listed_once(edge: ServedEdge):
     """Litestar gives each guard a copy of the handler: a cache of what a guard finds would grow with each request."""
     await edge.ann.get("/v1/jobs?limit=1")
-    listed = query_parameters.list_known_parameters.cache_info().misses
+    listed = request_input.list_known_parameters.cache_info().misses
     await edge.ann.get("/v1/jobs?limit=2")
-    assert query_parameters.list_known_parameters.cache_info().misses == listed
+    assert request_input.list_known_parameters.cache_info().misses == listed
 
 
 async def test_programs_of_other_services_may_send_any_parameter(edge: ServedEdge):

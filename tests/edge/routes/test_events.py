@@ -12,9 +12,8 @@ from edge.http.auth import KEY_REVOKED_REASON
 from edge.http.routes.events import with_keepalive
 from lamplighter.follow import Event, SseParser
 from schemas import events as e
-from schemas.feed import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Job, Output
+from schemas.events import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
+from schemas.job import Job, JobKey, Output
 from tests.support.served_edge import ServedEdge
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from edge.http.request_body import FORM_TEXT_LIMIT_BYTES, FormStorage, open_form
+from edge.http.request_input import FORM_TEXT_LIMIT_BYTES, FormStorage, open_form
 from schemas.problems import ProblemError
 from tests.support.served_edge import ServedEdge
 

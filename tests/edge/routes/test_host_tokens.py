@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from runner.assets.port import EdgeUnavailable
 from runner.host import enrollment
-from runner.host.shared_join import JoinRefused, RetryClock, request_enrollment
+from runner.host.enrollment import JoinRefused, RetryClock, request_enrollment
 from runner.settings import RunnerSettings
-from schemas.enrollment import JoinRequest, SharedJoinToken, decode_any_join_token, encode_join_token
+from schemas.credentials import JoinRequest, SharedJoinToken, decode_any_join_token, encode_join_token
 from tests.support.host_access import FakeHostAccess
 from tests.support.installation import ROOT
 from tests.support.served_edge import ServedEdge, serve_edge
@@ -142,7 +142,7 @@ async def test_a_runner_waits_for_the_name_of_one_that_was_killed(tmp_path: Path
 
 
 async def test_while_the_edge_is_away_a_host_goes_on_with_what_it_kept(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("runner.host.shared_join.RETRY_LIMIT_S", 0)
+    monkeypatch.setattr("runner.host.enrollment.RETRY_LIMIT_S", 0)
     async with serve_edge(tmp_path / "edge", FakeHostAccess()) as edge:
         shared = await create(edge)
         joined = await join(shared, tmp_path / "one")

@@ -8,8 +8,7 @@ from msgspec import structs
 
 from bus.interface import BrokerUnreachable, VersionedRecord
 from schemas import events as e
-from schemas.ids import JobKey
-from schemas.job import JobFailure
+from schemas.job import JobFailure, JobKey
 from schemas.problems import ProblemError
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for

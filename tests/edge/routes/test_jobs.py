@@ -8,9 +8,7 @@ import anyio
 import pytest
 
 from schemas import events as e
-from schemas.ids import JobKey
-from schemas.job import JobFailure, Output, OutputFile
-from schemas.status import Status
+from schemas.job import JobFailure, JobKey, Output, OutputFile, Status
 from tests.support.served_edge import ServedEdge
 
 ECHO = {"endpoint": "echo", "input": {"text": "hello"}}

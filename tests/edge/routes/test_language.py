@@ -10,8 +10,7 @@ from edge.hosts.endpoints import localize_schema
 from schemas import events
 from schemas.endpoint import parse_endpoint
 from schemas.host import HostCapabilities
-from schemas.ids import JobKey
-from schemas.job import JobFailure
+from schemas.job import JobFailure, JobKey
 from schemas.texts import Language
 from tests.support.served_edge import ServedEdge
 

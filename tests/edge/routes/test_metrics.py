@@ -9,15 +9,14 @@ import pytest
 from edge.core.installation import record_backup
 from edge.core.metrics import EdgeMetrics, MetricsSettings
 from edge.index.index import JobIndex
-from edge.jobs.job_metrics import JobMetrics
+from edge.record_metrics import JobMetrics
 from edge.tls import CERTIFICATE_LIFETIME, load_or_create_certificate
 from schemas import events as e
 from schemas.gpu import GpuHealthStatus
 from schemas.host import GpuReport, RunningExecution
-from schemas.job import AttemptUsage, Claim, Output
+from schemas.job import FINAL_STATUSES, AttemptUsage, Claim, Output
+from schemas.lifecycle import make_job_failure
 from schemas.metrics import METRICS
-from schemas.retry_policy import make_job_failure
-from schemas.status import FINAL_STATUSES
 from tests.support.edge_services import START
 from tests.support.metric_samples import Series, parse_samples, series_of
 from tests.support.prometheus_tools import find_program

@@ -23,8 +23,7 @@ from edge.app import ROUTES
 from edge.http.openapi import CHUNK_MEDIA_TYPE
 from schemas import events as e
 from schemas.asset import DIGEST_SCHEME
-from schemas.ids import JobKey
-from schemas.job import Output, OutputFile
+from schemas.job import JobKey, Output, OutputFile
 from schemas.problems import PROBLEM_TYPES, Problem
 from tests.support.served_edge import ServedEdge, serve_edge
 

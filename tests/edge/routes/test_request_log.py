@@ -10,7 +10,7 @@ from structlog.testing import LogCapture
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from edge.http.request_log import CLIENT_CLOSED_STATUS, NO_ROUTE, RequestObserver, ServedRequest
+from edge.http.middleware import CLIENT_CLOSED_STATUS, NO_ROUTE, RequestObserver, ServedRequest
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for
 

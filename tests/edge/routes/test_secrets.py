@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from runner.assets.client import asset_client
 from runner.assets.port import SecretMissing, SecretsUnavailable
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from schemas.endpoint import Endpoint
 from tests.support.served_edge import ServedEdge
 

@@ -7,12 +7,10 @@ import pytest
 from msgspec.structs import replace
 
 from edge.core.installation import get_or_create_secret
-from edge.core.signed_urls import PurposeHmac, UrlSettings, UrlSigner
-from edge.owners.tokens import TokenIssuer
+from edge.owners.signed_credentials import PurposeHmac, TokenIssuer, UrlSettings, UrlSigner
 from schemas import events as e
-from schemas.auth import Scope
-from schemas.ids import JobKey
-from schemas.job import Output, OutputFile
+from schemas.credentials import Scope
+from schemas.job import JobKey, Output, OutputFile
 from tests.support.edge_services import SECRET, START, FixedEntropy
 from tests.support.served_edge import ServedEdge
 

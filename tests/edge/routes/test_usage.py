@@ -4,10 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from edge.usage.recorder import job_usage
+from edge.usage import job_usage
 from schemas import events as e
-from schemas.ids import JobKey
-from schemas.job import AttemptUsage, Claim, Output
+from schemas.job import AttemptUsage, Claim, JobKey, Output
 from tests.support.edge_services import START
 from tests.support.served_edge import ServedEdge
 

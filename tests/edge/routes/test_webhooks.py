@@ -6,8 +6,8 @@ import httpx2
 import pytest
 
 from edge.core.clock import utc_now
-from edge.webhooks.delivery_log import SCAN_LIMIT
-from schemas.status import Status
+from edge.webhooks.owner_webhooks import LOG_SCAN_LIMIT
+from schemas.job import Status
 from schemas.webhook import DeliveryId, DeliveryLogRow, delivery_key
 from tests.support.served_edge import ServedEdge
 from tests.support.wait import wait_for
@@ -80,7 +80,7 @@ async def test_deliveries_of_all_jobs_are_listed_filtered_and_paged(edge: Served
 async def test_a_page_of_deliveries_reads_a_bounded_number_of_rows(edge: ServedEdge):
     """Rows that do not match cost reads, so a page ends early and names the place to continue."""
     world = edge.world
-    for number in range(1, SCAN_LIMIT + 3):
+    for number in range(1, LOG_SCAN_LIMIT + 3):
         row = DeliveryLogRow(job_id="j", revision=number, status=Status.QUEUED, url="http://a", created_at=world.time())
         await world.bus.delivery_log.create(delivery_key("ann", DeliveryId("j", number)), row)
     page = (await edge.ann.get("/v1/deliveries", params={"url": "http://b"})).json()

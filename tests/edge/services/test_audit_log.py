@@ -12,7 +12,7 @@ from bus.settings import BrokerSettings
 from edge.owners import audit_log
 from edge.owners.audit_log import AuditFilter, AuditLog
 from edge.settings import EdgeSettings
-from edge.webhooks.secrets import WebhookSettings
+from edge.webhooks.owner_webhooks import WebhookSettings
 from schemas.installation import BY_EDGE, AuditAction, AuditEvent
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy
 

@@ -10,12 +10,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from edge.index.paging import JobFilters
+from edge.index.rows import JobFilters
 from schemas import events as e
-from schemas.ids import JobKey
-from schemas.job import Job
+from schemas.job import Job, JobKey, Status, WaitReason
 from schemas.problems import ProblemError
-from schemas.status import Status, WaitReason
 from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig, fake_bus_services
 from tests.support.wait import wait_for
 

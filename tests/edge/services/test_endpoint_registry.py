@@ -12,9 +12,8 @@ from edge.core.validation import STEPS_LIMIT, ValidatedInput, check_within
 from edge.hosts.endpoints import load_endpoints
 from schemas.endpoint import Endpoint, EndpointInvalid
 from schemas.host import HOST_ENDPOINTS_LIMIT, HostCapabilities
-from schemas.job import NESTING_LIMIT, PendingUrl
+from schemas.job import NESTING_LIMIT, PendingUrl, Priority
 from schemas.problems import FieldError, ProblemError
-from schemas.status import Priority
 from tests.support.edge_services import ASSET_SCHEMA, ECHO_ENDPOINT, START, FakeBusServicesRig
 
 DIGEST = "ab" * 32

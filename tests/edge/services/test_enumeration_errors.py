@@ -6,9 +6,9 @@ import pytest
 from msgspec import Struct
 
 from edge.core.validation import decode_as, describe_allowed_values
-from schemas.auth import Scope
+from schemas.credentials import Scope
+from schemas.job import Priority, Status
 from schemas.problems import ProblemError
-from schemas.status import Priority, Status
 
 
 class Inner(Struct, frozen=True, rename="camel"):

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from bus.interface import RecordChange
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.registry import WakeForecast
-from edge.jobs.eta import (
+from edge.jobs.forecast import (
     RUNS_PER_ENDPOINT_LIMIT,
     FinishedRun,
     RunHistory,
@@ -23,9 +23,8 @@ from edge.jobs.view import Asker
 from schemas import events as e
 from schemas.endpoint import Resources
 from schemas.host import GpuReport, HostCapabilities
-from schemas.job import AttemptUsage, Claim, Job, Output
+from schemas.job import AttemptUsage, Claim, Job, Output, Status, WaitReason
 from schemas.job_view import Eta
-from schemas.status import Status, WaitReason
 from schemas.texts import Language
 from tests.support.edge_services import ECHO_ENDPOINT, FakeBusServicesRig
 

@@ -14,7 +14,7 @@ from edge.jobs.event_stream import (
 )
 from edge.jobs.view import Asker
 from schemas import events as e
-from schemas.feed import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
+from schemas.events import FeedPosition, LogEndMessage, LogMessage, ProgressMessage
 from schemas.job import Claim, Job, Output
 from schemas.job_view import JobView
 from schemas.lifecycle import next_record

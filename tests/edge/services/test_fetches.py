@@ -10,10 +10,9 @@ import anyio.abc
 import anyio.lowlevel
 import pytest
 
-from edge.outbound.download import PerOwnerLimiter
-from schemas.job import Job
+from edge.outbound import PerOwnerLimiter
+from schemas.job import Job, Status, WaitReason
 from schemas.problems import ProblemError
-from schemas.status import Status, WaitReason
 from tests.edge.services.test_await_input import FILM, VOICE, became, digest
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, fake_bus_services
 from tests.support.scripted_servers import (

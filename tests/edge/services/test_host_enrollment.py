@@ -9,8 +9,7 @@ from msgspec.structs import replace
 from bus.interface import BrokerFull
 from edge.hosts.enrollment import AdvertisedAddresses, HostEnrollment
 from edge.owners.api_keys import ApiKeyStore
-from schemas.auth import Scope
-from schemas.enrollment import EnrolledHost
+from schemas.credentials import EnrolledHost, Scope
 from schemas.power import PowerOverride, PowerRecord, PowerState
 from schemas.problems import ProblemError
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy

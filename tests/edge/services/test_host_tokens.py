@@ -13,7 +13,7 @@ from edge.hosts.enrollment import AdvertisedAddresses, HostEnrollment
 from edge.hosts.host_tokens import HostTokens, HostTokenTerms, SilentHostRemover
 from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditFilter, AuditLog
-from schemas.enrollment import JoinRequest, SharedJoinToken
+from schemas.credentials import JoinRequest, SharedJoinToken
 from schemas.installation import BY_EDGE
 from schemas.power import PowerOverride, PowerRecord, PowerState
 from schemas.problems import ProblemError

@@ -17,8 +17,7 @@ from schemas.host import (
     VolumeStatus,
     WarmPoolStatus,
 )
-from schemas.job import Claim
-from schemas.status import WaitReason
+from schemas.job import Claim, WaitReason
 from schemas.texts import Language
 from tests.support.edge_services import ECHO_ENDPOINT, START, FakeBusServicesRig
 

@@ -16,15 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from bus.interface import RecordChange, VersionedRecord
 from edge.index import sqlite as sql
 from edge.index.index import JobCountKey, JobIndex
-from edge.index.paging import JobFilters
-from edge.index.queue_ranks import QueueKey
-from edge.index.row import input_digests
+from edge.index.rows import JobFilters, QueueKey, input_digests
 from schemas import events as e
-from schemas.ids import JobKey
-from schemas.job import Claim, Job, Output
+from schemas.job import FINAL_STATUSES, Claim, Job, JobKey, Output, Priority, Status
 from schemas.lifecycle import IllegalTransition, next_record, resubmission_record
 from schemas.problems import ProblemError
-from schemas.status import FINAL_STATUSES, Priority, Status
 from tests.support.edge_services import START, EdgeServicesRig
 
 OWNERS = ("ann", "bob")

@@ -12,11 +12,9 @@ from bus.interface import BrokerFull, BrokerUnreachable, RevisionConflict, Versi
 from edge.jobs.submission import NOT_BEFORE_LIMIT, _check_times
 from schemas import events as e
 from schemas.events import JobRecord
-from schemas.ids import JobKey
-from schemas.job import TRACE_ID_LIMIT_CHARS, Job, Output, Pointer
+from schemas.job import TRACE_ID_LIMIT_CHARS, Job, JobKey, Output, Pointer, Priority, Status
+from schemas.lifecycle import make_job_failure
 from schemas.problems import ProblemError
-from schemas.retry_policy import make_job_failure
-from schemas.status import Priority, Status
 from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig
 
 BODY: dict[str, Any] = {"endpoint": "echo", "input": {"text": "hello"}}

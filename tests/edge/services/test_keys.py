@@ -7,7 +7,7 @@ import pytest
 
 from bus.interface import BrokerUnreachable
 from edge.owners.api_keys import CACHE_TTL_S, ROTATION_GRACE, ApiKeyStore
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from schemas.problems import ProblemError
 from tests.support.edge_services import FixedEntropy, ManualClock
 from tests.support.fake_bus.broker import FakeBroker

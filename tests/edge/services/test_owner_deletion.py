@@ -11,17 +11,15 @@ from bus.interface import BrokerUnreachable, WebhookDelivery
 from edge.assets.uploads import UploadChunk, UploadParameters
 from edge.deletion import OwnerDeletionService
 from edge.owners.api_keys import ApiKeyStore
-from edge.usage.recorder import job_usage
+from edge.usage import job_usage
 from schemas import events as e
 from schemas.asset import reference_key
-from schemas.auth import CLIENT_SCOPES, Scope
-from schemas.feed import FeedPosition, LogMessage
-from schemas.ids import JobKey
-from schemas.job import Job, Output, OutputFile
-from schemas.mounts import Cache
-from schemas.owner_deletion import DeletionCounts, OwnerDeletion, OwnerDeletionState
+from schemas.credentials import CLIENT_SCOPES, Scope
+from schemas.endpoint_parts import Cache
+from schemas.events import FeedPosition, LogMessage
+from schemas.installation import DeletionCounts, OwnerDeletion, OwnerDeletionState
+from schemas.job import Job, JobKey, Output, OutputFile, Status
 from schemas.problems import ProblemError
-from schemas.status import Status
 from tests.support.edge_services import (
     ECHO_ENDPOINT,
     EdgeServicesRig,

@@ -1,6 +1,6 @@
 """Pauses over the fake bus: the first one counts, and other edges learn of it."""
 
-from edge.hosts.pauses import PauseRegistry
+from edge.hosts.registry import PauseRegistry
 from tests.support.edge_services import FakeBusServicesRig
 
 

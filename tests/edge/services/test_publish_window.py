@@ -11,12 +11,10 @@ import pytest
 from msgspec.structs import replace
 
 from bus.interface import BrokerUnreachable
-from edge.index.row import IndexRow
+from edge.index.rows import IndexRow
 from edge.jobs.publish_window import PublishWindow
 from schemas import events as e
-from schemas.ids import JobKey
-from schemas.job import Job, Pointer
-from schemas.status import Priority
+from schemas.job import Job, JobKey, Pointer, Priority
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, fake_bus_services
 from tests.support.wait import wait_for
 

@@ -10,12 +10,11 @@ import pytest
 
 from edge.assets.uploads import UploadChunk, UploadParameters
 from edge.owners.quotas import STREAMS_RETRY_AFTER_S, WAITING_RETRY_AFTER_S, OwnerQuotaOverride, StreamLimiter
-from edge.store.upload_state import UploadKey
+from edge.store.unfinished_uploads import UploadKey
 from schemas import events as e
-from schemas.auth import ApiKey, Scope
-from schemas.job import Job
+from schemas.credentials import ApiKey, Scope
+from schemas.job import Job, Priority, Status, WaitReason
 from schemas.problems import ProblemError
-from schemas.status import Priority, Status, WaitReason
 from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig, fake_bus_services
 from tests.support.wait import wait_for
 

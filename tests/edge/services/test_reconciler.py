@@ -9,9 +9,8 @@ from bus.interface import BrokerUnreachable
 from edge.jobs.reconciler import STEPS, ReconcileContext, Reconciler
 from edge.store.port import StoreBroken
 from schemas import events as e
-from schemas.job import Job, Output, OutputFile, Pointer
-from schemas.mounts import VOLUMES_OWNER
-from schemas.status import Priority, Status
+from schemas.endpoint_parts import VOLUMES_OWNER
+from schemas.job import Job, Output, OutputFile, Pointer, Priority, Status
 from tests.support.edge_services import START, FakeBusServicesRig
 from tests.support.wait import wait_for
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.hosts.samples import HOSTS_LIMIT, SAMPLE_INTERVAL_S, HostSamples
+from edge.hosts.registry import SAMPLE_INTERVAL_S, SAMPLED_HOSTS_LIMIT, HostSamples
 from schemas.host import GpuReport
 from tests.support.edge_services import FakeBusServicesRig
 
@@ -60,13 +60,13 @@ async def test_samples_survive_a_restart_and_a_damaged_file_does_not_stop_one(
 
 
 async def test_the_number_of_hosts_is_bounded(fake: FakeBusServicesRig, samples: HostSamples):
-    for number in range(HOSTS_LIMIT + 1):
+    for number in range(SAMPLED_HOSTS_LIMIT + 1):
         await fake.send_heartbeat(f"gpu-{number}")
     await fake.hosts.refresh()
-    heartbeats = [fake.hosts.heartbeats[f"gpu-{number}"] for number in range(HOSTS_LIMIT + 1)]
+    heartbeats = [fake.hosts.heartbeats[f"gpu-{number}"] for number in range(SAMPLED_HOSTS_LIMIT + 1)]
     samples.sample(heartbeats)
     assert samples.series("gpu-0", "1h").samples == ()
-    assert len(samples.series(f"gpu-{HOSTS_LIMIT}", "1h").samples) == 1
+    assert len(samples.series(f"gpu-{SAMPLED_HOSTS_LIMIT}", "1h").samples) == 1
 
 
 async def test_a_disk_that_takes_nothing_costs_the_curves_and_nothing_else(

@@ -18,7 +18,7 @@ from edge.owners import secret_keys
 from edge.owners.secret_keys import KEY_BYTES, SecretKeyFile, SecretKeysUnusable, read_or_make_keys
 from edge.owners.secrets import OLD_KEY_KEPT_S, SecretStore
 from schemas.endpoint import Endpoint, Reuse
-from schemas.job_environment import OWNER_SECRETS_LIMIT, StoredSecret
+from schemas.endpoint_parts import OWNER_SECRETS_LIMIT, StoredSecret
 from schemas.problems import ProblemError
 from tests.support.edge_services import FakeBusServicesRig, ManualClock
 from tests.support.fake_bus.broker import FakeBroker

@@ -8,7 +8,7 @@ import pytest
 from bus.interface import FeedItem
 from edge.jobs.event_stream import StreamItem
 from schemas import events as e
-from schemas.feed import FeedPosition, LogEndMessage, ProgressMessage
+from schemas.events import FeedPosition, LogEndMessage, ProgressMessage
 from schemas.job import Job, Output
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig
 from tests.support.wait import wait_for

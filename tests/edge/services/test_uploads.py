@@ -10,9 +10,9 @@ import pytest
 
 from edge.assets.uploads import UploadChunk, UploadParameters, UploadService, UploadSettings, WriterTurn
 from edge.owners.quotas import OwnerQuotaOverride
-from edge.store import upload_state
+from edge.store import unfinished_uploads
 from edge.store.port import BLOCK_BYTES, StoreBroken
-from edge.store.upload_state import Upload, UploadAppender, UploadKey, UploadStateStore
+from edge.store.unfinished_uploads import Upload, UploadAppender, UploadKey, UploadStateStore
 from schemas.problems import ProblemError
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy
 from tests.support.wait import wait_for
@@ -63,7 +63,7 @@ async def test_bytes_that_were_never_acknowledged_do_not_count(fake: FakeBusServ
 
 
 async def test_one_long_request_is_made_durable_on_its_way(fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(upload_state, "CHECKPOINT_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(unfinished_uploads, "CHECKPOINT_BYTES", BLOCK_BYTES)
     fake.uploads.limit = 3 * BLOCK_BYTES
     upload = await fake.uploads.create(
         "ann", UploadParameters(name="a", media_type="video/mp4", length=3 * BLOCK_BYTES)

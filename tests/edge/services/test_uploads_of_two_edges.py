@@ -14,13 +14,12 @@ from msgspec import Struct
 from obstore.store import from_url
 
 from edge.assets.uploads import UploadChunk, UploadParameters, UploadService, UploadSettings
-from edge.store import shared_uploads
-from edge.store.atomic_write import create_durable_folder
+from edge.store import unfinished_uploads
 from edge.store.directory import FolderObjects
+from edge.store.file_io import create_durable_folder
 from edge.store.port import SharedObjects
 from edge.store.remote import BucketObjects
-from edge.store.shared_uploads import SharedUploadStateStore
-from edge.store.upload_state import Upload, UploadAppender, UploadKey, UploadStateStore
+from edge.store.unfinished_uploads import SharedUploadStateStore, Upload, UploadAppender, UploadKey, UploadStateStore
 from schemas.problems import ProblemError
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy
 from tests.support.s3_buckets import create_bucket
@@ -74,7 +73,7 @@ def in_bucket(_: Path) -> Iterator[SharedObjects]:
 def two(
     fake: FakeBusServicesRig, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TwoEdges]:
-    monkeypatch.setattr(shared_uploads, "PART_BYTES", PART)
+    monkeypatch.setattr(unfinished_uploads, "PART_BYTES", PART)
     with request.param(tmp_path / "shared") as objects:
         yield TwoEdges(fake, objects, tmp_path)
 

@@ -8,16 +8,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from edge.usage.cost_allocation import TimeRange, allocate_costs
-from edge.usage.recorder import UsageRecorder
-from edge.usage.report import UsageReports
+from edge.usage import TimeRange, UsageRecorder, UsageReports, allocate_costs
 from schemas import events as e
 from schemas.host_config import PowerPrice
-from schemas.job import AttemptUsage, Claim, Output
+from schemas.job import AttemptUsage, Claim, Output, Status
+from schemas.job_view import Cost, JobUsage, PowerUsage
 from schemas.power import OnInterval, PowerChange, PowerRecord, PowerState
 from schemas.problems import ProblemError
-from schemas.status import Status
-from schemas.usage import Cost, JobUsage, PowerUsage
 from tests.support.edge_services import START, FakeBusServicesRig, fake_bus_services, run_services
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -177,7 +174,7 @@ async def test_a_broker_that_is_away_only_puts_it_off(
     async def back(_: float) -> None:
         fake.broker.start()
 
-    monkeypatch.setattr("edge.usage.recorder.sleep", back)
+    monkeypatch.setattr("edge.usage.sleep", back)
     await made.write_pending()
     assert len(await used(fake)) == 1
 

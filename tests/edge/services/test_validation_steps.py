@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from edge.core.validation import check_within
-from edge.core.validation_steps import StepLimitExceeded, StepValidator, limit_steps, spend_steps
+from edge.core.validation import StepLimitExceeded, StepValidator, check_within, limit_steps, spend_steps
 from schemas.endpoint import Endpoint
 
 PATTERNS = {"properties": {"a": {}}, "patternProperties": {"^x-[a-z]+$": {"type": "string", "pattern": "^[0-9]{2}$"}}}

@@ -8,13 +8,12 @@ from edge.core import messages
 from edge.core.messages import LocalizedText, WaitInfo, choose_language
 from edge.jobs.view import Asker
 from schemas import events as e
-from schemas.feed import FeedPosition, ProgressMessage
+from schemas.events import FeedPosition, ProgressMessage
 from schemas.host import ImageStatus
 from schemas.installation import Pause
-from schemas.job import Job, JobFailure, Output, OutputFile
+from schemas.job import Job, JobFailure, Output, OutputFile, Status, WaitReason
 from schemas.job_view import FileView, JobUrls, JobView, ProgressView
-from schemas.retry_policy import FAILURES
-from schemas.status import Status, WaitReason
+from schemas.lifecycle import FAILURES
 from schemas.texts import Language
 from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig
 

@@ -7,9 +7,8 @@ import pytest
 
 from edge.core.clock import utc_now
 from edge.core.installation import StoreMismatch, check_store_fingerprint, get_or_create_value
-from edge.store import factory
-from edge.store.directory import DirectoryStore
-from edge.store.factory import StorePackageMissing, StoreSettings, open_store
+from edge.store import directory
+from edge.store.directory import DirectoryStore, StorePackageMissing, StoreSettings, open_store
 from edge.store.port import StoreBroken
 from edge.store.remote import RemoteStore
 from tests.support.fake_bus.broker import FakeBroker
@@ -28,7 +27,7 @@ async def test_a_folder_in_data_one_elsewhere_or_a_bucket(tmp_path: Path):
 
 
 async def test_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, f"{factory.__package__}.remote", None)
+    monkeypatch.setitem(sys.modules, f"{directory.__package__}.remote", None)
     with pytest.raises(StorePackageMissing, match=r"pip install 'lamplighter-server\[remote\]'"):
         async with open_store(StoreSettings(url="s3://bucket"), tmp_path):
             pass

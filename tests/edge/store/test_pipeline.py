@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from edge.store.fanout import fan_out, rechunk
+from edge.store.file_io import fan_out, rechunk
 
 
 async def pieces(count: int, size: int = 100) -> AsyncIterator[bytes]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge.http.byte_ranges import ByteRange, RangeNotSatisfiable, parse_single_range
+from edge.http.responses import ByteRange, RangeNotSatisfiable, parse_single_range
 
 
 @pytest.mark.parametrize(

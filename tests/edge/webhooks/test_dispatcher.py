@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from bus.interface import BrokerFull
 from edge.core.clock import utc_now
-from edge.webhooks.retry_policy import RETRY_DELAYS_S
+from edge.webhooks.dispatcher import RETRY_DELAYS_S
 from schemas.job import Job
 from schemas.problems import ProblemError
 from schemas.webhook import DeliveryLogRow, DeliveryState

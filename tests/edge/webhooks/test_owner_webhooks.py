@@ -7,9 +7,8 @@ import anyio
 import pytest
 
 from edge.core.clock import utc_now
-from schemas.job import Job
+from schemas.job import Job, Status
 from schemas.problems import ProblemError
-from schemas.status import Status
 from schemas.webhook import OWNER_WEBHOOK_LIMIT, DeliveryState
 from tests.edge.webhooks.test_dispatcher import hooked, rows, tried
 from tests.support.edge_services import EdgeServicesRig, FakeBusServicesRig, fake_bus_services

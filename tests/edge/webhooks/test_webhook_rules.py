@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from edge.webhooks.retry_policy import (
+from edge.webhooks.dispatcher import (
     FAILURE_THRESHOLD,
     RETRY_DELAYS_S,
     ReceiverCircuitBreaker,

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from schemas.container_protocol import ExitCode
-from schemas.retry_policy import FAILURES
+from schemas.lifecycle import FAILURES
 from tests.images.heygem.worker_runs import WorkerRun, WorkerSamples, run_worker_job
 
 SOON = {"HEYGEM_STALL_S": "0.5"}

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from runner.engines import selection
-from runner.engines.process_sandbox import NOT_INSTALLED, find_bubblewrap
+from runner.engines.process_job import NOT_INSTALLED, find_bubblewrap
 from runner.engines.selection import (
     DECISION_FILE,
     EngineChoice,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.engines import folder_watch
-from runner.engines.folder_watch import FolderWatch
+from runner.engines import output_streams
+from runner.engines.output_streams import FolderWatch
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def opened_watch() -> Iterator[FolderWatch]:
 
 @pytest.fixture
 def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_watch, "CHECK_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(output_streams, "CHECK_INTERVAL_S", 3600.0)
 
 
 @pytest.mark.usefixtures("never_polls")
@@ -94,8 +94,8 @@ async def test_a_job_that_prints_without_end_does_not_wake_its_reader_for_each_l
 
     with opened_watch() as watch, watch.watch(tmp_path) as changes, pytest.MonkeyPatch.context() as patch:
         patch.setattr(asyncio, "sleep", noted_sleep)
-        patch.setattr(folder_watch, "POLL_INTERVAL_S", 3600.0)
-        for _ in range(folder_watch.PROMPT_WAKES + 2):
+        patch.setattr(output_streams, "POLL_INTERVAL_S", 3600.0)
+        for _ in range(output_streams.PROMPT_WAKES + 2):
             changes.notify()
             await changes.wait()
-    assert waits == [folder_watch.GATHER_S] * (folder_watch.PROMPT_WAKES - 1) + [3600.0] * 2
+    assert waits == [output_streams.GATHER_S] * (output_streams.PROMPT_WAKES - 1) + [3600.0] * 2

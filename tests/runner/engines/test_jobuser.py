@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from runner.engines.job_user import JobUser, NoSuchUser, current_user_name, resolve_job_user
+from runner.engines.process_job import JobUser, NoSuchUser, current_user_name, resolve_job_user
 from tests.support.docker_images import ROOT
 from tests.support.job_user import why_not_nobody
 

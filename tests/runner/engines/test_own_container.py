@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.engines import own_container
-from runner.engines.own_container import check_container, check_socket, has_dockerd, own_container_id
+from runner.engines import selection
+from runner.engines.selection import check_container, check_socket, has_dockerd, own_container_id
 
 CONTAINER = "0123456789abcdef" * 4
 DATA = Path("/var/lib/lamplighter/runner")
@@ -81,7 +81,7 @@ def test_the_socket_is_checked_before_the_engine_is_asked(tmp_path: Path, monkey
 
 def test_a_container_with_an_engine_of_its_own_waits_for_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert check_socket(f"unix://{tmp_path}/docker.sock", has_own_engine=True) is None
-    monkeypatch.setattr(own_container, "DAEMON_FOLDERS", (str(tmp_path / "sbin"),))
+    monkeypatch.setattr(selection, "DAEMON_FOLDERS", (str(tmp_path / "sbin"),))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert not has_dockerd()
     (tmp_path / "sbin").mkdir()

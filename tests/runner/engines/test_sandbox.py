@@ -8,7 +8,7 @@ import pytest
 from runner.engines.docker_container_config import container_config, identity_from_labels, label_filters, to_labels
 from runner.engines.docker_replies import classify_start_failure, parse_engine_info, parse_exit, was_started
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, GpuInjection
-from schemas.isolation import EngineRuntime
+from schemas.endpoint_parts import EngineRuntime
 
 IDENTITY = ContainerIdentity(installation="i", host="h", owner="ann", job="j", round=2, attempt=3)
 

@@ -7,8 +7,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from runner.gpu.monitor import MonitorTiming, NvmlChild, NvmlMonitor
-from runner.gpu.nvml_protocol import NvmlMessage, encode
-from schemas.gpu import GpuMonitorState, GpuSnapshot
+from schemas.gpu import GpuMonitorState, GpuSnapshot, NvmlMessage, encode_nvml_message
 
 DEADLINE_S = 10
 PATIENT = MonitorTiming(first_reading_timeout_s=DEADLINE_S, reading_timeout_s=DEADLINE_S, restart_backoff_s=0.5)
@@ -26,7 +25,7 @@ class ScriptedNvmlChild:
 
     def say(self, *messages: NvmlMessage) -> None:
         for message in messages:
-            self._say.send_nowait(encode(message).strip())
+            self._say.send_nowait(encode_nvml_message(message).strip())
 
     def say_raw(self, line: bytes) -> None:
         self._say.send_nowait(line)

@@ -7,8 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from runner.gpu.assignment import GpuAssignment
-from runner.gpu.monitor import MonitorTiming, NvmlMonitor, nvml_spawner
+from runner.gpu.monitor import GpuAssignment, MonitorTiming, NvmlMonitor, nvml_spawner
 from schemas.gpu import GpuSnapshot
 from tests.runner.gpu.stub_nvml import StubNvml
 

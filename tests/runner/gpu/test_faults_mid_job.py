@@ -12,7 +12,7 @@ from runner.gpu.allocator import GpuProbeSettings, GpuSettings
 from runner.gpu.health import GpuHealthPolicy
 from schemas.container_protocol import ExitCode
 from schemas.gpu import GpuMonitorState
-from schemas.status import Status, WaitReason
+from schemas.job import Status, WaitReason
 from tests.runner.gpu.stub_monitor import run_stub_monitor
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 from tests.runner.gpu.test_gpu_faults import NEW_DRIVER

@@ -7,12 +7,11 @@ import pytest
 
 from lamplighter.cli.doctor import CheckStatus
 from lamplighter.cli.machine_checks import check_local_gpus
-from runner.gpu.assignment import AssignedGpus, AssignmentInvalid, GpuAssignment, read_assignment
-from runner.gpu.monitor import open_gpu_monitor
+from runner.gpu.monitor import AssignedGpus, AssignmentInvalid, GpuAssignment, open_gpu_monitor, read_assignment
 from runner.gpu.placement import PlacementCapacity, Unplaceable, place
 from schemas.endpoint import Resources
 from schemas.gpu import GpuMonitorState
-from schemas.status import WaitReason
+from schemas.job import WaitReason
 from tests.runner.gpu.stub_monitor import run_stub_monitor, wait_for_snapshot
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid, slice_uuid
 from tests.support.gpu_samples import make_sample

@@ -14,7 +14,7 @@ from runner.gpu.monitor import MonitorTiming
 from runner.gpu.placement import Placed, PlacementCapacity, Unplaceable, place
 from schemas.endpoint import Resources
 from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuSample, RemappedRows
-from schemas.status import WaitReason
+from schemas.job import WaitReason
 from tests.runner.gpu.stub_monitor import DEADLINE_S, run_stub_monitor, wait_for_snapshot
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runner.gpu.metering import GpuMeter, MeterPrice, compute_usage, record_sample, start_meter
+from runner.gpu.health import GpuMeter, MeterPrice, compute_usage, record_sample, start_meter
 from runner.gpu.process_owner import OwnProcesses
 from schemas.gpu import GpuProcess
 from tests.support.gpu_samples import FOREIGN_PROCESS, make_sample

@@ -8,9 +8,9 @@ import pytest
 
 from runner.gpu.placement import Placed, PlacementCapacity, Unplaceable, place
 from schemas.endpoint import Resources
+from schemas.endpoint_parts import CardRequirement
 from schemas.gpu import GpuHealth, GpuMonitorState, GpuProcess, GpuRecoveryAction, GpuSample, RemappedRows
-from schemas.requirements import CardRequirement
-from schemas.status import WaitReason
+from schemas.job import WaitReason
 from tests.runner.gpu.stub_monitor import run_stub_monitor, wait_for_snapshot
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 

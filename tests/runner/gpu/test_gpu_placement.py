@@ -16,9 +16,9 @@ from runner.gpu.placement import (
     place,
 )
 from schemas.endpoint import Resources
+from schemas.endpoint_parts import CardRequirement
 from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuProcess, GpuSample, GpuSnapshot, LostGpu
-from schemas.requirements import CardRequirement
-from schemas.status import WaitReason
+from schemas.job import WaitReason
 from tests.support.gpu_samples import fit_health, make_sample, make_snapshot
 
 ONE = Resources(gpus=1, vram_mb=8000)

@@ -14,12 +14,27 @@ from msgspec.structs import replace
 
 from runner.engines.docker_container_config import container_config
 from runner.engines.port import MpsClient
-from runner.gpu.allocator import GpuAllocator, GpuSettings
-from runner.gpu.mps import DAEMON_NAME, PID_FILE, MpsSettings, find_control_daemon, mps_client
-from runner.gpu.placement import Placed, PlacementCapacity, PlacementPolicy, Unplaceable, VramReservation, place
-from runner.gpu.turns import ShareTurns, choose_kept_gpus
+from runner.gpu.allocator import (
+    MPS_DAEMON_NAME,
+    MPS_PID_FILE,
+    GpuAllocator,
+    GpuSettings,
+    MpsSettings,
+    find_control_daemon,
+    mps_client,
+)
+from runner.gpu.placement import (
+    Placed,
+    PlacementCapacity,
+    PlacementPolicy,
+    ShareTurns,
+    Unplaceable,
+    VramReservation,
+    choose_kept_gpus,
+    place,
+)
 from schemas.endpoint import Endpoint, EndpointInvalid, Resources, parse_endpoint
-from schemas.status import WaitReason
+from schemas.job import WaitReason
 from tests.runner.engines.test_sandbox import spec
 from tests.support.fake_gpus import FakeGpuMonitor
 from tests.support.gpu_samples import fit_health, make_sample, make_snapshot
@@ -289,12 +304,14 @@ def test_a_share_that_makes_no_sense_is_refused(resources: str, why: str) -> Non
 @contextmanager
 def run_control_daemon(folder: Path) -> Iterator[int]:
     """Run a program of the control daemon's name, with its pid file."""
-    program = folder / f"{DAEMON_NAME}-control"
+    program = folder / f"{MPS_DAEMON_NAME}-control"
     shutil.copy(shutil.which("sleep") or "", program)
     with subprocess.Popen([program, "600"]) as daemon:
-        (folder / PID_FILE).write_text(f"{daemon.pid}\n")
+        (folder / MPS_PID_FILE).write_text(f"{daemon.pid}\n")
         comm = Path(f"/proc/{daemon.pid}/comm")
-        wait_for_sync(lambda: comm.read_text().startswith(DAEMON_NAME))  # the kernel sets it a moment after the exec
+        wait_for_sync(
+            lambda: comm.read_text().startswith(MPS_DAEMON_NAME)
+        )  # the kernel sets it a moment after the exec
         try:
             yield daemon.pid
         finally:
@@ -308,7 +325,7 @@ def test_mps_is_used_where_its_control_daemon_runs(tmp_path: Path) -> None:
         assert find_control_daemon(auto) == pid
         assert find_control_daemon(replace(auto, use="off")) is None
     assert find_control_daemon(auto) is None  # the file of a daemon that has ended
-    (tmp_path / PID_FILE).write_text(str(os.getpid()))
+    (tmp_path / MPS_PID_FILE).write_text(str(os.getpid()))
     assert find_control_daemon(auto) is None  # its pid belongs to another program now
 
 

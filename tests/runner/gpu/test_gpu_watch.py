@@ -4,16 +4,19 @@ import anyio
 import pytest
 
 from runner.gpu.monitor import STATE_REASONS, MonitorTiming
-from runner.gpu.nvml_protocol import (
-    EXIT_CODES,
-    STATE_BY_EXIT_CODE,
+from schemas.gpu import (
+    NVML_EXIT_CODES,
+    STATE_BY_NVML_EXIT_CODE,
+    GpuMonitorState,
+    GpuSnapshot,
+    LostGpu,
     NvmlEnding,
     NvmlMessage,
     NvmlReading,
-    decode,
-    encode,
+    XidEvent,
+    decode_nvml_message,
+    encode_nvml_message,
 )
-from schemas.gpu import GpuMonitorState, GpuSnapshot, LostGpu, XidEvent
 from tests.runner.gpu.scripted_nvml import DEADLINE_S, ScriptedMonitor, ScriptedNvmlChild, run_scripted_monitor
 from tests.support.gpu_samples import make_sample
 
@@ -180,7 +183,7 @@ async def test_without_a_driver_the_known_gpus_are_lost_not_forgotten() -> None:
     child = ScriptedNvmlChild()
     child.say(BOTH)
     async with run_scripted_monitor(child) as stage:
-        child.exit(EXIT_CODES[GpuMonitorState.NO_DRIVER])
+        child.exit(NVML_EXIT_CODES[GpuMonitorState.NO_DRIVER])
         snapshot = await stage.wait_for_state(GpuMonitorState.NO_DRIVER)
         assert snapshot.samples == ()
         assert [card.uuid for card in snapshot.lost] == ["GPU-0", "GPU-1"]
@@ -201,8 +204,12 @@ def test_every_word_of_the_child_survives_the_wire() -> None:
         XidEvent("GPU-0", 79, at=1.5),
         NvmlEnding("Driver Not Loaded"),
     )
-    assert [decode(encode(word).removesuffix(b"\n")) for word in words] == list(words)
+    assert [decode_nvml_message(encode_nvml_message(word).removesuffix(b"\n")) for word in words] == list(words)
 
 
 def test_exit_codes() -> None:
-    assert STATE_BY_EXIT_CODE == {40: GpuMonitorState.NONE, 41: GpuMonitorState.NO_DRIVER, 42: GpuMonitorState.MISMATCH}
+    assert STATE_BY_NVML_EXIT_CODE == {
+        40: GpuMonitorState.NONE,
+        41: GpuMonitorState.NO_DRIVER,
+        42: GpuMonitorState.MISMATCH,
+    }

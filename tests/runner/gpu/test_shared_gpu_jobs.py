@@ -8,12 +8,9 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from runner.gpu.allocator import GpuSettings
-from runner.gpu.mps import MpsSettings
+from runner.gpu.allocator import GpuSettings, MpsSettings
 from runner.gpu.placement import PlacementPolicy
-from schemas.ids import JobKey
-from schemas.job import Job
-from schemas.status import Status, WaitReason
+from schemas.job import Job, JobKey, Status, WaitReason
 from tests.runner.gpu.stub_monitor import run_stub_monitor
 from tests.runner.gpu.stub_nvml import StubNvml
 from tests.runner.warm_programs import warm_endpoint, warm_program

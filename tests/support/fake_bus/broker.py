@@ -29,14 +29,10 @@ from bus.nats.topology import (
     TOMBSTONES,
 )
 from schemas.asset import AssetReference
-from schemas.auth import ApiKey
-from schemas.conditions import Notice
-from schemas.enrollment import EnrolledHost, HostToken
+from schemas.credentials import ApiKey, EnrolledHost, HostToken
+from schemas.endpoint_parts import StoredSecret
 from schemas.host import AssetTombstone, HostCapabilities, HostHeartbeat
-from schemas.installation import InstallationConstant, Lease, Pause
-from schemas.job_action import JobAction
-from schemas.job_environment import StoredSecret
-from schemas.owner_deletion import DeletedOwner, OwnerDeletion
+from schemas.installation import DeletedOwner, InstallationConstant, JobAction, Lease, Notice, OwnerDeletion, Pause
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 from tests.support.fake_bus.connection import FakeConnection

@@ -8,7 +8,7 @@ import anyio.lowlevel
 from bus.health import BrokerBacklog, BrokerStatus
 from bus.interface import BrokerUnreachable, Lane
 from bus.notifier import Notifier
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.support.fake_bus.stream import Clock, FakeMessage, FakeStream
 
 

@@ -7,14 +7,11 @@ from typing import Generic, TypeVar
 import anyio
 
 from bus.interface import FeedItem, Lane, LeasedItem, QueueMessage, RecordChange, WebhookDelivery
-from bus.nats import codec, subjects
-from bus.nats.codec import try_decode_delivery, try_decode_record
-from bus.nats.feed_resume import Deduplicator, FeedExtent, format_item_id, resume_sequence
-from schemas.events import encode_record
-from schemas.feed import FeedMessage, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Pointer
-from schemas.status import PRIORITIES, Priority
+from bus.nats import wire
+from bus.nats.feed import Deduplicator, FeedExtent, format_item_id, resume_sequence
+from bus.nats.wire import try_decode_delivery, try_decode_record
+from schemas.events import FeedMessage, ProgressMessage, encode_record
+from schemas.job import PRIORITIES, JobKey, Pointer, Priority
 from tests.support.fake_bus.connection import FakeConnection
 from tests.support.fake_bus.stream import Clock, FakeMessage, FakeStatePair, FakeStream
 
@@ -54,9 +51,9 @@ class FakeJobFeed:
         """Append the message once."""
         await self._connection.require_connected()
         self._feed.append(
-            subjects.feed_subject(key, message),
-            codec.encode_feed_message(message),
-            message_id=subjects.feed_message_id(key, message),
+            wire.feed_subject(key, message),
+            wire.encode_feed_message(message),
+            message_id=wire.feed_message_id(key, message),
         )
 
     async def follow(self, owner: str, job_id: str | None = None, after: str | None = None) -> AsyncIterator[FeedItem]:
@@ -91,7 +88,7 @@ class FakeJobFeed:
 
     def _unsourced_state(self, key: JobKey, at: int, given: Deduplicator) -> FeedItem | None:
         """Return the state in STATE that FEED did not have."""
-        held = self._state.messages_of(subjects.record_subject(key))
+        held = self._state.messages_of(wire.record_subject(key))
         if not held or held[-1].sequence <= given.last_revision(key):
             return None
         last = held[-1]
@@ -100,25 +97,25 @@ class FakeJobFeed:
         )
 
     def _to_feed_item(self, message: FakeMessage) -> FeedItem | None:
-        key, name = subjects.parse_feed_key(message.subject), format_item_id(self._epoch, message.sequence)
+        key, name = wire.parse_feed_key(message.subject), format_item_id(self._epoch, message.sequence)
         if message.source is not None:
             change = RecordChange(message.source, key, try_decode_record(message.data))
             return FeedItem(name, key, change=change) if message.data else None
-        note = codec.try_decode_feed_message(message.data)
+        note = wire.try_decode_feed_message(message.data)
         return FeedItem(name, key, message=note) if note else None
 
     async def last_progress(self, key: JobKey) -> ProgressMessage | None:
         """Return the latest progress."""
         await self._connection.require_connected()
         held = self._feed.messages_of(f"feed.{key.owner}.{key.id}.progress")
-        note = codec.try_decode_feed_message(held[-1].data) if held else None
+        note = wire.try_decode_feed_message(held[-1].data) if held else None
         return note if isinstance(note, ProgressMessage) else None
 
     async def messages(self, key: JobKey) -> list[FeedMessage]:
         """Return all stored messages."""
         await self._connection.require_connected()
         held = self._feed.messages_after(0, f"feed.{key.owner}.{key.id}.")
-        return [note for m in held if m.source is None and (note := codec.try_decode_feed_message(m.data))]
+        return [note for m in held if m.source is None and (note := wire.try_decode_feed_message(m.data))]
 
     async def last_id(self) -> str:
         """Return the id of the end."""
@@ -190,12 +187,12 @@ class FakeJobQueue:
     async def ensure_consumers(self, pools: Collection[str]) -> None:
         """Create a lane for every priority of `pools`."""
         await self._connection.require_connected()
-        self._jobs.lanes.update(subjects.lane_consumer(pool, priority) for pool in pools for priority in PRIORITIES)
+        self._jobs.lanes.update(wire.lane_consumer(pool, priority) for pool in pools for priority in PRIORITIES)
 
     async def publish(self, pointer: Pointer, *, repair: bool = False) -> None:
         """Append the pointer and wake its lane."""
         await self._connection.require_connected()
-        subject = subjects.pointer_subject(pointer)
+        subject = wire.pointer_subject(pointer)
         self._jobs.log.append(subject, b"", message_id=None if repair else subject)
         for connection in self._jobs.connections:
             if connection.is_connected:
@@ -214,7 +211,7 @@ class FakeJobQueue:
         return found
 
     def _fetch_due(self, pool: str, priority: Priority) -> QueueMessage | None:
-        if subjects.lane_consumer(pool, priority) not in self._jobs.lanes:
+        if wire.lane_consumer(pool, priority) not in self._jobs.lanes:
             return None
         now = self._jobs.clock()
         for sequence, pointer in self._pointers(f"job.{pool}.{priority}."):
@@ -225,14 +222,14 @@ class FakeJobQueue:
 
     def _pointers(self, prefix: str) -> Iterator[tuple[int, Pointer]]:
         for message in self._jobs.log.messages_after(0, prefix):
-            pointer = subjects.parse_pointer_subject(message.subject)
+            pointer = wire.parse_pointer_subject(message.subject)
             if pointer is not None:
                 yield message.sequence, pointer
 
     async def remove(self, pointer: Pointer) -> None:
         """Delete the message of this pointer."""
         await self._connection.require_connected()
-        for message in self._jobs.log.messages_of(subjects.pointer_subject(pointer)):
+        for message in self._jobs.log.messages_of(wire.pointer_subject(pointer)):
             self._jobs.drop(message.sequence)
 
     async def list_pending(self, owner: str | None = None) -> set[Pointer]:
@@ -345,8 +342,8 @@ class FakeWebhookOutbox:
     async def enqueue(self, delivery: WebhookDelivery) -> None:
         """Append the delivery."""
         await self._connection.require_connected()
-        place = subjects.DeliverySubject(delivery.revision, delivery.replay, delivery.webhook)
-        subject = subjects.delivery_subject(delivery.record.job.key, place)
+        place = wire.DeliverySubject(delivery.revision, delivery.replay, delivery.webhook)
+        subject = wire.delivery_subject(delivery.record.job.key, place)
         self._streams.deliveries.log.append(subject, encode_record(delivery.record), message_id=subject)
 
     async def fetch(self) -> LeasedItem[WebhookDelivery] | None:
@@ -372,7 +369,7 @@ class FakeWebhookOutbox:
     async def remove(self, owner: str, job_id: str | None = None) -> int:
         """Delete the deliveries."""
         await self._connection.require_connected()
-        prefix = subjects.delivery_subjects(owner, job_id).removesuffix(">").removesuffix("*.")
+        prefix = wire.delivery_subjects(owner, job_id).removesuffix(">").removesuffix("*.")
         found = self._streams.deliveries.log.messages_after(0, prefix)
         for message in found:
             self._streams.deliveries.log.delete(message.sequence)

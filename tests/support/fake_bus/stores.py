@@ -18,20 +18,19 @@ from bus.interface import (
     TableRows,
     VersionedRecord,
 )
-from bus.nats import codec, subjects
-from bus.nats.codec import (
+from bus.nats import wire
+from bus.nats.topology import AUDIT
+from bus.nats.wire import (
     decode_row,
     decode_versioned_record,
     describe_unreadable_row,
     log_unreadable_row,
     try_decode_record,
 )
-from bus.nats.topology import AUDIT
 from schemas.events import JobRecord, encode_record
-from schemas.ids import JobKey
 from schemas.installation import AuditEvent
-from schemas.job import RECORD_LIMIT_BYTES
-from schemas.usage import JobUsage, PowerUsage, UsageRow
+from schemas.job import RECORD_LIMIT_BYTES, JobKey
+from schemas.job_view import JobUsage, PowerUsage, UsageRow
 from tests.support.fake_bus.connection import FakeConnection
 from tests.support.fake_bus.stream import FakeMessage, FakeStatePair, FakeStream
 
@@ -47,13 +46,13 @@ class FakeJobStore:
     async def read(self, key: JobKey) -> VersionedRecord | None:
         """Return the last record, unless it was deleted."""
         await self._connection.require_connected()
-        held = self._state.messages_of(subjects.record_subject(key))
+        held = self._state.messages_of(wire.record_subject(key))
         return decode_versioned_record(held[-1].sequence, held[-1].data) if held and held[-1].data else None
 
     async def create(self, key: JobKey, record: JobRecord) -> int:
         """Write the first record, also over a delete marker."""
         await self._connection.require_connected()
-        held = self._state.messages_of(subjects.record_subject(key))
+        held = self._state.messages_of(wire.record_subject(key))
         if held and held[-1].data:
             raise RevisionConflict(f"{key.owner}/{key.id} exists: read it")
         return self._append(key, encode_record(record), held[-1].sequence if held else 0)
@@ -68,12 +67,12 @@ class FakeJobStore:
             raise MessageTooLarge(
                 f"the record of {key.owner}/{key.id} has {len(data)} bytes, at most {RECORD_LIMIT_BYTES} are allowed"
             )
-        return self._streams.write(subjects.record_subject(key), data, expect)
+        return self._streams.write(wire.record_subject(key), data, expect)
 
     async def history(self, key: JobKey) -> list[VersionedRecord]:
         """Return the stored revisions."""
         await self._connection.require_connected()
-        held = self._state.messages_of(subjects.record_subject(key))
+        held = self._state.messages_of(wire.record_subject(key))
         if not held or not held[-1].data:
             return []
         return [VersionedRecord(m.sequence, record) for m in held if (record := try_decode_record(m.data))]
@@ -81,7 +80,7 @@ class FakeJobStore:
     async def delete(self, key: JobKey, revision: int | None) -> None:
         """Write a marker and delete everything before it."""
         await self._connection.require_connected()
-        subject = subjects.record_subject(key)
+        subject = wire.record_subject(key)
         marker = self._streams.write(subject, b"", revision)
         for message in self._state.messages_of(subject):
             if message.sequence < marker:
@@ -102,7 +101,7 @@ class FakeJobStore:
             if whole and not caught_up and self._superseded(message):
                 continue
             yield RecordChange(
-                message.sequence, subjects.parse_record_key(message.subject), try_decode_record(message.data)
+                message.sequence, wire.parse_record_key(message.subject), try_decode_record(message.data)
             )
 
     def _superseded(self, message: FakeMessage) -> bool:
@@ -113,7 +112,7 @@ class FakeJobStore:
         """Return the key of every job that exists."""
         await self._connection.require_connected()
         last = {message.subject: message.data for message in self._state.messages_after(0, "$KV.STATE.")}
-        return {subjects.parse_record_key(subject) for subject, data in last.items() if data}
+        return {wire.parse_record_key(subject) for subject, data in last.items() if data}
 
 
 T = TypeVar("T")
@@ -131,7 +130,7 @@ class FakeTable(Generic[T]):
     async def get(self, key: str) -> TableRow[T] | None:
         """Return the row."""
         await self._connection.require_connected()
-        held = self._log.messages_of(subjects.row_subject(self._bucket, key))
+        held = self._log.messages_of(wire.row_subject(self._bucket, key))
         return self._row(held[-1]) if held else None
 
     async def put(self, key: str, value: T) -> int:
@@ -148,7 +147,7 @@ class FakeTable(Generic[T]):
 
     async def _write(self, key: str, value: T, expect: int | None) -> int:
         await self._connection.require_connected()
-        revision = self._log.append(subjects.row_subject(self._bucket, key), msgspec.json.encode(value), expect=expect)
+        revision = self._log.append(wire.row_subject(self._bucket, key), msgspec.json.encode(value), expect=expect)
         if revision is None:
             raise AssertionError("only a message with an id can be a duplicate")
         return revision
@@ -156,16 +155,16 @@ class FakeTable(Generic[T]):
     async def delete(self, key: str) -> None:
         """Remove the row."""
         await self._connection.require_connected()
-        for message in self._log.messages_of(subjects.row_subject(self._bucket, key)):
+        for message in self._log.messages_of(wire.row_subject(self._bucket, key)):
             self._log.delete(message.sequence)
 
     async def rows(self, prefix: str = "") -> TableRows[T]:
         """Return all rows whose key starts with `prefix`."""
         await self._connection.require_connected()
-        held = self._log.messages_after(0, subjects.row_subject(self._bucket, prefix))
+        held = self._log.messages_after(0, wire.row_subject(self._bucket, prefix))
         found, unreadable = dict[str, TableRow[T]](), dict[str, str]()
         for message in held:
-            key = subjects.parse_row_key(self._bucket, message.subject)
+            key = wire.parse_row_key(self._bucket, message.subject)
             found.pop(key, None)  # an earlier revision
             unreadable.pop(key, None)
             try:
@@ -181,9 +180,9 @@ class FakeTable(Generic[T]):
     async def keys(self, pattern: str = ">") -> set[str]:
         """Return the keys that match."""
         await self._connection.require_connected()
-        held = self._log.messages_after(0, subjects.row_subject(self._bucket, ""))
-        keys = {subjects.parse_row_key(self._bucket, message.subject) for message in held}
-        return {key for key in keys if subjects.subject_matches(pattern, key)}
+        held = self._log.messages_after(0, wire.row_subject(self._bucket, ""))
+        keys = {wire.parse_row_key(self._bucket, message.subject) for message in held}
+        return {key for key in keys if wire.subject_matches(pattern, key)}
 
 
 class FakeUsageLog:
@@ -197,7 +196,7 @@ class FakeUsageLog:
         """Write to an empty subject."""
         await self._connection.require_connected()
         try:
-            self._log.append(subjects.usage_subject(row), msgspec.json.encode(row), expect=0)
+            self._log.append(wire.usage_subject(row), msgspec.json.encode(row), expect=0)
         except RevisionConflict:
             return False
         return True
@@ -205,28 +204,26 @@ class FakeUsageLog:
     async def job_rows(self, since: datetime) -> list[JobUsage]:
         """Return all rows of jobs."""
         return [
-            row
-            for data in await self._read_rows(subjects.JOB_USAGE_SUBJECTS)
-            if (row := codec.try_decode_job_usage(data))
+            row for data in await self._read_rows(wire.JOB_USAGE_SUBJECTS) if (row := wire.try_decode_job_usage(data))
         ]
 
     async def power_rows(self, since: datetime) -> list[PowerUsage]:
         """Return all rows of hosts."""
         return [
             row
-            for data in await self._read_rows(subjects.POWER_USAGE_SUBJECTS)
-            if (row := codec.try_decode_power_usage(data))
+            for data in await self._read_rows(wire.POWER_USAGE_SUBJECTS)
+            if (row := wire.try_decode_power_usage(data))
         ]
 
     async def last_job_row(self) -> JobUsage | None:
         """Return the newest row of a job."""
-        held = await self._read_rows(subjects.JOB_USAGE_SUBJECTS)
-        return codec.try_decode_job_usage(held[-1]) if held else None
+        held = await self._read_rows(wire.JOB_USAGE_SUBJECTS)
+        return wire.try_decode_job_usage(held[-1]) if held else None
 
     async def delete_owner(self, owner: str) -> int:
         """Delete the rows one by one."""
         await self._connection.require_connected()
-        found = self._log.messages_after(0, subjects.owner_usage_subjects(owner).removesuffix(">"))
+        found = self._log.messages_after(0, wire.owner_usage_subjects(owner).removesuffix(">"))
         for message in found:
             self._log.delete(message.sequence)
         return len(found)
@@ -248,7 +245,7 @@ class FakeAuditStream:
         """Write to an empty subject."""
         await self._connection.require_connected()
         try:
-            self._log.append(subjects.row_subject(AUDIT.name, event_id), msgspec.json.encode(event), expect=0)
+            self._log.append(wire.row_subject(AUDIT.name, event_id), msgspec.json.encode(event), expect=0)
         except RevisionConflict:
             return False
         return True
@@ -260,7 +257,7 @@ class FakeAuditStream:
         first = self._log.first
         start = max(first, end - span)
         entries = []
-        for message in self._log.messages_after(start - 1, subjects.row_subject(AUDIT.name, "")):
+        for message in self._log.messages_after(start - 1, wire.row_subject(AUDIT.name, "")):
             if message.sequence < end:
                 try:
                     event = decode_row(self._decoder, message.subject, message.data)

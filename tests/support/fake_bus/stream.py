@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bus.interface import BrokerFull, MessageTooLarge, RevisionConflict
-from bus.nats import subjects
+from bus.nats import wire
 from bus.notifier import Notifier
 
 DEDUPLICATION_WINDOW_S = 120.0
@@ -133,6 +133,6 @@ class FakeStatePair(NamedTuple):
         revision = self.state.append(subject, data, expect=expect)
         if revision is None:
             raise AssertionError("only a message with an id can be a duplicate")
-        key = subjects.parse_record_key(subject)
+        key = wire.parse_record_key(subject)
         self.feed.append(f"feed.{key.owner}.{key.id}.state", data, source=revision)
         return revision

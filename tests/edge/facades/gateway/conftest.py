@@ -10,10 +10,10 @@ from msgspec import Struct
 
 from edge.app import create_app
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
-from edge.http.dependencies import EdgeServices
+from edge.http.auth import EdgeServices
 from edge.owners.api_keys import ApiKeyStore
 from edge.server.bounded_server import WEBSOCKET_OPTIONS
-from schemas.auth import CLIENT_SCOPES, Scope
+from schemas.credentials import CLIENT_SCOPES, Scope
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
 from tests.support.gateway_client import GatewayClient, connect_gateway
 from tests.support.http_server import serve_app

@@ -2,8 +2,7 @@
 
 import pytest
 
-from schemas.ids import JobKey
-from schemas.status import Status
+from schemas.job import JobKey, Status
 from tests.edge.facades.gateway.conftest import GatewayEdge
 
 TEXT = {"text": "hello"}

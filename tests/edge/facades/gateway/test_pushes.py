@@ -11,9 +11,8 @@ import pytest
 from edge.facades.gateway.gateway import GatewayLimits
 from edge.owners.api_keys import ApiKeyStore
 from schemas import events as e
-from schemas.feed import FeedPosition, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Job, JobFailure, Output
+from schemas.events import FeedPosition, ProgressMessage
+from schemas.job import Job, JobFailure, JobKey, Output
 from tests.edge.facades.gateway.conftest import GatewayEdge, make_keys, run_gateway_edge
 from tests.support.edge_services import FixedEntropy, fake_bus_services
 from tests.support.gateway_client import GatewayClient

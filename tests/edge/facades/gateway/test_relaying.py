@@ -5,11 +5,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from edge.power.drivers.relay import RelayDriver, RelayUnavailable
+from edge.power.drivers.generic import RelayDriver, RelayUnavailable
 from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, serve_edge
 from runner.host.health_file import MAX_AGE_S, HealthFile, fault_of
-from schemas.power import ReportedPower
-from schemas.power_driver import NoCapacity, PowerCallFailed
+from schemas.power import NoCapacity, PowerCallFailed, ReportedPower
 from tests.edge.facades.gateway.conftest import GatewayEdge
 from tests.support.fake_power_driver import FakePowerDriver
 from tests.support.wait import wait_for

@@ -5,9 +5,8 @@ import json
 import anyio
 import pytest
 
-from edge.power.drivers.relay import RelayDriver, RelayUnavailable
-from schemas.power import ReportedPower
-from schemas.power_driver import NoCapacity, PowerCallFailed, PowerDriverReply
+from edge.power.drivers.generic import RelayDriver, RelayUnavailable
+from schemas.power import NoCapacity, PowerCallFailed, PowerDriverReply, ReportedPower
 from tests.edge.facades.gateway.conftest import GatewayEdge
 from tests.support.gateway_client import MESSAGE_TIMEOUT_S, GatewayClient, GatewayMessage
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge.facades.gateway.gateway import GatewayLimits
 from edge.http.auth import KEY_REVOKED_REASON
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from schemas.gateway_protocol import FRAME_LIMIT_BYTES
 from tests.edge.facades.gateway.conftest import GatewayEdge
 from tests.support.gateway_client import GatewayClient, connect_gateway

@@ -11,18 +11,16 @@ import pytest
 from msgspec import Struct
 
 from edge.app import create_app
-from edge.core.trusted_proxies import TrustedProxies
+from edge.core.clients import TrustedProxies
 from edge.facades.gateway.gateway import run_gateway
-from edge.facades.heygem.auth import EASY_PREFIX, KeylessPort
-from edge.facades.heygem.facade import HeygemFacade, HeygemSettings
-from edge.facades.heygem.result_export import ResultExporter
+from edge.facades.heygem.facade import HeygemFacade, HeygemSettings, ResultExporter
+from edge.facades.heygem.protocol import EASY_PREFIX, KeylessPort
 from edge.owners.api_keys import ApiKeyStore
 from schemas import events as e
-from schemas.auth import CLIENT_SCOPES
+from schemas.credentials import CLIENT_SCOPES
 from schemas.endpoint import Endpoint, parse_endpoint
 from schemas.host import HostCapabilities
-from schemas.ids import JobKey
-from schemas.job import Job, Output, OutputFile
+from schemas.job import Job, JobKey, Output, OutputFile
 from tests.support.edge_services import FakeBusServicesRig, FixedEntropy, fake_bus_services
 from tests.support.http_server import open_client, serve_app
 from tests.support.served_edge import NO_PROXY, lend_routes, make_services

@@ -8,10 +8,8 @@ import anyio.abc
 from bus.health import BrokerStatus
 from schemas import events as e
 from schemas.container_protocol import OUTPUT_FILE
-from schemas.feed import FeedPosition, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import JobFailure, Output, OutputFile
-from schemas.status import Status
+from schemas.events import FeedPosition, ProgressMessage
+from schemas.job import JobFailure, JobKey, Output, OutputFile, Status
 from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, HeygemClient, run_heygem_edge
 from tests.edge.services.test_await_input import became
 from tests.support.scripted_servers import http_response, scripted_server

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.facades.heygem.shared_dir import open_shared_file
+from edge.facades.heygem.facade import open_shared_file
 from schemas.problems import ProblemError
 from tests.edge.facades.heygem.conftest import AUDIO, VIDEO, HeygemClient, parse_body
 

@@ -3,7 +3,7 @@
 import httpx2
 from msgspec import structs
 
-from schemas.auth import Scope
+from schemas.credentials import Scope
 from tests.edge.facades.heygem.conftest import HeygemClient, parse_body
 
 BODY = {"audio_url": "speech.wav", "video_url": "face.mp4", "code": "mine"}

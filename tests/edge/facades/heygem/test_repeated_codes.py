@@ -7,9 +7,8 @@ import pytest
 
 from schemas import events as e
 from schemas.asset import DIGEST_SCHEME
-from schemas.job import Job, JobFailure
+from schemas.job import FINAL_STATUSES, Job, JobFailure, Status
 from schemas.problems import ProblemError
-from schemas.status import FINAL_STATUSES, Status
 from tests.edge.facades.heygem.conftest import AUDIO, OWNER, VIDEO, HeygemClient, run_heygem_edge
 from tests.edge.facades.heygem.test_desktop import ACCEPTED, sha
 from tests.support.wait import wait_for

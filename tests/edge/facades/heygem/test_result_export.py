@@ -5,10 +5,10 @@ from pathlib import Path
 
 import anyio
 
-from edge.facades.heygem import result_export as module
-from edge.facades.heygem.result_export import ExportState, ResultExporter
+from edge.facades.heygem import facade as module
+from edge.facades.heygem.facade import ExportState, ResultExporter
 from edge.owners.quotas import OwnerQuotaOverride
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.edge.facades.heygem.conftest import OWNER, HeygemClient
 from tests.support.wait import wait_for
 

@@ -10,15 +10,13 @@ import httpx2
 import pytest
 from msgspec import Struct
 
-from edge.facades.heygem.auth import TTS_PREFIX, VENDOR_TTS_PREFIX
 from edge.facades.heygem.facade import HeygemSettings
+from edge.facades.heygem.protocol import TTS_PREFIX, VENDOR_TTS_PREFIX
 from edge.jobs.event_stream import EventStreams
 from schemas import events as e
 from schemas.endpoint import parse_endpoint
-from schemas.ids import JobKey
-from schemas.job import Job, Output, OutputFile
+from schemas.job import Job, JobKey, Output, OutputFile, Status
 from schemas.problems import ProblemError
-from schemas.status import Status
 from tests.edge.facades.heygem.conftest import OWNER, run_facade
 from tests.support.edge_services import FakeBusServicesRig
 from tests.support.http_server import open_client

@@ -13,9 +13,9 @@ import pytest
 
 from bus.health import BrokerStatus
 from bus.interface import RevisionConflict
-from edge.facades.heygem import result_export, routes
+from edge.facades.heygem import facade, routes
 from edge.owners.quotas import OwnerQuotaOverride
-from schemas.ids import JobKey
+from schemas.job import JobKey
 from tests.edge.facades.heygem.conftest import OWNER, HeygemClient
 from tests.edge.facades.heygem.test_desktop import ACCEPTED
 
@@ -145,7 +145,7 @@ async def full_disk(_: HeygemClient, patch: pytest.MonkeyPatch) -> None:
     def full(*_):
         raise OSError(28, os.strerror(28))
 
-    patch.setattr(result_export, "_write_note", full)
+    patch.setattr(facade, "_write_note", full)
 
 
 @pytest.mark.parametrize("fault", [unsynced, catching_up, contended, full_disk])

@@ -8,9 +8,8 @@ from anyio import to_thread
 from msgspec import Struct
 
 from schemas import events as e
-from schemas.feed import FeedPosition, ProgressMessage
-from schemas.ids import JobKey
-from schemas.job import Job, Output, OutputFile
+from schemas.events import FeedPosition, ProgressMessage
+from schemas.job import Job, JobKey, Output, OutputFile
 from tests.edge.routes.conftest import edge
 from tests.support import runpod_client
 from tests.support.served_edge import ServedEdge
