@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
-from msgspec import Struct
 from msgspec.structs import replace
 
 from bus.interface import BusError, MessageTooLarge, QueueMessage
@@ -28,6 +27,8 @@ from runner.execution.job_files import OutputRefused, collect_outputs
 from runner.execution.verdict import (
     ClassifiedFailure,
     Done,
+    ExecutionResult,
+    FinalEvent,
     JobCancelled,
     StopReason,
     Verdict,
@@ -37,10 +38,9 @@ from runner.execution.verdict import (
 )
 from runner.execution.warm_container import STATES_WITHOUT_START, ContainerReuse
 from schemas.container_protocol import ExitCode
-from schemas.events import AttemptReleased, Cancelled, Failed, RecordUnreadable, Succeeded
+from schemas.events import RecordUnreadable
 from schemas.host import RunningExecution
-from schemas.job import FINAL_STATUSES, AttemptUsage, Job, JobKey, JobMetric, Output, OutputFile, Status
-from schemas.lifecycle import outcome_after_failure
+from schemas.job import FINAL_STATUSES, AttemptUsage, Job, JobKey, Output, OutputFile, Status
 
 LOG_FILE_NAME = "log.txt"
 ENDED_JOB_FOLDER = "job"  # in the run folder: where the job's folder goes when its container is kept
@@ -62,17 +62,6 @@ class ExecutionPhase(StrEnum):
 CODES_OF_SOUND_PROGRAM = frozenset({ExitCode.DONE, ExitCode.BAD_JOB, ExitCode.BAD_INPUT})
 CLAIM_CHECKED_PHASES = frozenset({ExecutionPhase.RUNNING, ExecutionPhase.UPLOADING})
 CLEARING_PHASES = frozenset({ExecutionPhase.CLEARING, ExecutionPhase.LOST})
-
-
-class ExecutionResult(Struct, frozen=True):
-    """The result to record: verdict, use of the host, log and outputs."""
-
-    verdict: Verdict
-    usage: AttemptUsage
-    log: str | None = None
-    output: Output = Output()
-    log_tail: tuple[str, ...] = ()
-    metrics: tuple[JobMetric, ...] = ()
 
 
 class OnFreed(Protocol):
@@ -306,25 +295,8 @@ class Execution:
             without_output = ExecutionResult(self.verdict, result.usage, result.log)
             return await self._fenced_job.record(partial(self._final_event, without_output))
 
-    def _final_event(self, result: ExecutionResult, job: Job) -> Succeeded | Cancelled | AttemptReleased | Failed:
-        """Return the event for the verdict and the job as it is recorded now."""
-        verdict = result.verdict
-        if isinstance(verdict, Done):
-            return Succeeded(result.output, result.usage, result.log, result.metrics)
-        if isinstance(verdict, JobCancelled):
-            return Cancelled(result.usage, result.log, result.metrics)
-        return outcome_after_failure(
-            job,
-            verdict.code,
-            verdict.message,
-            verdict.failure_class,
-            at=self._context.now(),
-            jitter=self._context.jitter(),
-            usage=result.usage,
-            log=result.log,
-            log_tail=result.log_tail,
-            metrics=result.metrics,
-        )
+    def _final_event(self, result: ExecutionResult, job: Job) -> FinalEvent:
+        return result.final_event(job, at=self._context.now(), jitter=self._context.jitter())
 
     async def _acknowledge(self, job: Job) -> None:
         """Acknowledge the message. One that was not delivered here comes again, and is handled by the record."""

@@ -6,6 +6,7 @@ first. An OOM kill of a child hides behind the parent's exit code. A GPU error m
 
 import errno
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from enum import StrEnum
 
 from msgspec import Struct
@@ -16,7 +17,8 @@ from runner.engines.port import ContainerExit, StartFailed
 from runner.execution.job_files import InvalidJobInput, OutputRefused
 from runner.gpu.health import APPLICATION_XIDS, describe_xid
 from schemas.container_protocol import EXIT_FAILURES, ErrorLine, ExitCode
-from schemas.job import Blame
+from schemas.events import AttemptReleased, Cancelled, Failed, Succeeded
+from schemas.job import AttemptUsage, Blame, Job, JobMetric, Output
 from schemas.lifecycle import (
     DRAINED_CODE,
     FAILURES,
@@ -25,6 +27,7 @@ from schemas.lifecycle import (
     SECRET_MISSING_CODE,
     FailureClass,
     classify_failure,
+    outcome_after_failure,
 )
 
 
@@ -235,3 +238,37 @@ def result_too_large(error: MessageTooLarge) -> ClassifiedFailure:
 def classify_exit(facts: ExitFacts) -> Verdict:
     """Return the verdict on the attempt."""
     return next(verdict for rule in RULES if (verdict := rule(facts)) is not None)
+
+
+FinalEvent = Succeeded | Cancelled | AttemptReleased | Failed
+
+
+class ExecutionResult(Struct, frozen=True):
+    """The result to record: verdict, use of the host, log and outputs."""
+
+    verdict: Verdict
+    usage: AttemptUsage
+    log: str | None = None
+    output: Output = Output()
+    log_tail: tuple[str, ...] = ()
+    metrics: tuple[JobMetric, ...] = ()
+
+    def final_event(self, job: Job, *, at: datetime, jitter: float) -> FinalEvent:
+        """Return the event for the verdict and the job as it is recorded now. `jitter` in [0, 1) spreads retries."""
+        verdict = self.verdict
+        if isinstance(verdict, Done):
+            return Succeeded(self.output, self.usage, self.log, self.metrics)
+        if isinstance(verdict, JobCancelled):
+            return Cancelled(self.usage, self.log, self.metrics)
+        return outcome_after_failure(
+            job,
+            verdict.code,
+            verdict.message,
+            verdict.failure_class,
+            at=at,
+            jitter=jitter,
+            usage=self.usage,
+            log=self.log,
+            log_tail=self.log_tail,
+            metrics=self.metrics,
+        )
