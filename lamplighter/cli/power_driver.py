@@ -76,7 +76,9 @@ def slurm(verb: str, host: str | None, script: str | None, options: tuple[str, .
                 click.echo(f"{one} {state}")
             return
         if host is None or (verb == "on" and script is None):
-            raise click.UsageError("LAMPLIGHTER_HOST or SLURM_PILOT is not set: the edge and `env` set them")
+            raise click.UsageError(
+                "LAMPLIGHTER_HOST or SLURM_PILOT is not set: the edge sets the first, `env` of [hosts.NAME] the second"
+            )
         pilot = SlurmPilot(host, script or "", options)
         if verb == "state":
             click.echo(pilot.state())

@@ -73,6 +73,9 @@ _UP: Mapping[str, str] = {
     "the variable {name} is not set: set it for the edge, and name it in `inherit` of [hosts.NAME]": (
         "未设置变量 {name}：请为 edge 设置，并写入 [hosts.NAME] 的 inherit"
     ),
+    "LAMPLIGHTER_HOST or SLURM_PILOT is not set: the edge sets the first, `env` of [hosts.NAME] the second": (
+        "未设置 LAMPLIGHTER_HOST 或 SLURM_PILOT：前者由 edge 设置，后者由 [hosts.NAME] 的 env 设置"
+    ),
     "{url} does not answer: {why}": "{url} 没有响应：{why}",
     "the {process} is healthy": "{process} 正常",
     "the {process} is not healthy: {why}": "{process} 不正常：{why}",
