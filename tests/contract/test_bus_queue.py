@@ -19,7 +19,7 @@ async def take(world: BusPair, priority: Priority = Priority.NORMAL, pool: str =
     return await world.runner.job_queue.fetch(pool, priority)
 
 
-async def taken(world: BusPair) -> QueueMessage:
+async def taken(world: BusPair, timeout_s: float = WAIT_TIMEOUT_S) -> QueueMessage:
     """The next delivery, waited for."""
     found: list[QueueMessage] = []
 
@@ -31,7 +31,7 @@ async def taken(world: BusPair) -> QueueMessage:
         found.extend([delivery] if delivery else [])
         return bool(found)
 
-    await wait_for(there)
+    await wait_for(there, timeout_s=timeout_s)
     return found[0]
 
 
@@ -67,6 +67,16 @@ async def test_a_taker_may_wait_for_what_is_just_being_published(world: BusPair)
     assert [delivery and delivery.pointer for delivery in took] == [pointer()]
     assert await world.runner.job_queue.fetch("echo", Priority.NORMAL, 0.01) is None
     assert await world.runner.job_queue.fetch("nowhere", Priority.NORMAL, 0.01) is None
+
+
+async def test_a_message_that_comes_after_its_fetch_was_given_up_is_returned_at_once(world: BusPair):
+    """A runner that was frozen while it fetched gives the fetch up before it reads the message."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(world.runner.job_queue.fetch, "echo", Priority.NORMAL, WAIT_TIMEOUT_S)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    await world.edge.job_queue.publish(pointer())  # the broker still answers the fetch
+    assert (await taken(world, timeout_s=20)).pointer == pointer()  # its lease would end after 30 s
 
 
 async def test_lanes_do_not_mix(world: BusPair):
