@@ -1,6 +1,7 @@
 """The calls of ports that have a fault point, and the names of these points."""
 
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from bus.interface import Bus, QueueMessage
@@ -20,6 +21,10 @@ def _presence(_host: str, presence: HostHeartbeat) -> str:
     return "draining" if presence.draining else ""
 
 
+def _file_name(descriptor: int) -> str:
+    return Path(f"/proc/self/fd/{descriptor}").readlink().name
+
+
 RECORDS = {"create": _event, "update": _event}
 QUEUE = {"publish": no_label, "remove": no_label}
 FEED = {"publish": _note}
@@ -34,6 +39,7 @@ STORE = {"write": no_label}
 DRIVER = {"start": no_label, "stop": no_label}
 SECRETS = {"update": no_label}
 KEY_FILE = {"atomic_write": no_label}
+DISK = {"fsync": _file_name}
 
 
 def arm_bus(bus: Bus, faults: FaultPoints) -> None:

@@ -3,6 +3,7 @@
 tests/chaos/chaos_installation.py starts it; nobody starts it by hand.
 """
 
+import os
 from typing import Any
 
 import edge.container
@@ -10,7 +11,7 @@ import edge.process
 from edge.owners import secret_keys
 from edge.power.drivers import factory
 from lamplighter.cli import main
-from tests.chaos.armed_ports import DRIVER, KEY_FILE, STORE, arm_bus
+from tests.chaos.armed_ports import DISK, DRIVER, KEY_FILE, STORE, arm_bus
 from tests.chaos.fault_points import FaultPoints
 
 FAULTS = FaultPoints.of_this_process()
@@ -37,4 +38,5 @@ if __name__ == "__main__":
     edge.process.assemble_services = assembled  # type: ignore[attr-defined]
     factory.build_drivers = built
     FAULTS.over_blocking(secret_keys, "key_file", KEY_FILE)
+    FAULTS.over_blocking(os, "disk", DISK)
     main()

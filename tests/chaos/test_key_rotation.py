@@ -25,6 +25,7 @@ from tests.support.installation import Installation, RunningInstallation, run_in
 from tests.support.wait import wait_for
 
 VALUES = {"ann": "hf_the-value-of-ann", "bob": "hf_the-value-of-bob", "nobody": "hf_of-the-installation"}
+NEW_FILE_WRITTEN = "disk.fsync.secrets.key.part"  # and not renamed yet
 NEEDS_TOKEN = Endpoint(name="tts", image="tts", secrets=("HF_TOKEN",))
 
 
@@ -39,6 +40,11 @@ class KeyRotation(Struct, frozen=True):
     def file(self) -> Path:
         """The key file of the edge."""
         return self.running.installation.folder / "edge" / "secrets.key"
+
+    @property
+    def part(self) -> Path:
+        """The new key file until it is renamed."""
+        return self.file.with_name("secrets.key.part")
 
     async def start_edge(self) -> None:
         """Start the edge, armed or not, without waiting until it is ready."""
@@ -86,7 +92,7 @@ async def rotation(tmp_path: Path) -> AsyncIterator[KeyRotation]:
         print(installation.tail())  # noqa: T201 - shown by pytest when the test failed
 
 
-@pytest.mark.long(7)
+@pytest.mark.long(9)
 async def test_an_edge_that_is_killed_while_it_replaces_the_key_loses_no_secret(rotation: KeyRotation):
     running = rotation.running
 
@@ -98,7 +104,8 @@ async def test_an_edge_that_is_killed_while_it_replaces_the_key_loses_no_secret(
         await wait_until_ready(running.ann)
         await rotation.call(finish=True)
 
-    await rotation.kill_at("key_file.atomic_write", CallSide.BEFORE, rotate)
+    await rotation.kill_at(NEW_FILE_WRITTEN, CallSide.AFTER, rotate)
+    assert rotation.part.exists()
     assert SecretKeyFile(rotation.file).keys.old_ids == ()
     await rotation.start_edge()
     await rotation.kill_at("key_file.atomic_write", CallSide.AFTER, rotate)
@@ -114,8 +121,13 @@ async def test_an_edge_that_is_killed_while_it_replaces_the_key_loses_no_secret(
     await wait_for(is_sealed_again, timeout_s=60)
     a_minute_ago = time.time() - OLD_KEY_KEPT_S - 1
     os.utime(rotation.file, (a_minute_ago, a_minute_ago))
-    await rotation.kill_at("key_file.atomic_write", CallSide.BEFORE, finish)
+    await rotation.kill_at(NEW_FILE_WRITTEN, CallSide.AFTER, finish)
+    assert rotation.part.exists()
     assert SecretKeyFile(rotation.file).keys.old_ids == (rotation.old_id,)
+    await rotation.start_edge()
+    await rotation.kill_at("key_file.atomic_write", CallSide.AFTER, finish)
+    assert not rotation.part.exists()
+    assert SecretKeyFile(rotation.file).keys.old_ids == ()
     await rotation.start_edge()
     await wait_until_ready(running.ann)
     key = running.installation.keys["admin"]
