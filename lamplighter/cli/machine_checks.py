@@ -15,7 +15,7 @@ from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import EngineError
 from runner.engines.selection import (
     EngineDecisionUnreadable,
-    docker_settings,
+    docker_url,
     find_container_faults,
     find_docker,
     preview_engine,
@@ -63,7 +63,7 @@ async def check_own_container(data: Path) -> list[Finding]:
         return [Finding("runner", CheckStatus.FAIL, str(error))]
     if engine != "docker":
         return []
-    faults = await find_container_faults(folder, docker_settings(settings.docker_socket, 1))
+    faults = await find_container_faults(folder, docker_url(settings.docker_socket))
     return [Finding("container", CheckStatus.FAIL, fault.what, fault.fix) for fault in faults]
 
 

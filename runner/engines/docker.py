@@ -87,6 +87,7 @@ T = TypeVar("T")
 
 NOBODY_UID = 65534
 RECONNECT_INTERVAL_S = 0.05  # between two requests to a daemon that restarts
+EXTRA_STREAMS = 32  # containers that are followed and run no job: warm ones and GPU probes
 STOP_MARGIN_S = 10.0  # a stop may take this much longer than its grace
 
 
@@ -98,6 +99,11 @@ class DockerSettings(Struct, frozen=True):
     streams: int = 32
     call_timeout_s: int = 30
     reconnect_s: float = 60.0  # how long to wait for a daemon that restarts
+
+    @classmethod
+    def for_slots(cls, base_url: str, slots: int) -> Self:
+        """Return settings with an output stream for each slot, and some more."""
+        return cls(base_url, streams=slots + EXTRA_STREAMS)
 
 
 @contextmanager
@@ -131,11 +137,6 @@ class DockerEngine:
         self._pids: dict[str, tuple[int, int]] = {}  # of the main processes of measured containers, and their starts
         self._has_profile_support: bool | None = None  # whether the daemon accepts our seccomp profile; None: unknown
         self._owner = (os.getuid(), os.getgid()) if os.getuid() else (NOBODY_UID, NOBODY_UID)
-
-    @property
-    def base_url(self) -> str:
-        """Return the address of the daemon."""
-        return self._settings.base_url
 
     async def __aenter__(self) -> Self:
         self._networks.loop = asyncio.get_running_loop()

@@ -16,8 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-
-import requests
+from typing import Any, Protocol
 
 from runner.engines.port import EngineUnavailable
 
@@ -28,16 +27,24 @@ ReadBytes = Callable[[], Awaitable[bytes]]
 ErrorMapping = Callable[[], AbstractContextManager[None]]
 
 
+class StreamedResponse(Protocol):
+    """What is used of a response of `requests`, whose import takes time that a runner without Docker need not spend."""
+
+    raw: Any
+
+    def close(self) -> None: ...
+
+
 @asynccontextmanager
 async def open_stream(
-    pool: ThreadPoolExecutor, open_response: Callable[[], requests.Response], map_errors: ErrorMapping
+    pool: ThreadPoolExecutor, open_response: Callable[[], StreamedResponse], map_errors: ErrorMapping
 ) -> AsyncIterator[ReadBytes]:
     """Yield a function that returns the next bytes of the response, empty at its end.
 
     `map_errors` translates foreign errors. The block holds one thread of `pool`; leaving it wakes and ends the thread.
     """
 
-    def open_mapped() -> requests.Response:
+    def open_mapped() -> StreamedResponse:
         with map_errors():
             return open_response()
 
@@ -56,7 +63,7 @@ async def open_stream(
         pump_future.add_done_callback(lambda _: response.close())
 
 
-def _close_response(response_future: "Future[requests.Response]") -> None:
+def _close_response(response_future: Future[StreamedResponse]) -> None:
     if not response_future.cancelled() and response_future.exception() is None:
         response_future.result().close()
 
@@ -64,7 +71,7 @@ def _close_response(response_future: "Future[requests.Response]") -> None:
 class _ThreadPipe:
     """Pipe from a reading thread to the event loop. It joins many small reads: the daemon sends each line alone."""
 
-    def __init__(self, response: requests.Response) -> None:
+    def __init__(self, response: StreamedResponse) -> None:
         self._response = response
         self._loop = asyncio.get_running_loop()
         self._filled = asyncio.Event()

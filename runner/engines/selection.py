@@ -31,7 +31,6 @@ from msgspec.structs import replace
 
 from bus.secret_files import atomic_write
 from runner.egress.proxy import EgressProxy, EgressRules
-from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import ContainerEngine, EngineError, EngineName
 from runner.engines.process import CannotRunJobs, ProcessEngine
 from runner.engines.process_job import (
@@ -69,20 +68,25 @@ def own_container_id(mounts: Path = MOUNTS_FILE) -> str | None:
     return found[1] if found else None
 
 
-async def find_container_faults(data: Path, settings: DockerSettings) -> list[ContainerFault]:
-    """Return what our container lacks; nothing outside of a container, or if the engine does not know it."""
+async def find_container_faults(data: Path, base_url: str) -> list[ContainerFault]:
+    """Return what our container lacks; nothing outside of a container, or if the engine does not know it.
+
+    `base_url`: the engine's address.
+    """
     container = await anyio.to_thread.run_sync(own_container_id)
     if container is None and not await anyio.Path(DOCKER_MARK).exists():
         return []
     has_own_engine = await anyio.to_thread.run_sync(has_dockerd)
-    fault = await anyio.to_thread.run_sync(partial(check_socket, settings.base_url, has_own_engine=has_own_engine))
+    fault = await anyio.to_thread.run_sync(partial(check_socket, base_url, has_own_engine=has_own_engine))
     if fault is not None:
         return [fault]
     if container is None:
         return []
+    from runner.engines.docker import DockerEngine, DockerSettings  # noqa: PLC0415 - see _docker_engine
+
     try:
         with anyio.fail_after(INSPECT_TIMEOUT_S):
-            async with DockerEngine(settings) as engine:
+            async with DockerEngine(DockerSettings(base_url)) as engine:
                 return check_container(await engine.inspect(container), data)
     except (EngineError, TimeoutError):
         return []  # an engine that is away is waited for
@@ -159,7 +163,6 @@ def _host_path(mounts: Any, folder: Path) -> str | None:
 DECISION_FILE = "engine.json"
 DOCKER_SOCKET = "/var/run/docker.sock"
 
-EXTRA_STREAMS = 32  # containers that are followed and run no job: warm ones and GPU probes
 JOBKIT_DIR = Path(__file__).resolve().parents[2] / "images" / "jobkit"
 CLEANUP_TIMEOUT_S = 20.0
 
@@ -226,7 +229,7 @@ async def select_engine(config: EngineConfig, images: Iterable[Path], now: datet
         choice = await anyio.to_thread.run_sync(choose_engine, config.data, config.engine, docker_found, now)
         match choice.decision.engine:
             case "docker":
-                faults = await find_container_faults(config.data, docker_settings(config.docker_socket, config.slots))
+                faults = await find_container_faults(config.data, docker_url(config.docker_socket))
                 if faults:
                     raise EngineUnusable("; ".join(map(str, faults)))
                 return _select_docker(config, choice)
@@ -239,9 +242,9 @@ async def select_engine(config: EngineConfig, images: Iterable[Path], now: datet
 
 
 def _select_docker(config: EngineConfig, choice: EngineChoice) -> SelectedEngine:
-    engine, why = _docker_engine(config), choice.decision.why
-    summary = f"jobs run in Docker containers ({why}; engine at {engine.base_url})"
-    return SelectedEngine(engine, None, why, summary, choice.previous)
+    why = choice.decision.why
+    summary = f"jobs run in Docker containers ({why}; engine at {docker_url(config.docker_socket)})"
+    return SelectedEngine(_docker_engine(config), None, why, summary, choice.previous)
 
 
 async def _select_process(config: EngineConfig, choice: EngineChoice, images: Iterable[Path]) -> SelectedEngine:
@@ -326,11 +329,10 @@ async def remove_all_containers(config: EngineConfig, installation: str, host: s
         await remove_previous_containers(config, kept.engine, installation, host)
 
 
-def docker_settings(docker_socket: str | None, slots: int) -> DockerSettings:
-    """Return the address of the Docker engine, and how many output streams it may open: one a slot and some more."""
+def docker_url(docker_socket: str | None) -> str:
+    """Return the address of the Docker engine. `docker_socket` is the setting."""
     address = docker_socket or os.environ.get("DOCKER_HOST") or DOCKER_SOCKET
-    url = address if "://" in address else f"unix://{address}"
-    return DockerSettings(base_url=url, streams=slots + EXTRA_STREAMS)
+    return address if "://" in address else f"unix://{address}"
 
 
 def _build_engine(config: EngineConfig, name: EngineName) -> ContainerEngine:
@@ -344,8 +346,11 @@ def _build_engine(config: EngineConfig, name: EngineName) -> ContainerEngine:
             assert_never(unknown)
 
 
-def _docker_engine(config: EngineConfig) -> DockerEngine:
-    settings = docker_settings(config.docker_socket, config.slots)
+def _docker_engine(config: EngineConfig) -> ContainerEngine:
+    # Importing docker-py takes a quarter of a runner's start, and the process engine does not need it.
+    from runner.engines.docker import DockerEngine, DockerSettings  # noqa: PLC0415
+
+    settings = DockerSettings.for_slots(docker_url(config.docker_socket), config.slots)
     return DockerEngine(settings, EgressProxy(EgressRules(config.own_services)))
 
 

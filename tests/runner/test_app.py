@@ -2,13 +2,14 @@
 
 import pytest
 
-from runner.engines.selection import docker_settings
+from runner.engines.docker import DockerSettings
+from runner.engines.selection import docker_url
 
 
 @pytest.mark.parametrize("slots", [1, 256])
 def test_every_slot_has_its_stream(slots: int) -> None:
     """Check that there are more threads than slots: a followed container holds one, and a stop needs another."""
-    assert docker_settings(None, slots).streams > slots
+    assert DockerSettings.for_slots("unix:///run/x.sock", slots).streams > slots
 
 
 @pytest.mark.parametrize(
@@ -21,4 +22,4 @@ def test_every_slot_has_its_stream(slots: int) -> None:
 )
 def test_where_docker_is(monkeypatch: pytest.MonkeyPatch, socket: str | None, host: str, url: str) -> None:
     monkeypatch.setenv("DOCKER_HOST", host)
-    assert docker_settings(socket, 1).base_url == url
+    assert docker_url(socket) == url
