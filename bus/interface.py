@@ -65,7 +65,14 @@ class BrokerUnreachable(BusError):
 
 
 class RowUnreadable(BusError):
-    """The bytes stored under the key are not a row of the table. The other rows can be used."""
+    """The bytes stored under the key are not a row of the table. The other rows can be used.
+
+    `why`: what the decoder says. `data`: the stored bytes.
+    """
+
+    def __init__(self, subject: str, why: str, data: bytes) -> None:
+        super().__init__(f"{subject} does not hold a readable row ({why}): delete it or write it again")
+        self.why, self.data = why, data
 
 
 class VersionedRecord(Struct, frozen=True):
@@ -393,9 +400,9 @@ class TableRow(Struct, Generic[T], frozen=True):
 
 
 class TableRows(dict[str, TableRow[T]]):
-    """The readable rows of a table by key. `unreadable`: by key of each other row, why it cannot be read."""
+    """The readable rows of a table by key. `unreadable`: the error of each other row, by key."""
 
-    def __init__(self, rows: Mapping[str, TableRow[T]], unreadable: Mapping[str, str]) -> None:
+    def __init__(self, rows: Mapping[str, TableRow[T]], unreadable: Mapping[str, RowUnreadable]) -> None:
         super().__init__(rows)
         self.unreadable = dict(unreadable)
 

@@ -6,9 +6,10 @@ Also the Host of `/v1/hosts`.
 from enum import StrEnum
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import Struct, field, json
 
 from schemas.endpoint import Endpoint
+from schemas.events import DECODE_ERRORS
 from schemas.installation import Pause
 from schemas.job import JobProgram, Moment, Token
 from schemas.power import ForeignUse
@@ -193,6 +194,23 @@ class HostHeartbeat(Struct, frozen=True, kw_only=True):
         return bool(self.running or activity.uploading or activity.unrecovered or activity.foreign_uses)
 
 
+class HeartbeatVersion(Struct, frozen=True):
+    """The only field of a heartbeat that is read if the rest cannot be."""
+
+    version: str | None = None
+
+
+_version_decoder = json.Decoder(HeartbeatVersion)
+
+
+def read_runner_version(heartbeat: bytes) -> str | None:
+    """Return the version of the runner that sent an unreadable heartbeat; None if it cannot be read either."""
+    try:
+        return _version_decoder.decode(heartbeat).version
+    except DECODE_ERRORS:
+        return None
+
+
 HOST_ENDPOINTS_LIMIT = 200  # in one offer; the edge keeps up to three queues and one checked schema for each
 HOST_ENDPOINTS_LIMIT_BYTES = 1024 * 1024  # of all of them as JSON; the broker's max_payload is 2 MB
 
@@ -251,11 +269,11 @@ class HostView(Struct, frozen=True, kw_only=True):
 
     `busy` null: the host is not up. `unschedulable` says why an endpoint cannot start there now; `cannot` is its old
     name, answered beside it for one release. `engine`: docker or process; `engine_away`: why it does not answer now;
-    `run_as`: the user of jobs under the process engine. `waits`: the tasks that its runner cannot do now, each with the
-    reason; of a blocked host, what its power driver said last. `version`: that of its runner. `declared`: the settings
-    have a power driver for it. `images`: those of its endpoints, with what has arrived of each; empty under the process
-    engine, which has none. `volumes`: the same for the volumes of its endpoints. `maintenance`: since when and by whom
-    it is in maintenance; null while it is not. `labels`: those of its runner's settings. `unmet`: by endpoint, which of
+    `run_as`: the user of jobs under the process engine. `waits`: what its runner or its power driver cannot do now,
+    with the reasons. `version`: that of its runner. `declared`: the settings have a power driver for it. `images`:
+    those of its endpoints, with what has arrived of each; empty under the process engine, which has none. `volumes`:
+    the same for the volumes of its endpoints. `maintenance`: since when and by whom it is in maintenance; null while
+    it is not. `labels`: those of its runner's settings. `unmet`: by endpoint, which of
     its requirements the host does not meet, also while the host is off. `isolation`: what isolates jobs there whose
     endpoint asks for no runtime: `process` for nothing; `runtimes`: those that an endpoint can ask for.
     `gpus_assigned`: how many of the machine's GPUs its runner uses, and why; null: all.

@@ -41,7 +41,6 @@ from bus.nats.topology import STATE, Bucket
 from bus.nats.wire import (
     decode_row,
     decode_versioned_record,
-    describe_unreadable_row,
     log_unreadable_row,
     try_decode_record,
 )
@@ -185,7 +184,7 @@ FULL_READ_INTERVAL_S = 30.0
 
 class _KeptRows(NamedTuple, Generic[T]):
     """All rows of a bucket as of `last_sequence` of its stream. `keys`: also those of markers and unreadable rows.
-    `unreadable`: by key, why a row cannot be read.
+    `unreadable`: the error of each row that cannot be read, by key.
 
     `read_at`: when all of them were last read, by the clock of the event loop.
     """
@@ -195,7 +194,7 @@ class _KeptRows(NamedTuple, Generic[T]):
     last_sequence: int
     keys: Set[str]
     rows: Mapping[str, TableRow[T]]
-    unreadable: Mapping[str, str]
+    unreadable: Mapping[str, RowUnreadable]
 
 
 class NatsTable(Generic[T]):
@@ -277,14 +276,14 @@ class NatsTable(Generic[T]):
 
     async def _read_rows(self, keys: Iterable[str]) -> TableRows[T]:
         waiting = iter(sorted(keys))
-        found, unreadable = dict[str, TableRow[T]](), dict[str, str]()
+        found, unreadable = dict[str, TableRow[T]](), dict[str, RowUnreadable]()
         while batch := list(islice(waiting, CONCURRENT_READ_LIMIT)):
             rows = zip(batch, await asyncio.gather(*map(self._get_or_log, batch)), strict=True)
             for key, row in rows:
                 if isinstance(row, TableRow):
                     found[key] = row
                 elif row is not None:
-                    unreadable[key] = describe_unreadable_row(row)
+                    unreadable[key] = row
         return TableRows(found, unreadable)
 
     async def _read_kept_rows(self) -> TableRows[T]:
@@ -323,7 +322,7 @@ class NatsTable(Generic[T]):
             if isinstance(row, TableRow):
                 rows[key] = row
             elif row is not None:
-                unreadable[key] = describe_unreadable_row(row)
+                unreadable[key] = row
         is_complete = len(keys) == info.state.num_subjects  # no write was missed, so fewer means a removal
         if not is_complete:
             return None

@@ -232,12 +232,7 @@ def decode_row(decoder: msgspec.json.Decoder[T], subject: str, data: bytes) -> T
     try:
         return decoder.decode(data)
     except DECODE_ERRORS as error:
-        raise RowUnreadable(f"{subject} does not hold a readable row ({error}): delete it or write it again") from error
-
-
-def describe_unreadable_row(error: RowUnreadable) -> str:
-    """Return what the decoder says of the row."""
-    return " ".join(str(error.__cause__ or error).split())
+        raise RowUnreadable(subject, " ".join(str(error).split()), data) from error
 
 
 def log_unreadable_row(error: RowUnreadable) -> None:

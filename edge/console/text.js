@@ -265,6 +265,7 @@ const TEXTS = {
   ask_power_off: ["Switch {host} off? Running jobs end first.", "关闭 {host}？将先等待运行中的任务结束。"],
   ask_remove_host: ["Remove {host}?", "移除 {host}？"],
   remove_host_hint: ["Its key stops working at once. To join again it needs a new token.", "其密钥将立即失效，重新接入需要新的令牌。"],
+  host_cannot: ["Cannot {text}", "无法执行：{text}"],
   engine_away: ["The container engine does not answer", "容器引擎没有响应"],
   running_jobs: ["Running jobs", "运行中的任务"],
   usual_wake: ["Usual time to start", "通常开机用时"],

@@ -319,9 +319,10 @@ HOST_TEXTS_ZH: Mapping[str, str] = {
     "ask the power driver for its state ({why}): see that driver's settings": (
         "向电源驱动查询其状态（{why}）：请查看该驱动的设置"
     ),
-    "send heartbeats that this edge can read ({why}): upgrade the edge to the release of that runner": (
-        "发送该 edge 能读取的心跳（{why}）：请将 edge 升级到与该 runner 相同的版本"
-    ),
+    "power it on ({why}): the edge asks its driver again by itself": "为其开机（{why}）：edge 会自动再次请求其驱动",
+    "send heartbeats that this edge can read ({why}): {fix}": "发送该 edge 能读取的心跳（{why}）：{fix}",
+    "upgrade the edge to the release of that runner": "请将 edge 升级到与该 runner 相同的版本",
+    "upgrade the edge to the release of that runner ({version})": "请将 edge 升级到与该 runner 相同的版本（{version}）",
     "label {name} = {value} (it has no such label)": "标签 {name} = {value}（该服务器没有此标签）",
     "label {name} = {value} (it has {offered})": "标签 {name} = {value}（其值为 {offered}）",
     "a GPU ({cards}) (it has {found})": "GPU（{cards}）（现有 {found}）",

@@ -13,7 +13,7 @@ from anyio import CancelScope, Lock, sleep, to_thread
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bus.interface import Bus, BusError, RevisionConflict
+from bus.interface import Bus, BusError, RevisionConflict, RowUnreadable
 from bus.secret_files import atomic_write
 from edge.core.clock import Clock
 from edge.hosts.endpoints import EndpointRegistry
@@ -24,6 +24,7 @@ from schemas.host import (
     HostHeartbeat,
     HostView,
     activity_view,
+    read_runner_version,
 )
 from schemas.installation import Pause, endpoint_pause_key, maintenance_key
 from schemas.job import Claim, Moment, WaitReason
@@ -89,7 +90,8 @@ class PauseRegistry:
 
 
 # A task that the runner cannot do, like those that runners report: `task (reason): what to do`.
-UNREADABLE_HEARTBEAT = "send heartbeats that this edge can read ({why}): upgrade the edge to the release of that runner"
+UNREADABLE_HEARTBEAT = "send heartbeats that this edge can read ({why}): {fix}"
+UPGRADE_EDGE = "upgrade the edge to the release of that runner"
 
 _log = structlog.get_logger()
 
@@ -140,7 +142,7 @@ class HostRegistry:
         self._count_queued = count_queued
         self._period_s = period_s
         self._heartbeats: dict[str, HostHeartbeat] = {}
-        self._unreadable: Mapping[str, str] = {}
+        self._unreadable: Mapping[str, RowUnreadable] = {}
         self._left_at: dict[str, datetime] = {}
         self._gone_since: dict[tuple[str, str], datetime] = {}
         self._subscribers: set[Callable[[HostNotice], object]] = set()
@@ -231,8 +233,11 @@ class HostRegistry:
     ) -> HostView:
         endpoints = tuple(endpoint.name for endpoint in offer.endpoints) if offer else ()
         if host in self._unreadable:
-            waits = (UNREADABLE_HEARTBEAT.format(why=self._unreadable[host]),)
-            online = HostView(id=host, state="online", endpoints=endpoints, waits=waits)
+            error = self._unreadable[host]
+            version = read_runner_version(error.data)
+            fix = f"{UPGRADE_EDGE} ({version})" if version else UPGRADE_EDGE
+            waits = (UNREADABLE_HEARTBEAT.format(why=error.why, fix=fix),)
+            online = HostView(id=host, state="online", endpoints=endpoints, version=version, waits=waits)
             return replace(online, labels=offer.labels, unmet=offer.unmet) if offer else online
         if heartbeat is None:
             since = self._left_at.get(host, offer.at if offer else None)

@@ -179,7 +179,7 @@ FIELDS: Final[dict[str, dict[str, FieldNote]]] = {
         "warm": _N("The warm containers by endpoint"),
         "jobs": _N("The ids of its running jobs of this owner", [_JOB]),
         "busy": _N("What else keeps it busy; null: it is not connected"),
-        "waits": _N("What its runner cannot do now, with the reasons", []),
+        "waits": _N("What its runner or its power driver cannot do now, with the reasons", []),
         "unschedulable": _N("Why an endpoint cannot start there now, by endpoint", {}),
         "cannot": _N("The old name of `unschedulable`, kept for one release", {}),
         "hold": _N("The power override; null: none", None),

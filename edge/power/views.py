@@ -35,6 +35,8 @@ WAIT_REASONS: Mapping[PowerState, WaitReason] = {
     PowerState.FAULT: WaitReason.HOST_FAULT,
 }
 
+CANNOT_POWER_ON = "power it on ({why}): the edge asks its driver again by itself"  # a task in `waits` of a Host
+
 # Of several hosts, the reason of the one closest to starting the job is shown.
 REASONS_NEAREST_FIRST = (
     WaitReason.HOST_BOOTING,
@@ -103,7 +105,7 @@ def host_view(
         wake_median_s=wake_median_s(record),
         hold=None if override is None else to_builtins(override),
         declared=True,
-        waits=view.waits or ((blocked,) if blocked else ()),
+        waits=view.waits or ((CANNOT_POWER_ON.format(why=blocked),) if blocked else ()),
         history=tuple(to_builtins(change) for change in record.history),
         kept_on=kept_on,
     )

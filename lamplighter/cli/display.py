@@ -182,6 +182,11 @@ def describe_kept_on(host: Mapping[str, Any]) -> str:
     return f"{host['id']} is on: {why}" if why else ""
 
 
+def describe_waits(host: Mapping[str, Any]) -> list[str]:
+    """Return what a host cannot do now, with the reasons; one sentence for each task."""
+    return [f"host {host['id']}: cannot {what}" for what in host.get("waits", ())]
+
+
 def describe_engine(host: Mapping[str, Any]) -> str:
     """Return a sentence about the engine of an online host, and what it means for the jobs there."""
     if why := host.get("engine_away"):

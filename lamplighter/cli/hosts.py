@@ -62,8 +62,9 @@ def print_hosts(session: CliContext, found: list[dict[str, Any]], edge_version: 
         rows = [(*row, display.format_labels(host)) for row, host in zip(rows, found, strict=True)]
     display.print_table(session.out, columns, rows, "no host has connected yet: start a runner")
     for host in found:
-        if why := display.describe_kept_on(host):
-            session.out.print(say(why), markup=False, highlight=False)
+        kept_on = display.describe_kept_on(host)
+        for line in filter(None, (kept_on, *display.describe_waits(host))):
+            session.out.print(say(line), markup=False, highlight=False)
     for host in found:
         if warning := version_warning(edge_version, host):
             text = say(f"host {host['id']}: {warning}")

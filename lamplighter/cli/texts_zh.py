@@ -278,6 +278,9 @@ _DOCTOR: Mapping[str, str] = {
     "its runner is {runner} and the edge {edge}, more than one release apart: upgrade the older one": (
         "其 runner 为 {runner}，edge 为 {edge}，相差超过一个版本：请升级较旧的一方"
     ),
+    "LAMPLIGHTER_HOST or SLURM_PILOT is not set: the edge and `env` set them": (
+        "未设置 LAMPLIGHTER_HOST 或 SLURM_PILOT：它们由 edge 和 `env` 设置"
+    ),
     "host {host}: {why}": "服务器 {host}：{why}",
     "broker": "broker",
     "hosts": "服务器",

@@ -43,6 +43,12 @@ async def test_fills_labels_and_differences_are_in_the_tables(face: ServedEdge) 
     await world.announce_capabilities(programs={"echo": A}, sources=SAME_FILES)  # both were built where they run
     await world.announce_capabilities(host="gpu-2", programs={"echo": B}, sources=SAME_FILES)
     assert "(they differ)" not in await lamplighter(face, "endpoints")
+    world.broker.corrupt("$KV.HOSTS.gpu-2", b'{"host": ["gpu-2"], "version": "0.9.0"}')
+    await world.hosts.refresh()
+    told = [line for line in (await lamplighter(face, "hosts")).splitlines() if "cannot" in line]
+    assert len(told) == 1
+    assert told[0].startswith("host gpu-2: cannot send heartbeats that this edge can read (")
+    assert told[0].endswith("): upgrade the edge to the release of that runner (0.9.0)")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from edge.hosts.registry import UNREADABLE_HEARTBEAT
+from edge.hosts.registry import UNREADABLE_HEARTBEAT, UPGRADE_EDGE
 from lamplighter.cli import display
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.doctor import CheckStatus, DoctorTarget, Finding, check_hosts
@@ -153,7 +153,7 @@ def test_a_runner_or_an_edge_that_tells_no_version_is_not_judged():
 
 
 def test_doctor_tells_what_a_runner_waits_for():
-    refused = UNREADABLE_HEARTBEAT.format(why="Expected `str`, got `int` - at `$.incarnation`")
+    refused = UNREADABLE_HEARTBEAT.format(why="Expected `str`, got `int` - at `$.incarnation`", fix=UPGRADE_EDGE)
     unread = "fetch input: the edge is not reachable (ConnectError): check its address and the network"
     waits = (unread, "remove: busy", refused)
     view = HostView(id="gpu-1", state="online", waits=waits)

@@ -46,7 +46,7 @@ export function hostsPage(main, path) {
       hold && h("p", { class: "note" }, t(hold.want === "on" ? "held_on" : "held_off"), hold.until ? ` ${t("until", { time: time(hold.until) })}` : ""),
       host.maintenance && h("p", { class: "note" }, t("maintenance_by", { by: host.maintenance.by, time: time(host.maintenance.since) })),
       host.engine_away && h("p", { class: "error" }, `${t("engine_away")}: ${host.engine_away}`),
-      host.waits?.length > 0 && h("ul", { class: "error" }, host.waits.map((text) => h("li", {}, text))),
+      host.waits?.length > 0 && h("ul", { class: "error" }, host.waits.map((text) => h("li", {}, t("host_cannot", { text })))),
       powerBand(host.history ?? [], host.state, host.since, hours),
       host.gpus.map((gpu) => gpuPanel(gpu, samples, hours)),
       h("dl", {},

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from bus.interface import BrokerUnreachable
 from edge.hosts.registry import WakeForecast
+from edge.power.views import CANNOT_POWER_ON
 from schemas.host import KeepReason
 from schemas.host_config import DailyBudget, WolHostConfig
 from schemas.job import Priority, Status, WaitReason
@@ -221,6 +222,8 @@ async def test_sold_out_is_a_state_that_people_hear_of_and_that_passes(tmp_path:
         await made.edge.world.submit()
         blocked = await made.wait_for_state(S.BLOCKED)
         assert blocked.why.startswith("no capacity")
+        [view] = made.edge.power.host_views(made.edge.world.hosts.views())
+        assert view.waits == (CANNOT_POWER_ON.format(why="no machine is free: the call is repeated"),)
         assert made.edge.power.wait_reason("gpu-1") is WaitReason.HOST_BLOCKED
         await made.wait_for_state(S.ONLINE)
         assert made.edge.notices == ["host_waking gpu-1", "host_blocked gpu-1", "host_waking gpu-1"]

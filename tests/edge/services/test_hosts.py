@@ -174,7 +174,16 @@ async def test_a_heartbeat_that_cannot_be_read_is_of_a_host_that_lives(fake: Fak
     view = fake.hosts.view("gpu-1")
     assert view is not None
     assert (view.state, view.endpoints) == ("online", ("echo",))
-    assert "upgrade the edge" in view.waits[0]
+    assert view.waits[0].endswith(": upgrade the edge to the release of that runner")
+    assert view.version is None
+    fake.broker.corrupt("$KV.HOSTS.gpu-1", b'{"host": ["gpu-1"], "version": "0.9.0"}')
+    await fake.hosts.refresh()
+    view = fake.hosts.view("gpu-1")
+    assert view is not None
+    assert (view.version, view.waits[0].rpartition(": ")[2]) == (
+        "0.9.0",
+        "upgrade the edge to the release of that runner (0.9.0)",
+    )
     await fake.send_heartbeat()
     assert notices == []
     fake.broker.corrupt("$KV.HOSTS.gpu-1", b"[]")

@@ -23,7 +23,6 @@ from bus.nats.topology import AUDIT
 from bus.nats.wire import (
     decode_row,
     decode_versioned_record,
-    describe_unreadable_row,
     log_unreadable_row,
     try_decode_record,
 )
@@ -162,7 +161,7 @@ class FakeTable(Generic[T]):
         """Return all rows whose key starts with `prefix`."""
         await self._connection.require_connected()
         held = self._log.messages_after(0, wire.row_subject(self._bucket, prefix))
-        found, unreadable = dict[str, TableRow[T]](), dict[str, str]()
+        found, unreadable = dict[str, TableRow[T]](), dict[str, RowUnreadable]()
         for message in held:
             key = wire.parse_row_key(self._bucket, message.subject)
             found.pop(key, None)  # an earlier revision
@@ -171,7 +170,7 @@ class FakeTable(Generic[T]):
                 found[key] = self._row(message)
             except RowUnreadable as error:
                 log_unreadable_row(error)
-                unreadable[key] = describe_unreadable_row(error)
+                unreadable[key] = error
         return TableRows(found, unreadable)
 
     def _row(self, message: FakeMessage) -> TableRow[T]:
