@@ -4,7 +4,7 @@ Start reading at `lifecycle.run_lifecycle` (recover, claim, drain), then `claimi
 `execution.execution.Execution.run`, which is one job from its inputs to its record.
 
 `app` is the composition root. `context` holds what every part needs, and the retry during an outage. Packages from
-bottom to top: `engines` (containers), `assets` (files of a job), `gpu`, `execution` (one attempt), `claiming` (what may
-start here), `host` (heartbeat, power, enrollment). A package imports only packages before it, plus `schemas` and `bus`.
-Only the CLI imports the runner.
+bottom to top: `egress` (the way out of jobs), `engines` (containers), `assets` (files of a job), `gpu`, `execution`
+(one attempt), `claiming` (what may start here), `trial` (one job without a broker), `host` (heartbeat, power,
+enrollment). A package imports only packages before it, plus `schemas` and `bus`. Only the CLI imports the runner.
 """

@@ -52,7 +52,7 @@ class Adopted(JobEventBase, frozen=True, tag="adopted"):
 class AttemptReleased(JobEventBase, frozen=True, tag="released"):
     """The attempt ended and the job did not: it waits again, until `not_before`.
 
-    `charged`: whether the attempt counts against `max_attempts`. `code` is a key of `retry_policy.FAILURES`.
+    `charged`: whether the attempt counts against `max_attempts`. `code` is a key of `schemas.lifecycle.FAILURES`.
     """
 
     code: str

@@ -265,7 +265,7 @@ class JobProgram(Struct, frozen=True):
 
 
 class JobFailure(Struct, frozen=True):
-    """Why a job failed. `code` is a key of `retry_policy.FAILURES`, or the image's own.
+    """Why a job failed. `code` is a key of `schemas.lifecycle.FAILURES`, or the image's own.
 
     `retryable`: whether a `retry` by the owner may succeed with the same request. `log_tail`: the last lines that the
     attempt wrote to stderr, safe to print; the whole log is stored too.

@@ -30,6 +30,7 @@ DOTTED = re.compile(r"[a-z_]\w*(?:\.\w+)+(?:\(\))?")
 MEMBER = re.compile(r"_?[A-Z]\w*[a-z]\w*\.[a-z_]\w*(?:\(\))?")
 FILE_NAME = re.compile(r"[\w-]+(?:/[\w-]+)*\.(?:py|md|conf)")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)")
+NAME_IN_FILE = re.compile(rf"`(\w+)`\s+(?:in\s+|\()\[?`((?:{'|'.join(PACKAGES)})/[\w/]+\.py)`")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 # Names of files that are not in the repository.
@@ -298,6 +299,19 @@ def test_every_member_of_a_class_of_ours_exists() -> None:
         return owner not in classes() or any(has_member(one, member) for one in (owner, API_OBJECTS.get(owner, owner)))
 
     assert _unresolved(MEMBER, resolves) == []
+
+
+def test_every_name_that_a_page_places_in_a_file_is_there() -> None:
+    """Such as `failure_of_run` in `runner/execution/verdict.py`."""
+    pages = [path for path in tracked_files() if path.suffix == ".md"]
+    placed = [(page, *found) for page in pages for found in NAME_IN_FILE.findall(page.read_text())]
+    lost = [
+        f"{page.relative_to(ROOT)}: {name} in {file}"
+        for page, name, file in placed
+        if not re.search(rf"\b{name}\b", (ROOT / file).read_text())
+    ]
+    assert placed
+    assert lost == []
 
 
 def stored_names(node: ast.ClassDef) -> frozenset[str]:

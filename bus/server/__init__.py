@@ -3,5 +3,6 @@
 `process` also writes the accounts of enrolled hosts and makes the broker read them. The rights of each user are data in
 `bus.nats.topology`.
 
-`lamplighter up`, the edge (for enrollment) and tests import it. Start with `config`, which explains the accounts.
+`lamplighter up` and `backup`, the edge (for enrollment and TLS) and tests import it. Start with `config`, which
+explains the accounts.
 """

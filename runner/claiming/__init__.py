@@ -5,5 +5,5 @@ Start reading at `loop.ClaimLoop.run`: it fetches a message when a slot is free,
 start now. `recovery` deals with the containers that a previous runner process left. `warm_pool` keeps containers that
 wait for a job. `images` and `volumes` bring to the host what endpoints need, ahead of need.
 
-Only `host`, `lifecycle` and `app` import this package.
+Only `trial`, `host` and `lifecycle` import this package.
 """
