@@ -39,6 +39,7 @@ LOST_RACE_DELAY_S = 0.001  # maximum pause per consecutive lost race
 LOST_RACE_LIMIT = 20
 FIRST_IDLE_WAIT_S = 2 * PEEK_NAK_DELAY_S  # a message at which a busy host looked is visible again by then
 TURN_PRIORITIES = (Priority.HIGH, Priority.NORMAL)  # `low` waits for as long as others can start
+LANES_AT_ONCE = 3  # fetched ahead together, if all but the last one were empty before
 HOLD_LIMIT_S = 1.0  # how long a fetched message waits for a slot that is about to be free, on this host alone
 CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is being removed
 
@@ -72,6 +73,7 @@ class ClaimLoop:
         self._recovery = recovery
         self._warm_pool = warm_pool
         self._rotation = 0
+        self._empty_lanes: set[Lane] = set()  # at their last fetch ahead
         self._woken_lanes: frozenset[Lane] = frozenset()
         self._all_due_at = 0.0  # when all lanes are fetched again although others are woken
         self._lost_races = 0  # wakes in a row whose message another host took
@@ -134,7 +136,7 @@ class ClaimLoop:
             reasons = await self._schedulability.unschedulable_reasons()
             busy = [name for name, reason in reasons.items() if reason in GPU_BUSY_REASONS]
             awaited = [name for name in busy if self._host.endpoints[name].config.effective_pool in announced]
-            return await self._fetch_first(self._order_lanes(self._startable_pools(reasons.keys() - awaited)))
+            return await self._fetch_together(self._order_lanes(self._startable_pools(reasons.keys() - awaited)))
         except BusError as error:
             self._context.log_unavailable("claim", error)
             return None
@@ -250,6 +252,47 @@ class ClaimLoop:
             if message is not None:
                 return message
         return None
+
+    async def _fetch_together(self, lanes: list[Lane]) -> QueueMessage | None:
+        """Return the first message of these lanes. Raises BusError.
+
+        Lanes that were empty last time are fetched together with the one after them, because round trips in a row delay
+        the job. If one is not empty any more, the message after it is returned.
+        """
+        while lanes:
+            unknown = next((at for at, lane in enumerate(lanes) if lane not in self._empty_lanes), len(lanes))
+            size = min(unknown + 1, LANES_AT_ONCE)
+            found = await self._fetch_each(lanes[:size])
+            for surplus in found[1:]:
+                await self._context.retry_while_unavailable("return_message", partial(surplus.nak, PEEK_NAK_DELAY_S))
+            if found:
+                return found[0]
+            lanes = lanes[size:]
+        return None
+
+    async def _fetch_each(self, lanes: list[Lane]) -> list[QueueMessage]:
+        """Fetch once from each of the lanes at the same time; return the messages in their order."""
+        found: dict[Lane, QueueMessage] = {}
+        errors: list[BusError] = []
+
+        async def fetch(lane: Lane) -> None:
+            try:
+                message = await self._context.bus.job_queue.fetch(lane.pool, lane.priority, 0.0)
+            except BusError as error:
+                errors.append(error)
+                return
+            if message is None:
+                self._empty_lanes.add(lane)
+            else:
+                self._empty_lanes.discard(lane)
+                found[lane] = message
+
+        async with anyio.create_task_group() as tasks:
+            for lane in lanes:
+                tasks.start_soon(fetch, lane)
+        if errors and not found:
+            raise errors[0]
+        return [found[lane] for lane in lanes if lane in found]
 
     async def _wait_for_messages(self, pools: list[str], timeout_s: float) -> frozenset[Lane]:
         if pools:

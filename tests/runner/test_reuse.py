@@ -13,7 +13,7 @@ from bus.interface import QueueMessage
 from runner.engines.port import MIB, ContainerUsage
 from schemas.endpoint import Reuse
 from schemas.events import JobRecord, Started, Succeeded
-from schemas.job import JobKey, Policy, Status
+from schemas.job import JobKey, Policy, Priority, Status
 from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint, warm_program
 from tests.support.fake_engine import EndBySignal, FakeContainer
 from tests.support.runner_environment import RunnerEnvironment
@@ -154,6 +154,29 @@ async def test_the_next_job_is_claimed_while_the_end_is_recorded_and_starts_afte
     numbers = [job.output.data["number"] for job in ended if job.output is not None]
     assert numbers == (["1", "1"] if case == "retired" else ["1", "2"])
     assert started_early == [True, False]
+    await world.wait_until_clean()
+
+
+async def test_a_job_of_a_lane_that_was_empty_goes_first(world: RunnerEnvironment) -> None:
+    """Its lane is fetched together with that of the waiting job, which is returned and runs next."""
+    ran: list[str] = []
+
+    async def submit_while_working(box: FakeContainer, folder: Path) -> int:
+        ran.append(f"j{folder.name}")
+        if len(ran) == 2:
+            await world.submit("kept", "normal")
+            await world.submit("kept", "high", priority=Priority.HIGH)
+        return await work(box, folder)
+
+    world.programs = {"kept": reused_program(submit_while_working)}
+    keys = [await world.submit("kept", f"j{number}") for number in (1, 2)]
+    async with world.run_runner() as runner:
+        for key in keys:
+            await world.wait_until_ended(key)
+        ended = [await world.wait_until_ended(JobKey("ada", id_)) for id_ in ("high", "normal")]
+        await runner.drained()
+    assert [job.attempt for job in ended] == [1, 1]
+    assert [job.output.data["number"] for job in ended if job.output is not None] == ["3", "4"]
     await world.wait_until_clean()
 
 
