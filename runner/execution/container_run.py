@@ -130,7 +130,7 @@ class JobAssignment(Struct, frozen=True):
 class ContainerRun:
     """One container of one attempt. `handle` is set once it was started.
 
-    `exit`, `run_s`, `has_files` (to upload) and the last `error_line` are set once it has ended.
+    `exit`, `run_s` and the last `error_line` are set once it has ended.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class ContainerRun:
         self.exit: ContainerExit | None = None
         self.run_s: float | None = None
         self.error_line: ErrorLine | None = None
-        self.has_files = True
+        self._left_output: OutputPresence | None = None  # of a job whose container runs on
         warm = assignment.warm_container
         self.output_pump = OutputPump(
             context,
@@ -220,8 +220,15 @@ class ContainerRun:
         """Return whether the job has ended and its container has not: it waits for another job."""
         return self.exit is not None and self.output_pump.end_code is not None
 
+    @property
+    def has_files(self) -> bool:
+        """Return whether there may be files to upload."""
+        return self._left_output is None or self._left_output.has_files
+
     async def _exit_facts(self) -> ExitFacts:
-        found = await anyio.to_thread.run_sync(find_output, self.job_dir / "out")
+        found = self._left_output
+        if found is None:
+            found = await anyio.to_thread.run_sync(find_output, self.job_dir / "out")
         return ExitFacts(
             stop_reason=self.stop_reason,
             exit=self.exit,
@@ -379,7 +386,7 @@ class ContainerRun:
 
     async def _end_in_container(self, code: int) -> ContainerExit:
         """Return the end of a job whose container runs on, and take the job's folder from the container."""
-        self.has_files = (await anyio.to_thread.run_sync(self._close_job_folder)).has_files
+        self._left_output = await anyio.to_thread.run_sync(self._close_job_folder)
         start, now = self._checkpoint.current.start_time, self._context.now()
         return ContainerExit(code, started_at=start.at if start else None, finished_at=now)
 

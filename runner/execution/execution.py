@@ -44,7 +44,7 @@ from schemas.job import FINAL_STATUSES, AttemptUsage, Job, JobKey, Output, Outpu
 
 LOG_FILE_NAME = "log.txt"
 ENDED_JOB_FOLDER = "job"  # in the run folder: where the job's folder goes when its container is kept
-CLEAN_UP_DELAY_S = 1.0  # how long the folder of an ended job may wait for the start of the next one
+CLEAN_UP_DELAY_S = 1.0  # how long message and folder of an ended job may wait for the start of the next one
 MIN_NAK_DELAY_S = 1.0  # without a delay the broker delivers the message again at once, ahead of others
 
 
@@ -206,6 +206,7 @@ class Execution:
                     await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
                     self._on_freed(keeps_gpus=False)
             await self._is_log_ended.wait()
+            await self._let_next_job_start()
             await self._acknowledge(job)
             await self._clean_up()
         except ClaimLost as error:
@@ -340,6 +341,13 @@ class Execution:
             await anyio.to_thread.run_sync(self._clear_job_folder)
             self._vacated.set()
 
+    async def _let_next_job_start(self) -> None:
+        """Wait until the next job, if the container has one, has started: what is left to do here would delay it."""
+        warm = self.assignment.warm_container
+        if self.is_kept and warm is not None:
+            with anyio.move_on_after(CLEAN_UP_DELAY_S):
+                await warm.wait_for(*STATES_WITHOUT_START)
+
     def _clear_job_folder(self) -> None:
         """Move the job's folder to where the container does not see it, and remove the secrets. Blocking.
 
@@ -356,8 +364,6 @@ class Execution:
         warm = self.assignment.warm_container
         if self.is_kept and warm is not None:
             await self._take_job_folder_back()
-            with anyio.move_on_after(CLEAN_UP_DELAY_S):  # both would be slower if they wrote to the disk at once
-                await warm.wait_for(*STATES_WITHOUT_START)
             return await self._context.delete_folder(self._folders.run)
         if self.handle is None and warm is not None:
             await warm.is_vacated.wait()
