@@ -105,6 +105,9 @@ class VolumeStatus(Struct, frozen=True, kw_only=True):
     retry_in_s: float | None = None
 
 
+ENDPOINTS_TASK = "use the changed endpoints"  # in `blocked_work`: a file of endpoints is not valid; then `: ` and why
+
+
 class ActivityCounts(Struct, frozen=True):
     """Activity that keeps a host busy, besides the executions that it lists.
 

@@ -32,6 +32,7 @@ from lamplighter.transport import (
     unreachable,
 )
 from schemas.certificates import first_certificate, read_certificate
+from schemas.host import ENDPOINTS_TASK
 from schemas.outbound_rules import bypass_proxies_for_loopback
 from schemas.version import VERSION
 
@@ -48,6 +49,7 @@ UNSCHEDULABLE_FIXES = {
     "image_missing": "build or pull its image on that host, under the name in its endpoint.toml",
     "disk_short": "free some space on that host",
 }
+ENDPOINTS_FIX = "correct that file; until then the host keeps its endpoints as they were"
 UNMET_FIX = "offer it on another host, or correct the requirements in its endpoint.toml"
 REPORTED_ONCE = frozenset({"engine_away", "requirement_unmet"})  # other checks report these for the host
 PROCESS_ENGINE_FIX = "install Docker on that host and set engine = docker, or run only images that you trust"
@@ -228,6 +230,9 @@ def _check_engine(host: dict[str, Any]) -> Iterable[Finding]:
 def _check_blocked_tasks(host: dict[str, Any]) -> Iterable[Finding]:
     """List the tasks that the host's runner has to do and cannot do now."""
     for what in host.get("waits", ()):
+        if what.startswith(f"{ENDPOINTS_TASK}: "):
+            yield Finding(f"runner of {host['id']}", CheckStatus.WARN, f"cannot {what}", ENDPOINTS_FIX)
+            continue
         why, _, fix = what.partition("): ")  # our own errors have the fix after the cause in parentheses
         shown = f"{why})" if fix else why
         yield Finding(f"runner of {host['id']}", CheckStatus.WARN, f"cannot {shown}", fix or "read that runner's log")

@@ -5,9 +5,11 @@ from typing import Any
 import click
 
 from lamplighter import api
+from lamplighter.api import Unauthorized
 from lamplighter.cli import display
 from lamplighter.cli.context import CliContext, client_command, run_default_command
 from lamplighter.cli.language import say
+from schemas.host import ENDPOINTS_TASK
 from schemas.version import are_neighbours
 
 # What the edge revokes before it answers the removal of a host (edge.hosts.enrollment).
@@ -286,13 +288,28 @@ def list_endpoints(session: CliContext, name: str | None) -> None:
         session.show(one, lambda: _print_fields(session, one))
         return
     found = session.client.call(api.get_json("/v1/endpoints"))["endpoints"]
-    rows = ((e["name"], _describe_hosts(e), e["description"]) for e in found)
-    session.show(
-        found,
-        lambda: display.print_table(
-            session.out, ("ENDPOINT", "HOSTS", "DESCRIPTION"), rows, "no host offers an endpoint yet"
-        ),
-    )
+
+    def print_all() -> None:
+        rows = ((e["name"], _describe_hosts(e), e["description"]) for e in found)
+        display.print_table(session.out, ("ENDPOINT", "HOSTS", "DESCRIPTION"), rows, "no host offers an endpoint yet")
+        for line in _list_invalid_files(session):
+            session.err.print(say(line), highlight=False)
+
+    session.show(found, print_all)
+
+
+def _list_invalid_files(session: CliContext) -> list[str]:
+    """Return a line for each host that cannot use its changed endpoints; none if the key may not read hosts."""
+    try:
+        hosts = session.client.call(api.get_json("/v1/hosts"))["hosts"]
+    except Unauthorized:
+        return []
+    return [
+        f"host {host['id']} keeps its endpoints as they were, because a file is not valid: {task.partition(': ')[2]}"
+        for host in hosts
+        for task in host.get("waits", ())
+        if task.startswith(f"{ENDPOINTS_TASK}: ")
+    ]
 
 
 def _describe_hosts(endpoint: dict[str, Any]) -> str:

@@ -11,16 +11,18 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import click
 import msgspec
 import structlog
+from anyio.abc import TaskStatus
 from msgspec import Struct
 
 from bus import secret_files
@@ -33,12 +35,15 @@ from edge.owners.api_keys import ApiKeyStore
 from edge.owners.audit_log import AuditLog
 from lamplighter.cli.context import USAGE
 from lamplighter.cli.language import say
+from runner.endpoints import ENDPOINT_FILE, load_endpoints
 from schemas.backoff import Backoff
 from schemas.credentials import Scope
+from schemas.endpoint import EndpointInvalid
 from schemas.installation import BY_UP
 
 LOCAL_OWNER = "local"
 KEYS_FILE = "keys.json"
+ENDPOINTS_CHECK_INTERVAL_S = 2.0
 BROKER_FILE = "broker.json"  # the broker's address and the edge's password, for `backup` while `up` runs
 
 
@@ -350,3 +355,43 @@ async def _has_stopped_writing(monitors: MonitorClients) -> bool:
         return has_lost_write_quorum(await monitors.fetch_all())
     except BrokerUnreachable:  # the broker is ending, and `run` restarts it
         return False
+
+
+async def report_invalid_endpoints(
+    folders: Sequence[Path], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Log each change of an endpoint.toml that the runner cannot use, without end. Changes count from `started` on.
+
+    The runner itself refuses to start with a file that is not valid. A file that is being written is not complete, so a
+    change is checked only when the next look finds it again.
+    """
+    checked = changed = await anyio.to_thread.run_sync(_stamp_endpoint_files, folders)
+    task_status.started()
+    while True:
+        await anyio.sleep(ENDPOINTS_CHECK_INTERVAL_S)
+        before, changed = changed, await anyio.to_thread.run_sync(_stamp_endpoint_files, folders)
+        if changed == checked or changed != before:
+            continue
+        checked = changed
+        if (problem := await anyio.to_thread.run_sync(_find_invalid_endpoint, folders)) is not None:
+            log.warning("endpoints_not_valid", error=problem, effect="the runner keeps its endpoints as they were")
+
+
+def _stamp_endpoint_files(folders: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
+    """Return what differs after each change of an endpoint.toml. Blocking."""
+    found = []
+    for folder in folders:
+        for path in sorted([*folder.glob(ENDPOINT_FILE), *folder.glob(f"*/{ENDPOINT_FILE}")]):
+            with suppress(OSError):
+                status = path.stat()
+                found.append((str(path), status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+def _find_invalid_endpoint(folders: Sequence[Path]) -> str | None:
+    """Return which file is not valid, and why. Blocking."""
+    try:
+        load_endpoints(folders)
+    except (EndpointInvalid, OSError) as error:
+        return str(error)
+    return None

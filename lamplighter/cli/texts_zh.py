@@ -427,6 +427,12 @@ _DOCTOR: Mapping[str, str] = {
     ),
     "runner of {host}": "{host} 的 runner",
     "cannot {what}": "无法执行：{what}",
+    "correct that file; until then the host keeps its endpoints as they were": (
+        "请更正该文件；在此之前，服务器沿用原来的任务类型"
+    ),
+    "host {host} keeps its endpoints as they were, because a file is not valid: {why}": (
+        "服务器 {host} 沿用原来的任务类型，因为有文件无效：{why}"
+    ),
     "start its runner, or declare [hosts.{host}] so that the edge can power it on": (
         "请启动其 runner，或声明 [hosts.{host}]，以便 edge 为其开机"
     ),

@@ -50,6 +50,7 @@ from lamplighter.cli.supervisor import (
     installation_id,
     listen_on_loopback,
     lock_or_exit,
+    report_invalid_endpoints,
     write_private_json,
 )
 from lamplighter.cli.up_options import (
@@ -338,6 +339,7 @@ async def _run_until_signalled(
         tasks.start_soon(edge.run)
         tasks.start_soon(opened.watch_certificate)
         if not options.no_runner:
+            await tasks.start(report_invalid_endpoints, options.endpoints)
             tasks.start_soon(runner.run)
         try:
             async with anyio.create_task_group() as starting:

@@ -46,6 +46,7 @@ from runner.gpu.allocator import GpuAllocation
 from schemas.backoff import Backoff
 from schemas.container_protocol import ReadyLine
 from schemas.endpoint import EndpointInvalid
+from schemas.host import ENDPOINTS_TASK
 
 FIRST_PROBE_TIMEOUT_S = 2.0  # the first heartbeat waits this long for the engine
 PROBE_TIMEOUT_S = 20.0
@@ -267,7 +268,7 @@ class EndpointWatch:
         with self._context.outage.waiting() as report:
             current: str | None = problem
             while current is not None:
-                report(False, f"use the changed endpoints: {current}")
+                report(False, f"{ENDPOINTS_TASK}: {current}")
                 await anyio.sleep(self._context.intervals.image_s)
                 current = await self._look()
 
