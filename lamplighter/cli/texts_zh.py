@@ -346,6 +346,10 @@ _DOCTOR: Mapping[str, str] = {
     "{file} of the volume {name} does not fit into [volumes] max_gb beside what that host needs ({why})": (
         "卷 {name} 的文件 {file} 加上该服务器的任务类型所需的文件超过了 [volumes] max_gb（{why}）"
     ),
+    "the disk for volumes has no room for the volume {name} ({why})": "存放卷的磁盘没有空间存放卷 {name}（{why}）",
+    "the volume {name} does not fit into [volumes] max_gb beside what that host needs ({why})": (
+        "卷 {name} 加上该服务器的任务类型所需的文件超过了 [volumes] max_gb（{why}）"
+    ),
     "{server} cannot be reached from that host for {file} of the volume {name} ({why})": (
         "该服务器无法连接 {server} 以下载卷 {name} 的文件 {file}（{why}）"
     ),

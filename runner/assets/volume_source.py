@@ -23,6 +23,7 @@ from schemas.outbound_rules import bypass_proxies_for_loopback
 
 HTTP_TIMEOUT = httpx2.Timeout(60.0, connect=10.0)  # for one wait
 REDIRECT_LIMIT = 5
+PLAIN_FILE_HEADERS = {"Accept-Encoding": "identity"}
 BLOCK_BYTES = 1 << 16  # what a cut connection loses at most
 UNKNOWN_SIZE_STEP_BYTES = 64 << 20  # room for so much more is asked for while the server does not tell the size
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
@@ -64,6 +65,10 @@ class VolumeSource(Protocol):
         """
         ...
 
+    async def find_size(self, file: VolumeFile) -> int | None:
+        """Return the size of the file, without downloading it; None if its server does not tell, or does not answer."""
+        ...
+
 
 def server_name(file: VolumeFile) -> str:
     """Return the name of the server, for messages. The rest of a URL may hold a token."""
@@ -92,6 +97,19 @@ class HttpVolumeSource:
                 break
         raise FillFailed(FillFailure.WRONG_DIGEST, f"it has the sha256 {digest[:12]}… and not {file.sha256[:12]}…")
 
+    async def find_size(self, file: VolumeFile) -> int | None:
+        if file.bytes is not None:
+            return file.bytes
+        try:
+            if file.url is None:
+                return (await self._edge.get_info(VOLUMES_OWNER, file.sha256)).bytes if self._edge else None
+            answer = await self._client.head(file.url, headers=PLAIN_FILE_HEADERS)
+        except (AssetError, httpx2.RequestError):
+            return None  # the download says what is wrong
+        length = answer.headers.get("content-length", "")
+        is_plain = answer.headers.get("content-encoding", "identity") == "identity"
+        return int(length) if answer.is_success and is_plain and length.isdecimal() else None
+
     async def _download_while_it_grows(
         self, file: VolumeFile, url: str, download: ResumableFile, on_size: OnSize
     ) -> None:
@@ -106,9 +124,7 @@ class HttpVolumeSource:
                 furthest = download.size
 
     async def _download_once(self, file: VolumeFile, url: str, download: ResumableFile, on_size: OnSize) -> None:
-        headers = {"Accept-Encoding": "identity"}
-        if download.size:
-            headers["Range"] = f"bytes={download.size}-"
+        headers = {**PLAIN_FILE_HEADERS, **({"Range": f"bytes={download.size}-"} if download.size else {})}
         async with self._client.stream("GET", url, headers=headers) as answer:
             if answer.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:
                 return  # nothing is left to request; the digest shows whether the file is right

@@ -216,15 +216,18 @@ class VolumeStore:
 
     # ── room ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def make_room(self, sha256: Digest, size: int, used_here: Iterable[Digest] = ()) -> None:
-        """Remove volumes until a file of this size fits beside the others. Raises FillFailed (QUOTA, DISK_FULL)."""
-        coming = max(0, size - self._received_bytes(sha256))
+    def make_room(self, sizes: Mapping[Digest, int], used_here: Iterable[Digest] = ()) -> None:
+        """Remove volumes until files of these sizes fit beside the others. Raises FillFailed (QUOTA, DISK_FULL)."""
+        coming = sum(max(0, size - self._received_bytes(sha256)) for sha256, size in sizes.items())
         over, short = self.collect(used_here, coming)
         if over > 0:
             limit, needed = format_gib(self._limit_bytes), format_gib(self._limit_bytes + over)
+            what = "the file has" if len(sizes) == 1 else f"the {len(sizes)} files to come have"
+            them = "it" if len(sizes) == 1 else "them"
             raise FillFailed(
                 FillFailure.QUOTA,
-                f"the file has {format_gib(size)}, with it the volumes need {needed}, and max_gb allows {limit}",
+                f"{what} {format_gib(sum(sizes.values()))}, with {them} the volumes need {needed}, and max_gb allows "
+                f"{limit}",
             )
         if short > 0:
             free, reserve = format_gib(coming + self._reserve_bytes - short), format_gib(self._reserve_bytes)

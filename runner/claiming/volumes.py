@@ -29,6 +29,8 @@ from schemas.job import WaitReason
 FILL_LIMIT = 2  # volumes that are filled at the same time
 LOCK_POLL_INTERVAL_S = 0.5  # while another runner of this machine downloads the same file
 PROGRESS_INTERVAL_S = 0.5
+SIZE_REQUESTS_LIMIT = 8  # at the same time, of one volume
+SIZE_REQUESTS_TIMEOUT_S = 15.0  # of all together; what is not known by then, the downloads tell
 
 # What happened to a fill, and what to do. The details stand between the two.
 FAILURE_TEXTS: Mapping[FillFailure, tuple[str, str]] = {
@@ -220,12 +222,17 @@ class HostVolumes:
         try:
             with state.scope:
                 async with self._limiter, run_in_background(partial(self._follow_progress, folders.volumes, state)):
-                    for file in await anyio.to_thread.run_sync(folders.volumes.missing_files, volume):
+                    missing = await anyio.to_thread.run_sync(folders.volumes.missing_files, volume)
+                    if len(missing) > 1:  # the download of a single one asks for room before its first byte
+                        await self._make_room_for_all(folders, state, missing)
+                    for file in missing:
                         await self._bring(folders, state, file)
                     await anyio.to_thread.run_sync(folders.volumes.assemble, volume)
                     await self._look_at(folders.volumes, state)
             state.failures.reset()
             self._context.log.info("volume_filled", volume=volume.digest, name=volume.name)
+        except FillFailed as error:
+            self._note_failure(state, None, error)
         except _FileFailed as error:
             self._note_failure(state, error.file, error.failure)
         except OSError as error:
@@ -235,12 +242,34 @@ class HostVolumes:
             self._changed.notify()
             self._wake.notify()
 
-    def _note_failure(self, state: _HostVolume, file: VolumeFile, error: FillFailed) -> None:
+    async def _make_room_for_all(self, folders: HostFolders, state: _HostVolume, missing: list[VolumeFile]) -> None:
+        """Make room for all files whose size can be known now. Raises FillFailed, before anything is downloaded."""
+        limiter = anyio.CapacityLimiter(SIZE_REQUESTS_LIMIT)
+
+        async def find_size(file: VolumeFile) -> None:
+            async with limiter:
+                if (size := await folders.source.find_size(file)) is not None:
+                    state.sizes[file.sha256] = size
+
+        with anyio.move_on_after(SIZE_REQUESTS_TIMEOUT_S):
+            async with anyio.create_task_group() as tasks:
+                for file in missing:
+                    tasks.start_soon(find_size, file)
+        sizes = {file.sha256: state.sizes[file.sha256] for file in missing if file.sha256 in state.sizes}
+        if sizes:
+            await anyio.to_thread.run_sync(folders.volumes.make_room, sizes, self._used_digests())
+
+    def _note_failure(self, state: _HostVolume, file: VolumeFile | None, error: FillFailed) -> None:
+        """Note the failure of one file, or of the whole volume."""
         state.failure = error.code
         why = _describe(state.volume, file, error)
         state.failures.record_failure(why, anyio.current_time())
         self._context.log.warning(
-            "volume_fill_failed", volume=state.volume.digest, file=file.path, code=error.code, error=error.message
+            "volume_fill_failed",
+            volume=state.volume.digest,
+            file=file.path if file else None,
+            code=error.code,
+            error=error.message,
         )
 
     async def _bring(self, folders: HostFolders, state: _HostVolume, file: VolumeFile) -> None:
@@ -253,7 +282,7 @@ class HostVolumes:
         async def make_room(size: int) -> None:
             state.sizes[file.sha256] = size
             used = self._used_digests()
-            await anyio.to_thread.run_sync(partial(store.make_room, file.sha256, size, used))
+            await anyio.to_thread.run_sync(partial(store.make_room, {file.sha256: size}, used))
 
         try:
             await folders.source.download(file, store.part_path(file.sha256), make_room)
@@ -297,11 +326,13 @@ class _FileFailed(Exception):
         self.failure = failure
 
 
-def _describe(volume: Volume, file: VolumeFile, error: FillFailed) -> str:
+def _describe(volume: Volume, file: VolumeFile | None, error: FillFailed) -> str:
     """Return one line: what happened, why, and what to do."""
-    values = {"server": server_name(file), "file": f"{file.path} of the volume {volume.name}"}
+    values = {"server": "", "file": f"the volume {volume.name}"}
+    if file is not None:
+        values = {"server": server_name(file), "file": f"{file.path} of the volume {volume.name}"}
     what, fix = (text.format(**values) for text in FAILURE_TEXTS[error.code])
-    if file.url is None:
+    if file is not None and file.url is None:
         fix = ASSET_FIXES.get(error.code, fix)
     return f"{what} ({error.message}): {fix}"
 

@@ -111,6 +111,12 @@ async def test_a_file_that_is_not_there(rig: Rig, tmp_path: Path) -> None:
     assert (await failure(rig.source, other, tmp_path / "got")).code is FillFailure.NOT_FOUND
 
 
+async def test_the_size_is_told_before_a_download_where_it_can_be_known(rig: Rig) -> None:
+    assert await rig.source.find_size(rig.file) == len(BODY)
+    gone = replace(rig.file, url=rig.file.url and f"{rig.file.url}-gone", sha256=sha256_of(b"gone"))
+    assert await rig.source.find_size(gone) is None
+
+
 async def test_no_room_ends_the_download(rig: Rig, tmp_path: Path) -> None:
     async def refuse(size: int) -> None:
         raise FillFailed(FillFailure.QUOTA, f"{size} bytes are too many")

@@ -135,11 +135,11 @@ def test_what_was_not_used_for_longest_goes_first_and_no_more_than_needed(make_s
         age(trees[name], days)
     made = volume("e", d=BIG["d"], e=BIG["e"])
     store.prepare([made])
-    store.make_room(made.files[0].sha256, MB)
+    store.make_room({made.files[0].sha256: MB})
     assert [tree.exists() for tree in trees.values()] == [True, True, True]  # the limit is just kept
     fill(store, volume("d", d=BIG["d"]), x=BIG["d"])
     store.prepare([made])
-    store.make_room(made.files[1].sha256, MB)
+    store.make_room({made.files[1].sha256: MB})
     assert [tree.exists() for tree in trees.values()] == [True, False, True]
     assert not (store.folder / "files" / sha256_of(BIG["b"])).exists()
 
@@ -153,7 +153,7 @@ def test_nothing_that_is_offered_or_in_a_container_is_removed(make_store: MakeSt
     store.prepare([])
     numbers = r"^the file has 0\.00098 GiB, with it the volumes need 0\.0039 GiB, and max_gb allows 0\.00098 GiB$"
     with pytest.raises(FillFailed, match=numbers) as refused:
-        store.make_room(sha256_of(BIG["e"]), MB, used_here=[bodies["c"].digest])
+        store.make_room({sha256_of(BIG["e"]): MB}, used_here=[bodies["c"].digest])
     assert refused.value.code is FillFailure.QUOTA
     assert [tree.exists() for tree in (offered, contained, used, unused)] == [True, True, True, False]
     (tmp_path / "r1" / "jobs" / "ann.j.1.1" / "mounts.json").unlink()  # as the container's folder
@@ -177,7 +177,7 @@ def test_downloads_that_no_volume_needs_any_more_go_before_volumes(make_store: M
     tree = fill(store, volume(a=BIG["a"]), x=BIG["a"])
     store.part_path(sha256_of(BIG["b"])).write_bytes(BIG["b"])
     store.prepare([volume(c=BIG["c"])])
-    store.make_room(sha256_of(BIG["c"]), MB)
+    store.make_room({sha256_of(BIG["c"]): MB})
     assert tree.exists()
     assert not store.part_path(sha256_of(BIG["b"])).exists()
 
@@ -205,6 +205,6 @@ def test_a_disk_that_is_short_is_told_apart(make_store: MakeStore) -> None:
     store.prepare([volume(c=BIG["c"])])
     numbers = r"^0\.00098 GiB are to come, [\d.]+ GiB are free in /.*, and \[gpu\.placement\] disk_reserve_mb keeps 4"
     with pytest.raises(FillFailed, match=numbers) as refused:
-        store.make_room(sha256_of(BIG["c"]), MB)
+        store.make_room({sha256_of(BIG["c"]): MB})
     assert refused.value.code is FillFailure.DISK_FULL
     assert not tree.exists()

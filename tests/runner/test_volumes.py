@@ -81,7 +81,7 @@ async def test_a_volume_is_filled_before_a_job_needs_it_and_the_job_waits_for_it
     async with world.run_runner():
         filling = await status_when(world, lambda volume: volume.done_bytes == len(UNET) // 2)
         assert (filling.state, filling.names, filling.endpoints) == ("filling", ("weights",), ("well",))
-        assert (filling.volume, filling.total_bytes, filling.percent) == (WEIGHTS.digest, len(UNET), 50)
+        assert (filling.volume, filling.total_bytes, filling.percent) == (WEIGHTS.digest, len(UNET + VAE), 25)
         assert await reason_of(world) == "volume_filling"
         key = await world.submit("well")
         world.weights.hold.set()
@@ -140,14 +140,15 @@ async def test_a_failed_fill_says_why_and_what_to_do_and_is_made_again(
 
 
 async def test_a_volume_that_is_larger_than_the_limit_is_told_with_the_numbers(world: RunnerEnvironment) -> None:
-    world.volumes_limit_bytes = len(UNET) // 2
+    world.volumes_limit_bytes = len(UNET) * 3 // 2  # the first file alone would fit
     async with world.run_runner():
         told = await status_when(world, lambda volume: volume.failure == FillFailure.QUOTA)
     assert told.why == (
-        "model/unet.pth of the volume weights does not fit into [volumes] max_gb beside what that host needs (the file "
-        "has 3.7e-06 GiB, with it the volumes need 3.7e-06 GiB, and max_gb allows 1.9e-06 GiB): raise it, or offer "
-        "fewer endpoints there"
+        "the volume weights does not fit into [volumes] max_gb beside what that host needs (the 2 files to come have "
+        "7.5e-06 GiB, with them the volumes need 7.5e-06 GiB, and max_gb allows 5.6e-06 GiB): raise it, or offer fewer "
+        "endpoints there"
     )
+    assert world.weights.downloads == []
 
 
 async def test_two_endpoints_share_a_volume_under_any_name(world: RunnerEnvironment) -> None:

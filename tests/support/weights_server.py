@@ -109,3 +109,7 @@ class FakeVolumeSource:
         if self.hold is not None:
             await self.hold.wait()
         await anyio.Path(into).write_bytes(body)
+
+    async def find_size(self, file: VolumeFile) -> int | None:
+        body = self.bodies.get(file.sha256)
+        return None if body is None or self.fault is not None else len(body)
