@@ -187,6 +187,7 @@ def parse_endpoint(text: str) -> Endpoint:
         raise EndpointInvalid("; ".join(mount_problems))
     if refusals := [*_find_unusable_values(table)] or [
         *_find_unusable_program(endpoint),
+        *_find_repeated(endpoint),
         *_find_missing_field(endpoint),
     ]:
         raise EndpointInvalid("; ".join(refusals))
@@ -260,6 +261,16 @@ def _find_unusable_program(endpoint: Endpoint) -> Iterator[str]:
                     f"volumes[{number}].files[{position}].url is {show(file.url)}: it must be an address with the name "
                     "of a server, as in https://example.com/unet.pth"
                 )
+
+
+def _find_repeated(endpoint: Endpoint) -> Iterator[str]:
+    """Yield each entry of a list that says the same as an earlier one."""
+    for key, entries in (("gpu", endpoint.gpu), ("secrets", endpoint.secrets), ("allow", endpoint.allow)):
+        first: dict[str, int] = {}
+        for position, entry in enumerate(entries):
+            same = entry if key == "secrets" else entry.casefold()  # case matters in the name of a secret only
+            if (earlier := first.setdefault(same, position)) != position:
+                yield f"{key}[{position}] is {show(entry)}, the same as {key}[{earlier}]: remove one"
 
 
 def _find_missing_field(endpoint: Endpoint) -> Iterator[str]:

@@ -61,6 +61,7 @@ def test_requirements_are_read() -> None:
     assert endpoint.cards == CardRequirement(("RTX 4090",), "8.0")
     assert endpoint.labels == {"disk": "nvme"}
     assert parse_endpoint(HEAD).cards.is_any
+    assert parse_endpoint(f'{HEAD}secrets = ["token", "TOKEN"]').secrets == ("token", "TOKEN")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,15 @@ def test_requirements_are_read() -> None:
             'labels."a b" has a name that is not allowed: it must be a name of up to 63 letters',
         ),
         ('label = {disk = "nvme"}', "label is an unknown field (did you mean labels?)"),
+        (
+            f'gpu = ["RTX 4090", "A100", "rtx 4090"]{GPU}',
+            'gpu[2] is "rtx 4090", the same as gpu[0]: remove one',
+        ),
+        ('secrets = ["HF_TOKEN", "HF_TOKEN"]', 'secrets[1] is "HF_TOKEN", the same as secrets[0]: remove one'),
+        (
+            'network = "egress"\nallow = ["*.hf.co", "hf.co", "HF.co"]',
+            'allow[2] is "HF.co", the same as allow[1]: remove one',
+        ),
         ('gpu = ["T4"]', "gpu and compute_capability need a GPU: set resources.gpus to 1 or more"),
     ],
 )
