@@ -96,7 +96,10 @@ BATCH_BYTES = 25_000_000  # what an interruption may lose: pip unpacks nothing b
 TORCH_BYTES = {"cpu": 192_000_000, "cuda": 527_000_000}  # 2.13.0 for Linux on x86-64
 POLL_S = 0.25
 # Imported once a part is installed, which compiles these modules. pip would compile all files of all packages.
-IMPORTS = {"lamplighter": "lamplighter.cli.edge, lamplighter.cli.runner", "torch": "av, numpy, tflite, torch"}
+IMPORTS = {
+    "lamplighter": "lamplighter.cli.edge, lamplighter.cli.runner, runner.engines.docker",
+    "torch": "av, numpy, tflite, torch",
+}
 
 
 class InstallError(Exception):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BYTECODE_DIR = str(ROOT / ".cache" / "bytecode")
 BYTECODE_ENVIRON = {"PYTHONPYCACHEPREFIX": BYTECODE_DIR}
-COMMANDS = "import lamplighter.cli.edge, lamplighter.cli.runner, lamplighter.cli.up"
+COMMANDS = "import lamplighter.cli.edge, lamplighter.cli.runner, lamplighter.cli.up, runner.engines.docker"
 
 
 def enable_bytecode_cache() -> None:
