@@ -11,12 +11,13 @@ from statistics import median
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edge.power import state_machine
 from edge.power.host_facts import DriverReport, HostObserver
 from edge.power.observation import FleetObservation, HostOffer, PoolJobs
 from edge.power.scale_rule import DEFAULT_RUN_S
-from schemas.host import ActivityCounts, HostHeartbeat, RunningExecution
+from schemas.host import HOST_GONE_TIMEOUT_S, ActivityCounts, HostHeartbeat, RunningExecution
 from schemas.host_config import CommandHostConfig, PoolConfig
 from schemas.power import PowerCallOutcome, PowerCallResult, PowerRecord, PowerState, PowerVerb, ReportedPower
 
@@ -100,19 +101,27 @@ class StoredRow(NamedTuple):
 
 
 class SimulatedController:
-    """One edge: its observer, and the decisions that it has not written yet."""
+    """One edge: its observer, and since when it is connected to the broker."""
 
     def __init__(self, number: int, fleet: "FleetSimulation", pools: Mapping[str, PoolConfig]) -> None:
         self.number = number
-        self.is_alive = True
+        self.is_connected, self.connected_s = True, -HOST_GONE_TIMEOUT_S
         self._calls = 0
+        self._fleet = fleet
         self._declared = {host.name: host.rules for host in fleet.hosts}
         self._observer = HostObserver(self._declared, pools, lambda: fleet.now)
+
+    def connect(self, *, is_connected: bool) -> None:
+        """Connect the edge to the broker again, or cut it off."""
+        if is_connected and not self.is_connected:
+            self.connected_s = self._fleet.now
+        self.is_connected = is_connected
 
     def decide(
         self, rows: Mapping[str, StoredRow], fleet: FleetObservation, reported: Mapping[str, ReportedPower]
     ) -> dict[str, tuple[StoredRow, str]]:
         """Return the new records by host, each with the revision that it replaces and the id of a call."""
+        fleet = replace(fleet, absence_counts=self._fleet.now - self.connected_s >= HOST_GONE_TIMEOUT_S)
         planned = self._observer.plan({host: row.record for host, row in rows.items()}, fleet)
         made: dict[str, tuple[StoredRow, str]] = {}
         for host, row in rows.items():
@@ -184,7 +193,7 @@ class FleetSimulation:
         """Let every edge look. They decide on the same rows, so that their writes conflict."""
         fleet, rows = self.observe(), dict(self.rows)
         reported = {host.name: host.power for host in self.hosts}
-        decided = [(edge, edge.decide(rows, fleet, reported)) for edge in self.edges if edge.is_alive]
+        decided = [(edge, edge.decide(rows, fleet, reported)) for edge in self.edges if edge.is_connected]
         started: set[str] = set()
         for edge, made in decided:
             for host, (row, call_id) in made.items():

@@ -127,7 +127,8 @@ class HostObserver:
     def _cool_down_left_s(self, plan: FleetPlan, fleet: FleetObservation) -> dict[str, float]:
         """Return the superfluous hosts, each with the rest of the `cool_down_s` of its pools; 0 when it is over.
 
-        Which host is the emptiest changes with every job, so it is their number that must have lasted.
+        Which host is the emptiest changes with every job, so it is their number that must have lasted. An edge that was
+        cut off from the broker starts again: it does not know what was needed meanwhile.
         """
         groups: dict[frozenset[str], list[str]] = {frozenset(offer.slots): [] for offer in fleet.offers.values()}
         for host in plan.surplus:
@@ -138,9 +139,10 @@ class HostObserver:
             largest = sum(frozenset(offer.slots) == pools for offer in fleet.offers.values())
             for number in range(1, max(largest, len(hosts)) + 1):
                 is_superfluous = number <= len(hosts)
-                lasted_s = self._stopwatch.seconds((pools, "surplus", number), is_superfluous)
+                counts = is_superfluous and fleet.absence_counts
+                counted_s = self._stopwatch.seconds((pools, "surplus", number), counts)
                 if is_superfluous:
-                    left_s[hosts[number - 1]] = max(0.0, cool_down_s - lasted_s)
+                    left_s[hosts[number - 1]] = max(0.0, cool_down_s - (counted_s if counts else 0.0))
         return left_s
 
     @staticmethod
