@@ -18,7 +18,7 @@ from msgspec import Struct
 from edge.settings import EdgeSettings
 from lamplighter.cli import COMMANDS, main
 from lamplighter.cli.context import ClientSettings
-from lamplighter.cli.relay_client import RelaySettings
+from lamplighter.cli.relay import RelaySettings
 from lamplighter.cli.up_options import OPTION_SETTINGS, REFUSED_SETTINGS
 from runner.settings import RunnerSettings
 from schemas.settings_schema import ANY_NAME, Setting, list_settings, variable_name

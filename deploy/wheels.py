@@ -32,7 +32,6 @@ SERVER_COMMAND_MODULES = (
         "machine_checks",
         "log_output",
         "process_setup",
-        "relay_client",
         "supervisor",
         "up_options",
         "backup_archive",

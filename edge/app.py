@@ -18,16 +18,8 @@ from edge.facades.gateway import gateway as gateway_route
 from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem_routes
 from edge.facades.heygem.facade import HeygemFacade
-from edge.http.auth import (
-    NO_AUTH,
-    AnyConnection,
-    AuthenticationMiddleware,
-    EdgeServices,
-    LanguageDep,
-    OwnerDep,
-    ServicesDep,
-    request_owner,
-)
+from edge.http.auth import NO_AUTH, AuthenticationMiddleware, request_owner
+from edge.http.dependencies import AnyConnection, EdgeServices, LanguageDep, OwnerDep, ServicesDep
 from edge.http.middleware import (
     DefaultHeaders,
     ProxiedRequests,

@@ -22,7 +22,7 @@ from edge.facades.heygem.facade import HeygemFacade, make_heygem_facade
 from edge.hosts.enrollment import HostEnrollment
 from edge.hosts.host_tokens import HostTokens, SilentHostRemover
 from edge.hosts.registry import HostSamples
-from edge.http.auth import EdgeServices
+from edge.http.dependencies import EdgeServices
 from edge.jobs.event_stream import EventStreams
 from edge.jobs.job_actions import JobActionService
 from edge.jobs.reconciler import IntervalTimer, ReconcileContext, ReconcilePolicy, Reconciler

@@ -35,7 +35,7 @@ from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.facades.heygem.facade import HeygemFacade
 from edge.facades.heygem.protocol import EASY_PREFIX, TTS_PREFIX, VENDOR_TTS_PREFIX, KeylessPort
 from edge.hosts.enrollment import AdvertisedAddresses
-from edge.http.auth import EdgeServices
+from edge.http.dependencies import EdgeServices
 from edge.outbound import AllowList, guarded_client
 from edge.server.bounded_server import make_server, make_server_context
 from edge.server.certificate import ServedCertificate, watch_certificate

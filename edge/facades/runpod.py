@@ -20,7 +20,8 @@ from msgspec import Meta, Struct, field, structs
 from bus.interface import VersionedRecord
 from edge.core.concurrency import gather_bounded, translate_errors
 from edge.core.validation import decode_as
-from edge.http.auth import (
+from edge.http.auth import require_scope
+from edge.http.dependencies import (
     AnyConnection,
     AnyRequest,
     AskerDep,
@@ -29,7 +30,6 @@ from edge.http.auth import (
     ServicesDep,
     read_when_final,
     record_action_for_other_owner,
-    require_scope,
 )
 from edge.http.problems import find_language, make_problem_response
 from edge.http.request_input import ANY_PARAMETER, read_json

@@ -26,7 +26,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser  # t
 
 from edge.core.concurrency import translate_errors
 from edge.core.validation import decode_as, describe_unknown_parameter, input_invalid_problem
-from edge.http.auth import AnyConnection, AnyRequest, EdgeServices, read_content_length
+from edge.http.dependencies import AnyConnection, AnyRequest, EdgeServices, read_content_length
 from edge.http.openapi import EXTRA_PARAMETERS
 from edge.owners.quotas import QuotaReservation
 from edge.owners.signed_credentials import SIGNED_URL_PARAMETERS

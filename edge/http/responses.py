@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from edge.http.auth import AnyRequest, EdgeServices
+from edge.http.dependencies import AnyRequest, EdgeServices
 from edge.store.port import BLOCK_BYTES, AssetStore, BlobStore, StoredAsset
 from schemas.asset import Digest, safe_name
 from schemas.problems import ProblemError

@@ -24,7 +24,7 @@ from lamplighter.cli.process_setup import (
     exit_on_error,
     read_settings_file,
 )
-from lamplighter.cli.relay_client import RelaySettings
+from lamplighter.cli.relay import RelaySettings
 from runner.host.enrollment import ENROLLMENT_FILE, EnrollmentUnreadable, apply_enrollment
 from runner.settings import RunnerSettings
 from schemas.settings_loader import (

@@ -10,7 +10,7 @@ from edge.settings import EdgeSettings
 from lamplighter.cli.context import FAILED
 from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import config_option, read_settings
-from lamplighter.cli.relay_client import RelaySettings
+from lamplighter.cli.relay import RelaySettings
 from runner.host.health_file import fault_of
 from runner.settings import RunnerSettings
 from schemas.outbound_rules import bypass_proxies_for_loopback

@@ -19,7 +19,7 @@ from lamplighter.cli.display import json_line
 from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import exit_on_error
-from lamplighter.cli.relay_client import RelaySettings, join_relay
+from lamplighter.cli.relay import RelaySettings, join_relay
 from lamplighter.cli.service_places import (
     SERVICE_USER,
     STATE_NAME,

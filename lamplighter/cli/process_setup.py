@@ -60,7 +60,7 @@ def settings_types() -> tuple[type[Struct], ...]:
     memory for modules of the edge.
     """
     from edge.settings import EdgeSettings  # noqa: PLC0415 - see above
-    from lamplighter.cli.relay_client import RelaySettings  # noqa: PLC0415 - see above
+    from lamplighter.cli.relay import RelaySettings  # noqa: PLC0415 - see above
     from runner.settings import RunnerSettings  # noqa: PLC0415 - see above
 
     return EdgeSettings, RunnerSettings, RelaySettings

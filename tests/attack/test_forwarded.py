@@ -14,7 +14,7 @@ from litestar.connection import ASGIConnection
 from structlog.testing import capture_logs
 
 from edge.core.clients import ForwardedClient, ThrottledClientLog, TrustedProxies, read_hops, shows_proxy
-from edge.http.auth import read_client_address
+from edge.http.dependencies import read_client_address
 from edge.http.middleware import ProxiedRequests
 from edge.process import EdgeStartError, serve
 from edge.server.connections import ServerSettings

@@ -129,7 +129,7 @@ def test_a_settings_file_changes_nothing_until_it_is_edited(role: Role):
 
 @pytest.mark.parametrize("role", [Role.EDGE, Role.RUNNER, Role.RELAY])
 def test_each_line_of_a_settings_file_is_a_setting_when_its_mark_is_removed(role: Role):
-    from lamplighter.cli.relay_client import RelaySettings
+    from lamplighter.cli.relay import RelaySettings
     from runner.settings import RunnerSettings
 
     kinds = {Role.EDGE: EdgeSettings, Role.RUNNER: RunnerSettings, Role.RELAY: RelaySettings}

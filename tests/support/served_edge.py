@@ -20,7 +20,7 @@ from edge.facades.gateway.gateway import GatewayLimits, run_gateway
 from edge.hosts.enrollment import AdvertisedAddresses, BrokerAccounts, HostEnrollment
 from edge.hosts.host_tokens import HostTokens
 from edge.hosts.registry import HostSamples
-from edge.http.auth import EdgeServices
+from edge.http.dependencies import EdgeServices
 from edge.jobs.job_actions import JobActionService
 from edge.notify.service import FactReader, FactSources, NotificationService, NotificationServices
 from edge.notify.targets import NotifySettings, build_senders

@@ -11,7 +11,7 @@ from edge.core.concurrency import gather_bounded
 from edge.core.validation import input_invalid_problem
 from edge.facades.gateway.connection import SocketCaller
 from edge.facades.gateway.envelopes import HEYGEM_TASK, CommandContext, build_job_payload, error_reply, reply
-from edge.http.auth import EdgeServices
+from edge.http.dependencies import EdgeServices
 from edge.http.problems import problem_for_error
 from edge.jobs.service import AcceptedSubmission
 from edge.jobs.submission import check_job_id

@@ -18,14 +18,8 @@ from msgspec import Struct
 
 from edge.core.concurrency import translate_errors
 from edge.core.messages import choose_language
-from edge.http.auth import (
-    EdgeServices,
-    authenticate_throttled,
-    is_still_valid,
-    read_client_address,
-    read_credential,
-    resolve_owner,
-)
+from edge.http.auth import authenticate_throttled, is_still_valid, read_credential, resolve_owner
+from edge.http.dependencies import EdgeServices, read_client_address
 from edge.http.middleware import LARGE_FRAMES_EXTENSION
 from edge.jobs.view import Asker
 from schemas.credentials import ApiKey, Scope

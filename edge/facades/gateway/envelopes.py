@@ -20,7 +20,7 @@ from edge.core import messages
 from edge.core.clock import Clock
 from edge.core.messages import DEFAULT_WAKE_S
 from edge.hosts.registry import HostNotice
-from edge.http.auth import EdgeServices
+from edge.http.dependencies import EdgeServices
 from edge.index.rows import JobFilters
 from edge.jobs.event_stream import ProgressEvent, StreamItem
 from edge.jobs.view import Asker

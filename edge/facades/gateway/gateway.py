@@ -45,7 +45,8 @@ from edge.facades.gateway.envelopes import (
     is_final,
 )
 from edge.hosts.registry import HostNotice
-from edge.http.auth import KEY_REVOKED_REASON, NO_AUTH, WS_UNAUTHORIZED_CODE, EdgeServices
+from edge.http.auth import KEY_REVOKED_REASON, NO_AUTH, WS_UNAUTHORIZED_CODE
+from edge.http.dependencies import EdgeServices
 from edge.http.problems import problem_for_error
 from edge.http.request_input import ANY_PARAMETER
 from edge.jobs.event_stream import parse_resume_token

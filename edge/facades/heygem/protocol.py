@@ -16,7 +16,8 @@ from starlette import types as asgi
 
 from edge.core.concurrency import translate_errors
 from edge.facades.heygem.mapping import FieldMissing
-from edge.http.auth import AnyRequest, EdgeServices, authenticate_throttled, count_request, read_credential
+from edge.http.auth import authenticate_throttled, count_request, read_credential
+from edge.http.dependencies import AnyRequest, EdgeServices
 from edge.http.middleware import is_proxied, send_problem
 from edge.http.problems import problem_for_error
 from schemas.credentials import Scope

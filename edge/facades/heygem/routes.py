@@ -49,7 +49,8 @@ from edge.facades.heygem.protocol import (
     to_http_response,
     upload_result,
 )
-from edge.http.auth import NO_AUTH, AnyConnection, AnyRequest, EdgeServices, ServicesDep
+from edge.http.auth import NO_AUTH
+from edge.http.dependencies import AnyConnection, AnyRequest, EdgeServices, ServicesDep
 from edge.http.problems import problem_for_error
 from edge.http.request_input import (
     ANY_PARAMETER,

@@ -10,8 +10,8 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 
 from edge.core.messages import DELETED_TEXT
-from edge.http.auth import (
-    FOR_JOBS,
+from edge.http.auth import FOR_JOBS, require_scope
+from edge.http.dependencies import (
     AnyRequest,
     EdgeServices,
     LanguageDep,
@@ -20,7 +20,6 @@ from edge.http.auth import (
     get_or_head,
     read_content_length,
     record_audit_event,
-    require_scope,
 )
 from edge.http.openapi import DigestsBody, FileBody, RawBody
 from edge.http.request_input import is_form, open_owner_form, read_chunks, read_struct

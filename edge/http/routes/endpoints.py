@@ -8,15 +8,8 @@ from msgspec import Struct, field
 
 from edge.core.concurrency import translate_errors
 from edge.hosts.endpoints import do_programs_differ, localize_schema
-from edge.http.auth import (
-    AnyRequest,
-    EdgeServices,
-    LanguageDep,
-    ServicesDep,
-    get_or_head,
-    record_audit_event,
-    require_scope,
-)
+from edge.http.auth import require_scope
+from edge.http.dependencies import AnyRequest, EdgeServices, LanguageDep, ServicesDep, get_or_head, record_audit_event
 from schemas.credentials import Scope
 from schemas.endpoint import Endpoint
 from schemas.installation import AuditAction, Pause

@@ -17,9 +17,8 @@ from litestar.types import Scope as AsgiScope
 
 from bus.interface import BusError
 from edge.core.concurrency import translate_errors
-from edge.http.auth import (
-    KEY_REVOKED_REASON,
-    WS_UNAUTHORIZED_CODE,
+from edge.http.auth import KEY_REVOKED_REASON, WS_UNAUTHORIZED_CODE, is_still_valid, read_credential, require_scope
+from edge.http.dependencies import (
     AnyConnection,
     AnyRequest,
     AnySocket,
@@ -27,10 +26,7 @@ from edge.http.auth import (
     EdgeServices,
     OwnerDep,
     ServicesDep,
-    is_still_valid,
     parse_job_key,
-    read_credential,
-    require_scope,
 )
 from edge.jobs.event_stream import StreamItem
 from schemas.credentials import ApiKey, Scope

@@ -14,8 +14,8 @@ from bus.interface import BusError
 from edge.core.concurrency import translate_errors
 from edge.hosts.host_tokens import HostTokenTerms
 from edge.hosts.registry import HostSample
-from edge.http.auth import (
-    NO_AUTH,
+from edge.http.auth import NO_AUTH, require_scope
+from edge.http.dependencies import (
     AnyRequest,
     EdgeServices,
     LanguageDep,
@@ -24,7 +24,6 @@ from edge.http.auth import (
     get_or_head,
     read_client_address,
     record_audit_event,
-    require_scope,
 )
 from edge.http.openapi import json_body
 from edge.http.request_input import read_struct

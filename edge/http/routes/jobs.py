@@ -11,7 +11,8 @@ from msgspec import Meta, Struct, structs
 
 from edge.core.concurrency import translate_errors
 from edge.core.messages import localize_problem
-from edge.http.auth import (
+from edge.http.auth import require_scope
+from edge.http.dependencies import (
     AnyRequest,
     AskerDep,
     EdgeServices,
@@ -22,7 +23,6 @@ from edge.http.auth import (
     read_when_final,
     record_action_for_other_owner,
     record_audit_event,
-    require_scope,
 )
 from edge.http.openapi import JobBody, json_body
 from edge.http.request_input import read_struct, read_submission

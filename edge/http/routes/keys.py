@@ -15,15 +15,12 @@ from edge.core.concurrency import translate_errors
 from edge.http.auth import (
     NO_AUTH,
     SESSION_COOKIE,
-    AnyRequest,
-    EdgeServices,
-    ServicesDep,
     authenticate_throttled,
     read_credential,
     read_session_cookie,
-    record_audit_event,
     require_scope,
 )
+from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep, record_audit_event
 from edge.http.openapi import json_body
 from edge.http.request_input import read_struct
 from edge.index.rows import decode_cursor, encode_cursor

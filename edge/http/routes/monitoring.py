@@ -19,15 +19,8 @@ from bus.interface import BusError
 from bus.metric_registry import CONTENT_TYPE, MetricSnapshot, render_for_any_key
 from edge.core.clock import micros
 from edge.core.installation import read_last_backup
-from edge.http.auth import (
-    NO_AUTH,
-    AnyRequest,
-    EdgeServices,
-    ServicesDep,
-    get_or_head,
-    record_audit_event,
-    require_scope,
-)
+from edge.http.auth import NO_AUTH, require_scope
+from edge.http.dependencies import AnyRequest, EdgeServices, ServicesDep, get_or_head, record_audit_event
 from edge.notify.service import TargetResult
 from schemas.certificates import first_certificate, read_certificate
 from schemas.credentials import ApiKey, Scope

@@ -10,16 +10,8 @@ from litestar.params import FromPath, QueryParameter
 from msgspec import Struct
 
 from edge.deletion import OwnerHoldings, OwnerSummary
-from edge.http.auth import (
-    FOR_JOBS,
-    AnyRequest,
-    OwnerDep,
-    ServicesDep,
-    get_or_head,
-    parse_job_key,
-    record_audit_event,
-    require_scope,
-)
+from edge.http.auth import FOR_JOBS, require_scope
+from edge.http.dependencies import AnyRequest, OwnerDep, ServicesDep, get_or_head, parse_job_key, record_audit_event
 from edge.http.openapi import json_body
 from edge.http.request_input import read_struct
 from edge.owners.secrets import SecretFacts

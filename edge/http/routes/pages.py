@@ -17,7 +17,8 @@ from litestar.params import FromPath
 
 from edge import console, reference
 from edge.console import ConsoleSettings
-from edge.http.auth import NO_AUTH, AnyRequest
+from edge.http.auth import NO_AUTH
+from edge.http.dependencies import AnyRequest
 from edge.http.request_input import ANY_PARAMETER
 from schemas.problems import ProblemError
 

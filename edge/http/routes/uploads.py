@@ -18,7 +18,8 @@ from litestar.types import ExceptionHandlersMap
 
 from edge.assets.uploads import Checksum, UploadChunk, UploadParameters
 from edge.http import problems
-from edge.http.auth import NO_AUTH, AnyRequest, EdgeServices, OwnerDep, ServicesDep, require_scope
+from edge.http.auth import NO_AUTH, require_scope
+from edge.http.dependencies import AnyRequest, EdgeServices, OwnerDep, ServicesDep
 from edge.http.openapi import CHUNK_MEDIA_TYPE, ChunkBody
 from edge.store.unfinished_uploads import Upload
 from schemas.asset import DIGEST_SCHEME, choose_media_type, is_digest

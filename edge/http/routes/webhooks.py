@@ -9,7 +9,8 @@ from msgspec import Meta, Struct
 
 from edge.core.concurrency import translate_errors
 from edge.core.validation import input_invalid_problem
-from edge.http.auth import (
+from edge.http.auth import require_scope
+from edge.http.dependencies import (
     AnyRequest,
     EdgeServices,
     OwnerDep,
@@ -17,7 +18,6 @@ from edge.http.auth import (
     get_or_head,
     parse_job_key,
     record_audit_event,
-    require_scope,
 )
 from edge.http.openapi import json_body
 from edge.http.request_input import read_struct

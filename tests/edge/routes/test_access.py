@@ -6,7 +6,7 @@ import pytest
 from litestar.connection import ASGIConnection
 
 from bus.health import BrokerStatus
-from edge.http.auth import read_client_address
+from edge.http.dependencies import read_client_address
 from schemas import events as e
 from schemas.credentials import Scope
 from schemas.host import GpuReport

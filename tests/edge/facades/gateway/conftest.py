@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from edge.app import create_app
 from edge.facades.gateway.gateway import GatewayLimits, run_gateway
-from edge.http.auth import EdgeServices
+from edge.http.dependencies import EdgeServices
 from edge.owners.api_keys import ApiKeyStore
 from edge.server.bounded_server import WEBSOCKET_OPTIONS
 from schemas.credentials import CLIENT_SCOPES, Scope

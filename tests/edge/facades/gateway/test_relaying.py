@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from edge.power.drivers.generic import RelayDriver, RelayUnavailable
-from lamplighter.cli.relay_client import RelayedHost, RelayKeyRejected, serve_edge
+from lamplighter.cli.relay import RelayedHost, RelayKeyRejected, serve_edge
 from runner.host.health_file import MAX_AGE_S, HealthFile, fault_of
 from schemas.power import NoCapacity, PowerCallFailed, ReportedPower
 from tests.edge.facades.gateway.conftest import GatewayEdge
