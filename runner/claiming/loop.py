@@ -1,40 +1,54 @@
-"""The claim loop: fetch what can start here now, highest priority first, and never more than there are free slots."""
+"""The claim loop: fetch what can start here now, highest priority first, and never more than there are free slots.
 
-from collections.abc import Collection, Iterable, Mapping
+`decide` (pure) chooses the step for a message by the record of its job, because messages are not fenced and may come
+again. `ClaimLoop` fetches the messages and takes the steps.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
 import anyio
+import anyio.to_thread
+from msgspec import Struct
 
-from bus.interface import WAKE_GRACE_S, BusError, Lane, QueueMessage, RevisionConflict, RowUnreadable, VersionedRecord
-from runner.claiming.recovery import ContainerRecovery, host_lost_event
+from bus.interface import (
+    WAKE_GRACE_S,
+    BusError,
+    Lane,
+    QueueMessage,
+    RevisionConflict,
+    RowUnreadable,
+    VersionedRecord,
+)
+from runner.claiming.recovery import ContainerRecovery, StepOutcome, host_lost_event
 from runner.claiming.schedulability import Schedulability
 from runner.claiming.warm_pool import WarmPool
 from runner.context import HostContext, RunnerContext, run_in_background
 from runner.endpoints import group_by_pool
 from runner.execution.container_run import JobAssignment
-from runner.execution.durable_state import (
-    UNSETTLED_NAK_DELAY_S,
-    Ack,
-    AdoptOwn,
-    HeldElsewhere,
-    Nak,
-    Start,
-    StepOutcome,
-    decide,
-    record_event,
-)
+from runner.execution.durable_state import record_event, start_delay_s
 from runner.execution.execution import ExecutionRegistry, RoundKey
 from runner.execution.job_files import PEEK_NAK_DELAY_S, job_timeouts, peek_job, prefetch_inputs
 from runner.gpu.placement import Placed, ShareTurns
 from schemas.backoff import Backoff
 from schemas.events import RecordUnreadable, Started
 from schemas.host import HOST_GONE_TIMEOUT_S
-from schemas.job import PRIORITIES, Job, Priority, Status, WaitReason
+from schemas.job import (
+    FINAL_STATUSES,
+    PRIORITIES,
+    Job,
+    Pointer,
+    Priority,
+    Status,
+    WaitReason,
+)
 
 UNSCHEDULABLE_NAK_DELAY_S = 5.0  # an endpoint of a shared pool that cannot start here: let another host try
 HELD_ELSEWHERE_NAK_DELAY_S = 30.0  # another host runs the job
+UNSETTLED_NAK_DELAY_S = 2.0  # the record is missing or older than the message: the edge's reconciler decides
 LOST_RACE_DELAY_S = 0.001  # maximum pause per consecutive lost race
 LOST_RACE_LIMIT = 20
 FIRST_IDLE_WAIT_S = 2 * PEEK_NAK_DELAY_S  # a message at which a busy host looked is visible again by then
@@ -45,6 +59,66 @@ CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is 
 
 # `behind` is one of them: no share of the GPU is free, or it is kept for another endpoint.
 GPU_BUSY_REASONS = frozenset({WaitReason.BEHIND, WaitReason.GPU_SHARE_SHORT, WaitReason.VRAM_SHORT})
+
+
+class Ack(Struct, frozen=True):
+    """The round is over: acknowledge."""
+
+
+class Nak(Struct, frozen=True):
+    """Not now: deliver the message again in `delay_s`."""
+
+    delay_s: float
+
+
+class Start(Struct, frozen=True):
+    """The job is queued and may start now."""
+
+    entry: VersionedRecord
+
+
+class AdoptOwn(Struct, frozen=True):
+    """The job runs by a claim of this host, from this runner process or an earlier one: adopt it."""
+
+    entry: VersionedRecord
+
+
+class HeldElsewhere(Struct, frozen=True):
+    """The job runs by the claim of another host, which may be gone."""
+
+    entry: VersionedRecord
+
+
+ClaimDecision = Ack | Nak | Start | AdoptOwn | HeldElsewhere
+
+
+def _decide_queued(entry: VersionedRecord, _: str, now: datetime) -> ClaimDecision:
+    left_s = start_delay_s(entry.record.job, now)
+    return Nak(left_s) if left_s else Start(entry)
+
+
+def _decide_running(entry: VersionedRecord, host: str, _: datetime) -> ClaimDecision:
+    claim = entry.record.job.claim
+    return AdoptOwn(entry) if claim is not None and claim.host == host else HeldElsewhere(entry)
+
+
+DECISION_BY_STATUS: dict[Status, Callable[[VersionedRecord, str, datetime], ClaimDecision]] = {
+    Status.SCHEDULED: lambda _entry, _host, _now: Nak(UNSETTLED_NAK_DELAY_S),
+    Status.QUEUED: _decide_queued,
+    Status.RUNNING: _decide_running,
+    Status.CANCELLING: _decide_running,
+    **{status: lambda _entry, _host, _now: Ack() for status in FINAL_STATUSES},
+}
+
+
+def decide(pointer: Pointer, entry: VersionedRecord | None, host: str, now: datetime) -> ClaimDecision:
+    """Return the step for `pointer` on `host`. `entry` is the job's record; None if it does not exist."""
+    if entry is None:
+        return Nak(UNSETTLED_NAK_DELAY_S)
+    job: Job = entry.record.job
+    if pointer.round != job.round:
+        return Ack() if pointer.round < job.round else Nak(UNSETTLED_NAK_DELAY_S)
+    return DECISION_BY_STATUS[job.status](entry, host, now)
 
 
 class FetchedMessage(NamedTuple):

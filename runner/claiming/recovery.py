@@ -6,10 +6,11 @@ job when its message arrives and no execution knows it.
 
 import re
 from contextlib import suppress
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from functools import partial
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 from msgspec.structs import replace
 
@@ -18,15 +19,35 @@ from runner.context import HostContext, RunnerContext
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import NO_JOB, FoundContainer
 from runner.execution.container_run import JobAssignment
-from runner.execution.durable_state import StepOutcome, record_event, transition_record
+from runner.execution.durable_state import record_event, transition_record
 from runner.execution.execution import ExecutionRegistry
 from runner.execution.warm_container import WARM_PREFIX, WarmContainer, job_folders, read_warm_assignment, send_start
 from schemas.endpoint import Endpoint, Resources
-from schemas.events import Adopted, AttemptReleased, JobEvent, JobRecord, RecordUnreadable, UnknownEvent
-from schemas.job import ACTIVE_STATUSES, FINAL_STATUSES, Job, JobKey, is_token
+from schemas.events import (
+    Adopted,
+    AttemptReleased,
+    JobEvent,
+    JobRecord,
+    RecordUnreadable,
+    UnknownEvent,
+)
+from schemas.job import (
+    ACTIVE_STATUSES,
+    FINAL_STATUSES,
+    Job,
+    JobKey,
+    is_token,
+)
 from schemas.lifecycle import FAILURES, HOST_LOST_CODE, outcome_after_failure
 
 _NUMBER = re.compile("[0-9]{1,9}", re.ASCII)
+
+
+class StepOutcome(Enum):
+    """Result of a step for a message: it was answered or its job launched, or the record has changed."""
+
+    DONE = auto()
+    READ_AGAIN = auto()
 
 
 class RecoveryAction(StrEnum):

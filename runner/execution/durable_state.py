@@ -4,15 +4,12 @@ Only the runner process whose claim is in the record may write about the attempt
 are not fenced, so messages play no part here. Every write is a compare-and-set on the latest revision. After a conflict
 the record is read again: if the claim is still ours, decide again; otherwise the claim is lost.
 
-`decide` chooses the step for a queue message by the record of its job; it is pure.
-
 The checkpoint is what the next runner process needs in order to continue the attempt.
 """
 
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,58 +26,26 @@ from bus.interface import BrokerUnreachable, MessageTooLarge, RevisionConflict, 
 from bus.secret_files import atomic_write
 from runner.context import RunnerContext
 from runner.engines.launch import StartTime, Uptime
-from runner.engines.port import OutputChunk, OutputCursor
+from runner.engines.port import OutputCursor
+from runner.execution.output_filters import StderrTail
 from runner.execution.verdict import StopReason
 from schemas.container_protocol import ErrorLine
 from schemas.events import Adopted, FeedMessage, JobEvent, JobRecord, encode_record
 from schemas.job import (
     ACTIVE_STATUSES,
-    FINAL_STATUSES,
     RECORD_LIMIT_BYTES,
     Claim,
     Job,
     JobKey,
     JobMetric,
-    Pointer,
     Status,
 )
 from schemas.lifecycle import JITTERED_BACKOFF_LIMIT, next_record
 
-TAIL_LINES = 5
-LINE_LIMIT_CHARS = 300  # a longer line keeps its end, where the message is
-MARKS = (b'{"type": "ready"', b'{"type": "end"', b'{"type":"ready"', b'{"type":"end"')  # of a reused container
-SCAN_LIMIT_BYTES = 16 * 1024  # of a chunk, so that a flood of output takes little CPU time
-
-
-class StderrTail(Struct, frozen=True):
-    """The last `lines` of stderr, oldest first, of the output up to byte `end`."""
-
-    lines: tuple[str, ...] = ()
-    end: int = 0
-
-    def updated(self, chunk: OutputChunk) -> "StderrTail":
-        """Return the tail after `chunk`; the same if an earlier runner process has read the chunk."""
-        if chunk.cursor.offset <= self.end:
-            return self
-        if chunk.stream != "stderr":
-            return StderrTail(self.lines, chunk.cursor.offset)
-        lines = chunk.data[-SCAN_LIMIT_BYTES:].split(b"\n")
-        last = [line for line in lines if line.strip() and not line.startswith(MARKS)][-TAIL_LINES:]
-        return StderrTail((*self.lines, *map(_escape_unprintable, last))[-TAIL_LINES:], chunk.cursor.offset)
-
-
-def _escape_unprintable(line: bytes) -> str:
-    """Return the line without characters that a terminal obeys.
-
-    These are control characters, and those that change the direction of a text.
-    """
-    text = line[-4 * LINE_LIMIT_CHARS :].decode(errors="replace").rstrip("\r").expandtabs(4)
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return shown if len(shown) <= LINE_LIMIT_CHARS else f"…{shown[1 - LINE_LIMIT_CHARS :]}"
-
-
 T = TypeVar("T")
 
+# A NAKed message is invisible to every runner until its delay ends, so the delay is limited.
+START_DELAY_LIMIT_S = JITTERED_BACKOFF_LIMIT.total_seconds()
 CHECKPOINT_FILE = "journal.json"
 
 
@@ -118,13 +83,13 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
         return None if self.started_at is None else StartTime(self.started_at, self.started_up)
 
 
-_decode = msgspec.json.Decoder(Checkpoint).decode
+_decode_checkpoint = msgspec.json.Decoder(Checkpoint).decode
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read the checkpoint in `folder`; a blank one if it is missing or damaged: the output is then read again."""
     try:
-        return _decode((folder / CHECKPOINT_FILE).read_bytes())
+        return _decode_checkpoint((folder / CHECKPOINT_FILE).read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, msgspec.DecodeError):
         return Checkpoint()
 
@@ -337,77 +302,3 @@ def start_delay_s(job: Job, now: datetime) -> float:
     if job.backoff_until is not None and job.backoff_until - now <= JITTERED_BACKOFF_LIMIT:
         waits.append(job.backoff_until - now)
     return min(START_DELAY_LIMIT_S, max(0.0, max(waits, default=timedelta(0)).total_seconds()))
-
-
-# A NAKed message is invisible to every runner until its delay ends, so the delay is limited.
-START_DELAY_LIMIT_S = JITTERED_BACKOFF_LIMIT.total_seconds()
-
-
-UNSETTLED_NAK_DELAY_S = 2.0  # the record is missing or older than the message: the edge's reconciler decides
-
-
-class StepOutcome(Enum):
-    """Result of a step: the message was answered or its job launched, or the record has changed."""
-
-    DONE = auto()
-    READ_AGAIN = auto()
-
-
-class Ack(Struct, frozen=True):
-    """The round is over: acknowledge."""
-
-
-class Nak(Struct, frozen=True):
-    """Not now: deliver the message again in `delay_s`."""
-
-    delay_s: float
-
-
-class Start(Struct, frozen=True):
-    """The job is queued and may start now."""
-
-    entry: VersionedRecord
-
-
-class AdoptOwn(Struct, frozen=True):
-    """The job runs by a claim of this host, from this runner process or an earlier one: adopt it."""
-
-    entry: VersionedRecord
-
-
-class HeldElsewhere(Struct, frozen=True):
-    """The job runs by the claim of another host, which may be gone."""
-
-    entry: VersionedRecord
-
-
-ClaimDecision = Ack | Nak | Start | AdoptOwn | HeldElsewhere
-
-
-def _decide_queued(entry: VersionedRecord, _: str, now: datetime) -> ClaimDecision:
-    left_s = start_delay_s(entry.record.job, now)
-    return Nak(left_s) if left_s else Start(entry)
-
-
-def _decide_running(entry: VersionedRecord, host: str, _: datetime) -> ClaimDecision:
-    claim = entry.record.job.claim
-    return AdoptOwn(entry) if claim is not None and claim.host == host else HeldElsewhere(entry)
-
-
-DECISION_BY_STATUS: dict[Status, Callable[[VersionedRecord, str, datetime], ClaimDecision]] = {
-    Status.SCHEDULED: lambda _entry, _host, _now: Nak(UNSETTLED_NAK_DELAY_S),
-    Status.QUEUED: _decide_queued,
-    Status.RUNNING: _decide_running,
-    Status.CANCELLING: _decide_running,
-    **{status: lambda _entry, _host, _now: Ack() for status in FINAL_STATUSES},
-}
-
-
-def decide(pointer: Pointer, entry: VersionedRecord | None, host: str, now: datetime) -> ClaimDecision:
-    """Return the step for `pointer` on `host`. `entry` is the job's record; None if it does not exist."""
-    if entry is None:
-        return Nak(UNSETTLED_NAK_DELAY_S)
-    job: Job = entry.record.job
-    if pointer.round != job.round:
-        return Ack() if pointer.round < job.round else Nak(UNSETTLED_NAK_DELAY_S)
-    return DECISION_BY_STATUS[job.status](entry, host, now)

@@ -1,4 +1,4 @@
-"""Filters for a job's output: its secrets are masked, and its messages are throttled, before they leave the host.
+"""Filters for a job's output: its secrets are masked, its messages throttled, and of stderr the last lines kept.
 
 A secret is recognized as it is, in JSON, in URLs, in hexadecimal digits, and in base64, also in the middle of a longer
 text that was encoded. Any other encoding is not, nor base64 that is wrapped into lines. A value of several lines is
@@ -8,6 +8,8 @@ The throttle lets followers keep up. Every 250 ms it emits the latest progress a
 at once when it reaches 16 KiB. Offsets of log messages rise strictly, and so do those of progress messages. Between
 the two kinds they never decrease: a progress message that full chunks have overtaken gets their offset. It is pure;
 time is a parameter.
+
+The end of stderr is kept for the record of a job that fails.
 """
 
 import json
@@ -18,7 +20,9 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus
 
 import msgspec
+from msgspec import Struct
 
+from runner.engines.port import OutputChunk
 from schemas.container_protocol import ErrorLine, LogLine, MetricLine, OutputStream, ParsedLine, ProgressLine
 from schemas.endpoint_parts import SECRET_LEAST_BYTES
 from schemas.events import (
@@ -243,3 +247,36 @@ class FeedThrottle:
 
     def _position(self, offset: int) -> FeedPosition:
         return FeedPosition(self._round, self._attempt, offset)
+
+
+STDERR_TAIL_LINES = 5
+STDERR_LINE_LIMIT_CHARS = 300  # a longer line keeps its end, where the message is
+REUSE_MARKS = (b'{"type": "ready"', b'{"type": "end"', b'{"type":"ready"', b'{"type":"end"')  # of a reused container
+STDERR_SCAN_LIMIT_BYTES = 16 * 1024  # of a chunk, so that a flood of output takes little CPU time
+
+
+class StderrTail(Struct, frozen=True):
+    """The last `lines` of stderr, oldest first, of the output up to byte `end`."""
+
+    lines: tuple[str, ...] = ()
+    end: int = 0
+
+    def updated(self, chunk: OutputChunk) -> "StderrTail":
+        """Return the tail after `chunk`; the same if an earlier runner process has read the chunk."""
+        if chunk.cursor.offset <= self.end:
+            return self
+        if chunk.stream != "stderr":
+            return StderrTail(self.lines, chunk.cursor.offset)
+        lines = chunk.data[-STDERR_SCAN_LIMIT_BYTES:].split(b"\n")
+        last = [line for line in lines if line.strip() and not line.startswith(REUSE_MARKS)][-STDERR_TAIL_LINES:]
+        return StderrTail((*self.lines, *map(_escape_unprintable, last))[-STDERR_TAIL_LINES:], chunk.cursor.offset)
+
+
+def _escape_unprintable(line: bytes) -> str:
+    """Return the line without characters that a terminal obeys.
+
+    These are control characters, and those that change the direction of a text.
+    """
+    text = line[-4 * STDERR_LINE_LIMIT_CHARS :].decode(errors="replace").rstrip("\r").expandtabs(4)
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return shown if len(shown) <= STDERR_LINE_LIMIT_CHARS else f"…{shown[1 - STDERR_LINE_LIMIT_CHARS :]}"

@@ -25,7 +25,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         UNEQUAL,
     ),
     Equivalent(
-        "runner/execution/durable_state.py",
+        "runner/claiming/loop.py",
         "decide",
         "pointer.round < job.round → pointer.round <= job.round",
         UNEQUAL,

@@ -81,12 +81,14 @@ GROUPS: dict[str, ModuleGroup] = {
         ("runner/execution/verdict.py",), ("tests/runner/test_verdict.py", "tests/runner/test_execution.py")
     ),
     "fence": ModuleGroup(
-        ("runner/execution/durable_state.py",),
+        ("runner/execution/durable_state.py", "runner/claiming/loop.py"),
         (
             "tests/runner/test_fence.py",
             "tests/runner/test_claims.py",
             "tests/runner/test_calendar.py",
             "tests/runner/test_execution.py",
+            "tests/runner/test_prefetch.py",
+            "tests/runner/test_wakes.py",
         ),
     ),
     "recovery": ModuleGroup(

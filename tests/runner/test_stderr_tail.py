@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from runner.engines.port import OutputChunk, OutputCursor
-from runner.execution.durable_state import LINE_LIMIT_CHARS, TAIL_LINES, StderrTail
+from runner.execution.output_filters import STDERR_LINE_LIMIT_CHARS, STDERR_TAIL_LINES, StderrTail
 from schemas.container_protocol import OutputStream
 
 
@@ -18,7 +18,7 @@ def tail(*said: bytes, stream: OutputStream = "stderr") -> tuple[str, ...]:
 
 def test_the_last_lines_over_any_chunks() -> None:
     lines = [f"line {number}\n".encode() for number in range(20)]
-    last = tuple(f"line {number}" for number in range(20 - TAIL_LINES, 20))
+    last = tuple(f"line {number}" for number in range(20 - STDERR_TAIL_LINES, 20))
     assert tail(*lines) == tail(b"".join(lines)) == tail(b"".join(lines[:13]), b"".join(lines[13:])) == last
 
 
@@ -50,7 +50,7 @@ def test_nothing_is_left_that_a_terminal_obeys(said: bytes, shown: str) -> None:
 @pytest.mark.parametrize("said", [b"x" * 100_000, b"\x1b" * 100_000, "灯".encode() * 100_000])
 def test_a_long_line_keeps_its_end(said: bytes) -> None:
     (line,) = tail(said + b" the end\n")
-    assert (len(line), line[0], line.endswith(" the end")) == (LINE_LIMIT_CHARS, "…", True)
+    assert (len(line), line[0], line.endswith(" the end")) == (STDERR_LINE_LIMIT_CHARS, "…", True)
 
 
 def test_what_an_earlier_life_read_is_not_read_again() -> None:
