@@ -116,7 +116,7 @@ RULES: tuple[AlertRule, ...] = (
         summary="The broker's store is {{ $value | humanizePercentage }} full.",
         meaning="The broker's store is at least 80 % full. The edge refuses new jobs, so that results of accepted jobs "
         "can still be stored.",
-        action="Delete ended jobs, lower `retention_days`, or give the broker more space.",
+        action="Delete ended jobs, lower `retention_days`, or raise `max_file_store` of the broker.",
         command="lamplighter doctor",
     ),
     AlertRule(
@@ -127,7 +127,7 @@ RULES: tuple[AlertRule, ...] = (
         meaning="More than 20 jobs of an endpoint are queued, and for 30 minutes this number has been higher than "
         "10 minutes earlier. The alert does not fire for a queue that gets shorter.",
         action="Check whether a host that offers the endpoint is on. If all hosts are busy, add a host or slots, or "
-        "set a quota.",
+        "limit the waiting jobs of each owner (`quotas.waiting`).",
         command="lamplighter hosts",
     ),
     AlertRule(

@@ -6,17 +6,20 @@ from schemas.lifecycle import FAILURES, TRANSITIONS, TRANSITIONS_WITHOUT_INPUT
 
 HEAD = """# The life of a job
 
-Made from `schemas/lifecycle.py` by `./justw docs`; a test compares.
+`./justw docs` makes this page from `schemas/lifecycle.py`; a test keeps it current.
 
-A job is made as `scheduled` (accepted, not yet ready) or `queued`. Every step is one compare-and-set on its record.
-The edge supplies input, queues, reprioritises, expires, retries and asks to cancel. It also cancels a job that waits,
-and fails one whose input does not arrive. The runner that holds the claim starts, adopts, releases and ends. If that
-runner's host is lost, the edge or a runner of another host releases the attempt, or fails the job when its free
-releases are used up. If the job was being cancelled, the edge cancels it.
+A job begins as `scheduled` (accepted, not yet ready) or `queued`. Every event is written to the job's record by one
+compare-and-set.
 
-The states `failed`, `cancelled` and `expired` accept a retry, which begins the next round. Every final state,
-`succeeded` included, accepts a new submit of the same code over `/easy/submit` ([facades.md](facades.md)), which begins
-the next round with its own request. Nothing else follows a final state.
+- **The edge** writes that input arrived (`supplied`), and that the job is queued, reprioritised, expired, retried or to
+  be cancelled. It also cancels a job that waits, and fails one whose input does not arrive.
+- **The runner** that holds the claim writes that the job is started, adopted or released, and how it ended.
+- **If the host of that runner is lost**, the edge or a runner of another host releases the attempt. When the free
+  releases of the job are used up, it fails the job instead. If the job was being cancelled, the edge cancels it.
+
+A `retry` of a failed, cancelled or expired job begins its next round. A submit over `/easy/submit` with the code of a
+job that has ended also begins its next round, with the new request, even if the job succeeded
+([facades.md](facades.md)). Nothing else follows a final state.
 """
 
 
