@@ -84,7 +84,7 @@ PROBLEM_ADVICE: Mapping[str, LocalizedText] = {
     "unauthorized": LocalizedText("Send a key that exists and has not expired or been revoked", "请使用有效的密钥"),
     "forbidden": LocalizedText("Use a key with the scope that `detail` names", "请使用有 detail 中所写权限的密钥"),
     "not_found": LocalizedText(
-        "Check the id; for what belongs to another owner the answer is the same",
+        "Check the id. What belongs to another owner is not found either",
         "请检查编号；其他用户的内容也视为不存在",
     ),
     "endpoint_unknown": LocalizedText("Use a name from `GET /v1/endpoints`", "请从 GET /v1/endpoints 中选择任务类型"),

@@ -37,7 +37,8 @@ lamplighter config check                # what is wrong, with the allowed values
 lamplighter config show --edge          # all settings, and where each came from; secrets are masked
 ```
 
-A name that is not a setting is an error. A setting under its name of the last release still works, with a warning.
+A name that is not a setting is an error. A setting that was renamed also works under its name of the last release, with
+a warning.
 """
 CLIENT_HEAD = """## Client commands
 
