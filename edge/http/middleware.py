@@ -1,4 +1,4 @@
-"""The ASGI middleware around all routes, in the order in which `edge.app` nests it, innermost first; and CORS settings.
+"""The ASGI middleware around all routes, in the order in which `edge.app` nests it, innermost first.
 
 - `DefaultHeaders`, `UnreadBodyDiscard`: headers of every response; the rest of a body that nobody read
 - `WebSocketDenialResponse`: a response that refuses the handshake of a WebSocket
@@ -7,7 +7,8 @@
   may contain an id, a token or a signature
 - `RequestMetrics`: counts of requests, and the time to their answers
 
-The two ASGI extensions that connect the app with `edge.server` are named here.
+At the end are the CORS settings, and the filter of the server's log. The two ASGI extensions that connect the app with
+`edge.server` are named here.
 """
 
 import logging
@@ -31,45 +32,48 @@ from schemas.metrics import OTHER
 from schemas.outbound_rules import is_loopback
 from schemas.problems import ProblemError
 
-BODY_DISCARD_LIMIT_BYTES = 64 * 1024 * 1024
-BODY_DISCARD_TIMEOUT_S = 10.0
-
 LARGE_FRAMES_EXTENSION = "lamplighter.widen"  # call it to accept large frames, once the client is authenticated
-_DENIAL_EXTENSION = "websocket.http.response"  # the standard extension to answer a handshake with a response
-_DENIAL_CAUSE = "lamplighter.refused"
+
+_log = structlog.get_logger()
+
 _ADDED_HEADERS = "lamplighter.headers"
-WS_TRY_AGAIN_LATER_CODE = 1013
-
-# uvicorn reports a fault of the application for every denied handshake and every request that is not HTTP.
-_IGNORED_SERVER_MESSAGES = frozenset(
-    {
-        "ASGI callable returned without completing handshake.",
-        "Invalid HTTP request received.",
-        "Unsupported upgrade request.",
-    }
-)
-
 _DEFAULT_HEADERS = (
     (b"x-content-type-options", b"nosniff"),  # browsers must not guess that a response is a page
     (b"cache-control", b"no-store"),  # responses contain keys, secrets and jobs
     (b"referrer-policy", b"no-referrer"),  # a URL may contain a key or a signature
 )
 
-# CORS (Fetch, section 3.3). The names are listed one by one, because `*` does not include Authorization.
-CORS_REQUEST_HEADERS = (
-    *("Authorization", "X-API-Key", "Accept", "Accept-Language", "Content-Type", "Range", "If-Range", "If-None-Match"),
-    *("Idempotency-Key", "Prefer", "Last-Event-ID", "X-Filename", "X-Trace-Id", "traceparent"),
-    *("Tus-Resumable", "Upload-Length", "Upload-Defer-Length", "Upload-Offset", "Upload-Metadata", "Upload-Checksum"),
-    *("X-HTTP-Method-Override", "X-Requested-With", "X-Request-ID"),
-)
-CORS_EXPOSED_HEADERS = (
-    *("Location", "ETag", "Content-Range", "Accept-Ranges", "Content-Disposition", "Content-Length", "Retry-After"),
-    *("Idempotent-Replayed", "Lamplighter-Asset", "WWW-Authenticate"),
-    *("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"),
-    *("Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm"),
-    *("Upload-Offset", "Upload-Length", "Upload-Defer-Length", "Upload-Metadata", "Upload-Expires"),
-)
-PREFLIGHT_MAX_AGE_S = 7200  # the longest time that browsers cache a preflight response
+
+def add_response_headers(scope: Any, headers: Iterable[tuple[str, str]]) -> None:
+    """Add headers to whatever response this request gets, also to an error. Names in lower case."""
+    added = cast("dict[str, Any]", scope).setdefault(_ADDED_HEADERS, [])
+    added.extend((name.encode(), value.encode("latin-1")) for name, value in headers)
+
+
+class DefaultHeaders:
+    """Adds the headers of `add_response_headers`, and the default ones that a response lacks."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_defaults(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", ()))
+                present = {name.lower() for name, _ in headers}
+                defaults = (pair for pair in _DEFAULT_HEADERS if pair[0] not in present)
+                message["headers"] = [*headers, *scope.get(_ADDED_HEADERS, ()), *defaults]
+            await send(message)
+
+        await self._app(scope, receive, send_with_defaults)
+
+
+BODY_DISCARD_LIMIT_BYTES = 64 * 1024 * 1024
+BODY_DISCARD_TIMEOUT_S = 10.0
 
 
 class UnreadBodyDiscard:
@@ -114,12 +118,9 @@ def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return bool(names & {b"content-length", b"transfer-encoding"}) and b"expect" not in names
 
 
-def is_server_fault(record: logging.LogRecord) -> bool:
-    """Return whether a record of the server's log reports more than a client's mistake.
-
-    `ThrottledClientLog` counts the mistakes of clients.
-    """
-    return record.getMessage() not in _IGNORED_SERVER_MESSAGES
+_DENIAL_EXTENSION = "websocket.http.response"  # the standard extension to answer a handshake with a response
+_DENIAL_CAUSE = "lamplighter.refused"
+WS_TRY_AGAIN_LATER_CODE = 1013
 
 
 async def store_denial_cause(error: Exception, scope: LitestarScope) -> None:
@@ -167,48 +168,6 @@ async def send_problem(error: Exception, scope: Scope, send: Send) -> None:
     prefix = _DENIAL_EXTENSION if is_socket else "http.response"
     await send({"type": f"{prefix}.start", "status": response.status, "headers": raw})
     await send({"type": f"{prefix}.body", "body": response.body})
-
-
-def add_response_headers(scope: Any, headers: Iterable[tuple[str, str]]) -> None:
-    """Add headers to whatever response this request gets, also to an error. Names in lower case."""
-    added = cast("dict[str, Any]", scope).setdefault(_ADDED_HEADERS, [])
-    added.extend((name.encode(), value.encode("latin-1")) for name, value in headers)
-
-
-class DefaultHeaders:
-    """Adds the headers of `add_response_headers`, and the default ones that a response lacks."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_defaults(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = list(message.get("headers", ()))
-                present = {name.lower() for name, _ in headers}
-                defaults = (pair for pair in _DEFAULT_HEADERS if pair[0] not in present)
-                message["headers"] = [*headers, *scope.get(_ADDED_HEADERS, ()), *defaults]
-            await send(message)
-
-        await self._app(scope, receive, send_with_defaults)
-
-
-def make_cors_config(origins: Sequence[str]) -> CORSConfig | None:
-    """Return the CORS settings for pages of `origins`; None without origins, which disables CORS."""
-    if not origins:
-        return None
-    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-    return CORSConfig(
-        allow_origins=list(origins),
-        allow_methods=methods,  # type: ignore[arg-type] # mypy infers list[str], not a list of literals
-        allow_headers=list(CORS_REQUEST_HEADERS),
-        expose_headers=list(CORS_EXPOSED_HEADERS),
-        max_age=PREFLIGHT_MAX_AGE_S,
-    )
 
 
 OPEN_REQUESTS_RETRY_AFTER_S = 10
@@ -275,12 +234,11 @@ NO_ROUTE = "-"  # no route has this path
 CLIENT_CLOSED_STATUS = 499  # the client left before the answer began, as nginx counts it
 WEBSOCKET_METHOD = "WEBSOCKET"
 SWITCHING_PROTOCOLS_STATUS = 101
+
 # Asked every few seconds by load balancers, watchdogs and Prometheus.
 PROBE_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 _KEY_ID_SCOPE_KEY = "lamplighter.key_id"
 _ANSWER_STATUS_MESSAGES = frozenset({"http.response.start", "websocket.http.response.start"})
-
-_log = structlog.get_logger()
 
 
 class ServedRequest(NamedTuple):
@@ -421,3 +379,52 @@ class RequestMetrics:
 def _is_event_stream(message: Message) -> bool:
     headers = message.get("headers", ())
     return any(value.startswith(_EVENT_STREAM) for name, value in headers if name.lower() == b"content-type")
+
+
+# CORS (Fetch, section 3.3). The names are listed one by one, because `*` does not include Authorization.
+CORS_REQUEST_HEADERS = (
+    *("Authorization", "X-API-Key", "Accept", "Accept-Language", "Content-Type", "Range", "If-Range", "If-None-Match"),
+    *("Idempotency-Key", "Prefer", "Last-Event-ID", "X-Filename", "X-Trace-Id", "traceparent"),
+    *("Tus-Resumable", "Upload-Length", "Upload-Defer-Length", "Upload-Offset", "Upload-Metadata", "Upload-Checksum"),
+    *("X-HTTP-Method-Override", "X-Requested-With", "X-Request-ID"),
+)
+CORS_EXPOSED_HEADERS = (
+    *("Location", "ETag", "Content-Range", "Accept-Ranges", "Content-Disposition", "Content-Length", "Retry-After"),
+    *("Idempotent-Replayed", "Lamplighter-Asset", "WWW-Authenticate"),
+    *("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"),
+    *("Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm"),
+    *("Upload-Offset", "Upload-Length", "Upload-Defer-Length", "Upload-Metadata", "Upload-Expires"),
+)
+PREFLIGHT_MAX_AGE_S = 7200  # the longest time that browsers cache a preflight response
+
+
+def make_cors_config(origins: Sequence[str]) -> CORSConfig | None:
+    """Return the CORS settings for pages of `origins`; None without origins, which disables CORS."""
+    if not origins:
+        return None
+    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    return CORSConfig(
+        allow_origins=list(origins),
+        allow_methods=methods,  # type: ignore[arg-type] # mypy infers list[str], not a list of literals
+        allow_headers=list(CORS_REQUEST_HEADERS),
+        expose_headers=list(CORS_EXPOSED_HEADERS),
+        max_age=PREFLIGHT_MAX_AGE_S,
+    )
+
+
+# uvicorn reports a fault of the application for every denied handshake and every request that is not HTTP.
+_IGNORED_SERVER_MESSAGES = frozenset(
+    {
+        "ASGI callable returned without completing handshake.",
+        "Invalid HTTP request received.",
+        "Unsupported upgrade request.",
+    }
+)
+
+
+def is_server_fault(record: logging.LogRecord) -> bool:
+    """Return whether a record of the server's log reports more than a client's mistake.
+
+    `ThrottledClientLog` counts the mistakes of clients.
+    """
+    return record.getMessage() not in _IGNORED_SERVER_MESSAGES

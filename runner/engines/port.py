@@ -33,76 +33,6 @@ from msgspec import Struct, field
 from schemas.container_protocol import LINE_LIMIT_BYTES, OutputStream
 from schemas.endpoint_parts import PROCESS_ISOLATION, EgressPolicy, EngineRuntime, ImageReference, RuntimeName
 
-
-class PullFailure(StrEnum):
-    """Why an image did not arrive, as far as the engine's text says it."""
-
-    LOGIN_REFUSED = "login_refused"
-    NOT_FOUND = "not_found"
-    DISK_FULL = "disk_full"
-    REGISTRY_UNREACHABLE = "registry_unreachable"
-    INTERRUPTED = "interrupted"
-    FAILED = "failed"
-
-
-class PullFailed(Exception):
-    """The image did not arrive. What arrived of it may be used by the next try."""
-
-    def __init__(self, code: PullFailure, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
-class LocalImage(Struct, frozen=True):
-    """An image that the engine has. `digest`: of the manifest at the registry; the id, if it came from none."""
-
-    id: str
-    digest: str
-
-
-class RegistryLogin(Struct, frozen=True):
-    """Name and password of one registry."""
-
-    username: str
-    password: str
-
-
-class PullProgress(Struct, frozen=True):
-    """The arrived part of an image. `total_bytes` counts the layers whose size is known so far, so it may grow.
-
-    `percent`: the mean over all layers, in [0, 100]; a layer whose size is not known counts as 0.
-    """
-
-    done_bytes: int = 0
-    total_bytes: int = 0
-    percent: int = 0
-
-
-class ImageStore(Protocol):
-    """The images of one engine. Every call may raise `EngineUnavailable` of `runner.engines.port`."""
-
-    async def inspect(self, reference: ImageReference) -> LocalImage | None:
-        """Return the image that the engine has under this name; None if it has none."""
-        ...
-
-    def pull(self, reference: ImageReference, login: RegistryLogin | None) -> AsyncGenerator[PullProgress]:
-        """Fetch the image from its registry, and yield what has arrived. Leaving it early stops the pull: `aclosing`.
-
-        Without `login`, the engine's own configuration is used. A tag that the engine has is moved to the image that
-        the registry has now. Raises PullFailed.
-        """
-        ...
-
-    async def remove(self, image_id: str) -> bool:
-        """Remove an image that nothing uses, with its names; return whether it is gone. False if it is in use."""
-        ...
-
-    async def free_bytes(self) -> int | None:
-        """Return the free bytes where the engine keeps its images; None if this process cannot see that folder."""
-        ...
-
-
 EngineName = Literal["docker", "process"]
 GpuInjection = Literal["cdi", "device_request", "runtime"]
 DetectedInjection = GpuInjection | Literal["none"]  # the result of the trial at start
@@ -240,6 +170,19 @@ class FoundContainer(Struct, frozen=True):
     state: ContainerState
 
 
+class ContainerUsage(Struct, frozen=True):
+    """Usage of a running container: its processes, and their memory without files and shared memory.
+
+    `scratch_files` and `scratch_bytes` are in its own /tmp and /dev/shm. They are 0 where it has none of its own
+    (process engine), or where this process may not look there (not root).
+    """
+
+    processes: int
+    memory_bytes: int
+    scratch_files: int = 0
+    scratch_bytes: int = 0
+
+
 class EngineInfo(Struct, frozen=True):
     """Name and version of the engine that answered. `notes` tell the user which limits it does not enforce.
 
@@ -277,6 +220,75 @@ class EngineUnavailable(EngineError):
     """The engine does not answer. Its containers may run on (Docker: live-restore)."""
 
 
+class PullFailure(StrEnum):
+    """Why an image did not arrive, as far as the engine's text says it."""
+
+    LOGIN_REFUSED = "login_refused"
+    NOT_FOUND = "not_found"
+    DISK_FULL = "disk_full"
+    REGISTRY_UNREACHABLE = "registry_unreachable"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class PullFailed(Exception):
+    """The image did not arrive. What arrived of it may be used by the next try."""
+
+    def __init__(self, code: PullFailure, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class LocalImage(Struct, frozen=True):
+    """An image that the engine has. `digest`: of the manifest at the registry; the id, if it came from none."""
+
+    id: str
+    digest: str
+
+
+class RegistryLogin(Struct, frozen=True):
+    """Name and password of one registry."""
+
+    username: str
+    password: str
+
+
+class PullProgress(Struct, frozen=True):
+    """The arrived part of an image. `total_bytes` counts the layers whose size is known so far, so it may grow.
+
+    `percent`: the mean over all layers, in [0, 100]; a layer whose size is not known counts as 0.
+    """
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+    percent: int = 0
+
+
+class ImageStore(Protocol):
+    """The images of one engine. Every call may raise EngineUnavailable."""
+
+    async def inspect(self, reference: ImageReference) -> LocalImage | None:
+        """Return the image that the engine has under this name; None if it has none."""
+        ...
+
+    def pull(self, reference: ImageReference, login: RegistryLogin | None) -> AsyncGenerator[PullProgress]:
+        """Fetch the image from its registry, and yield what has arrived. Leaving it early stops the pull: `aclosing`.
+
+        Without `login`, the engine's own configuration is used. A tag that the engine has is moved to the image that
+        the registry has now. Raises PullFailed.
+        """
+        ...
+
+    async def remove(self, image_id: str) -> bool:
+        """Remove an image that nothing uses, with its names; return whether it is gone. False if it is in use."""
+        ...
+
+    async def free_bytes(self) -> int | None:
+        """Return the free bytes where the engine keeps its images; None if this process cannot see that folder."""
+        ...
+
+
 class GpuAccess(Protocol):
     """GPU part of the port: give GPUs to containers, and recognize their GPU processes.
 
@@ -292,19 +304,6 @@ class GpuAccess(Protocol):
     async def pid(self, handle: str) -> int | None:
         """Return the pid whose descendants are the container's processes; None if its cgroup identifies them."""
         ...
-
-
-class ContainerUsage(Struct, frozen=True):
-    """Usage of a running container: its processes, and their memory without files and shared memory.
-
-    `scratch_files` and `scratch_bytes` are in its own /tmp and /dev/shm. They are 0 where it has none of its own
-    (process engine), or where this process may not look there (not root).
-    """
-
-    processes: int
-    memory_bytes: int
-    scratch_files: int = 0
-    scratch_bytes: int = 0
 
 
 class LeakAccess(Protocol):
