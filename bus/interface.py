@@ -39,6 +39,8 @@ from schemas.job_view import JobUsage, PowerUsage, UsageRow
 from schemas.power import PowerRecord
 from schemas.webhook import DeliveryLogRow, OwnerWebhooks, WebhookConfig
 
+T = TypeVar("T")
+
 
 class BusError(Exception):
     """Root of the errors with which the broker refuses a request."""
@@ -332,9 +334,6 @@ class AuditStream(Protocol):
         A page may be empty although older events exist. Unreadable events are logged and left out.
         """
         ...
-
-
-T = TypeVar("T")
 
 
 class FeedItem(Struct, frozen=True):

@@ -38,6 +38,8 @@ from schemas.problems import ProblemError
 
 _RETRY_AFTER_S = 10
 
+_log = structlog.get_logger()
+
 
 class OwnerSummary(Struct, frozen=True, kw_only=True):
     """An owner. `unfinished`: jobs that have not ended. `deletion`: the last one that was requested."""
@@ -128,8 +130,6 @@ QUIET_PERIOD = timedelta(seconds=10)  # another edge caches a key for 5 s, and i
 _LEASE_SCOPE = "erasures"  # the stored scope of its leases
 _CONCURRENT_JOBS_LIMIT = 8
 _PROGRESS_BATCH_JOBS = 200  # jobs between two updates of the progress
-
-_log = structlog.get_logger()
 
 
 class DeletionServices(Struct, frozen=True, kw_only=True):

@@ -27,6 +27,8 @@ from schemas.job import Priority
 from schemas.job_view import JobView, UsageReport
 from schemas.problems import Problem
 
+T = TypeVar("T")
+
 
 class LamplighterError(Exception):
     """Base class of the exceptions of this package."""
@@ -91,9 +93,6 @@ ERRORS_BY_STATUS: dict[int, type[Rejected]] = {
 def error_from_problem(problem: Problem) -> Rejected:
     """Return the exception for a problem document."""
     return ERRORS_BY_STATUS.get(problem.status, Rejected)(problem)
-
-
-T = TypeVar("T")
 
 
 class ApiRequest(Struct, Generic[T], frozen=True, kw_only=True):

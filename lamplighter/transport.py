@@ -43,6 +43,8 @@ from schemas.job_view import JobView
 from schemas.outbound_rules import bypass_proxies_for_loopback, is_loopback_url
 from schemas.problems import ProblemError
 
+T = TypeVar("T")
+
 FETCH_TIMEOUT_S = 5.0
 
 
@@ -100,8 +102,6 @@ def fetch_certificate(url: str) -> CertificateInfo | None:
     except (OSError, ValueError, CertificateUnreadable):
         return None
 
-
-T = TypeVar("T")
 
 HTTP_TIMEOUT = httpx2.Timeout(30.0, read=90.0)  # a stream sends something every 15 s, a long poll answers within 60 s
 DIGEST_CACHE_FILE = Path("~/.cache/lamplighter/digests.json")

@@ -53,6 +53,8 @@ from schemas.backoff import Backoff
 from schemas.events import RecordUnreadable
 from schemas.job import Claim, Job, JobKey
 
+T = TypeVar("T")
+
 
 class Permit:
     """One slot in use. Return it exactly once, with `release` or with `poison`."""
@@ -240,9 +242,6 @@ TRANSIENT_ERRORS = (BrokerUnreachable, BrokerFull, BrokerDenied, RecordUnreadabl
 
 # Those of them that concern one job only: that job waits, and the others go on.
 SINGLE_JOB_ERRORS = (RecordUnreadable, EngineCallFailed, NotHeld, SecretsUnavailable)
-
-
-T = TypeVar("T")
 
 
 # More walks at once would slow the jobs on a slow disk, and each may hold disk_usage.DEPTH_LIMIT descriptors.

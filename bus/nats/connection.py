@@ -33,6 +33,8 @@ LOST_PING_LIMIT = 2
 CLOSE_TIMEOUT_S = 2.0
 LOGIN_CHECK_TIMEOUT_S = 2.0
 
+log = structlog.get_logger(__name__)
+
 
 async def dial(
     settings: BrokerSettings,
@@ -181,8 +183,6 @@ ORPHAN_MESSAGE_NAK = b'-NAK {"delay": 1000000000}'
 # nats-py gives the broker's text in lower case.
 _PERMISSION_VERBS = {"publish": "publish to", "subscription": "subscribe to"}
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "(.+?)"')
-
-log = structlog.get_logger(__name__)
 
 
 class RequestTimeout(BrokerUnreachable):

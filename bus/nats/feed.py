@@ -42,6 +42,8 @@ REMEMBERED_JOB_LIMIT = 10_000  # jobs of one follower; the one without an item f
 
 _ITEM_ID = re.compile(r"([0-9a-z]+)-([0-9]{1,19})\Z")
 
+log = structlog.get_logger(__name__)
+
 
 class FeedExtent(NamedTuple):
     """The range of FEED: its epoch, and its first and last sequence (last = first - 1 when it is empty)."""
@@ -297,8 +299,6 @@ ALLOWED_CONSUMER_FIELDS = frozenset(
         "metadata",
     }
 )
-
-log = structlog.get_logger(__name__)
 
 
 class _ConsumerRequest(Struct, frozen=True, omit_defaults=True):

@@ -29,6 +29,8 @@ IN_PROCESS_RETRY_INTERVAL_S = 0.01  # three servers agree on a write within 3 ms
 
 ResponseT = TypeVar("ResponseT", bound="ApiResponse")
 
+log = structlog.get_logger(__name__)
+
 
 class JetStreamApiError(Struct, frozen=True):
     """`err_code` names the error; `description` is a text for people."""
@@ -260,8 +262,6 @@ def parse_time_ns(text: str) -> int:
 
 
 ACK_TIMEOUT_S = 2.0
-
-log = structlog.get_logger(__name__)
 
 
 class AckableMessage:

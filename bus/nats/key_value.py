@@ -47,6 +47,8 @@ from bus.nats.wire import (
 from schemas.events import JobRecord, encode_record
 from schemas.job import RECORD_LIMIT_BYTES, JobKey
 
+T = TypeVar("T")
+
 ALL_RECORD_SUBJECTS = "$KV.STATE.>"
 HISTORY_LIMIT = 64  # revisions of a key that readers get
 
@@ -174,8 +176,6 @@ class NatsJobStore:
 def _is_marker(item: ConsumedMessage) -> bool:
     return "KV-Operation" in item.headers
 
-
-T = TypeVar("T")
 
 CONCURRENT_READ_LIMIT = 64
 # A broker that loses writes in a crash gives their sequences to later ones, which then are not seen as new.

@@ -56,6 +56,8 @@ from schemas.installation import AuditEvent
 from schemas.job import JobKey, Pointer, Priority
 from schemas.job_view import JobUsage, PowerUsage, UsageRow
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 
@@ -266,9 +268,6 @@ class NatsUsageLog:
 
     async def _read_rows(self, pattern: str, since: datetime) -> list[bytes]:
         return [item.data for item in await read_all(self._jetstream, ReadRequest(USAGE.name, pattern, since=since))]
-
-
-T = TypeVar("T")
 
 
 class NatsLeasedItem(AckableMessage, Generic[T]):

@@ -21,6 +21,10 @@ from schemas.events import (
 from schemas.job import JobKey, Pointer, Priority
 from schemas.job_view import JobUsage, PowerUsage, UsageRow
 
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
 
 def record_subject(key: JobKey) -> str:
     """Return the subject of the record of `key` in STATE."""
@@ -220,11 +224,6 @@ def try_decode_power_usage(data: bytes) -> PowerUsage | None:
         return _power_usage_decoder.decode(data)
     except msgspec.DecodeError:
         return None
-
-
-T = TypeVar("T")
-
-log = structlog.get_logger(__name__)
 
 
 def decode_row(decoder: msgspec.json.Decoder[T], subject: str, data: bytes) -> T:

@@ -22,6 +22,8 @@ from schemas.problems import ProblemError
 T = TypeVar("T")
 _CLOSE_TIMEOUT_S = 2.0
 
+_log = structlog.get_logger()
+
 
 @asynccontextmanager
 async def closing(items: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
@@ -124,8 +126,6 @@ _PROBLEMS_BY_ERROR: Mapping[type[Exception], tuple[str, str | None]] = {
     store.UploadChanged: ("offset_mismatch", None),
     store.UploadRemoved: ("not_found", None),
 }
-
-_log = structlog.get_logger()
 
 
 def problem_for_known_error(error: Exception) -> ProblemError | None:

@@ -22,6 +22,8 @@ _SIGNING_KEY = "signing"
 _BACKUP_KEY = "last-backup"
 _SECRET_BYTES = 32
 
+_log = structlog.get_logger()
+
 
 async def get_or_create_value(table: Table[InstallationConstant], name: str, proposal: str, clock: Clock) -> str:
     """Return the value stored under `name`; store `proposal` first if nothing is stored. Raises BusError."""
@@ -72,8 +74,6 @@ async def check_store_fingerprint(
 
 _RENEW_INTERVAL_S = LEASE_TTL_S / 4
 _RELEASE_TIMEOUT_S = 2.0
-
-_log = structlog.get_logger()
 
 
 class Leases:

@@ -33,6 +33,8 @@ from schemas.endpoint import Endpoint, EndpointInvalid
 from schemas.job import INPUT_LIMIT_BYTES, NESTING_LIMIT, TOKEN_PATTERN, PendingUrl, is_too_deep
 from schemas.problems import FieldError, ProblemError
 
+T = TypeVar("T")
+
 _Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
 
 # Measured; a step is about 5 µs (docs/decisions/059-steps-bound-an-input-schema.md).
@@ -433,8 +435,6 @@ def _allowed_values(kind: inspect.Type) -> list[Any]:
             return list(values)
     return []
 
-
-T = TypeVar("T")
 
 # The form of msgspec's errors: "<what> - at `$.a.b`"; an error about the whole body has no path.
 _MSGSPEC_LOCATION = re.compile(r"(?P<what>.*?) - at (?P<key>`key` in )?`(?P<path>\$.*)`\Z", re.DOTALL)

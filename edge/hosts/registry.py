@@ -29,6 +29,8 @@ from schemas.host import (
 from schemas.installation import Pause, endpoint_pause_key, maintenance_key
 from schemas.job import Claim, Moment, WaitReason
 
+_log = structlog.get_logger()
+
 
 class PauseRegistry:
     """The pauses of all edges. Those that this edge sets or ends are known at once, others after `refresh`."""
@@ -92,8 +94,6 @@ class PauseRegistry:
 # A task that the runner cannot do, like those that runners report: `task (reason): what to do`.
 UNREADABLE_HEARTBEAT = "send heartbeats that this edge can read ({why}): {fix}"
 UPGRADE_EDGE = "upgrade the edge to the release of that runner"
-
-_log = structlog.get_logger()
 
 
 class HostNotice(Struct, frozen=True):

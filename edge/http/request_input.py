@@ -35,6 +35,8 @@ from schemas.asset import DIGEST_SCHEME, choose_media_type
 from schemas.credentials import ApiKey, Scope
 from schemas.problems import FieldError, ProblemError
 
+T = TypeVar("T")
+
 ANY_PARAMETER = "any_parameter"  # opt of a route that ignores the parameters that it does not know
 # On every route: the owner that a request is for, and a token in place of a key.
 COMMON_PARAMETERS = ("owner", "token")
@@ -95,8 +97,6 @@ FORM_FILE_LIMIT = 100  # each may need an open file descriptor
 PART_HEAD_BYTES = 1024  # a generous estimate for the headers of one part
 JOB_FIELD = "job"
 PLACEHOLDER_DIGEST = DIGEST_SCHEME + "0" * 64  # stands for a file of the form until the file is stored
-
-T = TypeVar("T")
 
 
 async def read_json(request: AnyRequest) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from schemas.job_view import JobView
 
 EventKind = Literal["state", "progress", "log", "notice"]
 
+_log = structlog.get_logger()
+
 
 class ProgressEvent(Struct, frozen=True):
     """The progress of a job. `offset` is the position in the output of the attempt; it rises."""
@@ -110,8 +112,6 @@ def parse_resume_token(text: str | None) -> ResumeToken | None:
 SHARED_SUBSCRIBER_MINIMUM = 2  # with so many followers of a job, one reader serves them all
 LOG_END_TIMEOUT_S = 1.0  # how long to wait after the final state for the end of the log
 _BUFFER_LIMIT = 64
-
-_log = structlog.get_logger()
 
 
 class FeedItemSink(Protocol):

@@ -48,6 +48,8 @@ OPEN_BACKOFF = Backoff(5.0, OPEN_MAX_S)
 DEFAULT_ATTEMPT_S = 0.05  # assumed duration of an attempt before one was measured
 _SMOOTHING = 0.3  # weight of the latest attempt in the moving average
 
+_log = structlog.get_logger()
+
 
 def retry_delay_s(
     failed: int, requested_s: float, jitter: float, retries_s: tuple[float, ...] = RETRY_DELAYS_S
@@ -124,8 +126,6 @@ class ReceiverCircuitBreaker:
 
 
 _ERROR_LENGTH_LIMIT = 300  # characters of an error in the log
-
-_log = structlog.get_logger()
 
 
 class DeliveryOutcome(msgspec.Struct, frozen=True):

@@ -41,6 +41,8 @@ from schemas.webhook import (
 ROTATION_GRACE = timedelta(hours=24)  # how long the previous secret also signs
 _SECRET_BYTES = 32
 
+_log = structlog.get_logger()
+
 
 class WebhookSettings(Struct, frozen=True):
     """The `[webhooks]` section: secrets, targets and retries."""
@@ -130,9 +132,6 @@ class WebhookSecretStore:
 
 def _disabled_at(item: tuple[str, datetime]) -> datetime:
     return item[1]
-
-
-_log = structlog.get_logger()
 
 
 class AddedWebhook(NamedTuple):

@@ -69,6 +69,8 @@ _NAMED_VALUE = re.compile(
 )
 _ENDS_OF_NAME = ("=", '"', "'", "\\")  # one of them follows a name in `_NAMED_VALUE`
 
+_log = structlog.get_logger()
+
 
 class Redactor:
     """Replaces secrets in a text: by their form, and those of `known` wherever they are."""
@@ -355,8 +357,6 @@ def configure_logging(level: str, form: str, secrets: Iterable[str] = ()) -> Non
 LOG_FILE_LIMIT_BYTES = 16 * 1000**2
 LOG_COPIES_KEPT = 4  # beside the file that is written to
 ROTATION_CHECK_INTERVAL_S = 10.0
-
-_log = structlog.get_logger()
 
 
 def rotate(file: Path, limit_bytes: int = LOG_FILE_LIMIT_BYTES, copies: int = LOG_COPIES_KEPT) -> bool:

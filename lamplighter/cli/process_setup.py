@@ -51,6 +51,8 @@ config_option = click.option(
     help="The settings file. LAMPLIGHTER_* variables override it.",
 )
 
+_log = structlog.get_logger()
+
 
 @cache
 def settings_types() -> tuple[type[Struct], ...]:
@@ -167,9 +169,6 @@ class ServiceNotifier:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)  # a manager that does not read must not stop the event loop
             sender.sendto(state.encode(), address)
-
-
-_log = structlog.get_logger()
 
 
 @contextmanager

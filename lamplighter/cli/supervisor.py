@@ -46,6 +46,8 @@ KEYS_FILE = "keys.json"
 ENDPOINTS_CHECK_INTERVAL_S = 2.0
 BROKER_FILE = "broker.json"  # the broker's address and the edge's password, for `backup` while `up` runs
 
+log = structlog.get_logger()
+
 
 class LocalKeys(Struct, frozen=True):
     """The keys of this installation. Their file in the data folder is readable only by its user."""
@@ -134,8 +136,6 @@ async def ensure_keys(bus: Bus, data: Path) -> LocalKeys:
     write_private_json(data / KEYS_FILE, keys)
     return keys
 
-
-log = structlog.get_logger()
 
 RESTART_BACKOFF = Backoff(first_s=0.5, limit_s=30.0)
 RESTART_BACKOFF_RESET_S = 60.0  # a process that ran this long is restarted with the shortest delay

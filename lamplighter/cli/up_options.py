@@ -43,6 +43,8 @@ from schemas.outbound_rules import is_loopback
 from schemas.settings_loader import SettingsInvalid, find_variable, merge_given
 from schemas.settings_schema import show
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 OPTION_SETTINGS: Mapping[str, str] = {
     "--port": "port",
     "--data": "data",
@@ -69,6 +71,8 @@ REFUSED_SETTINGS: Mapping[str, str] = {
     "public.key": _PUBLIC,
     "public.broker_cert": _PUBLIC,
 }
+
+log = structlog.get_logger()
 
 
 class UpSettings(NamedTuple):
@@ -120,9 +124,7 @@ def config_variable(file: SettingsFile) -> str:
 
 SERVED_FILE = Path("tls") / "served.pem"
 
-log = structlog.get_logger()
 
-F = TypeVar("F", bound=Callable[..., Any])
 ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - used only with --public
 
 

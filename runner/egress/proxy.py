@@ -34,6 +34,8 @@ ADDRESS_LIMIT = 4  # addresses tried for one name
 ALLOWED_PREFIX = "*."
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\Z")
 
+_log = structlog.get_logger("egress")
+
 
 class EgressRefused(Exception):
     """A job may not reach this host; the message says why."""
@@ -139,7 +141,6 @@ BLOCK_BYTES = 64 * 1024
 DROPPED_HEADERS = frozenset(
     ["connection", "host", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "upgrade"]
 )
-_log = structlog.get_logger("egress")
 
 
 def proxy_env(port: int) -> dict[str, str]:

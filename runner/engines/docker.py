@@ -65,6 +65,8 @@ from runner.engines.port import (
 from runner.engines.process_shim import started_at
 from schemas.endpoint_parts import ImageReference, RuntimeName
 
+T = TypeVar("T")
+
 
 class ReconnectWindow:
     """Limits how long an engine that does not answer is retried. Failures further apart are separate outages."""
@@ -82,8 +84,6 @@ class ReconnectWindow:
         if now - self._first >= self._limit_s:
             raise error
 
-
-T = TypeVar("T")
 
 NOBODY_UID = 65534
 RECONNECT_INTERVAL_S = 0.05  # between two requests to a daemon that restarts

@@ -36,6 +36,8 @@ from runner.engines.port import (
 from runner.engines.process_shim import FolderWay, boot_id, started_at
 from schemas.container_protocol import LINE_LIMIT_BYTES, OutputStream
 
+T = TypeVar("T")
+
 NOBODY_NAME = "nobody"
 
 
@@ -82,7 +84,6 @@ def resolve_job_user(configured: str | None) -> JobUser | None:
     return JobUser(name, found.pw_uid, found.pw_gid, tuple(sorted(groups)))
 
 
-T = TypeVar("T")
 PidAndStart = tuple[int, int]  # pid and start time, in the boot that the record names
 
 READ_BYTES = 4 * LINE_LIMIT_BYTES

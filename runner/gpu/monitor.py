@@ -58,6 +58,8 @@ NO_GPU_WORDS = frozenset({"", "-1", "none", "NoDevFiles"})
 _UNRESTRICTED = re.compile(r"(all|void|/.*|.*/.*=.*)?")
 _NAME = re.compile(r"\d+(:\d+)?|(GPU|MIG)-[0-9A-Za-z/-]+")
 
+log = structlog.get_logger(__name__)
+
 
 class AssignmentInvalid(Exception):
     """The assigned GPUs cannot be used; the message says which variable is wrong and what to do."""
@@ -244,8 +246,6 @@ def nvml_spawner(interval_s: float = 1.0, renew_s: float = 60.0, env: Mapping[st
 
     return spawn
 
-
-log = structlog.get_logger(__name__)
 
 ChildFailure = tuple[GpuMonitorState, str]
 """Why the child is given up: a state and the error text of the driver."""

@@ -42,6 +42,8 @@ from schemas.texts import Language
 
 METADATA_CACHE_LIMIT = 20_000  # jobs; the least recently used one is read again
 
+_log = structlog.get_logger()
+
 
 class SubmitMetadata(NamedTuple):
     """The names of a submit, which every push about its job carries.
@@ -262,8 +264,6 @@ def encode_host_notice(notice: HostNotice, language: Language, push_id: str) -> 
 STREAM_RETRY_DELAY_S = 1.0
 WAITING_JOBS_LIMIT = 500  # waiting jobs of one status in one round of state pushes, newest first
 WAITING_FRAMES_LIMIT = 5000  # state pushes of one round, over all sockets
-
-_log = structlog.get_logger()
 
 
 class PushSubscriber(Protocol):

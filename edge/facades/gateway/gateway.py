@@ -68,6 +68,8 @@ CLOSE_TIMEOUT_S = 30.0  # time for a slow client to read the buffers of the kern
 
 MakeSendQueue = Callable[[Callable[[], object]], SendQueue]
 
+_log = structlog.get_logger()
+
 
 class _Replay:
     """A replay in progress. `position`: the last id that it sent."""
@@ -273,8 +275,6 @@ def _final_views(envelope: Envelope) -> list[JobView]:
 STREAM_READY_TIMEOUT_S = 5.0  # without a broker a socket starts without its owner's stream
 CLOSE_TRY_AGAIN_LATER = 1013  # from the registry of RFC 6455
 TRANSIENT_CODES = frozenset({"unavailable", "too_many_connections"})  # problems that a later attempt may not meet
-
-_log = structlog.get_logger()
 
 
 class GatewayLimits(Struct, frozen=True):

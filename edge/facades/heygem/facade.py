@@ -41,6 +41,8 @@ _NAME_LIMIT_BYTES = 4096  # PATH_MAX; resolving a name with a million folders ta
 _OPEN_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _OPEN_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait for its writer
 
+_log = structlog.get_logger()
+
 
 class SharedFile:
     """A regular file of the folder, open for reading. `read_chunks` closes it."""
@@ -115,8 +117,6 @@ def _require_regular_file(handle: int) -> int:
 
 COPY_WAIT_TIMEOUT_S = 5.0  # how long a query waits for a running copy
 EXPORT_RETRY_INTERVAL_S = 5.0  # between attempts while the folder is full or missing
-
-_log = structlog.get_logger()
 
 
 class ExportState(Enum):
