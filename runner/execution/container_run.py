@@ -310,7 +310,8 @@ class ContainerRun:
         warm = self._assignment.warm_container
         if warm is None or warm.handle is None:
             return None
-        is_accepted = await self._checkpoint.update_then(self._assign_warm, **self._start_fields())
+        assign = partial(self._assign_warm, warm)
+        is_accepted = await self._checkpoint.update_then(assign, **self._start_fields())
         warm.stop_watching()
         if not is_accepted:
             await self._context.engine.remove(warm.handle)
@@ -320,16 +321,18 @@ class ContainerRun:
         now = self._context.moment()
         return {"started_at": now.at, "started_up": now.uptime}
 
-    def _assign_warm(self) -> bool:
+    def _assign_warm(self, warm: WarmContainer) -> bool:
+        try:
+            warm.take_files_back()
+        except OSError:  # the fault of the last job
+            return False
         self._write_job_file()
         if self._secrets and not self._context.secrets.write_for_running(
             self._folders.container, self._secrets, self._folders.root
         ):
             return False
-        warm = self._assignment.warm_container
-        number, since = (warm.number, warm.since) if warm else (0, None)
-        self.output_pump.since = since  # set when it became ready
-        return assign_job(self._folders.container, self._identity, number, since)
+        self.output_pump.since = warm.since  # set when it became ready
+        return assign_job(self._folders.container, self._identity, warm.number, warm.since)
 
     def _write_cold_start(self) -> None:
         """Write what a container needs that starts with its job; where a reused one died, recovery needs the number."""

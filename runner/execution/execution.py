@@ -201,7 +201,7 @@ class Execution:
             with self._trace.step("record"):
                 job = await self._record(result)
                 if self.is_kept:
-                    await self._take_job_folder_back()
+                    self._vacate()
                 elif is_left:
                     await self._context.remove_container(self.handle, lambda identity: identity == self._identity)
                     self._on_freed(keeps_gpus=False)
@@ -335,11 +335,11 @@ class Execution:
             if self.is_kept:
                 pump.rest, self._vacated = None, warm.is_vacated
 
-    async def _take_job_folder_back(self) -> None:
-        """Take folder and secrets of the ended job from a container that was kept: its next job may start then."""
-        if not self._vacated.is_set():
-            await anyio.to_thread.run_sync(self._clear_job_folder)
-            self._vacated.set()
+    def _vacate(self) -> None:
+        """Let the next job start in a container that was kept. Its start first takes folder and secrets back."""
+        warm = self.assignment.warm_container
+        if warm is not None and not self._vacated.is_set():
+            warm.vacate(self._clear_job_folder)
 
     async def _let_next_job_start(self) -> None:
         """Wait until the next job, if the container has one, has started: what is left to do here would delay it."""
@@ -363,7 +363,8 @@ class Execution:
         """Remove the container, then its folder. Of one that was kept, remove only the folder of this job's run."""
         warm = self.assignment.warm_container
         if self.is_kept and warm is not None:
-            await self._take_job_folder_back()
+            self._vacate()
+            await anyio.to_thread.run_sync(warm.take_files_back)
             return await self._context.delete_folder(self._folders.run)
         if self.handle is None and warm is not None:
             await warm.is_vacated.wait()

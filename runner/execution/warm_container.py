@@ -17,6 +17,7 @@ another owner.
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from enum import StrEnum
@@ -157,10 +158,12 @@ class WarmContainer:
         self.owner = ""
         self.reuse: ContainerReuse | None = None
         self.rest: OutputRest | None = None
-        # Set when the end of the job before is recorded, and its folder and secrets are gone. Until then the container
-        # is the only proof of how that job ended: no other job starts in it, and it is not removed.
+        # Set when the end of the job before is recorded. Until then the container is the only proof of how that job
+        # ended: no other job starts in it, and it is not removed.
         self.is_vacated = anyio.Event()
         self.is_vacated.set()
+        self._take_files: Callable[[], None] | None = None
+        self._take_lock = threading.Lock()
         self.expires_at = float("inf")
         self.baseline: ContainerBaseline | None = None
         self.first_usage: ContainerUsage | None = None
@@ -187,6 +190,21 @@ class WarmContainer:
         self.is_vacated = anyio.Event()
         self.watch_scope = anyio.CancelScope()
         self.advance(WarmState.LOADING)
+
+    def vacate(self, take_files: Callable[[], None]) -> None:
+        """Note that the end of its last job is recorded. `take_files` is for `take_files_back`, and blocks."""
+        self._take_files = take_files
+        self.is_vacated.set()
+
+    def take_files_back(self) -> None:
+        """Take the files of the last job from the container, if nobody has: before its next job starts. Blocking.
+
+        A second call waits for the first: it would remove the secrets of the next job. Raises OSError.
+        """
+        with self._take_lock:
+            if self._take_files is not None:
+                self._take_files()
+                self._take_files = None
 
     def stop_watching(self) -> None:
         """Stop the task that watches it: its job starts, or it is to be removed."""

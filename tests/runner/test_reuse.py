@@ -10,13 +10,14 @@ import pytest
 from msgspec.structs import replace
 
 from bus.interface import QueueMessage
-from runner.engines.port import MIB, ContainerUsage
+from runner.assets.container_folders import SecretFiles
+from runner.engines.port import MIB, WARM_ENV, ContainerUsage
 from schemas.endpoint import Reuse
 from schemas.events import JobRecord, Started, Succeeded
 from schemas.job import JobKey, Policy, Priority, Status
 from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint, warm_program
 from tests.support.fake_engine import EndBySignal, FakeContainer
-from tests.support.runner_environment import RunnerEnvironment
+from tests.support.runner_environment import DEADLINE_S, RunnerEnvironment
 from tests.support.wait import wait_for
 
 
@@ -169,6 +170,7 @@ async def test_a_job_of_a_lane_that_was_empty_goes_first(world: RunnerEnvironmen
         return await work(box, folder)
 
     world.programs = {"kept": reused_program(submit_while_working)}
+    world.pace = replace(world.pace, ahead_s=DEADLINE_S)  # what is looked at ahead is given back for a moment
     keys = [await world.submit("kept", f"j{number}") for number in (1, 2)]
     async with world.run_runner() as runner:
         for key in keys:
@@ -216,6 +218,33 @@ async def test_a_container_stays_until_the_end_of_its_job_is_recorded(
     assert [job.status for job in ended] == [Status.SUCCEEDED, Status.CANCELLED]
     assert ended[0].output is not None
     assert removed_early[ended[0].output.data["box"]] is False
+    await world.wait_until_clean()
+
+
+async def test_no_job_starts_beside_the_files_of_the_last_one(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If they cannot be taken from the container, the job gets one of its own, and is not charged."""
+    clear, failed = SecretFiles.clear, anyio.Event()
+    reused = reused_program(work)
+
+    async def warm_or_cold(box: FakeContainer) -> int:
+        return await (reused(box) if WARM_ENV in box.spec.env else work(box, box.spec.job_dir))
+
+    def fail_once(folders: SecretFiles, container: Path) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise PermissionError("read-only file system")
+        clear(folders, container)
+
+    world.programs = {"kept": warm_or_cold}
+    monkeypatch.setattr(SecretFiles, "clear", fail_once)
+    keys = [await world.submit("kept", f"j{number}") for number in (1, 2)]
+    async with world.run_runner() as runner:
+        ended = [await world.wait_until_ended(key) for key in keys]
+        await runner.drained()
+    assert [(job.status, job.attempt) for job in ended] == [(Status.SUCCEEDED, 1)] * 2
+    assert len({job.output.data["box"] for job in ended if job.output is not None}) == 2
     await world.wait_until_clean()
 
 
