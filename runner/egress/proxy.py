@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -30,6 +31,7 @@ from schemas.outbound_rules import Address, ends_in_number, parse_ip_literal, re
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
+PHRASE_LIMIT_CHARS = 200  # of a status line
 ADDRESS_LIMIT = 4  # addresses tried for one name
 ALLOWED_PREFIX = "*."
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\Z")
@@ -302,15 +304,15 @@ class ServedListener:
             request = parse_request(head)
             addresses = await self._rules.check(request.host, request.port, self._allow)
         except RequestInvalid as error:
-            return await _refuse(writer, "400 Bad Request", str(error))
+            return await _refuse(writer, HTTPStatus.BAD_REQUEST, str(error))
         except EgressRefused as error:
             _log.info("egress_refused", error=str(error))
-            return await _refuse(writer, "403 Forbidden", str(error))
+            return await _refuse(writer, HTTPStatus.FORBIDDEN, str(error))
         except OSError as error:
-            return await _refuse(writer, "502 Bad Gateway", f"{request.host} cannot be resolved: {error}")
+            return await _refuse(writer, HTTPStatus.BAD_GATEWAY, f"{request.host} cannot be resolved: {error}")
         upstream = await _connect([str(address) for address in addresses], request.port)
         if upstream is None:
-            return await _refuse(writer, "502 Bad Gateway", f"{request.host} port {request.port} does not answer")
+            return await _refuse(writer, HTTPStatus.BAD_GATEWAY, f"{request.host} port {request.port} does not answer")
         try:
             if request.method == "CONNECT":
                 await self._tunnel(request, (reader, writer), upstream)
@@ -392,9 +394,12 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write_eof()
 
 
-async def _refuse(writer: asyncio.StreamWriter, status: str, reason: str) -> None:
-    body = f"lamplighter: {reason}\n".encode()
-    head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+async def _refuse(writer: asyncio.StreamWriter, status: HTTPStatus, reason: str) -> None:
+    """Answer with the reason in the body, and in the status line: clients show only that for a refused CONNECT."""
+    line = f"lamplighter: {reason}"
+    phrase = "".join(char if " " <= char <= "~" else "?" for char in line[:PHRASE_LIMIT_CHARS])
+    body = f"{line}\n".encode()
+    head = f"HTTP/1.1 {status:d} {phrase}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
     writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
     await writer.drain()
 
