@@ -375,3 +375,8 @@ class JobSecrets(Struct, frozen=True):
 def is_secret_name(text: str) -> bool:
     """Return whether `text` may be the name of a secret."""
     return re.match(SECRET_NAME_PATTERN, text) is not None
+
+
+def is_secret_value(text: str) -> bool:
+    """Return whether `text` may be the value of a secret."""
+    return SECRET_LEAST_BYTES <= len(text.encode()) <= SECRET_LIMIT_BYTES and "\0" not in text

@@ -26,6 +26,7 @@ from schemas.endpoint_parts import (
     SECRET_LIMIT_BYTES,
     StoredSecret,
     is_secret_name,
+    is_secret_value,
 )
 from schemas.problems import FieldError, ProblemError
 
@@ -283,7 +284,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_value(value: str) -> None:
-    if SECRET_LEAST_BYTES <= len(value.encode()) <= SECRET_LIMIT_BYTES and "\0" not in value:
+    if is_secret_value(value):
         return
     reason = (
         f"must be a text of {SECRET_LEAST_BYTES} to {SECRET_LIMIT_BYTES} bytes without NUL: a shorter one could not be "

@@ -197,6 +197,9 @@ _AUTHORS: Mapping[str, str] = {
         "{folder} 中没有 {file}：请用 lamplighter new NAME 创建文件夹"
     ),
     "the input does not fit {file}: {why}": "输入不符合 {file}：{why}",
+    "a secret has {sizes} bytes, as `secrets set` checks: correct the variables {names}": (
+        "机密信息须为 {sizes} 字节（`secrets set` 也会检查）：请更正变量 {names}"
+    ),
     "the endpoint needs secrets, which `try` reads from the environment: set {names}": (
         "该任务类型需要机密信息，`try` 从环境变量读取：请设置 {names}"
     ),

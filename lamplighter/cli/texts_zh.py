@@ -317,7 +317,7 @@ _DOCTOR: Mapping[str, str] = {
     ),
     "{registry} has no {image} ({why})": "{registry} 没有 {image}（{why}）",
     "the engine's disk is full ({why})": "容器引擎的磁盘已满（{why}）",
-    "{registry} cannot be reached from that host ({why})": "该服务器无法连接 {registry}（{why}）",
+    "{registry} cannot be reached from the host ({why})": "该服务器无法连接 {registry}（{why}）",
     "the connection to {registry} broke ({why})": "与 {registry} 的连接中断（{why}）",
     "the engine could not pull {image} ({why})": "容器引擎无法拉取 {image}（{why}）",
     'set username and password_file under [registries."{registry}"], or run docker login on that host': (
@@ -350,7 +350,7 @@ _DOCTOR: Mapping[str, str] = {
     "the volume {name} does not fit into [volumes] max_gb beside what that host needs ({why})": (
         "卷 {name} 加上该服务器的任务类型所需的文件超过了 [volumes] max_gb（{why}）"
     ),
-    "{server} cannot be reached from that host for {file} of the volume {name} ({why})": (
+    "{server} cannot be reached from the host for {file} of the volume {name} ({why})": (
         "该服务器无法连接 {server} 以下载卷 {name} 的文件 {file}（{why}）"
     ),
     "the connection to {server} broke at {file} of the volume {name} ({why})": (

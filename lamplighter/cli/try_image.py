@@ -49,6 +49,7 @@ from runner.trial.trial import (
 )
 from schemas.asset import DIGEST_SCHEME
 from schemas.endpoint import EndpointInvalid
+from schemas.endpoint_parts import SECRET_LEAST_BYTES, SECRET_LIMIT_BYTES, is_secret_value
 from schemas.events import FeedMessage, LogMessage, ProgressMessage
 from schemas.lifecycle import MODULE_MISSING_CODE
 from schemas.problems import ProblemError
@@ -274,6 +275,9 @@ def _read_secrets(endpoint: LocalEndpoint, environ: Mapping[str, str]) -> Mappin
     if missing:
         names = ", ".join(missing)
         raise click.UsageError(f"the endpoint needs secrets, which `try` reads from the environment: set {names}")
+    if unusable := [name for name in endpoint.config.secrets if not is_secret_value(environ[name])]:
+        names, sizes = ", ".join(unusable), f"{SECRET_LEAST_BYTES} to {SECRET_LIMIT_BYTES}"
+        raise click.UsageError(f"a secret has {sizes} bytes, as `secrets set` checks: correct the variables {names}")
     return {name: environ[name] for name in endpoint.config.secrets}
 
 

@@ -48,7 +48,7 @@ FAILURE_TEXTS: Mapping[PullFailure, tuple[str, str]] = {
     PullFailure.NOT_FOUND: ("{registry} has no {image}", "correct `image` in endpoint.toml, or push it"),
     PullFailure.DISK_FULL: ("the engine's disk is full", "free some space on that host"),
     PullFailure.REGISTRY_UNREACHABLE: (
-        "{registry} cannot be reached from that host",
+        "{registry} cannot be reached from the host",
         "check its name, the network and its certificate",
     ),
     PullFailure.INTERRUPTED: ("the connection to {registry} broke", "nothing, it is tried again"),

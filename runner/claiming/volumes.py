@@ -49,7 +49,7 @@ FAILURE_TEXTS: Mapping[FillFailure, tuple[str, str]] = {
         "raise it, or offer fewer endpoints there",
     ),
     FillFailure.UNREACHABLE: (
-        "{server} cannot be reached from that host for {file}",
+        "{server} cannot be reached from the host for {file}",
         "check the address, the network and its certificate",
     ),
     FillFailure.INTERRUPTED: ("the connection to {server} broke at {file}", "nothing, it goes on from there"),

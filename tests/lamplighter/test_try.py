@@ -211,10 +211,24 @@ def test_a_folder_of_this_machine_is_the_volume_and_keeps_its_modes(lips: Path) 
 def test_weights_that_cannot_be_had_are_told_before_the_job(lips: Path) -> None:
     tried = lamplighter(lips.parent, "try", "capitals", "--engine", "process", "--text", "x")
     assert (tried.returncode, tried.stdout) == (2, "")
-    assert "127.0.0.1 cannot be reached from that host for model/unet.pth of the volume weights" in tried.stderr
+    assert "127.0.0.1 cannot be reached from the host for model/unet.pth of the volume weights" in tried.stderr
     wrong = lamplighter(lips.parent, "try", "capitals", "--volume", "wieghts=.", "--text", "x")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "give NAME=FOLDER, the name of a volume in endpoint.toml (weights) and a folder" in wrong.stderr
+
+
+def test_secrets_come_from_the_environment_and_have_the_sizes_of_stored_ones(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = image / "endpoint.toml"
+    file.write_text(f'secrets = ["HF_TOKEN"]\n{file.read_text()}')
+    missing = lamplighter(image.parent, "try", "capitals", "--engine", "process", "--text", "x")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "which `try` reads from the environment: set HF_TOKEN" in missing.stderr
+    monkeypatch.setenv("HF_TOKEN", "short")
+    short = lamplighter(image.parent, "try", "capitals", "--engine", "process", "--text", "x")
+    assert (short.returncode, short.stdout) == (2, "")
+    assert "a secret has 8 to 32768 bytes, as `secrets set` checks: correct the variables HF_TOKEN" in short.stderr
 
 
 @needs_job_user

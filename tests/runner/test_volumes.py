@@ -111,7 +111,7 @@ FAILURES = {
     FillFailure.WRONG_DIGEST: r"^models.test sent another file .*: correct its `sha256` in endpoint.toml",
     FillFailure.DISK_FULL: r"has no room for model/unet.pth .*: free some space on that host, or set",
     FillFailure.QUOTA: r"does not fit into \[volumes\] max_gb .*: raise it",
-    FillFailure.UNREACHABLE: r"^models.test cannot be reached from that host .*: check the address",
+    FillFailure.UNREACHABLE: r"^models.test cannot be reached from the host .*: check the address",
     FillFailure.INTERRUPTED: r"^the connection to models.test broke .*: nothing, it goes on from there",
     FillFailure.FAILED: r"cannot be had from models.test .*: look at that server",
 }
