@@ -152,10 +152,8 @@ class QueueMessage(Protocol):
     """A pointer that JOBS delivered to this runner.
 
     It is delivered again after 30 s without `in_progress`, `ack` or `nak`. A message that arrives after its fetch was
-    given up, as in a runner that was frozen, is returned at once and delivered again after 1 s.
-
-    After a crash of the broker it may be delivered again whatever was answered, so the runner decides by the job's
-    record.
+    given up, as in a runner that was frozen, is returned at once and delivered again after 1 s. After a crash of the
+    broker it may be delivered again whatever was answered, so the runner decides by the job's record.
     """
 
     pointer: Pointer
