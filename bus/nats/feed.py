@@ -34,7 +34,6 @@ from bus.nats.jetstream import (
     wait_until_reconnected,
 )
 from bus.nats.topology import EDGE, FEED, READER_API_PREFIX, STATE
-from bus.nats.wire import try_decode_record
 from schemas.events import DECODE_ERRORS, FeedMessage, LogMessage, ProgressMessage
 from schemas.job import JobKey
 
@@ -199,7 +198,7 @@ class NatsJobFeed:
             and _source_revision(sourced_state.headers) >= found.seq
         ):
             return None
-        return FeedItem(name, key, change=RecordChange(found.seq, key, try_decode_record(found.data)))
+        return FeedItem(name, key, change=RecordChange(found.seq, key, wire.try_decode_record(found.data)))
 
     async def _wait_until_sourced(self, revision: int) -> None:
         """Wait until FEED has sourced STATE up to `revision`."""
@@ -259,7 +258,9 @@ def _to_feed_item(epoch: str, read: ConsumedMessage) -> FeedItem | None:
         return FeedItem(name, key, message=message) if message else None
     if not read.data:
         return None
-    return FeedItem(name, key, change=RecordChange(_source_revision(read.headers), key, try_decode_record(read.data)))
+    return FeedItem(
+        name, key, change=RecordChange(_source_revision(read.headers), key, wire.try_decode_record(read.data))
+    )
 
 
 def _source_revision(headers: Mapping[str, str] | None) -> int:

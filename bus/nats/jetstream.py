@@ -261,7 +261,7 @@ def parse_time_ns(text: str) -> int:
         raise BusError(f"the broker answered {text[:40]!r} where a time is expected") from error
 
 
-ACK_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 2.0  # for the confirmation of an ack, a nak or a sign of progress
 
 
 class AckableMessage:
@@ -291,7 +291,7 @@ class AckableMessage:
 
     async def _send_answer(self, answer: bytes) -> None:
         try:
-            message = await self._jetstream.connection.request(self._reply, answer, within_s=ACK_TIMEOUT_S)
+            message = await self._jetstream.connection.request(self._reply, answer, within_s=ANSWER_TIMEOUT_S)
         except RequestTimeout:
             await self._jetstream.connection.ping()
             log.warning("delivery_forgotten_by_broker", name=self._name)

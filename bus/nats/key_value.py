@@ -38,19 +38,13 @@ from bus.nats.jetstream import (
 )
 from bus.nats.replies import from_api_error
 from bus.nats.topology import STATE, Bucket
-from bus.nats.wire import (
-    decode_row,
-    decode_versioned_record,
-    log_unreadable_row,
-    try_decode_record,
-)
 from schemas.events import JobRecord, encode_record
 from schemas.job import RECORD_LIMIT_BYTES, JobKey
 
 T = TypeVar("T")
 
 ALL_RECORD_SUBJECTS = "$KV.STATE.>"
-HISTORY_LIMIT = 64  # revisions of a key that readers get
+RECORD_HISTORY_LIMIT = 64  # revisions of a key that readers get
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +58,7 @@ class NatsJobStore:
     async def read(self, key: JobKey) -> VersionedRecord | None:
         """Read from the leader: a replica may lag behind an acknowledged compare-and-set."""
         found = await self._jetstream.get_last(STATE.name, wire.record_subject(key))
-        return decode_versioned_record(found.seq, found.data) if found and found.data else None
+        return wire.decode_versioned_record(found.seq, found.data) if found and found.data else None
 
     async def create(self, key: JobKey, record: JobRecord) -> int:
         """Write in one request, unless a record or a delete marker exists."""
@@ -95,8 +89,8 @@ class NatsJobStore:
             return []
         return [
             VersionedRecord(item.sequence, record)
-            for item in items[-HISTORY_LIMIT:]
-            if (record := try_decode_record(item.data))
+            for item in items[-RECORD_HISTORY_LIMIT:]
+            if (record := wire.try_decode_record(item.data))
         ]
 
     async def delete(self, key: JobKey, revision: int | None) -> None:
@@ -108,7 +102,9 @@ class NatsJobStore:
     async def sweep_delete_markers(self, now: datetime, age: timedelta) -> int:
         """Remove delete markers older than `age`, and what a crash left before them; return the number of keys."""
         before = int((now - age).timestamp() * 10**9)
-        markers = [item for item in await self._last_messages() if _is_marker(item) and item.stored_at_ns < before]
+        markers = [
+            item for item in await self._last_messages() if _is_marker(item.headers) and item.stored_at_ns < before
+        ]
         for item in markers:
             await self._jetstream.secure_delete_subject(STATE.name, item.subject, below=item.sequence)
             await self._jetstream.secure_delete_message(STATE.name, item.sequence)
@@ -120,16 +116,18 @@ class NatsJobStore:
         The stream's own limit would drop them later, but leave their bytes on disk.
         """
         counts = await self._jetstream.count_by_subject(STATE.name, ALL_RECORD_SUBJECTS)
-        too_long = [subject for subject, count in counts.items() if count > HISTORY_LIMIT]
+        too_long = [subject for subject, count in counts.items() if count > RECORD_HISTORY_LIMIT]
         for subject in too_long:
             items = await read_all(self._jetstream, ReadRequest(STATE.name, subject, headers_only=True))
-            for item in items[:-HISTORY_LIMIT]:
+            for item in items[:-RECORD_HISTORY_LIMIT]:
                 await self._jetstream.secure_delete_message(STATE.name, item.sequence)
         return len(too_long)
 
     async def keys(self) -> set[JobKey]:
         """Read the headers of the last message of every key, without bodies."""
-        return {wire.parse_record_key(item.subject) for item in await self._last_messages() if not _is_marker(item)}
+        return {
+            wire.parse_record_key(item.subject) for item in await self._last_messages() if not _is_marker(item.headers)
+        }
 
     async def _last_messages(self) -> list[ConsumedMessage]:
         return await read_all(
@@ -165,7 +163,7 @@ class NatsJobStore:
                 yield CaughtUp()
             while True:
                 item = await consumer.next()
-                record = try_decode_record(item.data)
+                record = wire.try_decode_record(item.data)
                 if item.data and record is None:
                     log.error("record_unreadable", subject=item.subject, revision=item.sequence)
                 yield RecordChange(item.sequence, wire.parse_record_key(item.subject), record)
@@ -173,8 +171,9 @@ class NatsJobStore:
                     yield CaughtUp()
 
 
-def _is_marker(item: ConsumedMessage) -> bool:
-    return "KV-Operation" in item.headers
+def _is_marker(headers: Mapping[str, str]) -> bool:
+    """Return whether a message only marks that its key was deleted."""
+    return "KV-Operation" in headers
 
 
 CONCURRENT_READ_LIMIT = 64
@@ -183,9 +182,9 @@ FULL_READ_INTERVAL_S = 30.0
 
 
 class _KeptRows(NamedTuple, Generic[T]):
-    """All rows of a bucket as of `last_sequence` of its stream. `keys`: also those of markers and unreadable rows.
-    `unreadable`: the error of each row that cannot be read, by key.
+    """All rows of a bucket as of `last_sequence` of its stream.
 
+    `keys`: also those of markers and unreadable rows. `unreadable`: the error of each row that cannot be read, by key.
     `read_at`: when all of them were last read, by the clock of the event loop.
     """
 
@@ -218,9 +217,9 @@ class NatsTable(Generic[T]):
 
     async def _get_from_leader(self, subject: str) -> TableRow[T] | None:
         found = await self._jetstream.get_last(self._bucket.stream, subject)
-        if found is None or "KV-Operation" in found.headers:
+        if found is None or _is_marker(found.headers):
             return None
-        return TableRow(found.seq, decode_row(self._decoder, subject, found.data))
+        return TableRow(found.seq, wire.decode_row(self._decoder, subject, found.data))
 
     async def _get_direct(self, subject: str) -> TableRow[T] | None:
         message = await self._jetstream.connection.request(f"$JS.API.DIRECT.GET.{self._bucket.stream}.{subject}")
@@ -232,9 +231,9 @@ class NatsTable(Generic[T]):
             case str(code):
                 raise from_api_error(subject, 0, f"status {code}")
         headers = message.headers or {}
-        if "KV-Operation" in headers:
+        if _is_marker(headers):
             return None
-        return TableRow(int(headers["Nats-Sequence"]), decode_row(self._decoder, subject, message.data))
+        return TableRow(int(headers["Nats-Sequence"]), wire.decode_row(self._decoder, subject, message.data))
 
     async def put(self, key: str, value: T) -> int:
         """Write over the row, and erase its old value where the bucket asks for it."""
@@ -330,12 +329,12 @@ class NatsTable(Generic[T]):
 
     def _decode_or_log(self, message: StoredMessage) -> TableRow[T] | RowUnreadable | None:
         """Return the row of a message, or why it cannot be read; None if it is a delete marker."""
-        if "KV-Operation" in message.headers:
+        if _is_marker(message.headers):
             return None
         try:
-            return TableRow(message.seq, decode_row(self._decoder, message.subject, message.data))
+            return TableRow(message.seq, wire.decode_row(self._decoder, message.subject, message.data))
         except RowUnreadable as error:
-            log_unreadable_row(error)
+            wire.log_unreadable_row(error)
             return error
 
     async def _get_or_log(self, key: str) -> TableRow[T] | RowUnreadable | None:
@@ -343,7 +342,7 @@ class NatsTable(Generic[T]):
         try:
             return await self.get(key)
         except RowUnreadable as error:
-            log_unreadable_row(error)
+            wire.log_unreadable_row(error)
             return error
 
     async def keys(self, pattern: str = ">") -> set[str]:

@@ -49,7 +49,6 @@ from bus.nats.topology import (
     WEBHOOK_DELIVERY_CONSUMER,
     ensure_pull_consumers,
 )
-from bus.nats.wire import decode_row, log_unreadable_row, try_decode_delivery, try_decode_record
 from bus.notifier import Notifier
 from schemas.events import DECODE_ERRORS, encode_record
 from schemas.installation import AuditEvent
@@ -172,7 +171,7 @@ class NatsHostNudges:
                 yield key
 
 
-_decoder = msgspec.json.Decoder(AuditEvent)
+_audit_event_decoder = msgspec.json.Decoder(AuditEvent)
 
 
 class NatsAuditStream:
@@ -218,9 +217,9 @@ class NatsAuditStream:
 
 def _decode_entry(item: ConsumedMessage) -> AuditEntry | None:
     try:
-        return AuditEntry(item.sequence, decode_row(_decoder, item.subject, item.data))
+        return AuditEntry(item.sequence, wire.decode_row(_audit_event_decoder, item.subject, item.data))
     except RowUnreadable as error:
-        log_unreadable_row(error)
+        wire.log_unreadable_row(error)
         return None
 
 
@@ -271,7 +270,7 @@ class NatsUsageLog:
 
 
 class NatsLeasedItem(AckableMessage, Generic[T]):
-    """A message of one of the two consumers."""
+    """A message of STATE for the webhooks, or of DELIVERIES."""
 
     def __init__(self, jetstream: JetStreamClient, message: Msg, ack: AckSubject, value: T) -> None:
         super().__init__(jetstream, message.reply, message.subject)
@@ -299,7 +298,7 @@ class NatsLeasedDelivery(NatsLeasedItem[WebhookDelivery]):
 
 
 class NatsWebhookOutbox:
-    """The outbox.
+    """The outbox of webhooks, by its two consumers: that on STATE, and that on DELIVERIES.
 
     Only one task fetches from a consumer at a time, because a delivered message does not name its request.
     """
@@ -314,7 +313,7 @@ class NatsWebhookOutbox:
         if found is None:
             return None
         message, ack = found
-        record = try_decode_record(message.data)
+        record = wire.try_decode_record(message.data)
         delivery = None if record is None else WebhookDelivery(ack.sequence, record)
         return NatsLeasedItem(self._jetstream, message, ack, delivery)
 
@@ -328,7 +327,7 @@ class NatsWebhookOutbox:
         """Fetch one delivery; remove a message that is not a delivery."""
         while (found := await self._fetch_message(DELIVERIES.name, WEBHOOK_DELIVERY_CONSUMER)) is not None:
             message, ack = found
-            delivery = try_decode_delivery(message.subject, message.data)
+            delivery = wire.try_decode_delivery(message.subject, message.data)
             if delivery is not None:
                 return NatsLeasedDelivery(self._jetstream, message, ack, delivery)
             log.error("unreadable_delivery_removed", subject=message.subject)

@@ -93,7 +93,7 @@ GUEST_BUCKETS = (PAUSES, DELETED_OWNERS)
 NS_PER_DAY = 86_400 * NS_PER_S
 MIB = 1024**2
 HEADERS_LIMIT_BYTES = 4096  # room for headers beside a record
-ACK_TIMEOUT_S = 30
+ACK_WAIT_S = 30
 NO_STORAGE_TEXT = "insufficient storage"
 STREAM_UPDATE_TIMEOUT_S = 45.0  # a stream with more replicas, and its consumers, first elect a leader
 
@@ -223,7 +223,7 @@ class PullConsumer(Struct, frozen=True, kw_only=True):
     durable_name: str
     filter_subject: str
     ack_policy: str = "explicit"
-    ack_wait: int = ACK_TIMEOUT_S * NS_PER_S
+    ack_wait: int = ACK_WAIT_S * NS_PER_S
     max_deliver: int = -1
     max_ack_pending: int = -1
 

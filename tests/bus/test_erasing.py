@@ -5,7 +5,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from bus.interface import Bus, WebhookDelivery
-from bus.nats.key_value import HISTORY_LIMIT, NatsJobStore
+from bus.nats.key_value import RECORD_HISTORY_LIMIT, NatsJobStore
 from schemas.asset import AssetReference
 from schemas.events import JobRecord
 from tests.support.bus_samples import NOW, make_key, make_record
@@ -52,23 +52,23 @@ async def test_a_delivery_that_was_sent_is_gone_from_the_disk(server: BrokerProc
 async def test_a_long_history_is_trimmed_and_goes_with_its_job(server: BrokerProcess, edge: Bus, tmp_path: Path):
     await edge.job_store.create(make_key("stays"), make_record("stays"))
     revision = await edge.job_store.create(make_key(), marked())
-    for _ in range(HISTORY_LIMIT + 5):
+    for _ in range(RECORD_HISTORY_LIMIT + 5):
         revision = await edge.job_store.update(make_key(), make_record(), revision)
     assert find_marks(tmp_path, [MARK])
-    assert len(await edge.job_store.history(make_key())) == HISTORY_LIMIT
+    assert len(await edge.job_store.history(make_key())) == RECORD_HISTORY_LIMIT
     records = edge.job_store
     assert isinstance(records, NatsJobStore)
     assert await records.trim_history() == 1
     assert await records.trim_history() == 0
     await edge.feed.delete(*make_key())
     assert find_marks(tmp_path, [MARK]) == {}
-    assert len(await edge.job_store.history(make_key())) == HISTORY_LIMIT
+    assert len(await edge.job_store.history(make_key())) == RECORD_HISTORY_LIMIT
 
 
 async def test_a_deleted_job_leaves_no_byte_of_its_record(server: BrokerProcess, edge: Bus, tmp_path: Path):
     await edge.job_store.create(make_key("stays"), make_record("stays"))
     revision = await edge.job_store.create(make_key(), marked())
-    for _ in range(HISTORY_LIMIT - 1):  # a delete marker must not push the oldest out
+    for _ in range(RECORD_HISTORY_LIMIT - 1):  # a delete marker must not push the oldest out
         revision = await edge.job_store.update(make_key(), marked(), revision)
     await edge.job_store.delete(make_key(), revision)
     assert await edge.feed.delete("me") > 0  # of what was not sourced before it was deleted there is nothing to erase
