@@ -40,9 +40,9 @@ _Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
 # Measured; a step is about 5 µs (docs/decisions/059-steps-bound-an-input-schema.md).
 _REFERENCE_STEPS = 12
 _COMPILE_STEPS = 1_000
-_PATTERN_BYTES = 300  # bytes of text x instructions of the pattern in a step, for the slowest engine of RE2
-_MESSAGE_CHARACTERS = 300  # in a step; an error message quotes the value
-_COMPARED_BYTES = 100  # in a step
+_PATTERN_BYTES_PER_STEP = 300  # bytes of text x instructions of the pattern, for the slowest engine of RE2
+_MESSAGE_CHARACTERS_PER_STEP = 300  # an error message quotes the value
+_COMPARED_BYTES_PER_STEP = 100
 
 
 class StepLimitExceeded(Exception):
@@ -84,7 +84,7 @@ def _compile_pattern(pattern: str) -> Any:
 
 def _matches(pattern: str, text: str) -> bool:
     compiled = _compile_pattern(pattern)
-    spend_steps(1 + len(text.encode()) * compiled.programsize // _PATTERN_BYTES)
+    spend_steps(1 + len(text.encode()) * compiled.programsize // _PATTERN_BYTES_PER_STEP)
     return compiled.search(text) is not None
 
 
@@ -145,7 +145,7 @@ def _unique_items_cost(items: Any) -> int:
 
 
 def _comparison_cost(value: Any) -> int:
-    return 1 + len(msgspec.json.encode(value)) // _COMPARED_BYTES
+    return 1 + len(msgspec.json.encode(value)) // _COMPARED_BYTES_PER_STEP
 
 
 def _count_steps_of(word: str, keyword: _Keyword) -> _Keyword:
@@ -154,7 +154,7 @@ def _count_steps_of(word: str, keyword: _Keyword) -> _Keyword:
     def counted(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
         spend_steps(_keyword_cost(word, value, instance))
         for error in keyword(validator, value, instance, schema) or ():
-            spend_steps(1 + len(error.message) // _MESSAGE_CHARACTERS)
+            spend_steps(1 + len(error.message) // _MESSAGE_CHARACTERS_PER_STEP)
             yield error
 
     return counted

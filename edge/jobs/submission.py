@@ -1,6 +1,6 @@
 """Admission: check that the broker can keep new work, check the body of a submit, and build the job from it.
 
-The job record has all limits resolved.
+`Admission.admit` does it all. The job that it returns has every limit resolved, and is not stored yet.
 """
 
 from collections.abc import Sequence
@@ -201,7 +201,7 @@ def _effective_policy(request: PolicyRequest, endpoint: Endpoint) -> Policy:
     return Policy(**(of_endpoint | of_client))
 
 
-def check_url(url: str, path: str, allow_list: AllowList) -> None:
+def check_client_url(url: str, path: str, allow_list: AllowList) -> None:
     """Raise ProblemError `url_refused` for a URL that is forbidden whatever its host resolves to."""
     try:
         parse_url(url, allow_list)
@@ -250,9 +250,9 @@ class Admission:
 
     def _check_url_targets(self, submission: Submission, validated: ValidatedInput) -> None:
         if submission.webhook is not None:
-            check_url(submission.webhook.url, "$.webhook.url", self._url_allow_list)
+            check_client_url(submission.webhook.url, "$.webhook.url", self._url_allow_list)
         for pending in validated.pending_urls:
-            check_url(pending.url, f"$.input{pending.path.removeprefix('$')}", self._url_allow_list)
+            check_client_url(pending.url, f"$.input{pending.path.removeprefix('$')}", self._url_allow_list)
 
     async def is_equivalent(self, history: Sequence[VersionedRecord], body: dict[str, Any]) -> bool:
         """Return whether `body` requests the work of the job with these revisions.

@@ -221,8 +221,8 @@ def _find_failed_wake(record: PowerRecord, now: datetime) -> str | None:
     return None
 
 
-BACKOFF = Backoff(30.0, 3600.0)  # between two tries of a message
-GIVE_UP = timedelta(days=3)
+SEND_BACKOFF = Backoff(30.0, 3600.0)  # between two tries of a message
+SEND_TIME_LIMIT = timedelta(days=3)  # then a message is given up
 _WHY_LENGTH_LIMIT = 200
 _CONCURRENT_TARGETS = 8
 _CONDITIONS, _JOBS = "condition.", "job."
@@ -422,7 +422,7 @@ class NotificationService:
                 return None  # another edge, or it has ended in the meantime: that is another message
             pending = {name: one for name, one in now.pending.items() if name != target}
             if not is_sent:
-                wait_s = BACKOFF.delay_s(message.failures, self._random())
+                wait_s = SEND_BACKOFF.delay_s(message.failures, self._random())
                 pending[target] = PendingMessage(message.failures + 1, self._clock() + timedelta(seconds=wait_s))
             return structs.replace(now, pending=pending)
 
@@ -431,7 +431,7 @@ class NotificationService:
     async def _tidy(self, key: str, notice: Notice) -> None:
         """Drop messages to targets that are no longer set, or that no target accepted for days; then the row itself."""
         ended_at = notice.ended_at
-        is_late = self._clock() - (ended_at or notice.began_at) > GIVE_UP
+        is_late = self._clock() - (ended_at or notice.began_at) > SEND_TIME_LIMIT
         kept = {name: one for name, one in notice.pending.items() if name in self._settings.targets and not is_late}
         if is_late and notice.pending:
             _log.error("notification_given_up", condition=notice.condition, targets=sorted(notice.pending))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-CALL_TIMEOUT_S = 20.0
+SLURM_CALL_TIMEOUT_S = 20.0
 START_PATIENCE_S = 6.0  # for how long `on` watches whether the pilot starts at once
 START_CHECK_INTERVAL_S = 1.0
 CALL_ID_VARIABLE = "LAMPLIGHTER_CALL"  # for the program that switches the host, not for the pilot
@@ -60,7 +60,7 @@ RunProgram = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 def run_program(argv: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """Run a program of Slurm. The pilot inherits the environment, as sbatch does it by default."""
     environ = {name: value for name, value in os.environ.items() if name != CALL_ID_VARIABLE}
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=CALL_TIMEOUT_S, env=environ)
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=SLURM_CALL_TIMEOUT_S, env=environ)
 
 
 def job_name(host: str) -> str:
@@ -93,7 +93,7 @@ def _call(run: RunProgram, *argv: str) -> str:
     except OSError as error:
         raise SlurmRefused(f"{argv[0]} cannot be run ({error.strerror}): install slurm-client") from error
     except subprocess.TimeoutExpired as error:
-        raise PilotWaits(f"Slurm's controller does not answer {argv[0]} within {CALL_TIMEOUT_S:.0f} s") from error
+        raise PilotWaits(f"Slurm's controller does not answer {argv[0]} within {SLURM_CALL_TIMEOUT_S:.0f} s") from error
     if done.returncode == 0:
         return done.stdout
     said = done.stderr.strip().rpartition("\n")[2] or f"exit {done.returncode}"
@@ -153,7 +153,7 @@ class SlurmPilot:
         return [job for job in _find_jobs([job_name(self.host)], self.run) if job.state != "COMPLETING"]
 
 
-TIMEOUT_S = 30
+API_TIMEOUT_S = 30
 
 # Neither provider documents a code for "sold out"; these are words of their messages. Add the one that you meet.
 NO_CAPACITY_TEXTS = ("资源不足", "库存不足", "无可用", "售罄", "insufficient", "not enough", "sold out", "no resource")
@@ -210,7 +210,7 @@ def switch(box: RentedBox, verb: str) -> None:
 
 
 def _fetch(request: Request) -> Any:
-    with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 - the provider's address
+    with urlopen(request, timeout=API_TIMEOUT_S) as response:  # noqa: S310 - the provider's address
         return json.load(response)
 
 

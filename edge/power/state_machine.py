@@ -153,7 +153,7 @@ TRANSITIONS: Mapping[S, Sequence[PowerTransition]] = {
 }
 
 
-BACKOFF = Backoff(15.0, 600.0)
+CALL_BACKOFF = Backoff(15.0, 600.0)
 WAKE_DURATION_LIMIT_S = 3600.0  # a longer measurement is wrong: the clock jumped, or no edge was running
 
 
@@ -308,7 +308,7 @@ def with_result(record: PowerRecord, call_id: str, result: PowerCallResult, jitt
 
 def backoff_s(failed_calls: int, jitter: float) -> float:
     """Return the backoff after `failed_calls` failures: doubles from 15 s to 10 min, times 0.5 + `jitter`."""
-    return BACKOFF.delay_s(failed_calls) * (0.5 + jitter)
+    return CALL_BACKOFF.delay_s(failed_calls) * (0.5 + jitter)
 
 
 def with_override(record: PowerRecord, override: PowerOverride | None) -> PowerRecord:

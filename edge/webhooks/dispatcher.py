@@ -213,8 +213,8 @@ def _state_for_status(status: int | None) -> DeliveryState:
     return DeliveryState.DISABLED if status == httpx2.codes.GONE else DeliveryState.PENDING
 
 
-POLL_INTERVAL_S = 1.0  # a delayed delivery does not trigger a wake-up
-NAK_DELAY_S = 5.0
+OUTBOX_POLL_INTERVAL_S = 1.0  # a delayed delivery does not trigger a wake-up
+OUTBOX_NAK_DELAY_S = 5.0
 
 StateObserver = Callable[[WebhookDelivery], Awaitable[None]]
 
@@ -287,10 +287,10 @@ class WebhookDispatcher:
                 has_worked = await step()
             except BusError as error:
                 _log.warning("webhook_dispatch_delayed", error=str(error))
-                await sleep(POLL_INTERVAL_S)
+                await sleep(OUTBOX_POLL_INTERVAL_S)
                 continue
             if not has_worked:
-                with move_on_after(POLL_INTERVAL_S):
+                with move_on_after(OUTBOX_POLL_INTERVAL_S):
                     await work_available.wait()
 
     async def _enqueue_next(self) -> bool:
@@ -303,7 +303,7 @@ class WebhookDispatcher:
                     await observer(leased.value)
                 await self._enqueue_deliveries(leased.value)
             except BusError:
-                await leased.nak(NAK_DELAY_S)
+                await leased.nak(OUTBOX_NAK_DELAY_S)
                 raise
         await leased.ack()
         return not leased.is_last  # a later state notifies: another fetch now would find nothing

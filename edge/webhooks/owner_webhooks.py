@@ -18,7 +18,7 @@ from bus.interface import Bus, RevisionConflict, RowUnreadable, Table, WebhookDe
 from edge.core.clock import Clock, Entropy
 from edge.core.concurrency import gather_bounded, translate_errors
 from edge.index.rows import decode_cursor, encode_cursor
-from edge.jobs.submission import check_url
+from edge.jobs.submission import check_client_url
 from edge.outbound import AllowList
 from schemas.job import FINAL_STATUSES, Job, JobKey, Moment, Status, make_uuid7
 from schemas.problems import FieldError, ProblemError
@@ -188,7 +188,7 @@ class OwnerWebhookStore:
 
         Raises ProblemError `url_refused`, `quota_exceeded`.
         """
-        check_url(url, "$.url", self._url_allow_list)
+        check_client_url(url, "$.url", self._url_allow_list)
         now = self._clock()
         new = OwnerWebhook(
             id=make_uuid7(int(now.timestamp() * 1000), self._entropy(10)),

@@ -49,7 +49,7 @@ from runner.engines.port import (
 )
 from runner.engines.process_job import (
     READ_BYTES,
-    REMEDY,
+    SANDBOX_REMEDY,
     STREAMS,
     JobUser,
     ProcessSpec,
@@ -155,7 +155,7 @@ class ProcessEngine:
     def why_no_sandbox(self, jobs: Path, images: Iterable[Path]) -> str | None:
         """Start Python once in the sandbox; return why that fails, and what to do. Blocking. Raises OSError."""
         lines = self._try(jobs, images, is_sandboxed=True)
-        return f"{lines[0]}: {REMEDY}" if lines else None
+        return f"{lines[0]}: {SANDBOX_REMEDY}" if lines else None
 
     def _try(self, jobs: Path, images: Iterable[Path], *, is_sandboxed: bool) -> list[str]:
         """Return what a trial job printed that failed, at least one line; nothing if it ran."""

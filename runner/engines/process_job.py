@@ -229,9 +229,11 @@ def _to_datetime(seconds: float) -> datetime:
 
 SandboxSetting = Literal["auto", "bubblewrap", "none"]
 
-NOT_INSTALLED = "bubblewrap is not installed: install the package lamplighter-server[sandbox], or Debian's bubblewrap"
-REMEDY = "let users of this machine create namespaces"
-NAMESPACES = ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts")
+BUBBLEWRAP_NOT_INSTALLED = (
+    "bubblewrap is not installed: install the package lamplighter-server[sandbox], or Debian's bubblewrap"
+)
+SANDBOX_REMEDY = "let users of this machine create namespaces"
+SANDBOX_NAMESPACES = ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts")
 SCRATCH_MB = 512  # of /tmp, as in containers of the Docker engine
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/sys/devices/system")
 # Of /etc only what programs look up in it: it also has the settings and keys of services.
@@ -287,7 +289,7 @@ def sandbox_options(spec: ContainerSpec, readable: Iterable[str], hidden: Iterab
         part for path in SYSTEM_FILES if Path(path).exists() for part in ("--ro-bind", os.path.realpath(path), path)
     )
     return (
-        *NAMESPACES, *network, "--new-session", "--cap-drop", "ALL",
+        *SANDBOX_NAMESPACES, *network, "--new-session", "--cap-drop", "ALL",
         "--proc", "/proc", "--dev", "/dev",
         *("--size", str(spec.limits.shm_mb * MIB), "--tmpfs", SHARED_MEMORY),
         *("--size", str(SCRATCH_MB * MIB), "--tmpfs", "/tmp"),  # noqa: S108 - the job's own

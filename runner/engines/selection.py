@@ -34,7 +34,7 @@ from runner.egress.proxy import EgressProxy, EgressRules
 from runner.engines.port import ContainerEngine, EngineError, EngineName
 from runner.engines.process import CannotRunJobs, ProcessEngine
 from runner.engines.process_job import (
-    NOT_INSTALLED,
+    BUBBLEWRAP_NOT_INSTALLED,
     NoSuchUser,
     SandboxSetting,
     current_user_name,
@@ -167,7 +167,7 @@ def _add_sandbox(
     if config.sandbox == "none":
         return plain, ""
     bubblewrap, engine = find_bubblewrap(), plain
-    problem = None if bubblewrap else NOT_INSTALLED
+    problem = None if bubblewrap else BUBBLEWRAP_NOT_INSTALLED
     if bubblewrap is not None:
         engine, _ = _process_engine(config, bubblewrap)
         problem = engine.why_no_sandbox(jobs, images)

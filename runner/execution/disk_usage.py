@@ -28,7 +28,7 @@ MIN_ENTRIES = 4_096
 MAX_ENTRIES = 1_000_000  # limits the time of one walk to seconds
 DEPTH_LIMIT = 100  # nested folders; a walk at this depth has as many descriptors open
 INPUT_DIR = "in"
-REMEDY = "write less, or raise disk_mb in the image's endpoint.toml"
+DISK_REMEDY = "write less, or raise disk_mb in the image's endpoint.toml"
 WALK_PAUSE_FACTOR = 20  # the pause after a walk, as a multiple of its CPU time
 
 
@@ -50,9 +50,12 @@ class DiskLimit(Struct, frozen=True):
         """Return why `use` is too much, with figures and a remedy; None if it is not."""
         allowed = to_mib(self.bytes)
         if use.bytes > self.bytes:
-            return f"the job used {to_mib(use.bytes)} MiB of disk and may use {allowed}: {REMEDY}"
+            return f"the job used {to_mib(use.bytes)} MiB of disk and may use {allowed}: {DISK_REMEDY}"
         if use.entries > self.entries:
-            return f"the job made over {self.entries} files and folders, the limit for {allowed} MiB of disk: {REMEDY}"
+            return (
+                f"the job made over {self.entries} files and folders, the limit for {allowed} MiB of disk: "
+                f"{DISK_REMEDY}"
+            )
         if use.too_deep:
             return f"the job nested folders deeper than {DEPTH_LIMIT} levels: write into fewer levels"
         return None

@@ -25,7 +25,7 @@ from bus.notifier import Notifier
 from runner.assets.port import AssetError, AssetTransfer
 from runner.context import RunnerContext
 from runner.endpoints import LocalEndpoint
-from runner.execution.disk_usage import REMEDY, to_mib
+from runner.execution.disk_usage import DISK_REMEDY, to_mib
 from schemas.asset import AssetField, Digest, InvalidDigest, asset_fields, parse_digest, safe_name
 from schemas.container_protocol import (
     JOB_FILE,
@@ -268,7 +268,7 @@ class CollectedOutput(Struct, frozen=True):
     files: tuple[Path, ...]
 
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_output = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class OutputPresence(NamedTuple):
@@ -306,7 +306,7 @@ def collect_outputs(out: Path, limit_bytes: int | None = None) -> CollectedOutpu
         if limit_bytes is not None and size > limit_bytes:
             problem = (
                 f"the outputs are {to_mib(size)} MiB, holes included, "
-                f"and the job may use {to_mib(limit_bytes)} of disk: {REMEDY}"
+                f"and the job may use {to_mib(limit_bytes)} of disk: {DISK_REMEDY}"
             )
             raise OutputRefused("disk_exceeded", problem)
         files = tuple(out / name for name in names if name != OUTPUT_FILE)
@@ -342,7 +342,7 @@ def _read_output_file(folder: int) -> dict[str, Any]:
             "output_too_large", f"output.json is over {OUTPUT_DATA_LIMIT_BYTES} bytes: put it into a file"
         )
     try:
-        answer = _decode(text)
+        answer = _decode_output(text)
     except DECODE_ERRORS as error:
         raise OutputRefused("output_invalid", f"output.json is not a JSON object: {error}") from error
     if is_too_deep(answer):

@@ -270,9 +270,9 @@ def shift_cursor(cursor: OutputCursor | None, since: OutputCursor | None, sign: 
     return OutputCursor(cursor.offset + sign * since.offset, cursor.position)
 
 
-END_LIMIT_BYTES = 5_000_000  # kept of each end
-HEAD, TAIL, WHOLE = "log.head", "log.tail", "log.txt"
-BLOCK_BYTES = 1 << 20
+LOG_END_LIMIT_BYTES = 5_000_000  # kept of each end
+LOG_HEAD_FILE, LOG_TAIL_FILE, LOG_FILE = "log.head", "log.tail", "log.txt"
+LOG_BLOCK_BYTES = 1 << 20
 
 
 class HeadTailLog:
@@ -283,7 +283,7 @@ class HeadTailLog:
     process has written; `limit_bytes` are kept of each end.
     """
 
-    def __init__(self, folder: Path, end: int = 0, limit_bytes: int = END_LIMIT_BYTES) -> None:
+    def __init__(self, folder: Path, end: int = 0, limit_bytes: int = LOG_END_LIMIT_BYTES) -> None:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._end = end
@@ -293,19 +293,19 @@ class HeadTailLog:
         """Store `data`, whose first byte has this `offset` in the output."""
         self._end = max(self._end, offset + len(data))
         cut = max(0, self._limit_bytes - offset)
-        _write_at(self._folder / HEAD, data[:cut], offset)
+        _write_at(self._folder / LOG_HEAD_FILE, data[:cut], offset)
         rest, at = data[cut:], max(offset, self._limit_bytes) - self._limit_bytes
         if len(rest) > self._limit_bytes:
             at, rest = at + len(rest) - self._limit_bytes, rest[-self._limit_bytes :]
         until_turn = self._limit_bytes - at % self._limit_bytes
-        _write_at(self._folder / TAIL, rest[:until_turn], at % self._limit_bytes)
-        _write_at(self._folder / TAIL, rest[until_turn:], 0)
+        _write_at(self._folder / LOG_TAIL_FILE, rest[:until_turn], at % self._limit_bytes)
+        _write_at(self._folder / LOG_TAIL_FILE, rest[until_turn:], 0)
 
     def assemble(self) -> Path | None:
         """Return one file of both ends, without control lines; None if nothing was printed."""
         if self._end == 0:
             return None
-        whole = self._folder / WHOLE
+        whole = self._folder / LOG_FILE
         with whole.open("wb") as file:
             for line in self._lines():
                 if not _is_control_line(line):
@@ -315,13 +315,15 @@ class HeadTailLog:
     def _lines(self) -> Iterator[bytes]:
         left_out = self._end - 2 * self._limit_bytes
         if left_out <= 0:
-            yield from _split_lines(chain(_read_blocks(self._folder / HEAD, 0), _read_blocks(self._folder / TAIL, 0)))
+            yield from _split_lines(
+                chain(_read_blocks(self._folder / LOG_HEAD_FILE, 0), _read_blocks(self._folder / LOG_TAIL_FILE, 0))
+            )
             return
-        yield from _split_lines(_read_blocks(self._folder / HEAD, 0))
+        yield from _split_lines(_read_blocks(self._folder / LOG_HEAD_FILE, 0))
         yield f"\n… {left_out} bytes are left out here …\n".encode()
         turn = (self._end - self._limit_bytes) % self._limit_bytes
         yield from _split_lines(
-            chain(_read_blocks(self._folder / TAIL, turn), _read_blocks(self._folder / TAIL, 0, turn))
+            chain(_read_blocks(self._folder / LOG_TAIL_FILE, turn), _read_blocks(self._folder / LOG_TAIL_FILE, 0, turn))
         )
 
 
@@ -346,7 +348,7 @@ def _read_blocks(path: Path, start: int, stop: int | None = None) -> Iterator[by
         return
     with path.open("rb") as file:
         file.seek(start)
-        while block := file.read(BLOCK_BYTES if stop is None else min(BLOCK_BYTES, stop - file.tell())):
+        while block := file.read(LOG_BLOCK_BYTES if stop is None else min(LOG_BLOCK_BYTES, stop - file.tell())):
             yield block
 
 

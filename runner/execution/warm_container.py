@@ -58,7 +58,7 @@ class WarmAssignment(ContainerIdentity, frozen=True, kw_only=True):
         return ContainerIdentity(**{name: getattr(self, name) for name in ContainerIdentity.__struct_fields__})
 
 
-_decode = msgspec.json.Decoder(WarmAssignment).decode
+_decode_assignment = msgspec.json.Decoder(WarmAssignment).decode
 
 
 class JobFolders(NamedTuple):
@@ -93,7 +93,7 @@ class WarmState(StrEnum):
     REMOVED = "removed"
 
 
-TRANSITIONS: Mapping[WarmState, frozenset[WarmState]] = {
+WARM_TRANSITIONS: Mapping[WarmState, frozenset[WarmState]] = {
     WarmState.LOADING: frozenset({WarmState.READY, WarmState.RESERVED, WarmState.REMOVING}),
     WarmState.READY: frozenset({WarmState.ASSIGNED, WarmState.REMOVING}),
     WarmState.RESERVED: frozenset({WarmState.LOADING, WarmState.ASSIGNED, WarmState.DETACHED}),
@@ -173,7 +173,7 @@ class WarmContainer:
 
     def advance(self, state: WarmState) -> None:
         """Enter `state`. Raises RuntimeError if the table does not allow it."""
-        if state not in TRANSITIONS[self.state]:
+        if state not in WARM_TRANSITIONS[self.state]:
             raise RuntimeError(f"a warm container cannot go from {self.state} to {state}")
         self.state = state
         self.allocation.is_idle = state in IDLE_STATES
@@ -241,7 +241,7 @@ def write_warm_assignment(
 def read_warm_assignment(folder: Path) -> WarmAssignment | None:
     """Return the assignment of the container in `folder`; None if no job was assigned to it."""
     try:
-        return _decode((folder / ASSIGNMENT_FILE).read_bytes())
+        return _decode_assignment((folder / ASSIGNMENT_FILE).read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, msgspec.DecodeError):
         return None
 

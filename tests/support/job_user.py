@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from runner.engines.process import CannotRunJobs, ProcessEngine
-from runner.engines.process_job import NOT_INSTALLED, JobUser, NoSuchUser, find_bubblewrap, resolve_job_user
+from runner.engines.process_job import BUBBLEWRAP_NOT_INSTALLED, JobUser, NoSuchUser, find_bubblewrap, resolve_job_user
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
 
@@ -29,7 +29,7 @@ def why_no_sandbox() -> str | None:
     """Why jobs cannot run in bubblewrap on this machine, in one line; None where they can."""
     bubblewrap = find_bubblewrap()
     if bubblewrap is None:
-        return NOT_INSTALLED
+        return BUBBLEWRAP_NOT_INSTALLED
     user = None if why_not_nobody() else nobody()
     with tempfile.TemporaryDirectory() as folder:
         made = ProcessEngine(Path(folder), IMAGES / "jobkit", user, bubblewrap=bubblewrap)

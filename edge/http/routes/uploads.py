@@ -20,7 +20,7 @@ from edge.assets.uploads import Checksum, UploadChunk, UploadParameters
 from edge.http import problems
 from edge.http.auth import NO_AUTH, require_scope
 from edge.http.dependencies import AnyRequest, EdgeServices, OwnerDep, ServicesDep
-from edge.http.openapi import CHUNK_MEDIA_TYPE, ChunkBody
+from edge.http.openapi import CHUNK_MEDIA_TYPE, UPLOADS_PATH, ChunkBody
 from edge.store.unfinished_uploads import Upload
 from schemas.asset import DIGEST_SCHEME, choose_media_type, is_digest
 from schemas.credentials import Scope
@@ -149,7 +149,6 @@ def handle_tus_exception(request: AnyRequest, error: Any) -> Response[bytes]:
     )
 
 
-UPLOADS_PATH = "/v1/uploads"
 UPLOAD_PATH = "/v1/uploads/{upload_id:str}"
 GUARDS = [require_scope(Scope.ASSETS_WRITE)]
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: handle_tus_exception}

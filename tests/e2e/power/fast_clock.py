@@ -19,7 +19,7 @@ if sys.argv[1] == "edge":
 
     conditions.CALL_ABANDONED_AFTER_S, conditions.DRAIN_SETTLE_S = 2.0, 2.0
     kubernetes.LOST_AFTER_S = 1.0
-    state_machine.BACKOFF = Backoff(0.4, 600.0)
+    state_machine.CALL_BACKOFF = Backoff(0.4, 600.0)
     domain.PowerDependencies = partial(domain.PowerDependencies, tick_interval_s=0.5, poll_interval_s=0.3)  # type: ignore[attr-defined, assignment]
 
 from lamplighter.cli import main  # noqa: E402 - see above

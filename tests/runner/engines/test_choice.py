@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from runner.engines import selection
-from runner.engines.process_job import NOT_INSTALLED, find_bubblewrap
+from runner.engines.process_job import BUBBLEWRAP_NOT_INSTALLED, find_bubblewrap
 from runner.engines.selection import (
     DECISION_FILE,
     EngineChoice,
@@ -63,7 +63,7 @@ async def test_a_sandbox_is_remembered_while_jobs_run_in_docker(
     with pytest.raises(EngineUnusable, match="bubblewrap is not installed"):
         await select(tmp_path, "auto")
     assert "or a sandbox" not in (await select(tmp_path, "none")).summary
-    assert f"or a sandbox ({NOT_INSTALLED}" in (await select(tmp_path, "auto")).summary
+    assert f"or a sandbox ({BUBBLEWRAP_NOT_INSTALLED}" in (await select(tmp_path, "auto")).summary
 
 
 @pytest.mark.parametrize("asked", ["auto", "docker", "process"])
@@ -162,7 +162,11 @@ async def test_without_a_sandbox_auto_says_why_and_bubblewrap_does_not_start(
     program.write_text(FAILS)
     program.chmod(0o755)
     monkeypatch.setattr(selection, "find_bubblewrap", lambda: str(program) if is_installed else None)
-    why = "bwrap: Creating new namespace failed: Operation not permitted: let" if is_installed else NOT_INSTALLED
+    why = (
+        "bwrap: Creating new namespace failed: Operation not permitted: let"
+        if is_installed
+        else BUBBLEWRAP_NOT_INSTALLED
+    )
     selected = await select(tmp_path, "auto")
     assert f"or a sandbox ({why}" in selected.summary
     assert await isolation_of(selected) == "process"
