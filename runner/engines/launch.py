@@ -1,4 +1,4 @@
-"""Code around the containers of both engines: their folders made and removed, their start, and what they have used.
+"""Steps that both engines take around a container: make its folders, start it, measure and time it, remove its folders.
 
 A start runs in a thread that can be abandoned.
 
