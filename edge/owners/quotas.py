@@ -1,8 +1,8 @@
 """Limits of one owner: waiting jobs, running jobs, bytes, submits a minute (429 beyond them), open streams, requests.
 
 With one edge the limits are exact: an upload reserves its bytes before they are read. With several edges they are
-approximate. An edge learns of waiting jobs through STATE (milliseconds) and reads the bytes again every 30 s. Rates
-and open streams are counted by each edge for itself.
+approximate. An edge learns of waiting jobs and of submits at the other edges through STATE (milliseconds) and reads the
+bytes again every 30 s. Requests and open streams are counted by each edge for itself.
 """
 
 from collections import Counter, defaultdict
@@ -55,21 +55,30 @@ class RateLimiter:
         self._monotonic = monotonic
         self._buckets: dict[str, _TokenBucket] = {}
 
-    def count(self, name: str, per_minute: int) -> RateState:
-        """Count an event of `name` if its rate allows it."""
+    def _refill(self, name: str, per_minute: int) -> _TokenBucket:
         now = self._monotonic()
         bucket = self._buckets.get(name)
         if bucket is None:
             bucket = self._buckets[name] = _TokenBucket(float(per_minute), now)
         bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.at) * per_minute / MINUTE_S)
         bucket.at = now
+        return bucket
+
+    def count_elsewhere(self, name: str, per_minute: int) -> None:
+        """Count an event of `name` that another edge has allowed, also beyond the rate, by up to a minute of events."""
+        bucket = self._refill(name, per_minute)
+        bucket.tokens = max(-float(per_minute), bucket.tokens - 1)
+
+    def count(self, name: str, per_minute: int) -> RateState:
+        """Count an event of `name` if its rate allows it."""
+        bucket = self._refill(name, per_minute)
         is_allowed = bucket.tokens >= 1
         if is_allowed:
             bucket.tokens -= 1
         left = bucket.tokens
         return RateState(
             per_minute,
-            int(left),
+            max(0, int(left)),
             ceil((per_minute - left) * MINUTE_S / per_minute),
             0 if is_allowed else ceil((1 - left) * MINUTE_S / per_minute),
         )
@@ -164,6 +173,7 @@ class OwnerQuotas:
         self._reserved: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
         self._pending_jobs: defaultdict[str, set[JobKey]] = defaultdict(set)
+        self._own_submits: set[JobKey] = set()  # that the index has not shown yet
         self._uploads = uploads
         # Uploads without a length that are being sent, with their offsets before the current request.
         self._growing: dict[UploadKey, int] = {}
@@ -209,15 +219,16 @@ class OwnerQuotas:
         limits = self.for_owner(key.owner)
         if limits.submits_per_minute and is_new:
             self._count_submit_rate(key.owner, limits.submits_per_minute)
-        if not limits.waiting:
-            yield
-            return
-        self._check_waiting(key.owner, limits.waiting)
-        self._pending_jobs[key.owner].add(key)
+        if limits.waiting:
+            self._check_waiting(key.owner, limits.waiting)
+            self._pending_jobs[key.owner].add(key)
+        if is_new:
+            self._own_submits.add(key)
         try:
             yield
         except BaseException:
             self._drop_pending_job(key)
+            self._own_submits.discard(key)
             raise
 
     def _count_submit_rate(self, owner: str, per_minute: int) -> None:
@@ -245,6 +256,14 @@ class OwnerQuotas:
             if after is not None:
                 self._waiting[after.owner] += after.status in WAITING_STATUSES
                 self._drop_pending_job(after.key)
+                if before is None and after.key not in self._own_submits:
+                    self._count_foreign_submit(after.owner)
+                self._own_submits.discard(after.key)
+
+    def _count_foreign_submit(self, owner: str) -> None:
+        """Count a job that another edge has accepted; not while the jobs from before this edge's start are read."""
+        if self._index.is_caught_up and (per_minute := self.for_owner(owner).submits_per_minute):
+            self._submits.count_elsewhere(owner, per_minute)
 
     def _drop_pending_job(self, key: JobKey) -> None:
         """Stop counting a submitted job: the index counts it now, or the submit failed."""

@@ -102,6 +102,25 @@ async def test_submits_come_back_by_the_minute(fake: FakeBusServicesRig) -> None
     assert (await refused(fake.submit())).code == "rate_limited"
 
 
+async def test_submits_at_another_edge_count(fake: FakeBusServicesRig, tmp_path: Path) -> None:
+    limited(fake, submits_per_minute=6)
+    async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
+        limited(second, submits_per_minute=6)
+        for number, edge in enumerate((fake, second) * 3):
+            await edge.submit(job_id=f"job-{number}")  # the ids that both would make are the same
+        for edge in (fake, second):
+            await edge.wait_until_indexed()
+            assert (await refused(edge.submit(job_id="more"))).code == "rate_limited"
+        fake.time.advance(seconds=10)
+        await second.submit(job_id="more")
+        await fake.wait_until_indexed()
+        assert (await refused(fake.submit(job_id="most"))).code == "rate_limited"
+    async with fake_bus_services(tmp_path / "third", fake.broker, fake.time) as third:
+        limited(third, submits_per_minute=6)
+        await third.wait_until_indexed()
+        await third.submit(job_id="most")  # what was accepted before its start does not count
+
+
 async def test_a_replay_is_answered_however_many_there_were(fake: FakeBusServicesRig) -> None:
     limited(fake, submits_per_minute=1, waiting=1)
     job = await fake.submit(idempotency_key="k")
