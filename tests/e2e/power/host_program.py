@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 NO_CAPACITY = 75
+HURRY = "hurry"  # a file in the data of an edge that runs as fast_clock
 
 
 def consume_mishap(folder: Path, plan: dict[str, Any], name: str) -> bool:

@@ -5,8 +5,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from schemas.host import HostHeartbeat
 from schemas.job import ACTIVE_STATUSES, WAITING_STATUSES
 from schemas.job_view import JobView
 from schemas.power import PowerRecord
-from tests.e2e.power.host_program import is_alive, power
+from tests.e2e.power.host_program import HURRY, is_alive, power
 from tests.support.bytecode import BYTECODE_ENVIRON
 from tests.support.installation import EDGE as EDGE_NAME
 from tests.support.installation import ENDPOINTS, IMAGES, ROOT, Installation, RunningInstallation, run_installation
@@ -36,8 +36,8 @@ SECOND_EDGE = "second"
 RULES = {
     "min_on": 0.5,
     "idle_after": 0.8,
-    "boot_timeout": 8.0,
-    "stop_timeout": 5.0,
+    "boot_timeout": 60.0,
+    "stop_timeout": 60.0,
     "fallback_after": 1.0,
     "timeout": 10.0,
 }
@@ -198,6 +198,16 @@ class PowerScenario(Struct, frozen=True):
     def host(self) -> SwitchedHost:
         """The first host."""
         return next(iter(self.installation.hosts.values()))
+
+    @contextmanager
+    def hurry(self) -> Iterator[None]:
+        """Let a first boot, and a stop, be overdue after a second while the block runs."""
+        file = self.installation.folder / EDGE_NAME / HURRY
+        file.touch()
+        try:
+            yield
+        finally:
+            file.unlink()
 
     async def record(self, host: SwitchedHost | None = None) -> PowerRecord:
         row = await self.running.bus.power_records.get((host or self.host).name)

@@ -13,7 +13,7 @@ from lamplighter import api
 from schemas.events import AttemptReleased, Started
 from schemas.power import PowerRecord
 from schemas.power import PowerState as S
-from tests.e2e.power.switched_hosts import TLS_PORT, PowerScenario, run_switched_installation
+from tests.e2e.power.switched_hosts import STATE_TIMEOUT_S, TLS_PORT, PowerScenario, run_switched_installation
 from tests.support.installation import wait_until_ready
 from tests.support.job_checks import events_of, read_history, wait_for_reason, wait_until_running
 from tests.support.namespaces import HostNetwork
@@ -76,7 +76,13 @@ async def test_no_capacity_twice_is_waited_out(scenario: PowerScenario) -> None:
 
 async def test_a_boot_that_fails_gets_one_power_cycle(scenario: PowerScenario) -> None:
     scenario.host.plan(boots_that_fail=1)
-    job = await scenario.submit()
+
+    async def is_stopped() -> bool:
+        return "off" in scenario.host.calls
+
+    with scenario.hurry():
+        job = await scenario.submit()
+        await wait_for(is_stopped, timeout_s=STATE_TIMEOUT_S)
     await scenario.wait_until_succeeded(job)
     assert scenario.host.calls[:3] == ["on", "off", "on"]
     assert since(await scenario.record(), job.created_at)[:5] == [S.WAKING, S.STOPPING, S.OFF, S.WAKING, S.ONLINE]
@@ -113,7 +119,9 @@ async def test_a_job_that_comes_while_it_stops_waits_until_it_is_off(scenario: P
 async def test_a_host_that_hangs_while_it_stops_is_a_fault_until_its_owner_looks(scenario: PowerScenario) -> None:
     scenario.host.plan(hangs=True)
     await scenario.wait_until_succeeded(await scenario.submit())
-    fault = await scenario.wait_for_state(S.FAULT)
+    await scenario.wait_for_calls("on", "off")
+    with scenario.hurry():
+        fault = await scenario.wait_for_state(S.FAULT)
     assert fault.why == "it did not power off in time"
     job = await scenario.submit("while it is at fault")
     scenario.host.plan()

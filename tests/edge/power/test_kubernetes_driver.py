@@ -28,6 +28,7 @@ from tests.support.kubernetes_api import NAMESPACE, KubernetesApi
 
 POD = "lamplighter-gpu-1"
 TIMEOUT_S = 20.0
+UNANSWERED_S = 1.0  # for a start whose Pod nobody answers; long enough to read it once under load
 SCHEDULED = {"type": "PodScheduled", "status": "True"}
 REFUSED = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
 
@@ -63,7 +64,7 @@ class Cluster(Struct):
 @pytest.fixture
 async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     monkeypatch.setattr(kubernetes, "POLL_INTERVAL_S", 0.01)
-    monkeypatch.setattr(kubernetes, "SETTLE_S", 0.3)
+    monkeypatch.setattr(kubernetes, "SETTLE_S", TIMEOUT_S / 2)
     token_file = tmp_path / "token"
     token_file.write_text("token-1")
     api = KubernetesApi()
@@ -119,10 +120,12 @@ async def test_a_pod_without_a_node_is_no_capacity_and_stays_in_line(cluster: Cl
     assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.PENDING
     cluster.api.set_status(POD, conditions=[SCHEDULED])
     assert (await query_driver(cluster.driver, TIMEOUT_S)).power is ReportedPower.STARTING
+    cluster.driver._settle_s = UNANSWERED_S
     assert (await cluster.call()).outcome is PowerCallOutcome.DONE
 
 
 async def test_a_scheduler_that_does_not_answer_is_no_capacity(cluster: Cluster) -> None:
+    cluster.driver._settle_s = UNANSWERED_S
     result = await cluster.call()
     assert result.outcome is PowerCallOutcome.NO_CAPACITY
     assert "the scheduler has not looked at the Pod yet" in result.why
