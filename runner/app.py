@@ -98,7 +98,7 @@ async def serve(
     (`--join`), it replaces the addresses of broker and edge. A broker, an edge or a Docker engine that is away is
     waited for.
 
-    Raises RunnerStartError, EnrollmentUnreadable, EndpointInvalid, HostRemoved, BrokerDenied.
+    Raises RunnerStartError, EnrollmentUnreadable, EndpointInvalid, HostRemoved, BrokerDenied, BrokerUnreachable.
     """
     settings, enrolled = apply_enrollment(settings), is_enrolled(settings)
     incarnation = secrets.token_hex(8)
@@ -346,7 +346,11 @@ async def _open_spans(settings: RunnerSettings) -> AsyncIterator[SpanRecorder]:
 
 @asynccontextmanager
 async def _connect_bus(settings: RunnerSettings, log: FilteringBoundLogger) -> AsyncIterator[Bus]:
-    """Connect to the broker; retry until it answers, because the host may be up first."""
+    """Connect to the broker; retry until it answers, because the host may be up first.
+
+    Raises BrokerUnreachable once a runner with `until_idle_s` has waited that long: its machine may cost money.
+    """
+    began_at, limit_s = anyio.current_time(), settings.until_idle_s
     async with AsyncExitStack() as stack:
         for failures in count():
             try:
@@ -354,6 +358,9 @@ async def _connect_bus(settings: RunnerSettings, log: FilteringBoundLogger) -> A
                 break
             except BrokerUnreachable as error:
                 log.warning("broker_unavailable", error=str(error))
+                if limit_s is not None and anyio.current_time() - began_at >= limit_s:
+                    reason = f"the broker has not answered for {limit_s:g} s, after which this runner ends"
+                    raise BrokerUnreachable(f"{reason}: {error}") from error
                 await anyio.sleep(settings.pace.retry_backoff.delay_s(failures))
         yield bus
 

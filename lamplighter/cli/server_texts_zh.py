@@ -430,6 +430,9 @@ _STARTS: Mapping[str, str] = {
         "请让代理从 127.0.0.2 连接并信任该地址（docs/proxy.md），或关闭此端口"
     ),
     "{what} port {port} cannot be opened ({why})": "无法打开{what}端口 {port}（{why}）",
+    "the broker has not answered for {seconds} s, after which this runner ends": (
+        "broker 已有 {seconds} 秒没有响应，本 runner 就此结束"
+    ),
     "{message}: choose another with metrics.listen": "{message}：请用 metrics.listen 选择其他端口",
     "{message}: choose another with {option}": "{message}：请用 {option} 选择其他端口",
     "correct cert and key in [public]": "请更正 [public] 中的 cert 和 key",
