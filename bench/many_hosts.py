@@ -13,6 +13,7 @@ one process wait for each other, which hosts on machines of their own do not.
 
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -23,7 +24,7 @@ from bench.figures import Figure, p50, p99
 from bench.installation import BenchInstallation, create_jobs, make_job, run_installation
 from bench.processor import ProcessorTimes
 from bench.simulated_fleet import ONLINE_TIMEOUT_S, SimulatedHosts, StallWatch, run_hosts
-from schemas.job import Job, Status
+from schemas.job import Job, JobKey, Status
 from tests.support.wait import wait_for
 
 BENCH = "many_hosts"
@@ -76,42 +77,52 @@ class Work(Struct, frozen=True):
 async def _missing(made: BenchInstallation, running: SimulatedHosts, numbers: range) -> str:
     """Describe the first of the jobs that did not start."""
     started = {start.job_id for start in running.starts}
-    keys = [_job(number).key for number in numbers]
-    lost = [key for key in keys if key.id not in started]
+    return await _describe(made, [key for number in numbers if (key := _job(number).key).id not in started])
+
+
+async def _describe(made: BenchInstallation, keys: list[JobKey]) -> str:
+    """Return how many jobs there are, and the events of the first ones."""
     async with made.installation.bus() as bus:
-        histories = [await bus.job_store.history(key) for key in lost[:5]]
+        histories = [await bus.job_store.history(key) for key in keys[:5]]
     events = ["; ".join(str(entry.record.event) for entry in history) for history in histories]
-    return f"{len(lost)} jobs, {dict(zip((key.id for key in lost), events, strict=False))}"
+    return f"{len(keys)} jobs, {dict(zip((key.id for key in keys), events, strict=False))}"
 
 
 async def _work_off(made: BenchInstallation, hosts: int, numbers: range, job_s: float) -> Work:
-    """Work off jobs that wait already; count from when each host has one. Raises SystemExit if one starts twice."""
+    """Work off jobs that wait already; count from when each host has one. Raises SystemExit if one starts twice.
+
+    Jobs of an earlier call whose hosts were killed may start again during this one, and do not count.
+    """
     await create_jobs(made, map(_job, numbers))
+    keys = {(key := _job(number).key).id: key for number in numbers}
     async with run_hosts(made, hosts, job_s) as running:
         stall_watch = StallWatch(made, running)
         broker = made.installation.server.pid
         pids = {"edge": made.installation.edge.pid, "simulated hosts": running.process.pid, "bench": os.getpid()}
         pids |= {"broker": broker} if broker else {}
 
+        def count_starts() -> Counter[str]:
+            return Counter(start.job_id for start in running.starts if start.job_id in keys)
+
         async def begun() -> bool:
             await stall_watch.check()
-            return len(running.starts) >= hosts
+            return len(count_starts()) >= hosts
 
         async def done() -> bool:
             try:
                 await stall_watch.check()
             except SystemExit as error:
                 raise SystemExit(f"{error}; missing: {await _missing(made, running, numbers)}") from None
-            return len(running.starts) >= len(numbers)
+            return len(count_starts()) >= len(keys)
 
         await wait_for(begun, timeout_s=ONLINE_TIMEOUT_S)
         began, before = time.monotonic(), ProcessorTimes.read(pids)
         await wait_for(done, timeout_s=WORK_TIMEOUT_S, interval_s=0.5)
-        took, times = time.monotonic() - began, ProcessorTimes.read(pids).since(before)
-        if len({start.job_id for start in running.starts}) != len(numbers):
-            raise SystemExit("bench: a job started twice: read the log of the edge")
+        took, used = time.monotonic() - began, ProcessorTimes.read(pids).since(before)
+        if again := [keys[job_id] for job_id, times in count_starts().items() if times > 1]:
+            raise SystemExit(f"bench: started more than once: {await _describe(made, again)}")
         pauses = [start.at - start.previous_ended_at for start in running.starts if start.previous_ended_at]
-    return Work(len(numbers) - hosts, took, times, pauses)
+    return Work(len(keys) - hosts, took, used, pauses)
 
 
 async def rows() -> AsyncIterator[Figure]:
