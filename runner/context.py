@@ -1,8 +1,8 @@
 """Context of every part of the runner: its slots, its connections, and what is done while a dependency is away.
 
 A permit is the right to run one container in one slot. It is released once the container is known to be gone. If that
-is not known, the slot is poisoned: it stays unused until recovery has found out, and the container keeps its GPUs as
-long. Before a permit is released, its release may be announced, so that the next job is looked for.
+is not known, the slot is poisoned: it stays unused until recovery has found out, and until then the container keeps
+its GPUs. Before a permit is released, its release may be announced, so that the next job is looked for.
 
 While the edge, the broker or the engine is away, an operation is retried, and the runner claims nothing new.
 """

@@ -29,8 +29,8 @@ class LocalEndpoint(Struct, frozen=True):
     """An endpoint, and the folder that defines it. The process engine runs the image in that folder.
 
     `image`: what the engine has under the endpoint's image name, as last seen; None if it has nothing, or no images.
-    `network_image`: the same of the setting egress.image, if the endpoint has a network. `digest`: of the bytes of
-    endpoint.toml. `stamp` changes when a file of the folder does. `folder_digest`: of the files in the folder
+    `network_image`: the same for the image in the setting egress.image, if the endpoint has a network. `digest`: of the
+    bytes of endpoint.toml. `stamp` changes when a file of the folder does. `folder_digest`: of the files in the folder
     (`find_folder_digest`); None if they are too many or too large.
     """
 

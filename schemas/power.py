@@ -59,7 +59,7 @@ class ReportedPower(StrEnum):
 
 
 class PowerVerb(StrEnum):
-    """The calls to a driver. There is no third one: a machine is never deleted."""
+    """The calls that switch a host. There is none to delete a machine."""
 
     START = "start"
     STOP = "stop"

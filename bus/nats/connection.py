@@ -2,7 +2,7 @@
 
 It makes a new nats-py client for each connection and does not use nats-py's own reconnect. That would send what was
 buffered during the break, such as a write whose caller was told BrokerUnreachable, and it closes for good on any -ERR
-but a permission's.
+except that of a missing permission.
 """
 
 import asyncio

@@ -110,7 +110,7 @@ def _item_rank(item: FeedItem) -> tuple[str, tuple[int, ...]]:
 
 
 def _message_kind(message: FeedMessage) -> str:
-    """The two output streams interleave, each with rising offsets of its own."""
+    """Return the kind of a message. Offsets rise within each kind, so log lines of stdout and stderr are two kinds."""
     return f"{type(message).__name__}.{message.stream}" if isinstance(message, LogMessage) else type(message).__name__
 
 

@@ -303,7 +303,7 @@ class NatsTable(Generic[T]):
     async def _update_kept(self, kept: "_KeptRows[T]", info: StreamInfo) -> "_KeptRows[T] | None":
         """Return `kept` as of `info`; None if a row was removed since, or more were written than are worth the reading.
 
-        A write is not found if a later one replaced it, which `info` may not count yet.
+        Also None if a new message is gone, because a later write replaced it. `info` may not count that write.
         """
         written = range(kept.last_sequence + 1, info.state.last_seq + 1)
         is_same = kept.created == info.created and kept.last_sequence <= info.state.last_seq

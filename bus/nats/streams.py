@@ -8,7 +8,8 @@ same rows through the bucket, so theirs are read as ours, and they read ours.
 
 Each row of USAGE has its own subject, so that a second write of it is refused.
 
-The outbox is a durable consumer on STATE, and DELIVERIES with another. All edges share both.
+The outbox is a durable consumer on STATE, and the stream DELIVERIES with a durable consumer of its own. All edges share
+both consumers.
 """
 
 import asyncio

@@ -210,8 +210,8 @@ def _limit_endpoints(offer: HostCapabilities) -> HostCapabilities:
 def do_programs_differ(programs: Mapping[str, JobProgram], sources: Mapping[str, str]) -> bool:
     """Return whether two hosts run an endpoint differently. An unknown digest agrees with every other.
 
-    Images that were built on two hosts have other ids, also if they were built from the same files. So where both hosts
-    have told the digest of that folder (`sources`), it is compared and not the ids.
+    Two hosts that build an image from the same files get different ids. So if all hosts have reported the digest of the
+    folder that they built from (`sources`), these digests are compared and not the ids.
     """
     files = {program.endpoint_digest for program in programs.values()} - {None}
     images = {host: program.image_digest for host, program in programs.items() if program.image_digest is not None}

@@ -57,7 +57,10 @@ def _check_console_request(connection: AnyConnection) -> None:
 
 
 async def authenticate(services: EdgeServices, text: str) -> ApiKey | None:
-    """Return the key that `text` is, or of a token or session with its scopes. None if invalid. Raises BusError."""
+    """Return the key for `text`: a key, or a token or session, whose scopes the result has. Raises BusError.
+
+    None if `text` is not valid.
+    """
     if text.startswith(TOKEN_PREFIX):
         return await services.tokens.verify(text)
     if text.startswith(SESSION_PREFIX):

@@ -2,7 +2,7 @@
 
 - `DefaultHeaders`, `UnreadBodyDiscard`: headers of every response; the rest of a body that nobody read
 - `WebSocketDenialResponse`: a response that refuses the handshake of a WebSocket
-- `ProxiedRequests`: whose a request is that came through a reverse proxy, and that it is not local
+- `ProxiedRequests`: the address of the client behind a reverse proxy, and a mark on its requests: they are not local
 - `RequestObserver`: one log line for each request. It has the template of the route, never the path or the query: both
   may contain an id, a token or a signature
 - `RequestMetrics`: counts of requests, and the time to their answers

@@ -186,7 +186,10 @@ class JobIndex:
         return await self._run_in_thread(query, self._db, *arguments)
 
     async def _run_in_thread(self, call: Callable[..., T], *arguments: object) -> T:
-        """Make a blocking call after those before it. The thread makes it also if the caller is cancelled meanwhile."""
+        """Make a blocking call in the thread of the index, which makes one call after the other, in their order.
+
+        The call is made even if the caller is cancelled while it waits.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
     async def _query_when_ready(self, query: Callable[..., T], *arguments: object) -> T:

@@ -44,7 +44,7 @@ class AcceptedSubmission(Struct, frozen=True):
 
 
 class ComparedSubmission(NamedTuple):
-    """A job under the wanted id. `is_equivalent`: its work is that of the request. A new job's is."""
+    """A job under the wanted id. `is_equivalent`: its work is that of the request, as for a new job."""
 
     submission: AcceptedSubmission
     is_equivalent: bool

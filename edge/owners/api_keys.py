@@ -216,7 +216,10 @@ class ApiKeyStore:
 
 
 def _with_use(key: ApiKey | None, at: datetime) -> ApiKey | None:
-    """Return the key as used at `at`; None if it does not exist, or a use at about that time is written."""
+    """Return the key with `at` as its last use; None if there is nothing to write.
+
+    That is so if the key does not exist, or if its stored last use is less than LAST_USE_INTERVAL before `at`.
+    """
     if key is None or (key.used_at is not None and at - key.used_at < LAST_USE_INTERVAL):
         return None
     return structs.replace(key, used_at=at)

@@ -46,7 +46,7 @@ class _TokenBucket(Struct):
 
 
 class RateLimiter:
-    """Counts the events of each name. The names must be bounded: there is one bucket for each, to the end.
+    """Counts the events of each name. The number of names must be bounded: the bucket of a name is never removed.
 
     `monotonic`: in seconds.
     """

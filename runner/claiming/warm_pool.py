@@ -373,7 +373,7 @@ class WarmPool:
         raise EngineError(f"the container died while it waited: {reason}")
 
     async def _remove(self, warm: WarmContainer) -> None:
-        """Remove container and folder, then release the GPUs. Wait before that until its last job is recorded."""
+        """Wait until the end of its last job is recorded; remove container and folder; then release the GPUs."""
         await warm.is_vacated.wait()
         if warm in self._containers:
             self._containers.remove(warm)

@@ -193,7 +193,7 @@ class DockerEngine:
     def _supports_profile(self, client: docker.APIClient) -> bool:
         """Return whether the daemon accepts our profile.
 
-        Asked once, like its API version: a runner keeps both over an update.
+        The daemon is asked once, as for its API version. If it is updated, this runner still uses the first answers.
         """
         if self._has_profile_support is None:
             self._has_profile_support = supports_profile(client.info())

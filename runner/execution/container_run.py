@@ -335,7 +335,10 @@ class ContainerRun:
         return assign_job(self._folders.container, self._identity, warm.number, warm.since)
 
     def _write_cold_start(self) -> None:
-        """Write what a container needs that starts with its job; where a reused one died, recovery needs the number."""
+        """Write the files for a container that starts with its job.
+
+        If it replaces a reused container that died, the number of the job is written too, for recovery.
+        """
         warm = self._assignment.warm_container
         if warm is not None and warm.number:
             self.output_pump.since, self.output_pump.is_reused = None, False

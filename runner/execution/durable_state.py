@@ -220,9 +220,8 @@ async def transition_record(
 def _event_time(context: RunnerContext, job: Job) -> datetime:
     """Return the current time of the host, but never one before the times in the record.
 
-    A host may boot with a clock of 1970.
-
-    The edge would think that such a result had been kept long enough, and delete it.
+    A host may boot with a clock of 1970. The edge would think that a result of that time had been kept long enough, and
+    delete it.
     """
     recorded_times = (job.created_at, job.retried_at, job.queued_at, job.started_at)
     return max(time for time in (context.now(), *recorded_times) if time is not None)

@@ -300,7 +300,7 @@ class Execution:
         return result.final_event(job, at=self._context.now(), jitter=self._context.jitter())
 
     async def _acknowledge(self, job: Job) -> None:
-        """Acknowledge the message. One that was not delivered here comes again, and is handled by the record."""
+        """Acknowledge the message, if it was delivered here. Otherwise it comes later, and the record decides."""
         self.phase = ExecutionPhase.CLEARING
         self._log.info(
             "attempt_ended",
@@ -336,7 +336,10 @@ class Execution:
                 pump.rest, self._vacated = None, warm.is_vacated
 
     def _vacate(self) -> None:
-        """Let the next job start in a container that was kept. Its start first takes folder and secrets back."""
+        """Let the next job start in a container that was kept.
+
+        Before that job starts, the folder and the secrets of this one are taken from the container.
+        """
         warm = self.assignment.warm_container
         if warm is not None and not self._vacated.is_set():
             warm.vacate(self._clear_job_folder)

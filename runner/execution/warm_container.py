@@ -10,8 +10,8 @@ job, the pool keeps the container (`keep`) and watches it again: it is LOADING u
 
 What a job leaves in a reused container is measured before the first job and after each one: processes, files outside
 its own folder, memory. A container in which something was left runs no other job. Memory, and files in /tmp and
-/dev/shm, may stay from the first job: libraries keep caches there. The files may not where the next job may be of
-another owner.
+/dev/shm, may stay from the first job: libraries keep caches there. If the next job may be of another owner, these
+files may not stay either.
 """
 
 import os

@@ -168,7 +168,10 @@ class GpuAllocation:
         )
 
     def reservations(self) -> list[VramReservation]:
-        """Return the reserved VRAM and share, one entry per GPU. While it waits it holds the share that it names."""
+        """Return the reserved VRAM and share, one entry per GPU.
+
+        A container that waits for its job holds a share only if its endpoint names one.
+        """
         vram_mb, share = self._resources.vram_mb, self.share
         if self.is_idle and self._resources.share is None:
             share = 0.0

@@ -217,7 +217,10 @@ def _explain_unfitness(health: GpuHealth | None, index: int) -> Unplaceable | No
 
 
 def _explain_share(capacity: PlacementCapacity, sample: GpuSample, left: float, missing: float) -> Unplaceable | None:
-    """Return that too little of this GPU is `left`, by `missing`, or that it is kept for others; None if neither."""
+    """Return why this GPU has no share for the job; None if it has.
+
+    `left`: the share that is free; `missing`: how much more the job needs.
+    """
     if sample.uuid in capacity.kept:
         return Unplaceable(WaitReason.BEHIND, f"GPU {sample.index} is kept for a job that needs a larger share")
     if missing <= SHARE_TOLERANCE:
