@@ -89,7 +89,7 @@ def create_app(
     `routes`: of `make_routes`, for this edge alone. `heygem`: what the routes of HeyGem's interface need.
     """
     routes.state.update(services=services, gateway=gateway, heygem=heygem, stream_cursors=runpod.StreamCursors())
-    inner = UnreadBodyDiscard(DefaultHeaders(cast("ASGIApp", routes)))  # two spellings of ASGI types
+    inner = UnreadBodyDiscard(DefaultHeaders(cast("ASGIApp", routes)))  # the types of ASGI, which Litestar defines too
     proxied = ProxiedRequests(WebSocketDenialResponse(inner), services.trusted_proxies, services.client_events)
     return RequestMetrics(RequestObserver(proxied, log_request), services.metrics)
 

@@ -76,8 +76,9 @@ HOST_TOKENS = Bucket("HOST_TOKENS", _SHORT_HISTORY, erases_old_values=True)
 ERASURES = Bucket("ERASURES", ttl_s=OWNER_DELETION_RETENTION_DAYS * 86_400)
 AUDIT = Bucket("AUDIT", ttl_s=AUDIT_RETENTION_DAYS * 86_400)
 NOTICES = Bucket("NOTICES", _SHORT_HISTORY, NOTICE_RETENTION_DAYS * 86_400, erases_old_values=True)
-# In a stream that runners may read already: a new right is an import that the edge's account of a broker run by hand
-# does not export, and nats-server refuses such a configuration (docs/decisions/098-pauses-share-a-stream.md).
+# Their rows are in a stream that runners may read already. With a stream of their own, the runner's account would
+# import a new right. On a broker that is configured by hand, the edge's account does not export it yet, and then
+# nats-server refuses the configuration (docs/decisions/098-pauses-share-a-stream.md).
 PAUSES = Bucket("PAUSES", guest_of=TOMBSTONES.name)
 DELETED_OWNERS = Bucket("DELETED_OWNERS", guest_of=TOMBSTONES.name)
 SECRETS = Bucket("SECRETS", _SHORT_HISTORY, erases_old_values=True)

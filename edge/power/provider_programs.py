@@ -2,8 +2,8 @@
 
 The power driver `command` starts them. They use the standard library only, so that a program starts fast.
 
-A pilot is a host that runs as a job of Slurm: on is `sbatch`, off is `scancel`, the state is that of `squeue`. A pilot
-that Slurm lets wait is no capacity: the reason is Slurm's own.
+A pilot is a host that runs as a job of Slurm: on is `sbatch`, off is `scancel`, the state is that of `squeue`. While
+a pilot waits in Slurm's queue, the program reports no capacity, with the reason that Slurm gives.
 
 A rented box is powered on and off by its provider's API. The state is read before an order is sent, because no
 provider promises that repeated orders are harmless.

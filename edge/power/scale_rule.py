@@ -27,7 +27,7 @@ class HostPhase(Enum):
 
     SERVING: it takes jobs. RESUMABLE: it drains, and takes jobs again as soon as it is needed. COMING: it is waking, or
     has been blocked for a short time. DARK: it can be woken. FAILED: it is in fault, has been blocked for longer than
-    `fallback_after`, or did not boot; it is tried further, but counts for nothing.
+    `fallback_after`, or did not boot; it is still tried, but its capacity does not count.
     """
 
     SERVING = auto()

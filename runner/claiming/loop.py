@@ -331,7 +331,7 @@ class ClaimLoop:
         """Return the first message of these lanes. Raises BusError.
 
         Lanes that were empty last time are fetched together with the one after them, because round trips in a row delay
-        the job. If one is not empty any more, the message after it is returned.
+        the job. If several of them have a message, those after the first are given back to the queue.
         """
         while lanes:
             unknown = next((at for at, lane in enumerate(lanes) if lane not in self._empty_lanes), len(lanes))

@@ -262,11 +262,11 @@ class ShareTurns:
         self._refused_since: dict[str, float] = {}
         self._looked_at: dict[str, float] = {}
         self._seen_at: dict[str, float] = {}  # when a job of the endpoint was last seen to wait
-        self._unseen_at: dict[str, float] = {}  # from when on the looks since then prove that none waits
+        self._unseen_at: dict[str, float] = {}  # from this time on, no job of the endpoint counts as waiting
         self.kept_for: str | None = None
 
     def note_refused(self, refused: Mapping[str, WaitReason], gpus_needed: Mapping[str, int], now: float) -> None:
-        """Record why which endpoints cannot start now. `gpus_needed`: how many GPUs each endpoint of the host needs.
+        """Record which endpoints cannot start now, and why. `gpus_needed`: the number of GPUs that each endpoint needs.
 
         An endpoint that cannot start for another reason than its share, or that was removed, loses its turn.
         """
