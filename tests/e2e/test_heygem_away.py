@@ -63,6 +63,9 @@ async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_i
         async def query() -> dict[str, Any]:
             return dict((await facade.local.get("/easy/query", params={"code": "code-1"})).json())
 
+        async def is_connected() -> bool:
+            return facade.running.bus.health.is_connected
+
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(submit, "code-1")
             tasks.start_soon(submit, "code-2")
@@ -72,6 +75,7 @@ async def test_while_the_broker_is_away_a_query_is_busy_and_a_submit_waits_for_i
             await server.start()
         assert answers == {"code-1": ACCEPTED, "code-2": ACCEPTED}
         assert (await query())["data"]["status"] == 1
+        await wait_for(is_connected)  # the edge was first
         assert await facade.running.bus.job_store.keys() == {KEY, JobKey(KEY.owner, "code-2")}
         await server.kill()
         with anyio.fail_after(HOLD_TIMEOUT_S + 20):

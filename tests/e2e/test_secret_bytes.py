@@ -11,6 +11,7 @@ import pytest
 
 from runner.assets.container_folders import open_secret_files
 from runner.engines.port import FoundContainer
+from schemas.events import Adopted
 from schemas.job import Status
 from schemas.job_view import JobView
 from tests.support.byte_search import find_marks
@@ -135,16 +136,19 @@ def find_on_disk(running: RunningInstallation, container: FoundContainer, url: s
     return {place.rpartition(":")[0] for folder in places for place in find_marks(folder, MARKS)}
 
 
-async def start_without_edge(running: RunningInstallation, job_id: str) -> None:
-    """Start the runner while the edge is dead: it claims the job, and waits for its secret until the edge is back."""
+async def start_without_edge(running: RunningInstallation, adopted_id: str) -> None:
+    """Start the runner while the edge is dead: it gets no secret until the edge is back.
+
+    It claims the job, and waits for the secret; or it notices first that the edge is away, and claims nothing.
+    """
     installation = running.installation
     await installation.edge.kill()
     await installation.runners[HOST].start()
 
-    async def is_claimed() -> bool:
-        return len(await read_history(running, job_id)) == 2
+    async def is_adopted() -> bool:
+        return isinstance((await read_history(running, adopted_id))[-1].record.event, Adopted)
 
-    await wait_for(is_claimed, timeout_s=120)
+    await wait_for(is_adopted, timeout_s=60)
     assert find_marks(installation.folder, MARKS) == {}
     await installation.start_edge()
     await wait_until_ready(running.ann)
@@ -169,7 +173,7 @@ async def check_while_it_runs(running: RunningInstallation, url: str | None) -> 
     (file.parent.parent / "ann.gone.1.1").mkdir()  # of a job that another crash left
     (file.parent.parent / "ann.gone.1.1" / "HF_TOKEN").write_text(VALUE)
     waiting = await running.ann.submit("leaky")
-    await start_without_edge(running, waiting.id)
+    await start_without_edge(running, quiet.identity.job)
     done = await wait_until_ended(running.ann, waiting.id)
     assert (done.status, done.attempt) == (Status.SUCCEEDED, 1), done.error
     events = [type(entry.record.event).__name__ for entry in await read_history(running, done.id)]

@@ -117,7 +117,7 @@ async def test_a_runner_that_is_killed_in_the_middle_goes_on_and_a_second_endpoi
     server.holds_at = len(UNET) // 2
     runner = await installation.start_runner(endpoints=(first,), LAMPLIGHTER_PACE__IMAGE_S="0.5")
     filling = await volume_when(shared_idle, lambda volume: (volume.done_bytes or 0) > 1_000_000)
-    assert (filling.state, filling.total_bytes, filling.names) == ("filling", len(UNET), ("weights",))
+    assert (filling.state, filling.total_bytes, filling.names) == ("filling", len(UNET) + len(PLAN), ("weights",))
     await wait_until_offered(shared_idle, "lips")
     job = await submit_job(shared_idle, endpoint="lips")
     await wait_for_reason(shared_idle, job.id, "volume_filling")

@@ -64,6 +64,8 @@ class WeightsServer:
             headers["content-range"] = f"bytes {start}-{whole - 1}/{whole}"
         if self.tells_size:
             headers["content-length"] = str(len(body))
+        if request.method == "HEAD":
+            return Response(status_code=status, headers=headers)
         return StreamingResponse(self._pieces(body), status, headers)
 
     async def _pieces(self, body: bytes) -> AsyncIterator[bytes]:
