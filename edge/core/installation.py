@@ -1,4 +1,4 @@
-"""What the edges of one installation share in the broker: constants, and leases for work that one edge does at a time.
+"""Rows that the edges of one installation share: constants, and leases for work that one edge does at a time.
 
 The first edge writes a constant, and the others read it. A lease expires when its holder stops renewing it.
 """

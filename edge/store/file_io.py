@@ -1,4 +1,4 @@
-"""How bytes reach files: durable writes, and one body to several sinks at the same time.
+"""Writes to files: durable ones, and one body to several sinks at the same time.
 
 A durable write goes to a temporary file that is renamed into place, with fsync of the folders; it blocks. Each sink
 has its own thread, so that hashing, writing and the network overlap.

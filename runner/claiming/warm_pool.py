@@ -1,7 +1,7 @@
 """Warm containers that have loaded and wait, so that a job starts in milliseconds.
 
 Each is used once, unless its endpoint has `[reuse]`: then it comes back after its job (`_keep`), until it has run
-enough jobs, is too old, or a job has left something in it (`find_leak`). While a job runs, the next one is
+enough jobs, is too old, or a job has left something in it (`WarmPool._find_leak`). While a job runs, the next one is
 started only if it fits beside the job; otherwise right after it.
 If one dies while it loads, the next is started after a backoff, and the host reports the reason. A waiting container is
 evicted for a job of another endpoint that needs its resources, and when the machine's owner uses the GPU.

@@ -197,7 +197,7 @@ class WarmContainer:
         self.is_vacated.set()
 
     def take_files_back(self) -> None:
-        """Take the files of the last job from the container, if nobody has: before its next job starts. Blocking.
+        """Take the files of the last job from the container before its next job starts, unless that was done. Blocking.
 
         A second call waits for the first: it would remove the secrets of the next job. Raises OSError.
         """

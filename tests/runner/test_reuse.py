@@ -13,11 +13,13 @@ from bus.interface import QueueMessage
 from runner.assets.container_folders import SecretFiles
 from runner.engines.port import MIB, WARM_ENV, ContainerUsage
 from schemas.endpoint import Reuse
-from schemas.events import JobRecord, Started, Succeeded
+from schemas.events import Failed, JobRecord, Started, Succeeded
 from schemas.job import JobKey, Policy, Priority, Status
+from schemas.lifecycle import next_record
 from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint, warm_program
 from tests.support.fake_engine import EndBySignal, FakeContainer
 from tests.support.runner_environment import DEADLINE_S, RunnerEnvironment
+from tests.support.schema_samples import make_failure
 from tests.support.wait import wait_for
 
 
@@ -219,6 +221,37 @@ async def test_a_container_stays_until_the_end_of_its_job_is_recorded(
     assert ended[0].output is not None
     assert removed_early[ended[0].output.data["box"]] is False
     await world.wait_until_clean()
+
+
+async def test_a_job_that_is_lost_at_its_end_does_not_hold_up_the_next_one(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edge declares the first job failed while its end is recorded, and the next one has the container by then."""
+    keys = [await world.submit("kept", f"j{number}") for number in (1, 2)]
+    claimed = anyio.Event()
+    async with world.run_runner() as runner:
+        update = runner.bus.job_store.update
+
+        async def see_update(key: JobKey, record: JobRecord, revision: int) -> int:
+            if isinstance(record.event, Succeeded) and key == keys[0]:
+                with anyio.fail_after(30):
+                    await claimed.wait()
+                entry = await world.edge.job_store.read(key)
+                assert entry is not None
+                failed = next_record(entry.record.job, Failed(make_failure()), world.now())
+                await world.edge.job_store.update(key, failed, entry.revision)
+            revision = await update(key, record, revision)
+            if isinstance(record.event, Started) and key == keys[1]:
+                claimed.set()
+            return revision
+
+        monkeypatch.setattr(runner.bus.job_store, "update", see_update)
+        ended = [await world.wait_until_ended(key) for key in keys]
+        await runner.drained()
+    assert [job.status for job in ended] == [Status.FAILED, Status.SUCCEEDED]
+    assert ended[1].attempt == 1
+    assert not world.boxes
+    assert [path for host in world.folder.iterdir() for path in host.iterdir()] == []
 
 
 async def test_no_job_starts_beside_the_files_of_the_last_one(

@@ -1,4 +1,4 @@
-"""What the routes of `/easy/…` share: who calls, and the vendor's responses.
+"""The authentication of `/easy/…`, and the vendor's responses.
 
 A caller has a key, or comes to the keyless port of this machine. Responses have the vendor's codes and texts,
 character by character, always with HTTP 200.
