@@ -139,6 +139,8 @@ def _walk_object(
     known = properties if isinstance(properties, Mapping) else {}
     ordered = [key for key in known if key in given] + [key for key in given if key not in known]
     for key in ordered:
+        if not isinstance(given[key], str | list | Mapping):
+            continue  # a number, say, has no files
         yield from _walk_asset_fields(
             known.get(key, schema.get("additionalProperties")), given[key], f"{path}.{key}", key, spend
         )

@@ -119,6 +119,29 @@ def _check_additional_properties(validator: Any, allowed: Any, instance: Any, sc
         yield ValidationError(f"Additional properties are not allowed ({quoted} {were} unexpected)")
 
 
+def _check_properties(
+    validator: Any, properties: Mapping[str, Any], instance: Any, _: Any
+) -> Iterator[ValidationError]:
+    """Check as jsonschema does, but without a new validator for each valid property that has a plain schema."""
+    if validator.is_type(instance, "object"):
+        for name, inner in properties.items():
+            if name in instance and not _is_surely_valid(validator, instance[name], inner):
+                yield from validator.descend(instance[name], inner, path=name, schema_path=name)
+
+
+def _is_surely_valid(validator: Any, value: Any, schema: Any) -> bool:
+    """Return whether `value` is valid. Always False for a schema with other keywords than _PLAIN_KEYWORDS."""
+    if not isinstance(schema, Mapping):
+        return False
+    for word, expected in schema.items():
+        keyword = StepValidator.VALIDATORS.get(word)
+        if keyword is None:
+            continue
+        if word not in _PLAIN_KEYWORDS or next(keyword(validator, expected, value, schema), None) is not None:
+            return False
+    return True
+
+
 def _keyword_cost(word: str, value: Any, instance: Any) -> int:
     """Return the steps of a keyword, without the steps of its inner schemas."""
     own: int = 1 + (len(value) if isinstance(value, dict | list) else 0)
@@ -163,7 +186,12 @@ def _count_steps_of(word: str, keyword: _Keyword) -> _Keyword:
 _REPLACED_KEYWORDS: dict[str, _Keyword] = {
     "pattern": _check_pattern,
     "patternProperties": _check_pattern_properties,
+    "properties": _check_properties,
     "additionalProperties": _check_additional_properties,
+}
+# Those that apply no other schema, so that they do not use the state of their validator.
+_PLAIN_KEYWORDS = frozenset({"type", "enum", "const", "format", "pattern", "minLength", "maxLength", "multipleOf"}) | {
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems", "uniqueItems")
 }
 _keywords: dict[str, _Keyword] = Draft202012Validator.VALIDATORS | _REPLACED_KEYWORDS
 StepValidator = extend(
@@ -382,7 +410,10 @@ def _fill_defaults(schema: object, value: Any) -> Any:
     }
     if defaults:
         spend_steps(len(msgspec.json.encode(defaults)) // _BYTES_PER_STEP)  # a small input must not become a large one
-    return {name: _fill_defaults(properties.get(name), inner) for name, inner in (value | defaults).items()}
+    return {
+        name: _fill_defaults(properties.get(name), inner) if isinstance(inner, dict | list) else inner
+        for name, inner in (value | defaults).items()
+    }
 
 
 _INVALID_ENUM_PREFIX = "Invalid enum value "

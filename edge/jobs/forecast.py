@@ -160,10 +160,9 @@ class WaitReasons:
         """Return the names of the hosts that offer `endpoint` and are offline, for a message."""
         return ", ".join(sorted(host for host in self._available_hosts(endpoint) if not self._hosts.is_online(host)))
 
-    def reason_blocked(self, endpoint: str) -> str:
-        """Return why there is no machine for the host that jobs of `endpoint` wait for; "" if nothing said so."""
-        forecast = self._power.wake_forecast(endpoint)
-        return forecast.blocked if forecast else ""
+    def wake_forecast(self, endpoint: str) -> WakeForecast | None:
+        """Return the forecast for the host that jobs of `endpoint` wait for; None: there is none."""
+        return self._power.wake_forecast(endpoint)
 
     def usual_wake_s(self, endpoint: str) -> float | None:
         """Return the usual seconds of the wake that jobs of `endpoint` wait for; None: not known."""

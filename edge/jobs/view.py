@@ -104,12 +104,12 @@ class JobViewBuilder:
 
     def _format_message(self, job: Job, reason: WaitReason | None, ahead: int | None, language: Language) -> str:
         if reason is not None:
-            wake_s = self._wait_reasons.usual_wake_s(job.endpoint)
+            forecast = self._wait_reasons.wake_forecast(job.endpoint)
+            wake_s, blocked = (forecast.wake_s, forecast.blocked) if forecast else (None, "")
             hosts = self._wait_reasons.offline_host_names(job.endpoint)
             pull = self._wait_reasons.download(job.endpoint, reason)
             pause = self._wait_reasons.endpoint_pause(job.endpoint)
             unmet = self._wait_reasons.unmet_requirements(job.endpoint)
-            blocked = self._wait_reasons.reason_blocked(job.endpoint)
             wait = messages.WaitInfo(reason, wake_s, hosts, ahead, pull, pause, unmet, blocked)
             return messages.format_wait(wait, language)
         if job.error is not None:

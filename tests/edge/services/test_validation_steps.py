@@ -27,6 +27,14 @@ CASES: list[tuple[dict[str, Any], Any]] = [
     ({"if": {"type": "integer"}, "then": {"minimum": 3}, "else": {"type": "string"}}, 1),
     ({"dependentRequired": {"a": ["b"]}}, {"a": 1}),
     ({"properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "null"}}}, {"a": 1}),
+    ({"properties": {"a": {"type": "null", "$ref": "#/$defs/n"}}, "$defs": {"n": {"minimum": 3}}}, {"a": 1}),
+    ({"properties": {"a": {"type": "integer", "minimum": 2, "title": "n"}, "b": {"enum": [1]}}}, {"a": 1, "b": 2}),
+    ({"properties": {"a": {"type": "integer", "minimum": 2, "title": "n"}, "b": {"enum": [1]}}}, {"a": 2, "b": 1}),
+    ({"properties": {"a": {"type": ["string", "null"], "maxLength": 1}, "b": True, "c": False}}, {"a": "xy", "c": 0}),
+    ({"properties": {"a": {"type": "object", "properties": {"b": {"const": 1}}}}}, {"a": {"b": 2}}),
+    ({"properties": {"a": {"type": "array", "uniqueItems": True, "items": {"type": "null"}}}}, {"a": [1, 1]}),
+    ({"properties": {"a": {"not": {"type": "null"}}, "b": {"required": ["c"]}}}, {"a": None, "b": {}}),
+    ({"properties": {"a": {"type": "null"}}}, [{"a": 1}]),
 ]
 
 
