@@ -23,9 +23,8 @@ import uvloop
 
 from bus.open import open_runner
 from bus.settings import BrokerSettings
-from runner.context import HostContext, OutageGate, RunnerContext, Slots
+from runner.context import HostContext, OutageGate, RunnerContext, Slots, boot_clock
 from runner.endpoints import load_endpoints
-from runner.engines.launch import boot_clock
 from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.port import NoGpuMonitor
 from runner.lifecycle import run_lifecycle

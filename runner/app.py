@@ -36,9 +36,8 @@ from runner.assets.container_folders import (
 from runner.assets.port import AssetError
 from runner.assets.volume_source import open_volume_source
 from runner.assets.volume_store import GIB, VolumeStore
-from runner.context import HostContext, OutageGate, RunnerContext, Slots
+from runner.context import HostContext, OutageGate, RunnerContext, Slots, boot_clock
 from runner.endpoints import LocalEndpoint, load_endpoints
-from runner.engines.launch import boot_clock
 from runner.engines.port import MIB
 from runner.engines.selection import (
     EngineConfig,

@@ -1,12 +1,17 @@
-"""Context of every part of the runner: its slots, its connections, and what is done while a dependency is away.
+"""Context of every part of the runner: its slots, connections and clocks, and what is done while a dependency is away.
 
 A permit is the right to run one container in one slot. It is released once the container is known to be gone. If that
 is not known, the slot is poisoned: it stays unused until recovery has found out, and until then the container keeps
 its GPUs. Before a permit is released, its release may be announced, so that the next job is looked for.
 
+Time that passes is measured on a monotonic clock. The calendar of a host may be set forward or back while jobs run.
+Sleeps are not affected, but a difference of two dates is: it would time out a job that has just begun, or bill an hour
+that was not used.
+
 While the edge, the broker or the engine is away, an operation is retried, and the runner claims nothing new.
 """
 
+import time
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -18,7 +23,7 @@ from collections.abc import (
     Mapping,
     MutableMapping,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,8 +39,9 @@ from bus.spans import NO_SPANS, SpanRecorder
 from runner.assets.container_folders import HostFolders, SecretFiles
 from runner.assets.port import AssetTransfer, EdgeUnavailable, NotHeld, SecretsUnavailable
 from runner.endpoints import LocalEndpoint
-from runner.engines.launch import StartTime, Uptime, remove_tree
+from runner.engines.launch import remove_tree
 from runner.engines.port import ContainerEngine, ContainerIdentity, EngineError, EngineUnavailable, FolderMount
+from runner.engines.process_shim import boot_id
 from runner.gpu.allocator import GpuAllocator
 from runner.host_facts import HostEnd, LoginLookup, no_logged_in_users
 from runner.metrics import RunnerMetrics
@@ -154,6 +160,40 @@ class Slots:
         announced = frozenset(self._announced.values()) if self.free <= 0 else frozenset()
         self._announced.clear()
         return announced
+
+
+class Uptime(Struct, frozen=True):
+    """A moment within one boot of the machine, in seconds of its monotonic clock.
+
+    `boot` is "" where the machine does not identify its boots.
+    """
+
+    boot: str
+    s: float
+
+    def since(self, earlier: "Uptime | None") -> float | None:
+        """Return the seconds since `earlier`, or None where they are unknown.
+
+        They are unknown if `earlier` was not recorded, or if the machine was booted since.
+        """
+        if earlier is None or not self.boot or earlier.boot != self.boot:
+            return None
+        return max(0.0, self.s - earlier.s)
+
+
+def boot_clock() -> Callable[[], Uptime]:
+    """Return the clock. It stops while the machine is suspended, as the jobs do."""
+    name = ""
+    with suppress(OSError):  # not Linux
+        name = boot_id()
+    return lambda: Uptime(name, time.monotonic())
+
+
+class StartTime(Struct, frozen=True):
+    """The moment at which a container began its job, on the calendar and on the monotonic clock."""
+
+    at: datetime
+    uptime: Uptime | None = None
 
 
 class FailureBackoff:

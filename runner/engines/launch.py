@@ -1,14 +1,10 @@
-"""Steps that both engines take around a container: make its folders, start it, measure and time it, remove its folders.
+"""A container as this machine sees it under every engine: its folders, its start in a thread, its processes.
 
-A start runs in a thread that can be abandoned.
+Engines prepare the folders, start and measure with it. The rest of the runner prepares and removes folders with it.
 
 A job chooses the depth, the names and the modes of what it leaves in its folder. So nothing in `remove_tree` recurses,
 follows a link, or builds a path from two names. Each directory that is found below the first level is moved up to it,
 and is then emptied in the same way. At most three descriptors are open, however deep the tree is.
-
-Run time is measured on a monotonic clock. The calendar of a host may be set forward or back while jobs run. Sleeps are
-not affected, but a difference of two dates is: it would time out a job that has just begun, or bill an hour that was
-not used.
 """
 
 import asyncio
@@ -17,20 +13,18 @@ import os
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
-from msgspec import Struct
-
-from bus.health import CLOCK_JUMP_LIMIT_S
 from bus.secret_files import TRAVERSE_ONLY_MODE
-from runner.engines.port import ContainerExit, ContainerUsage, FolderMount
-from runner.engines.process_shim import boot_id, find_descendants, private_bytes
+from runner.engines.port import ContainerUsage, FolderMount
+from runner.engines.process_shim import find_descendants, private_bytes
 from schemas.container_protocol import JOB_FILE
+
+T = TypeVar("T")
 
 JOB_SUBDIRS = ("in", "out", "tmp")
 WRITABLE_SUBDIRS = ("out", "tmp")
@@ -129,14 +123,14 @@ def prepare_private_folder(folder: Path, owner: tuple[int, int]) -> None:
         path.chmod(0o400)
 
 
-async def start_cancellable(pool: ThreadPoolExecutor, start: Callable[[], str], undo: Callable[[str], None]) -> str:
-    """Run `start` in a thread of `pool`; return the handle.
+async def start_cancellable(pool: ThreadPoolExecutor, start: Callable[[], T], undo: Callable[[T], None]) -> T:
+    """Run `start` in a thread of `pool`; return its result, such as the handle of a container.
 
-    A thread cannot be cancelled. If the caller is cancelled, `undo` removes what the thread started, because its handle
+    A thread cannot be cancelled. If the caller is cancelled, `undo` removes what the thread started, because the result
     is lost.
     """
 
-    def undo_started(done: "Future[str]") -> None:
+    def undo_started(done: "Future[T]") -> None:
         if not done.cancelled() and done.exception() is None:
             undo(done.result())
 
@@ -262,60 +256,3 @@ def open_dir(name: str, parent: int | None = None) -> int:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
     finally:
         os.close(found)
-
-
-class Uptime(Struct, frozen=True):
-    """A moment within one boot of the machine, in seconds of its monotonic clock.
-
-    `boot` is "" where the machine does not identify its boots.
-    """
-
-    boot: str
-    s: float
-
-    def since(self, earlier: "Uptime | None") -> float | None:
-        """Return the seconds since `earlier`, or None where they are unknown.
-
-        They are unknown if `earlier` was not recorded, or if the machine was booted since.
-        """
-        if earlier is None or not self.boot or earlier.boot != self.boot:
-            return None
-        return max(0.0, self.s - earlier.s)
-
-
-def boot_clock() -> Callable[[], Uptime]:
-    """Return the clock. It stops while the machine is suspended, as the jobs do."""
-    name = ""
-    with suppress(OSError):  # not Linux
-        name = boot_id()
-    return lambda: Uptime(name, time.monotonic())
-
-
-class StartTime(Struct, frozen=True):
-    """The moment at which a container began its job, on the calendar and on the monotonic clock."""
-
-    at: datetime
-    uptime: Uptime | None = None
-
-
-def elapsed_s(start: StartTime, now: StartTime) -> float:
-    """Return the seconds from `start` to `now`; by the calendar where the monotonic clock does not know them."""
-    passed = now.uptime.since(start.uptime) if now.uptime else None
-    return max(0.0, (now.at - start.at).total_seconds()) if passed is None else passed
-
-
-def run_s(exit_: ContainerExit, start: StartTime | None, now: StartTime, *, warm: bool) -> float | None:
-    """Return the seconds that a container ran; None where its engine reports no times. `now` is when the exit was seen.
-
-    The engine's dates are exact, even if the exit was not seen, so they are preferred. They are ignored if the calendar
-    was set in the meantime, or if they exceed the time that has passed. `warm`: the container was started before its
-    job, and its run begins with the job.
-    """
-    if exit_.started_at is None or exit_.finished_at is None:
-        return None
-    reported = (exit_.finished_at - (start.at if warm and start else exit_.started_at)).total_seconds()
-    passed = now.uptime.since(start.uptime) if start and now.uptime else None
-    if start is None or passed is None:
-        return max(0.0, reported)
-    clock_was_set = abs((now.at - start.at).total_seconds() - passed) > CLOCK_JUMP_LIMIT_S
-    return passed if clock_was_set or not 0 <= reported <= passed + CLOCK_JUMP_LIMIT_S else reported

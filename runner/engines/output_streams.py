@@ -13,11 +13,12 @@ import struct
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from runner.engines.launch import start_cancellable
 from runner.engines.port import EngineUnavailable
 
 BLOCK_BYTES = 65_536
@@ -48,12 +49,7 @@ async def open_stream(
         with map_errors():
             return open_response()
 
-    response_future = pool.submit(open_mapped)
-    try:
-        response = await asyncio.wrap_future(response_future)
-    except asyncio.CancelledError:
-        response_future.add_done_callback(_close_response)
-        raise
+    response = await start_cancellable(pool, open_mapped, lambda opened: opened.close())
     pipe = _ThreadPipe(response)
     pump_future = pool.submit(pipe.pump, map_errors)
     try:
@@ -61,11 +57,6 @@ async def open_stream(
     finally:
         pipe.close()
         pump_future.add_done_callback(lambda _: response.close())
-
-
-def _close_response(response_future: Future[StreamedResponse]) -> None:
-    if not response_future.cancelled() and response_future.exception() is None:
-        response_future.result().close()
 
 
 class _ThreadPipe:

@@ -14,12 +14,13 @@ import anyio.to_thread
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bus.health import CLOCK_JUMP_LIMIT_S
 from bus.interface import VersionedRecord
 from bus.spans import NO_SPANS, OpenSpan, SpanRecorder, span
 from runner.assets.port import AssetError, SecretsUnavailable
-from runner.context import EngineCallFailed, RunnerContext, run_in_background
+from runner.context import EngineCallFailed, RunnerContext, StartTime, run_in_background
 from runner.endpoints import LocalEndpoint, container_spec
-from runner.engines.launch import close_inner_job_dir, elapsed_s, run_s
+from runner.engines.launch import close_inner_job_dir
 from runner.engines.port import (
     ContainerExit,
     ContainerIdentity,
@@ -438,3 +439,26 @@ class ContainerRun:
                 excess = excess or await anyio.to_thread.run_sync(watch.check, limiter=self._context.disk_walk_limiter)
         if excess is not None:
             await self.request_stop(StopReason.DISK, excess)
+
+
+def elapsed_s(start: StartTime, now: StartTime) -> float:
+    """Return the seconds from `start` to `now`; by the calendar where the monotonic clock does not know them."""
+    passed = now.uptime.since(start.uptime) if now.uptime else None
+    return max(0.0, (now.at - start.at).total_seconds()) if passed is None else passed
+
+
+def run_s(exit_: ContainerExit, start: StartTime | None, now: StartTime, *, warm: bool) -> float | None:
+    """Return the seconds that a container ran; None where its engine reports no times. `now` is when the exit was seen.
+
+    The engine's dates are exact, even if the exit was not seen, so they are preferred. They are ignored if the calendar
+    was set in the meantime, or if they exceed the time that has passed. `warm`: the container was started before its
+    job, and its run begins with the job.
+    """
+    if exit_.started_at is None or exit_.finished_at is None:
+        return None
+    reported = (exit_.finished_at - (start.at if warm and start else exit_.started_at)).total_seconds()
+    passed = now.uptime.since(start.uptime) if start and now.uptime else None
+    if start is None or passed is None:
+        return max(0.0, reported)
+    clock_was_set = abs((now.at - start.at).total_seconds() - passed) > CLOCK_JUMP_LIMIT_S
+    return passed if clock_was_set or not 0 <= reported <= passed + CLOCK_JUMP_LIMIT_S else reported

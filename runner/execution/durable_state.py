@@ -24,8 +24,7 @@ from structlog.typing import FilteringBoundLogger
 from bus.compare_and_set import transition
 from bus.interface import BrokerUnreachable, MessageTooLarge, RevisionConflict, VersionedRecord
 from bus.secret_files import atomic_write
-from runner.context import RunnerContext
-from runner.engines.launch import StartTime, Uptime
+from runner.context import RunnerContext, StartTime, Uptime
 from runner.engines.port import OutputCursor
 from runner.execution.output_filters import StderrTail
 from runner.execution.verdict import StopReason

@@ -25,9 +25,8 @@ from runner.claiming.images import HostImages
 from runner.claiming.schedulability import HostState, Schedulability, describe_unmet
 from runner.claiming.volumes import HostContents, HostVolumes
 from runner.claiming.warm_pool import WarmPool
-from runner.context import HostContext, OutageGate, RunnerContext, Slots, run_in_background
+from runner.context import HostContext, OutageGate, RunnerContext, Slots, boot_clock, run_in_background
 from runner.endpoints import LocalEndpoint
-from runner.engines.launch import boot_clock
 from runner.engines.port import ContainerEngine, EngineInfo
 from runner.execution.container_run import AttemptTrace, ContainerRun, JobAssignment
 from runner.execution.durable_state import CheckpointFile

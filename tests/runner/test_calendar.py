@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from runner.claiming.loop import Nak, Start, decide
-from runner.engines.launch import StartTime, Uptime, elapsed_s, run_s
+from runner.context import StartTime, Uptime
 from runner.engines.port import ContainerExit
 from runner.execution import durable_state
+from runner.execution.container_run import elapsed_s, run_s
 from runner.execution.durable_state import START_DELAY_LIMIT_S, start_delay_s
 from schemas.events import Adopted, AttemptReleased
 from schemas.job import Job, Policy, Status

@@ -15,9 +15,8 @@ import structlog
 from runner.assets.container_folders import CacheStore, HostFolders, SecretFiles
 from runner.assets.port import AssetGone, EdgeUnavailable, SecretMissing
 from runner.assets.volume_store import VolumeStore
-from runner.context import HostContext, OutageGate, RunnerContext, Slots
+from runner.context import HostContext, OutageGate, RunnerContext, Slots, boot_clock
 from runner.endpoints import LocalEndpoint
-from runner.engines.launch import boot_clock
 from runner.execution.disk_usage import is_over
 from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.port import GpuMonitor
