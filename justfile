@@ -57,7 +57,7 @@ docs:
 console-shots:
     @python -m tests.console.shots
 
-# Run the tests that need an NVIDIA card and keep what they said in docs/gpu.md
+# Run the tests that need an NVIDIA GPU and keep what they said in docs/gpu.md
 gpu-page:
     @python -m deploy.gpu_page
 

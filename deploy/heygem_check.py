@@ -24,7 +24,7 @@ import msgspec
 
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import ContainerIdentity, ContainerLimits, ContainerSpec, EngineError
-from runner.host.watches import LIST_GPUS_COMMAND as LIST_CARDS
+from runner.host.watches import LIST_GPUS_COMMAND
 from schemas import endpoint
 from schemas.container_protocol import JOB_FILE, OUTPUT_FILE, ErrorLine, JobFile, JobTimeouts, LineParser, ProgressLine
 
@@ -171,9 +171,9 @@ def samples(folder: Path) -> tuple[Path, Path]:
 
 def list_gpus() -> tuple[str, ...]:
     """Return the UUIDs of the host's GPUs; empty without a driver."""
-    if shutil.which(LIST_CARDS[0]) is None:
+    if shutil.which(LIST_GPUS_COMMAND[0]) is None:
         return ()
-    done = subprocess.run(LIST_CARDS, capture_output=True, text=True, check=False)
+    done = subprocess.run(LIST_GPUS_COMMAND, capture_output=True, text=True, check=False)
     return tuple(done.stdout.split()) if done.returncode == 0 else ()
 
 
@@ -228,7 +228,7 @@ async def choose_injection(engine: DockerEngine, spec: ContainerSpec) -> None:
 
 def replace_program(spec: ContainerSpec) -> ContainerSpec:
     """Return the same container with a program that only lists its GPUs."""
-    return msgspec.structs.replace(spec, entrypoint_override=tuple(LIST_CARDS))
+    return msgspec.structs.replace(spec, entrypoint_override=tuple(LIST_GPUS_COMMAND))
 
 
 async def follow(engine: DockerEngine, spec: ContainerSpec) -> SelfcheckRun:

@@ -18,10 +18,10 @@ from schemas.endpoint_parts import (
     ENDPOINT_SECRETS_LIMIT,
     AllowedName,
     Cache,
-    CardRequirement,
     ComputeCapability,
     EgressPolicy,
     GpuModel,
+    GpuRequirement,
     ImageReferenceInvalid,
     LabelName,
     LabelValue,
@@ -145,9 +145,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         return structs.replace(self, volumes=(), caches=(), env={})
 
     @property
-    def cards(self) -> CardRequirement:
-        """The cards that its jobs run on."""
-        return CardRequirement(self.gpu, self.compute_capability)
+    def required_gpu(self) -> GpuRequirement:
+        """The GPUs that its jobs run on."""
+        return GpuRequirement(self.gpu, self.compute_capability)
 
     @property
     def uses_owner_secrets(self) -> bool:
@@ -210,7 +210,7 @@ def _find_cache_problems(endpoint: Endpoint) -> Iterator[str]:
 
 def _find_contradiction(endpoint: Endpoint) -> str | None:
     """Return which keys of the file contradict each other, and what to do."""
-    if not endpoint.cards.is_any and not endpoint.resources.gpus:
+    if not endpoint.required_gpu.is_any and not endpoint.resources.gpus:
         return "gpu and compute_capability need a GPU: set resources.gpus to 1 or more, or remove them"
     if endpoint.allow and endpoint.network != "egress":
         return 'allow needs a network: set network = "egress", or remove allow'

@@ -112,11 +112,11 @@ LabelValue = Annotated[str, Meta(min_length=1, max_length=100, description="text
 _WORD = re.compile(r"[a-z0-9]+")
 
 
-class CardRequirement(Struct, frozen=True):
-    """The cards that an endpoint runs on.
+class GpuRequirement(Struct, frozen=True):
+    """The GPUs that an endpoint runs on.
 
-    `models`: a card has one of them if the words of the model follow each other in the card's name. Case does not
-    matter, and everything but letters and digits separates words. No models: any card. `compute_capability`: the
+    `models`: a GPU has one of them if the words of the model follow each other in the GPU's name. Case does not
+    matter, and everything but letters and digits separates words. No models: any GPU. `compute_capability`: the
     lowest one; None: any.
     """
 
@@ -125,15 +125,15 @@ class CardRequirement(Struct, frozen=True):
 
     @property
     def is_any(self) -> bool:
-        """Whether there is no requirement, so that every card will do."""
+        """Whether there is no requirement, so that every GPU will do."""
         return not self.models and self.compute_capability is None
 
     def may_be(self, name: str) -> bool:
-        """Return whether a card of this name has one of the models. An unknown name (empty) may."""
+        """Return whether a GPU of this name has one of the models. An unknown name (empty) may."""
         return not name or not self.models or any(has_words(name, model) for model in self.models)
 
     def is_met_by(self, name: str, compute_capability: str | None) -> bool:
-        """Return whether a card meets the requirement. An unknown compute capability (None) meets no lowest one."""
+        """Return whether a GPU meets the requirement. An unknown compute capability (None) meets no lowest one."""
         if not name or not self.may_be(name):
             return self.is_any
         lowest = self.compute_capability

@@ -38,16 +38,16 @@ def engine_missing() -> str | None:
 
 
 @functools.cache
-def card_missing() -> str | None:
-    """Why there is no NVIDIA card, in one line; None where there is one."""
+def gpu_missing() -> str | None:
+    """Why there is no NVIDIA GPU, in one line; None where there is one."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return "no nvidia-smi: this machine has no NVIDIA card"
+        return "no nvidia-smi: this machine has no NVIDIA GPU"
     asked = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
-    return None if asked.returncode == 0 else f"nvidia-smi lists no card: {(asked.stdout + asked.stderr).strip()}"
+    return None if asked.returncode == 0 else f"nvidia-smi lists no GPU: {(asked.stdout + asked.stderr).strip()}"
 
 
-NEEDS = (("docker", engine_missing, "REQUIRE_DOCKER"), ("gpu", card_missing, "REQUIRE_GPU"))
+NEEDS = (("docker", engine_missing, "REQUIRE_DOCKER"), ("gpu", gpu_missing, "REQUIRE_GPU"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -217,7 +217,7 @@ def test_a_planted_address_is_found(text: str):
     assert strays(text)
 
 
-def test_pyproject_names_every_package_of_the_card():
+def test_pyproject_names_the_chosen_packages():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {re.split(r"[\[<>=]", line)[0] for line in project["dependencies"]}
     extras = {

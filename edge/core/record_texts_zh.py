@@ -325,7 +325,7 @@ HOST_TEXTS_ZH: Mapping[str, str] = {
     "upgrade the edge to the release of that runner ({version})": "请将 edge 升级到与该 runner 相同的版本（{version}）",
     "label {name} = {value} (it has no such label)": "标签 {name} = {value}（该服务器没有此标签）",
     "label {name} = {value} (it has {offered})": "标签 {name} = {value}（其值为 {offered}）",
-    "a GPU ({cards}) (it has {found})": "GPU（{cards}）（现有 {found}）",
+    "a GPU ({wanted}) (it has {found})": "GPU（{wanted}）（现有 {found}）",
     "there is no box {box}": "没有机器 {box}",
     "it does not answer": "没有响应",
     "its disk did not accept a write, and it stores nothing until it is restarted": (

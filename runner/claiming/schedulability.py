@@ -20,7 +20,7 @@ from runner.engines.port import MIB, EngineInfo
 from runner.execution.execution import Execution
 from runner.execution.verdict import ClassifiedFailure, Done
 from runner.gpu.allocator import GpuAllocator
-from runner.gpu.placement import NO_GPU_STATES, Placed, Unplaceable, describe_unmet_cards
+from runner.gpu.placement import NO_GPU_STATES, Placed, Unplaceable, describe_unmet_gpus
 from runner.host_facts import HostEnd, TimeLeft
 from schemas.endpoint import Endpoint
 from schemas.endpoint_parts import PROCESS_ISOLATION, SANDBOX_ISOLATION, RuntimeName, describe_unmet_labels
@@ -45,7 +45,7 @@ def describe_unmet(
     """Return what the host lacks, or None if it lacks nothing. `engine`: None before it has answered."""
     lacking = (
         describe_unmet_labels(endpoint.labels, labels),
-        _describe_unmet_cards(endpoint, gpus),
+        _describe_unmet_gpus(endpoint, gpus),
         _describe_unmet_runtime(endpoint, engine) if engine is not None else None,
         _describe_unmet_network(endpoint, engine) if engine is not None else None,
     )
@@ -78,12 +78,12 @@ def _describe_unmet_network(endpoint: Endpoint, engine: EngineInfo) -> str | Non
     return None
 
 
-def _describe_unmet_cards(endpoint: Endpoint, gpus: GpuSnapshot) -> str | None:
-    """Return which cards the host lacks. GPUs that cannot be read now may be the required ones."""
+def _describe_unmet_gpus(endpoint: Endpoint, gpus: GpuSnapshot) -> str | None:
+    """Return which GPUs the host lacks. GPUs that cannot be read now may be the required ones."""
     is_known = gpus.at > 0 and (gpus.state is GpuMonitorState.OK or gpus.state in NO_GPU_STATES)
     if not is_known or endpoint.resources.gpu_optional:
         return None
-    return describe_unmet_cards(gpus, endpoint.resources, endpoint.cards)
+    return describe_unmet_gpus(gpus, endpoint.resources, endpoint.required_gpu)
 
 
 class _DiskMeasurement(NamedTuple):

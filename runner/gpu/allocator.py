@@ -229,14 +229,15 @@ class GpuAllocator:
         be started before its job.
         """
         capacity = self._capacity(endpoint, disk_free_mb)
-        return place(capacity, endpoint.resources, self.settings.placement, warm=warm, cards=endpoint.cards)
+        return place(capacity, endpoint.resources, self.settings.placement, warm=warm, required=endpoint.required_gpu)
 
     def can_start(self, allocation: GpuAllocation, endpoint: Endpoint) -> bool:
         """Return whether the warm container on these GPUs could start its job now."""
         snapshot = self.snapshot
         samples = tuple(sample for sample in snapshot.samples if sample.uuid in allocation.uuids)
         capacity = replace(self._capacity(endpoint), snapshot=replace(snapshot, samples=samples))
-        return isinstance(place(capacity, endpoint.resources, self.settings.placement, cards=endpoint.cards), Placed)
+        placed = place(capacity, endpoint.resources, self.settings.placement, required=endpoint.required_gpu)
+        return isinstance(placed, Placed)
 
     def keep_gpus(self, endpoint: Endpoint | None) -> None:
         """Keep the GPUs that are soonest free for this endpoint: no other one starts there. None: keep none."""
@@ -245,7 +246,7 @@ class GpuAllocator:
         elif endpoint.name != self._kept_for or not self._kept:
             self._kept_for = endpoint.name
             self._kept = choose_kept_gpus(
-                self._capacity(endpoint), endpoint.resources, self.settings.placement, endpoint.cards
+                self._capacity(endpoint), endpoint.resources, self.settings.placement, endpoint.required_gpu
             )
 
     def _capacity(self, endpoint: Endpoint, disk_free_mb: int | None = None) -> PlacementCapacity:

@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from runner.gpu.process_owner import OwnProcesses, is_own
 from schemas.endpoint import Resources
-from schemas.endpoint_parts import CardRequirement
+from schemas.endpoint_parts import GpuRequirement
 from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuSample, GpuSnapshot
 from schemas.job import WAIT_REASON_ORDER, WaitReason
 
@@ -99,7 +99,7 @@ REASON_BY_STATUS = {
     GpuHealthStatus.BUSY_OWNER: WaitReason.GPU_BUSY_OWNER,
 }
 DEFAULT_POLICY = PlacementPolicy()
-ANY_CARD = CardRequirement()
+ANY_GPU = GpuRequirement()
 
 
 def place(
@@ -108,13 +108,13 @@ def place(
     policy: PlacementPolicy = DEFAULT_POLICY,
     *,
     warm: bool = False,
-    cards: CardRequirement = ANY_CARD,
+    required: GpuRequirement = ANY_GPU,
 ) -> Placed | Unplaceable:
     """Choose the GPUs for one container: the least crowded first, then the tightest fit, so that large gaps stay whole.
 
     An endpoint with `share` gets the GPU with the least free share that is enough: others stay free for whole jobs.
 
-    Only GPUs that meet `cards` are used. Without one, work that can do without a GPU does so.
+    Only GPUs that meet `required` are used. Without one, work that can do without a GPU does so.
     `warm`: the container is started before its job, takes no job's place, and evicts nothing.
     """
     snapshot = capacity.snapshot
@@ -126,9 +126,9 @@ def place(
     if snapshot.state is not GpuMonitorState.OK:
         is_absent = snapshot.state is GpuMonitorState.NONE and not snapshot.lost
         return Unplaceable(WaitReason.GPU_NONE if is_absent else WaitReason.GPU_UNHEALTHY, snapshot.why)
-    if (unmet := describe_unmet_cards(snapshot, need, cards)) is not None:
+    if (unmet := describe_unmet_gpus(snapshot, need, required)) is not None:
         return Placed() if need.gpu_optional else Unplaceable(WaitReason.REQUIREMENT_UNMET, unmet)
-    snapshot = _keep_suitable(snapshot, cards)
+    snapshot = _keep_suitable(snapshot, required)
     share = share_of(need, policy)
     offers, refusals = [], []
     for sample in snapshot.samples:
@@ -154,24 +154,24 @@ def place(
     return _choose_reason(refusals, snapshot, need)
 
 
-def describe_unmet_cards(snapshot: GpuSnapshot, need: Resources, cards: CardRequirement) -> str | None:
-    """Return which cards this host does not have, or None if it has them, whether they are free or not."""
-    if cards.is_any or not need.gpus:
+def describe_unmet_gpus(snapshot: GpuSnapshot, need: Resources, required: GpuRequirement) -> str | None:
+    """Return which GPUs this host does not have, or None if it has them, whether they are free or not."""
+    if required.is_any or not need.gpus:
         return None
-    suitable = _keep_suitable(snapshot, cards)
+    suitable = _keep_suitable(snapshot, required)
     if len(suitable.samples) + len(suitable.lost) >= need.gpus:
         return None
     found = [f"{sample.name}, {sample.compute_capability or 'unknown'}" for sample in snapshot.samples]
     wanted = "a GPU" if need.gpus == 1 else f"{need.gpus} GPUs"
-    return f"{wanted} ({cards.describe()}) (it has {'; '.join(found) or 'no GPU'})"
+    return f"{wanted} ({required.describe()}) (it has {'; '.join(found) or 'no GPU'})"
 
 
-def _keep_suitable(snapshot: GpuSnapshot, cards: CardRequirement) -> GpuSnapshot:
+def _keep_suitable(snapshot: GpuSnapshot, required: GpuRequirement) -> GpuSnapshot:
     """Return the snapshot with the GPUs that meet the requirement, or may: a lost one does not say."""
-    if cards.is_any:
+    if required.is_any:
         return snapshot
-    samples = tuple(one for one in snapshot.samples if cards.is_met_by(one.name, one.compute_capability))
-    return replace(snapshot, samples=samples, lost=tuple(one for one in snapshot.lost if cards.may_be(one.name)))
+    samples = tuple(one for one in snapshot.samples if required.is_met_by(one.name, one.compute_capability))
+    return replace(snapshot, samples=samples, lost=tuple(one for one in snapshot.lost if required.may_be(one.name)))
 
 
 def share_of(need: Resources, policy: PlacementPolicy) -> float:
@@ -341,14 +341,14 @@ class ShareTurns:
 
 
 def choose_kept_gpus(
-    capacity: PlacementCapacity, need: Resources, policy: PlacementPolicy, cards: CardRequirement = ANY_CARD
+    capacity: PlacementCapacity, need: Resources, policy: PlacementPolicy, required: GpuRequirement = ANY_GPU
 ) -> frozenset[str]:
     """Return the GPUs to keep for a job: those with the most share free. None if too few could ever take it."""
     offers = [
         (-free_share(one for one in capacity.reservations if one.uuid == sample.uuid and not one.is_idle), sample.index)
         for sample in capacity.snapshot.samples
         if is_fit(capacity, sample)
-        and cards.is_met_by(sample.name, sample.compute_capability)
+        and required.is_met_by(sample.name, sample.compute_capability)
         and sample.memory_total_mb - policy.reserve_mb >= need.vram_mb
     ]
     chosen = {index for _, index in sorted(offers)[: need.gpus]}

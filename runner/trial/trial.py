@@ -134,7 +134,7 @@ class Trial(Struct, frozen=True, kw_only=True):
 def relax_requirements(
     endpoint: LocalEndpoint, gpus: GpuMonitor, engine: EngineInfo
 ) -> tuple[LocalEndpoint, str | None]:
-    """Return the endpoint without labels and card models, and what this machine lacks for it; None if nothing.
+    """Return the endpoint without labels and GPU models, and what this machine lacks for it; None if nothing.
 
     They choose the hosts of jobs. An author tries an image on the machine at hand, which has no labels.
     """

@@ -23,17 +23,17 @@ class Bench(Protocol):
 
     gpus: GpuMonitor
 
-    def heat(self, card: int, celsius: int) -> None: ...
-    def xid(self, card: int, number: int) -> None: ...
-    def lose(self, card: int) -> None: ...
+    def heat(self, index: int, celsius: int) -> None: ...
+    def xid(self, index: int, number: int) -> None: ...
+    def lose(self, index: int) -> None: ...
     def hang(self) -> None: ...
     def thaw(self) -> None: ...
 
 
 class MemoryBench:
     def __init__(self) -> None:
-        self._cards = {index: self._sample(index, 40) for index in range(2)}
-        self.gpus = FakeGpuMonitor(*self._cards.values())
+        self._samples = {index: self._sample(index, 40) for index in range(2)}
+        self.gpus = FakeGpuMonitor(*self._samples.values())
 
     def _sample(self, index: int, celsius: int) -> GpuSample:
         return GpuSample(
@@ -46,21 +46,21 @@ class MemoryBench:
             temperature_c=celsius,
         )
 
-    def heat(self, card: int, celsius: int) -> None:
-        self._cards[card] = self._sample(card, celsius)
-        self.gpus.show(*self._cards.values())
+    def heat(self, index: int, celsius: int) -> None:
+        self._samples[index] = self._sample(index, celsius)
+        self.gpus.show(*self._samples.values())
 
-    def xid(self, card: int, number: int) -> None:
-        self.gpus.report_xid(gpu_uuid(card), number)
+    def xid(self, index: int, number: int) -> None:
+        self.gpus.report_xid(gpu_uuid(index), number)
 
-    def lose(self, card: int) -> None:
-        self.gpus.lose(gpu_uuid(card))
+    def lose(self, index: int) -> None:
+        self.gpus.lose(gpu_uuid(index))
 
     def hang(self) -> None:
         self.gpus.set_state(GpuMonitorState.HUNG, "told to hang")
 
     def thaw(self) -> None:
-        self.gpus.show(*self._cards.values())
+        self.gpus.show(*self._samples.values())
 
 
 class StubBench:
@@ -71,14 +71,14 @@ class StubBench:
             nvml_spawner(0.05, env=self._stub.env), clock=time.time, random=random.random, timing=timing
         )
 
-    def heat(self, card: int, celsius: int) -> None:
-        self._stub.set(**{f"gpu{card}__temperature": celsius})
+    def heat(self, index: int, celsius: int) -> None:
+        self._stub.set(**{f"gpu{index}__temperature": celsius})
 
-    def xid(self, card: int, number: int) -> None:
-        self._stub.xid(card, number)
+    def xid(self, index: int, number: int) -> None:
+        self._stub.xid(index, number)
 
-    def lose(self, card: int) -> None:
-        self._stub.set(**{f"gpu{card}__lost": 1})
+    def lose(self, index: int) -> None:
+        self._stub.set(**{f"gpu{index}__lost": 1})
 
     def hang(self) -> None:
         self._stub.set(hang=1)
@@ -145,7 +145,7 @@ async def test_a_lost_gpu_stays_lost_and_leaves_the_other_alone(bench: Bench) ->
         assert (await events.receive()).uuid == gpu_uuid(1)
     for snapshot in (first, bench.gpus.snapshot()):
         assert snapshot.state is GpuMonitorState.OK
-        assert [card.uuid for card in snapshot.lost] == [gpu_uuid(0)]
+        assert [gpu.uuid for gpu in snapshot.lost] == [gpu_uuid(0)]
         assert [sample.uuid for sample in snapshot.samples] == [gpu_uuid(1)]
 
 

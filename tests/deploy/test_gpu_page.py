@@ -1,4 +1,4 @@
-"""The page about the card: its section of output is written by one command."""
+"""The page about the GPU: its section of output is written by one command."""
 
 from datetime import UTC, datetime
 

@@ -25,7 +25,7 @@ def endpoints(tmp_path: Path) -> Path:
         .replace("warm = true", "")
         .replace("base_s = 60", "base_s = 900")
     )
-    for name, share in (("card", "share = 0.4\n"), ("whole", "")):
+    for name, share in (("gpu-echo", "share = 0.4\n"), ("whole", "")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for file in (IMAGES / "echo").glob("*.py"):
             (tmp_path / "images" / name / file.name).write_bytes(file.read_bytes())
@@ -38,15 +38,15 @@ def endpoints(tmp_path: Path) -> Path:
 async def test_two_jobs_share_a_gpu_and_others_say_why_they_wait(
     running: RunningInstallation, endpoints: Path, tmp_path: Path
 ) -> None:
-    cards = StubNvml(tmp_path)
-    await start_gpu_runner(running, endpoints, cards, LAMPLIGHTER_SLOTS="4")
-    jobs = [await running.ann.submit("card", seconds=SECONDS) for _ in range(2)]
+    nvml = StubNvml(tmp_path)
+    await start_gpu_runner(running, endpoints, nvml, LAMPLIGHTER_SLOTS="4")
+    jobs = [await running.ann.submit("gpu-echo", seconds=SECONDS) for _ in range(2)]
 
     async def are_both_running() -> bool:
         return all([(await running.ann.job(job.id)).status == "running" for job in jobs])
 
     await wait_for(are_both_running)
-    waiting = [await running.ann.submit("card"), await running.ann.submit("whole")]
+    waiting = [await running.ann.submit("gpu-echo"), await running.ann.submit("whole")]
 
     async def both_say_why() -> bool:
         return {(await running.ann.job(job.id)).reason for job in waiting} == {"gpu_share_short"}

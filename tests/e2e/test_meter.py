@@ -29,30 +29,30 @@ SHARED = {"LAMPLIGHTER_SLOTS": "2", "LAMPLIGHTER_GPU__PLACEMENT__CONTAINERS_PER_
 @pytest.fixture
 def endpoint(tmp_path: Path) -> Path:
     """Write an endpoint that runs echo on a GPU."""
-    folder = tmp_path / "card"
+    folder = tmp_path / "gpu-echo"
     shutil.copytree(IMAGES / "echo", folder)
     settings = folder / "endpoint.toml"
-    text = settings.read_text().replace('name = "echo"', 'name = "card"').replace("warm = true", "")
+    text = settings.read_text().replace('name = "echo"', 'name = "gpu-echo"').replace("warm = true", "")
     settings.write_text(text.replace("[resources]", "[resources]\ngpus = 1\nvram_mb = 4000"))
     return folder
 
 
 @pytest.fixture
-def cards(tmp_path: Path) -> StubNvml:
+def nvml(tmp_path: Path) -> StubNvml:
     folder = tmp_path / "nvml"
     folder.mkdir()
     return StubNvml(folder, gpu0__utilization=50)
 
 
 @asynccontextmanager
-async def raise_energy_counter(cards: StubNvml) -> AsyncIterator[None]:
+async def raise_energy_counter(nvml: StubNvml) -> AsyncIterator[None]:
     """Let the GPU's energy counter rise while the block runs."""
 
     async def draw() -> None:
         counted = 1_000_000
         while True:
             counted += STEP_MJ
-            cards.set(gpu0__energy_mj=counted)
+            nvml.set(gpu0__energy_mj=counted)
             await anyio.sleep(STEP_S)
 
     async with anyio.create_task_group() as tasks:
@@ -61,23 +61,23 @@ async def raise_energy_counter(cards: StubNvml) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def start_gpu_runner(running: RunningInstallation, endpoint: Path, cards: StubNvml, **more: str) -> None:
+async def start_gpu_runner(running: RunningInstallation, endpoint: Path, nvml: StubNvml, **more: str) -> None:
     """Start a runner that sees the stub GPUs; wait until its endpoint is offered."""
-    env = {name: cards.env[name] for name in ("LD_LIBRARY_PATH", "NVIDIA_STUB_STATE")}
+    env = {name: nvml.env[name] for name in ("LD_LIBRARY_PATH", "NVIDIA_STUB_STATE")}
     watched = {"LAMPLIGHTER_GPU__WATCH": "1", "LAMPLIGHTER_PACE__PRESENCE_S": "0.5"}
     await running.installation.start_runner(endpoints=[endpoint], **env, **watched, **PRICED, **more)
 
     async def offered() -> bool:
         row = await running.bus.heartbeats.get("gpu-1")
         known = {one["name"] for one in (await running.ann.call(api.get_json("/v1/endpoints")))["endpoints"]}
-        return row is not None and not row.value.unschedulable and bool(row.value.gpus) and "card" in known
+        return row is not None and not row.value.unschedulable and bool(row.value.gpus) and "gpu-echo" in known
 
     await wait_for(offered)
 
 
-async def run_jobs(running: RunningInstallation, cards: StubNvml, count: int) -> list[JobView]:
+async def run_jobs(running: RunningInstallation, nvml: StubNvml, count: int) -> list[JobView]:
     """Run `count` jobs at once, each with VRAM_MB of the GPU's memory; return them as they ended."""
-    jobs = [await running.ann.submit("card", seconds=SECONDS) for _ in range(count)]
+    jobs = [await running.ann.submit("gpu-echo", seconds=SECONDS) for _ in range(count)]
     async with running.installation.engine_of("gpu-1") as engine:
         assert isinstance(engine, ProcessEngine)
         pids: list[int] = []
@@ -89,18 +89,18 @@ async def run_jobs(running: RunningInstallation, cards: StubNvml, count: int) ->
 
         await wait_for(there)
     held = ",".join(f"{pid}:{VRAM_MB << 20}" for pid in pids)
-    cards.set(gpu0__compute=held, gpu0__used_mb=count * VRAM_MB)
+    nvml.set(gpu0__compute=held, gpu0__used_mb=count * VRAM_MB)
     ended = [await running.ann.wait(job.id) for job in jobs]
-    cards.set(gpu0__compute=None, gpu0__used_mb=0)
+    nvml.set(gpu0__compute=None, gpu0__used_mb=0)
     return ended
 
 
 async def test_a_job_is_billed_for_what_it_took_of_its_gpu(
-    running: RunningInstallation, endpoint: Path, cards: StubNvml
+    running: RunningInstallation, endpoint: Path, nvml: StubNvml
 ):
-    async with raise_energy_counter(cards):
-        await start_gpu_runner(running, endpoint, cards)
-        (job,) = await run_jobs(running, cards, 1)
+    async with raise_energy_counter(nvml):
+        await start_gpu_runner(running, endpoint, nvml)
+        (job,) = await run_jobs(running, nvml, 1)
     took = job.usage
     assert job.status == "succeeded"
     assert (took.vram_peak_mb, took.gpu_utilization) == (VRAM_MB, 50)
@@ -117,12 +117,12 @@ async def test_a_job_is_billed_for_what_it_took_of_its_gpu(
 
 
 async def test_energy_that_two_jobs_took_together_is_nobodys(
-    running: RunningInstallation, endpoint: Path, cards: StubNvml
+    running: RunningInstallation, endpoint: Path, nvml: StubNvml
 ):
     """Each job reports its own memory. Energy cannot be divided, so neither reports energy or cost."""
-    async with raise_energy_counter(cards):
-        await start_gpu_runner(running, endpoint, cards, **SHARED)
-        jobs = await run_jobs(running, cards, 2)
+    async with raise_energy_counter(nvml):
+        await start_gpu_runner(running, endpoint, nvml, **SHARED)
+        jobs = await run_jobs(running, nvml, 2)
     for job in jobs:
         assert (job.status, job.usage.gpu_energy_j, job.usage.cost) == ("succeeded", None, None)
         assert (job.usage.vram_peak_mb, job.usage.gpu_utilization) == (VRAM_MB, 50)

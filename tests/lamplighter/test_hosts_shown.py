@@ -1,4 +1,4 @@
-"""A host's warm slots and its way of giving cards to containers, as `hosts` and `doctor` tell them."""
+"""A host's warm slots and its way of giving GPUs to containers, as `hosts` and `doctor` tell them."""
 
 from pathlib import Path
 from typing import Any

@@ -76,7 +76,7 @@ class Scene(Struct, frozen=True):
     running: RunningInstallation
     prometheus: PrometheusServer
     inbox: Inbox
-    cards: StubNvml
+    nvml: StubNvml
     environ: Mapping[str, str]
     runner_address: str
 
@@ -87,7 +87,7 @@ class Scene(Struct, frozen=True):
 
     async def start_gpu_runner(self) -> None:
         """Start the runner of gpu-1, which sees the stub's GPU and answers metrics."""
-        shown = {name: self.cards.env[name] for name in ("LD_LIBRARY_PATH", "NVIDIA_STUB_STATE")}
+        shown = {name: self.nvml.env[name] for name in ("LD_LIBRARY_PATH", "NVIDIA_STUB_STATE")}
         watched = {"LAMPLIGHTER_GPU__WATCH": "1", "LAMPLIGHTER_METRICS__LISTEN": self.runner_address}
         await self.start_runner("gpu-1", **shown, **watched)
 
@@ -174,7 +174,7 @@ def notify_settings(url: str) -> str:
 async def scene(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object) -> AsyncIterator[Scene]:
     folder = tmp_path_factory.mktemp("scene")
     (folder / "nvml").mkdir()
-    cards = StubNvml(folder / "nvml", gpu0__utilization=50)
+    nvml = StubNvml(folder / "nvml", gpu0__utilization=50)
     program = "tests.observe.quick_program"
     installation = Installation(folder, "process", programs={"edge": program, "runner": program})
     installation.server = NatsServer(folder / "broker", store_bytes=STORE_BYTES)
@@ -199,7 +199,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory, anyio_backend: object)
         prometheus = await stack.enter_async_context(
             run_prometheus(folder / "prometheus", targets, installation.keys["admin"], QUICK_RULES)
         )
-        made = Scene(folder, running, prometheus, inbox, cards, environ, runner_address)
+        made = Scene(folder, running, prometheus, inbox, nvml, environ, runner_address)
         await made.start_gpu_runner()
         await made.set_power("off")  # or each job that no host offers would wake it
         yield made
@@ -268,9 +268,9 @@ async def test_a_queue_that_grows_and_a_job_that_waits(scene: Scene):
 
 
 async def test_a_gpu_that_is_unhealthy(scene: Scene):
-    scene.cards.set(gpu0__retired_pending=1)
+    scene.nvml.set(gpu0__retired_pending=1)
     await scene.wait_until_known(Condition.GPU_UNHEALTHY, "gpu-1", host="gpu-1")
-    scene.cards.set(gpu0__retired_pending=None)
+    scene.nvml.set(gpu0__retired_pending=None)
     await scene.running.installation.runners["gpu-1"].stop()  # the machine is reset
     await scene.start_gpu_runner()
 

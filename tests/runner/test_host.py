@@ -191,47 +191,47 @@ async def test_an_endpoint_of_a_shared_pool_that_is_not_here_is_left(world: Runn
     assert (await world.event_types(there)) == ["Submitted"]
 
 
-CARD = "GPU-1"
-SAMPLE = GpuSample(index=0, uuid=CARD, name="card", memory_total_mb=24_000, memory_used_mb=0, memory_free_mb=24_000)
+GPU = "GPU-1"
+SAMPLE = GpuSample(index=0, uuid=GPU, name="A GPU", memory_total_mb=24_000, memory_used_mb=0, memory_free_mb=24_000)
 NEEDS = Endpoint(name="n", image="n", resources=Resources(gpus=1, vram_mb=8000))
 PLENTY = 10**6
 
 
 async def test_a_gpu_with_a_fault_is_not_given_out_again() -> None:
-    cards = GpuAllocator(FakeGpuMonitor(SAMPLE), GpuSettings(), time.monotonic)
-    gpus = cards._monitor
+    allocator = GpuAllocator(FakeGpuMonitor(SAMPLE), GpuSettings(), time.monotonic)
+    gpus = allocator._monitor
     assert isinstance(gpus, FakeGpuMonitor)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(cards.run)
+        tasks.start_soon(allocator.run)
 
         async def judged() -> bool:
-            return cards.place(NEEDS, PLENTY) == Placed((CARD,))
+            return allocator.place(NEEDS, PLENTY) == Placed((GPU,))
 
         await wait_for(judged)
-        holding = cards.allocate((CARD,), NEEDS)
+        holding = allocator.allocate((GPU,), NEEDS)
         await holding.job_started("box", time.monotonic())
-        assert isinstance(cards.place(NEEDS, PLENTY), Unplaceable)
-        gpus.report_xid(CARD, 79)
+        assert isinstance(allocator.place(NEEDS, PLENTY), Unplaceable)
+        gpus.report_xid(GPU, 79)
 
         async def told() -> bool:
             return holding.xid == 79
 
         await wait_for(told)
         holding.release()
-        refused = cards.place(NEEDS, PLENTY)
+        refused = allocator.place(NEEDS, PLENTY)
         tasks.cancel_scope.cancel()
     assert isinstance(refused, Unplaceable)
     assert refused.reason is WaitReason.GPU_UNHEALTHY
-    assert cards.reports()[0].fitness == "unhealthy"
+    assert allocator.reports()[0].fitness == "unhealthy"
 
 
 def test_on_a_host_without_gpus_what_can_do_without_runs() -> None:
-    cards = GpuAllocator(FakeGpuMonitor(), GpuSettings(), time.monotonic)
+    allocator = GpuAllocator(FakeGpuMonitor(), GpuSettings(), time.monotonic)
     optional = replace(NEEDS, resources=Resources(gpus=1, gpu_optional=True))
-    assert cards.place(optional, PLENTY) == Placed()
-    assert isinstance(cards.place(NEEDS, PLENTY), Unplaceable)
-    assert cards.reports() == ()
-    short = cards.place(optional, 0)
+    assert allocator.place(optional, PLENTY) == Placed()
+    assert isinstance(allocator.place(NEEDS, PLENTY), Unplaceable)
+    assert allocator.reports() == ()
+    short = allocator.place(optional, 0)
     assert isinstance(short, Unplaceable)
     assert short.reason is WaitReason.DISK_SHORT
 

@@ -19,7 +19,7 @@ from tests.support.runner_environment import RunnerEnvironment, succeed
 
 __all__ = ["docker_url", "echo_image"]
 
-CARD = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_used_mb=0, memory_free_mb=24000)
+GPU = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_used_mb=0, memory_free_mb=24000)
 
 
 class Toolkit:
@@ -53,7 +53,7 @@ def world(tmp_path: Path) -> RunnerEnvironment:
     made.programs = {"gpu": succeed, "nvidia-smi": lists}
     made.kinds = {"gpu": warm_endpoint("gpu", tmp_path, gpus=1)}
     made.warm = replace(made.warm, on=False)
-    made.gpus = FakeGpuMonitor(CARD)
+    made.gpus = FakeGpuMonitor(GPU)
     return made
 
 

@@ -28,7 +28,7 @@ HEARTBEAT = HostHeartbeat(
     engine="docker",
     version="1.2.3",
     gpus=(
-        GpuReport("GPU-0", "card", "unhealthy", None, 24_000, 20_000, 71, 55, 212.5),
+        GpuReport("GPU-0", "A GPU", "unhealthy", None, 24_000, 20_000, 71, 55, 212.5),
         GpuReport("GPU-1", "silent"),
     ),
     running=(RunningExecution("ann", "one", "echo", 1, 1), RunningExecution("bob", "two", "echo", 1, 1)),

@@ -1,4 +1,4 @@
-"""What a host lacks for an endpoint: the engine's runtimes. Cards and labels: test_host.py, test_gpu_placement.py."""
+"""What a host lacks for an endpoint: the engine's runtimes. GPUs and labels: test_host.py, test_gpu_placement.py."""
 
 import pytest
 

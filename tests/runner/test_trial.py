@@ -135,4 +135,5 @@ async def test_requirements_that_choose_a_host_are_told_and_do_not_stop_a_trial(
         "runtime runsc",
     ):
         assert lacking in unmet
-    assert (relaxed.config.cards.is_any, relaxed.config.labels, relaxed.config.resources.gpus) == (True, {}, 1)
+    config = relaxed.config
+    assert (config.required_gpu.is_any, config.labels, config.resources.gpus) == (True, {}, 1)

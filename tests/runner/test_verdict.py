@@ -70,7 +70,7 @@ FAILING: list[tuple[str, ExitFacts, str]] = [
     ("try again", ExitFacts(exit=ContainerExit(75)), "internal"),
     ("exit 0 without output", ExitFacts(exit=ContainerExit(0)), "output_missing"),
     ("fell off the bus, whatever the exit", ExitFacts(exit=ContainerExit(0), xid=79, has_output=True), "gpu_lost"),
-    ("card fault during the run", ExitFacts(exit=ContainerExit(1), xid=48), "gpu_unhealthy"),
+    ("GPU fault during the run", ExitFacts(exit=ContainerExit(1), xid=48), "gpu_unhealthy"),
     ("application fault: the exit code tells", ExitFacts(exit=ContainerExit(1), xid=13), "internal"),
     ("too long", ExitFacts(stop_reason=StopReason.EXECUTION_TIMEOUT, exit=ContainerExit(137)), "execution_timeout"),
     ("stalled", ExitFacts(stop_reason=StopReason.STALL, exit=ContainerExit(143)), "stalled"),

@@ -25,7 +25,7 @@ from tests.support.runner_environment import RunnerEnvironment, run_until_stoppe
 from tests.support.wait import wait_for
 
 HOST = "gpu-1"
-CARD = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_used_mb=0, memory_free_mb=24000)
+GPU = GpuSample(index=0, uuid="GPU-0", name="c", memory_total_mb=24000, memory_used_mb=0, memory_free_mb=24000)
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def world(tmp_path: Path) -> RunnerEnvironment:
     return made
 
 
-def on_a_card(world: RunnerEnvironment, *names: str, vram_mb: int, **card: object) -> FakeGpuMonitor:
+def on_a_gpu(world: RunnerEnvironment, *names: str, vram_mb: int, **gpu: object) -> FakeGpuMonitor:
     """Make these endpoints need a GPU, and provide one."""
     world.kinds = {name: warm_endpoint(name, world.folder, gpus=1, vram_mb=vram_mb) for name in names}
-    world.gpus = gpus = FakeGpuMonitor(replace(CARD, **card))
+    world.gpus = gpus = FakeGpuMonitor(replace(GPU, **gpu))
     return gpus
 
 
@@ -166,7 +166,7 @@ async def test_a_job_cancelled_while_its_container_loads_leaves_nothing(world: R
 
 
 async def test_where_vram_fits_twice_the_next_one_loads_while_the_job_runs(world: RunnerEnvironment) -> None:
-    on_a_card(world, "long", vram_mb=8000)
+    on_a_gpu(world, "long", vram_mb=8000)
     async with world.run_runner():
         (first,) = await world.wait_for_warm("long")
         key = await world.submit("long")
@@ -181,7 +181,7 @@ async def test_where_vram_fits_twice_the_next_one_loads_while_the_job_runs(world
 
 
 async def test_where_it_fits_once_the_next_one_loads_right_after(world: RunnerEnvironment) -> None:
-    on_a_card(world, "ready", vram_mb=16000)
+    on_a_gpu(world, "ready", vram_mb=16000)
     go = anyio.Event()
 
     async def later(box: FakeContainer) -> int:
@@ -208,7 +208,7 @@ async def test_where_it_fits_once_the_next_one_loads_right_after(world: RunnerEn
 
 async def test_what_waits_gives_way_to_a_job_that_needs_the_room(world: RunnerEnvironment) -> None:
     """Let the waiting container use 16 of the GPU's 24 GB."""
-    gpus = on_a_card(world, "ready", "cold", vram_mb=16000)
+    gpus = on_a_gpu(world, "ready", "cold", vram_mb=16000)
     assert world.kinds is not None
     cold = world.kinds["cold"]
     world.kinds["cold"] = replace(cold, config=replace(cold.config, warm=False))
@@ -216,28 +216,28 @@ async def test_what_waits_gives_way_to_a_job_that_needs_the_room(world: RunnerEn
     async with world.run_runner():
         (waiting,) = await world.wait_for_warm("ready")
         mine = GpuProcess(1, used_mb=16000, containers=(waiting.handle,))
-        gpus.show(replace(CARD, memory_used_mb=16000, memory_free_mb=8000, processes=(mine,)))
+        gpus.show(replace(GPU, memory_used_mb=16000, memory_free_mb=8000, processes=(mine,)))
         ended = await world.wait_until_ended(await world.submit("cold"))
         assert ended.status is Status.SUCCEEDED
         assert waiting.handle not in world.boxes
 
 
 async def test_what_waits_gives_the_gpu_back_to_its_owner(world: RunnerEnvironment) -> None:
-    gpus = on_a_card(world, "ready", vram_mb=8000)
+    gpus = on_a_gpu(world, "ready", vram_mb=8000)
     world.gpu_settings = replace(
         world.gpu_settings, fitness=replace(world.gpu_settings.fitness, owner_settle_s=0.0, owner_quiet_s=0.05)
     )
     async with world.run_runner():
         (waiting,) = await world.wait_for_warm("ready")
-        gpus.show(replace(CARD, processes=(GpuProcess(99, used_mb=4000),)))
+        gpus.show(replace(GPU, processes=(GpuProcess(99, used_mb=4000),)))
 
         async def given_back() -> bool:
             return not world.boxes
 
         await wait_for(given_back)
-        gpus.show(CARD)
+        gpus.show(GPU)
         await anyio.sleep(0.06)  # the owner's quiet time is by the clock
-        gpus.show(CARD)
+        gpus.show(GPU)
         (again,) = await world.wait_for_warm("ready")
     assert again is not waiting
 

@@ -1,9 +1,9 @@
-"""What an endpoint requires of a host: cards by name and compute capability, labels, and how the file is refused."""
+"""What an endpoint requires of a host: GPUs by name and compute capability, labels, and how the file is refused."""
 
 import pytest
 
 from schemas.endpoint import EndpointInvalid, parse_endpoint
-from schemas.endpoint_parts import CardRequirement, describe_unmet_labels, has_words
+from schemas.endpoint_parts import GpuRequirement, describe_unmet_labels, has_words
 
 HEAD = 'name = "x"\nimage = "x"\n'
 GPU = "\n[resources]\ngpus = 1\n"
@@ -39,13 +39,13 @@ def test_a_model_is_found_by_whole_words(name: str, words: str, matches: bool) -
         ("NVIDIA L40S", None, False),
     ],
 )
-def test_a_card_needs_a_name_and_a_capability(name: str, capability: str | None, met: bool) -> None:
-    assert CardRequirement(("RTX 4090", "L40S"), "8.9").is_met_by(name, capability) is met
+def test_a_gpu_needs_a_name_and_a_capability(name: str, capability: str | None, met: bool) -> None:
+    assert GpuRequirement(("RTX 4090", "L40S"), "8.9").is_met_by(name, capability) is met
 
 
 @pytest.mark.parametrize(("found", "met"), [("9.0", False), ("10.0", True), ("12.0", True), ("8.9", False)])
 def test_capabilities_are_compared_as_numbers(found: str, met: bool) -> None:
-    assert CardRequirement((), "10.0").is_met_by("card", found) is met
+    assert GpuRequirement((), "10.0").is_met_by("GPU", found) is met
 
 
 def test_labels_that_are_missing_are_listed() -> None:
@@ -58,9 +58,9 @@ def test_labels_that_are_missing_are_listed() -> None:
 def test_requirements_are_read() -> None:
     text = f'{HEAD}gpu = ["RTX 4090"]\ncompute_capability = "8.0"\nlabels = {{disk = "nvme"}}{GPU}'
     endpoint = parse_endpoint(text)
-    assert endpoint.cards == CardRequirement(("RTX 4090",), "8.0")
+    assert endpoint.required_gpu == GpuRequirement(("RTX 4090",), "8.0")
     assert endpoint.labels == {"disk": "nvme"}
-    assert parse_endpoint(HEAD).cards.is_any
+    assert parse_endpoint(HEAD).required_gpu.is_any
     assert parse_endpoint(f'{HEAD}secrets = ["token", "TOKEN"]').secrets == ("token", "TOKEN")
 
 

@@ -28,7 +28,7 @@ class FakeGpuMonitor(GpuStatePublisher):
         """Show these GPUs with these values; a lost one that is shown again is no longer lost."""
         state = GpuMonitorState.OK if samples else GpuMonitorState.NONE
         shown = {sample.uuid for sample in samples}
-        lost = tuple(card for card in self.snapshot().lost if card.uuid not in shown)
+        lost = tuple(gpu for gpu in self.snapshot().lost if gpu.uuid not in shown)
         self.publish(GpuSnapshot(state=state, at=self.snapshot().at + 1, samples=samples, lost=lost, driver="memory"))
 
     def set_state(self, state: GpuMonitorState, why: str = "") -> None:

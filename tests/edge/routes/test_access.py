@@ -177,7 +177,7 @@ async def test_an_endpoint_reports_how_long_its_runs_take(edge: ServedEdge):
 async def test_hosts_are_reported_while_on_and_while_off(edge: ServedEdge):
     await edge.world.announce_capabilities()
     assert [(h["id"], h["state"]) for h in (await edge.ann.get("/v1/hosts")).json()["hosts"]] == [("gpu-1", "off")]
-    gpu, assigned = GpuReport("GPU-1", "A card", memory_total_mb=100), "1 of 4 (CUDA_VISIBLE_DEVICES=2)"
+    gpu, assigned = GpuReport("GPU-1", "A GPU", memory_total_mb=100), "1 of 4 (CUDA_VISIBLE_DEVICES=2)"
     await edge.world.send_heartbeat(gpus=(gpu,), gpus_assigned=assigned, secrets_on_disk=True)
     host = (await edge.ann.get("/v1/hosts/gpu-1")).json()
     assert (host["state"], host["incarnation"], host["gpus"][0]["uuid"]) == ("online", "i1", "GPU-1")

@@ -88,7 +88,7 @@ async def test_the_queue_hosts_and_their_power_are_read(edge: ServedEdge):
     await world.wait_until_indexed()
     await edge.services.power.tick()
     world.time.advance(hours=1)
-    gpus = tuple(GpuReport(f"GPU-{status}", "card", fitness=status) for status in GpuHealthStatus)
+    gpus = tuple(GpuReport(f"GPU-{status}", "A GPU", fitness=status) for status in GpuHealthStatus)
     running = (RunningExecution("ann", "one", "echo", 1, 1),)
     await world.send_heartbeat(gpus=gpus, running=running)
     found = await scrape(edge)

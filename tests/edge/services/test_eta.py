@@ -31,7 +31,7 @@ from tests.support.edge_services import ECHO_ENDPOINT, FakeBusServicesRig
 TEN = collect_run_times(FinishedRun(float(seconds)) for seconds in (50, 10, 20, 30, 40))
 SIZED = collect_run_times(FinishedRun(seconds, size) for seconds, size in ((10.0, 5.0), (30.0, 10.0), (40.0, 10.0)))
 GPU_ECHO = replace(ECHO_ENDPOINT, input_seconds="seconds", resources=Resources(gpus=1))
-CARDS = (GpuReport("GPU-a", "A card"), GpuReport("GPU-b", "B card"))
+GPUS = (GpuReport("GPU-a", "Model A"), GpuReport("GPU-b", "Model B"))
 
 
 @pytest.mark.parametrize(
@@ -161,15 +161,15 @@ async def test_nothing_is_reported_when_nobody_knows_how_long_it_lasts(
 
 
 async def test_runs_on_this_kind_of_gpu_tell_by_the_second_of_input(fake: FakeBusServicesRig) -> None:
-    offer = HostCapabilities(host="gpu-1", incarnation="i1", at=fake.time(), endpoints=(GPU_ECHO,), gpus=CARDS[:1])
+    offer = HostCapabilities(host="gpu-1", incarnation="i1", at=fake.time(), endpoints=(GPU_ECHO,), gpus=GPUS[:1])
     await fake.bus.capabilities.put("gpu-1", offer)
-    await fake.bus.capabilities.put("gpu-2", replace(offer, host="gpu-2", gpus=CARDS[1:]))
+    await fake.bus.capabilities.put("gpu-2", replace(offer, host="gpu-2", gpus=GPUS[1:]))
     await fake.send_heartbeat()
     for length in (1, 2, 4):
-        for card, rate in (("GPU-a", 2.0), ("GPU-b", 7.0)):
+        for uuid, rate in (("GPU-a", 2.0), ("GPU-b", 7.0)):
             body = {"endpoint": "echo", "input": {"text": "x", "seconds": length}}
             job = (await fake.jobs.submit("ann", body)).entry.record.job
-            await fake.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, card)))
+            await fake.write_event(job.key, e.Started(Claim("gpu-1", "i1", 1, uuid)))
             await fake.write_event(job.key, e.Succeeded(Output(), AttemptUsage(run_s=rate * length)))
             await fake.bus.job_queue.remove(job.pointer)
     body = {"endpoint": "echo", "input": {"text": "x", "seconds": 30}}

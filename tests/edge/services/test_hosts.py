@@ -253,7 +253,7 @@ async def test_the_host_comes_before_the_quota_and_the_quota_before_the_others(f
 
 
 async def test_views_show_presence_over_offers_and_only_ones_own_jobs(fake: FakeBusServicesRig) -> None:
-    gpu = GpuReport("GPU-1", "card")
+    gpu = GpuReport("GPU-1", "A GPU")
     await fake.announce_capabilities()
     await fake.announce_capabilities(host="gpu-2")
     running = (RunningExecution("ann", "a", "echo", 1, 1), RunningExecution("bob", "b", "echo", 1, 1))
@@ -276,7 +276,7 @@ async def test_changes_are_reported_once_and_not_those_before_the_first_look(fak
     unlisten = fake.hosts.subscribe(heard.append)
     await fake.send_heartbeat()
     assert heard == []
-    await fake.send_heartbeat(draining=True, gpus=(GpuReport("G", "card", fitness="lost"),))
+    await fake.send_heartbeat(draining=True, gpus=(GpuReport("G", "A GPU", fitness="lost"),))
     await fake.send_heartbeat()
     fake.time.advance(seconds=16)
     await fake.hosts.refresh()

@@ -1,4 +1,4 @@
-"""The worker's parts by themselves: what takes hours or a card in a job takes numbers here."""
+"""The worker's parts by themselves: what takes hours or a GPU in a job takes numbers here."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ SAYS = {
 AT_ONCE = (
     ("queue", "视频驱动队列满"),
     ("blocked", "av_transfer maybe blocked, restart..."),
-    ("card", "EP Error"),
+    ("gpu", "EP Error"),
     ("provider", "Failed to create CUDAExecutionProvider"),
     ("driver", "CUDA driver version is insufficient"),
     ("count", "cudaGetDeviceCount"),

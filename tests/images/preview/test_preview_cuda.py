@@ -1,4 +1,4 @@
-"""On a real card: preview's nets run there, and the card's own counters show that they did."""
+"""On a real GPU: preview's nets run there, and the GPU's own counters show that they did."""
 
 import os
 import random
@@ -21,9 +21,9 @@ NOTICED_MB = 200  # a CUDA context alone takes more
 
 @pytest.fixture
 def cuda() -> None:
-    """A torch that reaches the card: the lock file's is the CPU build."""
+    """A torch that reaches the GPU: the lock file's is the CPU build."""
     if not torch.cuda.is_available():
-        why = f"torch {torch.__version__} does not reach the card: install the CUDA build of this version"
+        why = f"torch {torch.__version__} does not reach the GPU: install the CUDA build of this version"
         if os.environ.get("REQUIRE_GPU") == "1":
             pytest.fail(why, pytrace=False)
         pytest.skip(why)

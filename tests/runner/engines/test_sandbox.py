@@ -82,7 +82,7 @@ def test_a_warm_one_may_write_its_folder_but_not_in() -> None:
     }
 
 
-CARDS: dict[GpuInjection, tuple[dict[str, Any], str]] = {
+GPU_REQUESTS: dict[GpuInjection, tuple[dict[str, Any], str]] = {
     "cdi": ({"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-a"]}]}, "void"),
     "device_request": (
         {
@@ -100,10 +100,10 @@ CARDS: dict[GpuInjection, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("injection", CARDS)
+@pytest.mark.parametrize("injection", GPU_REQUESTS)
 def test_a_gpu_is_given_by_uuid(injection: GpuInjection) -> None:
     config = container_config(spec(gpus=("GPU-a",)), "1:2", injection, "{}")
-    devices, visible = CARDS[injection]
+    devices, visible = GPU_REQUESTS[injection]
     assert {name: config["HostConfig"].get(name) for name in devices} == devices
     assert f"NVIDIA_VISIBLE_DEVICES={visible}" in config["Env"]
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in config["Env"]

@@ -17,9 +17,9 @@ QUICK = MonitorTiming(first_reading_timeout_s=5.0, reading_timeout_s=1.0, restar
 
 @asynccontextmanager
 async def run_stub_monitor(
-    cards: StubNvml, timing: MonitorTiming = QUICK, renew_s: float = 60.0, assignment: GpuAssignment | None = None
+    nvml: StubNvml, timing: MonitorTiming = QUICK, renew_s: float = 60.0, assignment: GpuAssignment | None = None
 ) -> AsyncIterator[NvmlMonitor]:
-    spawn = nvml_spawner(0.05, renew_s, cards.env)
+    spawn = nvml_spawner(0.05, renew_s, nvml.env)
     watch = NvmlMonitor(spawn, clock=time.time, random=random.random, timing=timing, assignment=assignment)
     with anyio.fail_after(DEADLINE_S):
         async with watch:

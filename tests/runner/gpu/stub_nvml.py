@@ -33,11 +33,11 @@ def gpu_uuid(index: int) -> str:
     return f"GPU-00000000-0000-4000-8000-{index:012}"
 
 
-def slice_uuid(card: int, number: int) -> str:
-    """Return the UUID of slice `number` of the stub's GPU `card`; its values are those of `gpu<100 + 16 x card +
+def slice_uuid(gpu: int, number: int) -> str:
+    """Return the UUID of slice `number` of the stub's GPU `gpu`; its values are those of `gpu<100 + 16 x gpu +
     number>`.
     """
-    return f"MIG-00000000-0000-4000-8000-{100 + 16 * card + number:012}"
+    return f"MIG-00000000-0000-4000-8000-{100 + 16 * gpu + number:012}"
 
 
 class StubNvml:
@@ -66,7 +66,7 @@ class StubNvml:
         fresh.write_text("".join(lines))
         fresh.replace(self._state)
 
-    def xid(self, card: int, number: int, instance: int = -1) -> None:
+    def xid(self, gpu: int, number: int, instance: int = -1) -> None:
         """Report an XID; `instance` limits it to that MIG slice."""
         with self._events.open("a") as events:
-            events.write(f"{card} {number} {instance}\n")
+            events.write(f"{gpu} {number} {instance}\n")

@@ -33,7 +33,7 @@ class Gpu:
         self.pushed = anyio.Event()
         self.code = 0
         self.unproved = False
-        self.cards: list[str] = []
+        self.used: list[str] = []
         self.probes: list[str] = []
 
     async def __call__(self, box: FakeContainer) -> int:
@@ -42,8 +42,8 @@ class Gpu:
             if self.unproved:
                 return ExitCode.GPU_UNUSABLE
             await wait_for_start_line(box)
-        self.cards += box.spec.gpus
-        first = len(self.cards) == 1
+        self.used += box.spec.gpus
+        first = len(self.used) == 1
         self.started.set()
         if first:
             await self.pushed.wait()
@@ -80,15 +80,15 @@ async def cannot(world: RunnerEnvironment, reason: WaitReason | None) -> None:
 
 async def test_a_gpu_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
     """Check XID 79: the job is released at no cost, and runs again after a successful probe."""
-    cards = StubNvml(tmp_path)
+    nvml = StubNvml(tmp_path)
     gpu.code = 1
-    async with run_stub_monitor(cards) as watch:
+    async with run_stub_monitor(nvml) as watch:
         world.gpus = watch
         async with world.run_runner() as runner:
             key = await world.submit("gpu")
             await gpu.started.wait()
             (holding,) = runner.host.gpu_allocator._allocations
-            cards.xid(0, 79)
+            nvml.xid(0, 79)
 
             async def heard() -> bool:
                 return holding.xid == 79
@@ -108,15 +108,15 @@ async def test_a_gpu_falls_off_the_bus_under_a_job(world: RunnerEnvironment, gpu
 async def test_while_one_gpu_does_not_prove_itself_the_other_takes_the_job(
     world: RunnerEnvironment, gpu: Gpu, tmp_path: Path
 ) -> None:
-    cards = StubNvml(tmp_path, count=2)
+    nvml = StubNvml(tmp_path, count=2)
     gpu.code, gpu.unproved = 1, True
-    async with run_stub_monitor(cards) as watch:
+    async with run_stub_monitor(nvml) as watch:
         world.gpus = watch
         async with world.run_runner() as runner:
             key = await world.submit("gpu")
             await gpu.started.wait()
-            (struck,) = gpu.cards
-            cards.xid(int(struck[-1]), 79)
+            (struck,) = gpu.used
+            nvml.xid(int(struck[-1]), 79)
 
             async def heard() -> bool:
                 allocations = runner.host.gpu_allocator._allocations
@@ -126,7 +126,7 @@ async def test_while_one_gpu_does_not_prove_itself_the_other_takes_the_job(
             gpu.pushed.set()
             job = await world.wait_until_ended(key)
     assert (job.status, job.free_releases) == (Status.SUCCEEDED, {"gpu_lost": 1})
-    assert gpu.cards == [struck, gpu_uuid(1 - int(struck[-1]))]
+    assert gpu.used == [struck, gpu_uuid(1 - int(struck[-1]))]
 
 
 async def test_a_probe_that_fails_is_not_repeated_at_once(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
@@ -148,84 +148,84 @@ async def test_a_probe_that_fails_is_not_repeated_at_once(world: RunnerEnvironme
 
 async def test_every_call_hangs_for_a_while(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
     """Check that running jobs end, that waiting jobs see the reason, and that they start when the driver is back."""
-    cards = StubNvml(tmp_path)
-    async with run_stub_monitor(cards) as watch:
+    nvml = StubNvml(tmp_path)
+    async with run_stub_monitor(nvml) as watch:
         world.gpus = watch
         async with world.run_runner():
             running = await world.submit("gpu")
             await gpu.started.wait()
-            cards.set(hang=1)
+            nvml.set(hang=1)
             await cannot(world, WaitReason.GPU_UNHEALTHY)
             assert watch.snapshot().state is GpuMonitorState.HUNG
             gpu.pushed.set()
             assert (await world.wait_until_ended(running)).status is Status.SUCCEEDED
             waiting = await world.submit("gpu", "j2")
-            cards.set(hang=0)
+            nvml.set(hang=0)
             assert (await world.wait_until_ended(waiting)).status is Status.SUCCEEDED
     assert gpu.probes == []
 
 
 async def test_an_error_pends_and_is_reset(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
     """Check that a probe changes nothing while the row is pending, and clears the fault after the reset."""
-    cards = StubNvml(tmp_path, gpu0__ecc=1)
+    nvml = StubNvml(tmp_path, gpu0__ecc=1)
     gpu.pushed.set()
-    async with run_stub_monitor(cards) as watch:
+    async with run_stub_monitor(nvml) as watch:
         world.gpus = watch
         async with world.run_runner():
             await cannot(world, None)
-            cards.set(gpu0__rows_pending=1)
+            nvml.set(gpu0__rows_pending=1)
             await cannot(world, WaitReason.GPU_UNHEALTHY)
             key = await world.submit("gpu")
             assert gpu.probes == []
-            cards.set(gpu0__rows_pending=0)
+            nvml.set(gpu0__rows_pending=0)
             assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
     assert gpu.probes == [gpu_uuid(0)]
 
 
 async def test_the_owner_comes_and_goes(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
-    cards = StubNvml(tmp_path)
+    nvml = StubNvml(tmp_path)
     gpu.pushed.set()
-    async with run_stub_monitor(cards) as watch:
+    async with run_stub_monitor(nvml) as watch:
         world.gpus = watch
         async with world.run_runner():
             await cannot(world, None)
-            cards.set(gpu0__compute=f"{os.getpid()}:1048576")
+            nvml.set(gpu0__compute=f"{os.getpid()}:1048576")
             await cannot(world, WaitReason.GPU_BUSY_OWNER)
             row = await world.edge.heartbeats.get(HOST)
             assert row is not None
             assert row.value.activity.programs == 1
             key = await world.submit("gpu")
-            cards.set(gpu0__compute=None)
+            nvml.set(gpu0__compute=None)
             assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
     assert gpu.probes == []
 
 
 async def test_memory_fills_up_and_empties(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
-    cards = StubNvml(tmp_path)
+    nvml = StubNvml(tmp_path)
     gpu.pushed.set()
-    async with run_stub_monitor(cards) as watch:
+    async with run_stub_monitor(nvml) as watch:
         world.gpus = watch
         async with world.run_runner():
             await cannot(world, None)
-            cards.set(gpu0__used_mb=20000)
+            nvml.set(gpu0__used_mb=20000)
             await cannot(world, WaitReason.VRAM_SHORT)
             key = await world.submit("gpu")
-            cards.set(gpu0__used_mb=0)
+            nvml.set(gpu0__used_mb=0)
             assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
 
 
 async def test_the_driver_is_upgraded_under_a_job(world: RunnerEnvironment, gpu: Gpu, tmp_path: Path) -> None:
-    cards = StubNvml(tmp_path)
-    async with run_stub_monitor(cards) as watch:
+    nvml = StubNvml(tmp_path)
+    async with run_stub_monitor(nvml) as watch:
         world.gpus = watch
         async with world.run_runner():
             running = await world.submit("gpu")
             await gpu.started.wait()
-            cards.set(driver="600.20")
+            nvml.set(driver="600.20")
             await cannot(world, WaitReason.GPU_UNHEALTHY)
             gpu.pushed.set()
             assert (await world.wait_until_ended(running)).status is Status.SUCCEEDED
             waiting = await world.submit("gpu", "j2")
-            cards.install(NEW_DRIVER)
+            nvml.install(NEW_DRIVER)
             assert (await world.wait_until_ended(waiting)).status is Status.SUCCEEDED
     assert watch.snapshot().driver == "600.20"

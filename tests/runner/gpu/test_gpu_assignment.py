@@ -17,7 +17,7 @@ from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid, slice_uuid
 from tests.support.gpu_samples import make_sample
 
 IN_SLURM = {"SLURM_JOB_ID": "7"}
-CARDS = range(4)
+GPUS = range(4)
 
 
 @pytest.mark.parametrize(
@@ -94,23 +94,23 @@ def test_a_text_that_names_no_gpu_is_refused() -> None:
 async def test_only_assigned_gpus_are_shown(
     tmp_path: Path, assignment: GpuAssignment, shown: set[int], assigned: str
 ) -> None:
-    cards = StubNvml(tmp_path, count=len(CARDS))
-    async with run_stub_monitor(cards, assignment=assignment) as watch:
+    nvml = StubNvml(tmp_path, count=len(GPUS))
+    async with run_stub_monitor(nvml, assignment=assignment) as watch:
         snapshot = watch.snapshot()
         assert [sample.uuid for sample in snapshot.samples] == [gpu_uuid(index) for index in sorted(shown)]
         assert snapshot.assigned == assigned
 
 
 async def test_a_slice_is_assigned_by_its_uuid_and_a_sliced_gpu_by_its_number(tmp_path: Path) -> None:
-    cards = StubNvml(tmp_path, count=2, gpu0__mig=1, gpu0__slices=2)
+    nvml = StubNvml(tmp_path, count=2, gpu0__mig=1, gpu0__slices=2)
     for name, shown in ((slice_uuid(0, 1), [1]), ("0", [0, 1]), ("0:1", [1])):
-        async with run_stub_monitor(cards, assignment=GpuAssignment("V", (name,))) as watch:
+        async with run_stub_monitor(nvml, assignment=GpuAssignment("V", (name,))) as watch:
             assert [sample.uuid for sample in watch.snapshot().samples] == [slice_uuid(0, part) for part in shown]
 
 
 async def test_an_unknown_gpu_is_named_and_counts_as_lost(tmp_path: Path) -> None:
-    cards = StubNvml(tmp_path, count=2)
-    async with run_stub_monitor(cards, assignment=GpuAssignment("CUDA_VISIBLE_DEVICES=1,7", ("1", "7"))) as watch:
+    nvml = StubNvml(tmp_path, count=2)
+    async with run_stub_monitor(nvml, assignment=GpuAssignment("CUDA_VISIBLE_DEVICES=1,7", ("1", "7"))) as watch:
         snapshot = watch.snapshot()
     assert [sample.uuid for sample in snapshot.samples] == [gpu_uuid(1)]
     (lost,) = snapshot.lost
@@ -120,13 +120,13 @@ async def test_an_unknown_gpu_is_named_and_counts_as_lost(tmp_path: Path) -> Non
 
 
 async def test_a_number_keeps_its_gpu_and_errors_of_others_are_not_told(tmp_path: Path) -> None:
-    cards = StubNvml(tmp_path, count=2)
-    async with run_stub_monitor(cards, assignment=GpuAssignment("V=1", ("1",))) as watch:
+    nvml = StubNvml(tmp_path, count=2)
+    async with run_stub_monitor(nvml, assignment=GpuAssignment("V=1", ("1",))) as watch:
         with watch.events() as events, anyio.fail_after(10):
-            cards.xid(0, 79)
-            cards.xid(1, 94)
+            nvml.xid(0, 79)
+            nvml.xid(1, 94)
             assert (await events.receive()).uuid == gpu_uuid(1)
-        cards.set(gpu1__lost=1)
+        nvml.set(gpu1__lost=1)
         snapshot = await wait_for_snapshot(watch, lambda now: bool(now.lost))
     assert snapshot.samples == ()
     assert [gpu.uuid for gpu in snapshot.lost] == [gpu_uuid(1)]
@@ -155,9 +155,9 @@ async def test_no_assigned_gpu_means_no_gpu_and_no_child(monkeypatch: pytest.Mon
 async def test_doctor_says_which_gpus_are_used_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, verdict: CheckStatus, what: str
 ) -> None:
-    stub = StubNvml(tmp_path, count=len(CARDS))
+    nvml = StubNvml(tmp_path, count=len(GPUS))
     for name in ("LD_LIBRARY_PATH", "NVIDIA_STUB_STATE"):
-        monkeypatch.setenv(name, stub.env[name])
+        monkeypatch.setenv(name, nvml.env[name])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     first, *_ = await check_local_gpus()
     assert first.verdict is verdict

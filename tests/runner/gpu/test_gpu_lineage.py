@@ -17,7 +17,7 @@ from runner.gpu.process_owner import (
 from schemas.gpu import GpuProcess
 
 A, B = "a1" * 32, "b2" * 32
-CARD = "GPU-1"
+GPU = "GPU-1"
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_a_real_child_has_us_as_ancestor() -> None:
         (GpuProcess(9, ancestors=(8, 1)), OwnProcesses(pids=frozenset({7})), True),
         (GpuProcess(9), OwnProcesses(), True),
         (GpuProcess(9, seen=False), OwnProcesses(), True),
-        (GpuProcess(9, seen=False), OwnProcesses(gpus=frozenset({CARD})), False),
+        (GpuProcess(9, seen=False), OwnProcesses(gpus=frozenset({GPU})), False),
         (GpuProcess(9, seen=False), OwnProcesses(gpus=frozenset({"GPU-2"})), True),
-        (GpuProcess(9), OwnProcesses(gpus=frozenset({CARD})), True),
+        (GpuProcess(9), OwnProcesses(gpus=frozenset({GPU})), True),
     ],
 )
 def test_ours_and_foreign(process: GpuProcess, ours: OwnProcesses, foreign: bool) -> None:
-    assert is_foreign(process, CARD, ours) is foreign
+    assert is_foreign(process, GPU, ours) is foreign

@@ -36,8 +36,8 @@ def test_a_job_on_one_gpu() -> None:
 
 
 def test_a_job_on_two_gpus_sums_memory_and_energy() -> None:
-    cards = [make_sample(0, energy_mj=1000), make_sample(1, energy_mj=9000)]
-    meter = start_meter(["GPU-0", "GPU-1"], MINE, cards, now=0.0)
+    samples = [make_sample(0, energy_mj=1000), make_sample(1, energy_mj=9000)]
+    meter = start_meter(["GPU-0", "GPU-1"], MINE, samples, now=0.0)
     later = [
         make_sample(0, energy_mj=3000, utilization=100, processes=(mine(10),)),
         make_sample(1, energy_mj=9500, utilization=50, processes=(mine(20),)),

@@ -16,8 +16,8 @@ SLICED = {"gpu0__mig": 1, "gpu0__slices": 2, "gpu0__temperature": 61, "gpu0__ene
 async def test_slices_take_the_place_of_their_gpu(tmp_path: Path) -> None:
     """Check that memory and processes are the slice's own, that heat is the GPU's, and that power is left out."""
     own = {"gpu100__total_mb": 9856, "gpu100__used_mb": 100, "gpu101__total_mb": 4864, "gpu101__compute": "77:1048576"}
-    cards = StubNvml(tmp_path, count=2, **SLICED, **own, gpu100__name="NVIDIA A100 MIG 2g.10gb")
-    async with run_stub_monitor(cards) as watch:
+    nvml = StubNvml(tmp_path, count=2, **SLICED, **own, gpu100__name="NVIDIA A100 MIG 2g.10gb")
+    async with run_stub_monitor(nvml) as watch:
         first, second, other = watch.snapshot().samples
     assert [first.uuid, second.uuid, other.uuid] == [slice_uuid(0, 0), slice_uuid(0, 1), gpu_uuid(1)]
     assert (first.name, first.index, second.index) == ("NVIDIA A100 MIG 2g.10gb", 0, 0)
@@ -31,8 +31,8 @@ async def test_slices_take_the_place_of_their_gpu(tmp_path: Path) -> None:
 
 
 async def test_a_container_gets_a_slice_by_its_uuid(tmp_path: Path) -> None:
-    cards = StubNvml(tmp_path, **SLICED, gpu100__total_mb=4864, gpu101__total_mb=9856)
-    async with run_stub_monitor(cards) as watch:
+    nvml = StubNvml(tmp_path, **SLICED, gpu100__total_mb=4864, gpu101__total_mb=9856)
+    async with run_stub_monitor(nvml) as watch:
         snapshot = watch.snapshot()
     fit = {sample.uuid: GpuHealth(sample.uuid) for sample in snapshot.samples}
     assert place(PlacementCapacity(snapshot, fit), Resources(gpus=1, vram_mb=8000)) == Placed((slice_uuid(0, 1),))
@@ -41,24 +41,24 @@ async def test_a_container_gets_a_slice_by_its_uuid(tmp_path: Path) -> None:
 async def test_a_gpu_in_mig_mode_without_slices_is_listed_and_takes_no_work(tmp_path: Path) -> None:
     async with run_stub_monitor(StubNvml(tmp_path, gpu0__mig=1)) as watch:
         snapshot = watch.snapshot()
-    (card,) = snapshot.lost
-    assert (snapshot.state, snapshot.samples, card.uuid) == (GpuMonitorState.OK, (), gpu_uuid(0))
-    assert "has no slice" in card.why
+    (gpu,) = snapshot.lost
+    assert (snapshot.state, snapshot.samples, gpu.uuid) == (GpuMonitorState.OK, (), gpu_uuid(0))
+    assert "has no slice" in gpu.why
 
 
 async def test_an_xid_marks_the_slice_it_names_or_all_of_the_gpu(tmp_path: Path) -> None:
-    cards = StubNvml(tmp_path, **SLICED)
-    async with run_stub_monitor(cards) as watch:
+    nvml = StubNvml(tmp_path, **SLICED)
+    async with run_stub_monitor(nvml) as watch:
         with watch.events() as events, anyio.fail_after(10):
-            cards.xid(0, 94, instance=2)
+            nvml.xid(0, 94, instance=2)
             assert (await events.receive()).uuid == slice_uuid(0, 1)
-            cards.xid(0, 79)
+            nvml.xid(0, 79)
             assert [(await events.receive()).uuid for _ in range(2)] == [slice_uuid(0, 0), slice_uuid(0, 1)]
 
 
 async def test_slices_are_lost_with_their_gpu(tmp_path: Path) -> None:
-    cards = StubNvml(tmp_path, **SLICED)
-    async with run_stub_monitor(cards) as watch:
-        cards.set(gpu0__lost=1)
+    nvml = StubNvml(tmp_path, **SLICED)
+    async with run_stub_monitor(nvml) as watch:
+        nvml.set(gpu0__lost=1)
         lost = (await wait_for_snapshot(watch, lambda snapshot: len(snapshot.lost) == 2)).lost
-    assert [card.uuid for card in lost] == [slice_uuid(0, 0), slice_uuid(0, 1)]
+    assert [gpu.uuid for gpu in lost] == [slice_uuid(0, 0), slice_uuid(0, 1)]

@@ -16,7 +16,7 @@ from runner.gpu.placement import (
     place,
 )
 from schemas.endpoint import Resources
-from schemas.endpoint_parts import CardRequirement
+from schemas.endpoint_parts import GpuRequirement
 from schemas.gpu import GpuHealth, GpuHealthStatus, GpuMonitorState, GpuProcess, GpuSample, GpuSnapshot, LostGpu
 from schemas.job import WaitReason
 from tests.support.gpu_samples import fit_health, make_sample, make_snapshot
@@ -67,8 +67,8 @@ def test_an_optional_gpu_is_used_where_there_is_one_and_waited_for_when_it_is_bu
 
 
 def test_a_host_that_lost_its_only_gpu_does_not_quietly_fall_to_the_cpu() -> None:
-    lost = GpuSnapshot(GpuMonitorState.NONE, lost=(LostGpu("GPU-0", "gone"),), why="no card")
-    assert place(PlacementCapacity(lost, {}), EASY) == Unplaceable(WaitReason.GPU_UNHEALTHY, "no card")
+    lost = GpuSnapshot(GpuMonitorState.NONE, lost=(LostGpu("GPU-0", "gone"),), why="no GPU")
+    assert place(PlacementCapacity(lost, {}), EASY) == Unplaceable(WaitReason.GPU_UNHEALTHY, "no GPU")
 
 
 @pytest.mark.parametrize(
@@ -146,18 +146,18 @@ def test_one_container_a_gpu_unless_the_owner_says_more() -> None:
 
 
 def test_the_least_crowded_gpu_then_the_tightest_fit() -> None:
-    cards = make_snapshot(
+    snapshot = make_snapshot(
         make_sample(0, memory_free_mb=24000), make_sample(1, memory_free_mb=9000), make_sample(2, memory_free_mb=16000)
     )
-    assert place(PlacementCapacity(cards, fit_health(0, 1, 2)), ONE) == Placed(("GPU-1",))
-    busy = PlacementCapacity(cards, fit_health(0, 1, 2), (VramReservation("GPU-1", 100, share=1 / 3),))
+    assert place(PlacementCapacity(snapshot, fit_health(0, 1, 2)), ONE) == Placed(("GPU-1",))
+    busy = PlacementCapacity(snapshot, fit_health(0, 1, 2), (VramReservation("GPU-1", 100, share=1 / 3),))
     assert place(busy, ONE, SHARED) == Placed(("GPU-2",))
 
 
 def test_several_gpus_or_none() -> None:
-    cards = make_snapshot(make_sample(0), make_sample(1), make_sample(2))
-    assert place(PlacementCapacity(cards, fit_health(0, 2)), TWO) == Placed(("GPU-0", "GPU-2"))
-    held = PlacementCapacity(cards, fit_health(0, 1, 2), (VramReservation("GPU-0", 1), VramReservation("GPU-1", 1)))
+    snapshot = make_snapshot(make_sample(0), make_sample(1), make_sample(2))
+    assert place(PlacementCapacity(snapshot, fit_health(0, 2)), TWO) == Placed(("GPU-0", "GPU-2"))
+    held = PlacementCapacity(snapshot, fit_health(0, 1, 2), (VramReservation("GPU-0", 1), VramReservation("GPU-1", 1)))
     assert reason(place(held, TWO)) is WaitReason.BEHIND
 
 
@@ -172,40 +172,43 @@ def test_a_host_with_too_few_gpus_says_so() -> None:
 
 
 def test_the_gpu_nearest_to_taking_it_gives_the_reason() -> None:
-    cards = make_snapshot(make_sample(0), make_sample(1, memory_free_mb=1000), make_sample(2))
+    snapshot = make_snapshot(make_sample(0), make_sample(1, memory_free_mb=1000), make_sample(2))
     judged = fit_health(1) | {
         "GPU-0": GpuHealth("GPU-0", GpuHealthStatus.LOST, "gone"),
         "GPU-2": GpuHealth("GPU-2", GpuHealthStatus.BUSY_OWNER, "owner"),
     }
-    assert reason(place(PlacementCapacity(cards, judged), ONE)) is WaitReason.VRAM_SHORT
+    assert reason(place(PlacementCapacity(snapshot, judged), ONE)) is WaitReason.VRAM_SHORT
     del judged["GPU-1"]
-    assert reason(place(PlacementCapacity(cards, judged), ONE)) is WaitReason.GPU_BUSY_OWNER
+    assert reason(place(PlacementCapacity(snapshot, judged), ONE)) is WaitReason.GPU_BUSY_OWNER
 
 
-CARDS = st.lists(st.integers(0, 24000), min_size=1, max_size=4)
+FREE = st.lists(st.integers(0, 24000), min_size=1, max_size=4)
 
 
 @given(
-    free=CARDS, vram=st.integers(0, 24000), gpus=st.integers(1, 3), promised=st.lists(st.integers(0, 9000), max_size=4)
+    free=FREE,
+    vram=st.integers(0, 24000),
+    gpus=st.integers(1, 3),
+    promised=st.lists(st.integers(0, 9000), max_size=4),
 )
 def test_what_is_given_is_really_there(free: list[int], vram: int, gpus: int, promised: list[int]) -> None:
-    cards = [make_sample(index, memory_free_mb=amount) for index, amount in enumerate(free)]
-    held = tuple(VramReservation(f"GPU-{n % len(cards)}", amount, share=1 / 3) for n, amount in enumerate(promised))
+    samples = [make_sample(index, memory_free_mb=amount) for index, amount in enumerate(free)]
+    held = tuple(VramReservation(f"GPU-{n % len(samples)}", amount, share=1 / 3) for n, amount in enumerate(promised))
     placed = place(
-        PlacementCapacity(make_snapshot(*cards), fit_health(*range(len(cards))), held),
+        PlacementCapacity(make_snapshot(*samples), fit_health(*range(len(samples))), held),
         Resources(gpus=gpus, vram_mb=vram),
         SHARED,
     )
     if isinstance(placed, Placed):
         assert len(set(placed.uuids)) == gpus
-        for card in (card for card in cards if card.uuid in placed.uuids):
-            assert left(card, held) >= vram + SHARED.reserve_mb
+        for sample in (sample for sample in samples if sample.uuid in placed.uuids):
+            assert left(sample, held) >= vram + SHARED.reserve_mb
     else:
         assert placed.reason in {WaitReason.VRAM_SHORT, WaitReason.BEHIND, WaitReason.GPU_NONE}
 
 
-def left(card: GpuSample, held: tuple[VramReservation, ...]) -> int:
-    return card.memory_free_mb - sum(one.vram_mb for one in held if one.uuid == card.uuid)
+def left(sample: GpuSample, held: tuple[VramReservation, ...]) -> int:
+    return sample.memory_free_mb - sum(one.vram_mb for one in held if one.uuid == sample.uuid)
 
 
 def test_presence_shows_every_gpu() -> None:
@@ -232,48 +235,50 @@ MIXED_NAMES = "NVIDIA GeForce RTX 4090, 8.9; Tesla T4, 7.5; NVIDIA A100-SXM4-80G
 
 
 @pytest.mark.parametrize(
-    ("cards", "chosen"),
+    ("required", "chosen"),
     [
-        (CardRequirement(("t4",)), "GPU-1"),
-        (CardRequirement(("H100", "A100")), "GPU-2"),
-        (CardRequirement((), "8.9"), "GPU-0"),
-        (CardRequirement(("T4", "A100"), "8.0"), "GPU-2"),
+        (GpuRequirement(("t4",)), "GPU-1"),
+        (GpuRequirement(("H100", "A100")), "GPU-2"),
+        (GpuRequirement((), "8.9"), "GPU-0"),
+        (GpuRequirement(("T4", "A100"), "8.0"), "GPU-2"),
     ],
 )
-def test_only_matching_gpus_of_a_mixed_host_are_chosen(cards: CardRequirement, chosen: str) -> None:
-    assert place(PlacementCapacity(make_snapshot(*MIXED), fit_health(0, 1, 2)), ONE, cards=cards) == Placed((chosen,))
+def test_only_matching_gpus_of_a_mixed_host_are_chosen(required: GpuRequirement, chosen: str) -> None:
+    capacity = PlacementCapacity(make_snapshot(*MIXED), fit_health(0, 1, 2))
+    assert place(capacity, ONE, required=required) == Placed((chosen,))
 
 
 @pytest.mark.parametrize(
-    ("cards", "need", "why"),
+    ("required", "need", "why"),
     [
         (
-            CardRequirement(("H100",), "9.0"),
+            GpuRequirement(("H100",), "9.0"),
             ONE,
             f"a GPU (H100, compute capability 9.0 or higher) (it has {MIXED_NAMES})",
         ),
         (
-            CardRequirement(("T4",)),
+            GpuRequirement(("T4",)),
             TWO,
             f"2 GPUs (T4) (it has {MIXED_NAMES})",
         ),
     ],
 )
-def test_gpus_that_a_host_does_not_have_are_named(cards: CardRequirement, need: Resources, why: str) -> None:
-    placed = place(PlacementCapacity(make_snapshot(*MIXED), fit_health(0, 1, 2)), need, cards=cards)
+def test_gpus_that_a_host_does_not_have_are_named(required: GpuRequirement, need: Resources, why: str) -> None:
+    placed = place(PlacementCapacity(make_snapshot(*MIXED), fit_health(0, 1, 2)), need, required=required)
     assert placed == Unplaceable(WaitReason.REQUIREMENT_UNMET, why)
 
 
 def test_a_matching_gpu_that_is_busy_or_lost_is_waited_for() -> None:
     busy = (VramReservation("GPU-1", 8000, C),)
-    cards, health = CardRequirement(("T4",)), fit_health(0, 1, 2)
-    assert reason(place(PlacementCapacity(make_snapshot(*MIXED), health, busy), ONE, cards=cards)) is WaitReason.BEHIND
+    required, health = GpuRequirement(("T4",)), fit_health(0, 1, 2)
+    shared = PlacementCapacity(make_snapshot(*MIXED), health, busy)
+    assert reason(place(shared, ONE, required=required)) is WaitReason.BEHIND
     lost = replace(make_snapshot(MIXED[0]), lost=(LostGpu("GPU-1", "off the bus", 1, "Tesla T4"),))
-    assert reason(place(PlacementCapacity(lost, health), ONE, cards=cards)) is WaitReason.GPU_UNHEALTHY
+    assert reason(place(PlacementCapacity(lost, health), ONE, required=required)) is WaitReason.GPU_UNHEALTHY
     other = replace(lost, lost=(LostGpu("GPU-2", "off the bus", 2, "NVIDIA A100"),))
-    assert reason(place(PlacementCapacity(other, health), ONE, cards=cards)) is WaitReason.REQUIREMENT_UNMET
+    assert reason(place(PlacementCapacity(other, health), ONE, required=required)) is WaitReason.REQUIREMENT_UNMET
 
 
 def test_work_that_can_do_without_a_gpu_does_so_where_none_matches() -> None:
     capacity = PlacementCapacity(make_snapshot(*MIXED), fit_health(0, 1, 2))
-    assert place(capacity, EASY, cards=CardRequirement(("H100",))) == Placed()
+    assert place(capacity, EASY, required=GpuRequirement(("H100",))) == Placed()

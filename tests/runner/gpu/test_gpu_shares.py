@@ -49,9 +49,9 @@ def taken(uuid: str, *shares: float, idle: bool = False) -> tuple[VramReservatio
     return tuple(VramReservation(uuid, 0, is_idle=idle, share=share) for share in shares)
 
 
-def supply(cards: int, *held: VramReservation, kept: tuple[str, ...] = ()) -> PlacementCapacity:
-    samples = [make_sample(index) for index in range(cards)]
-    return PlacementCapacity(make_snapshot(*samples), fit_health(*range(cards)), held, kept=frozenset(kept))
+def supply(count: int, *held: VramReservation, kept: tuple[str, ...] = ()) -> PlacementCapacity:
+    samples = [make_sample(index) for index in range(count)]
+    return PlacementCapacity(make_snapshot(*samples), fit_health(*range(count)), held, kept=frozenset(kept))
 
 
 @pytest.mark.parametrize(
@@ -163,17 +163,17 @@ def test_no_gpu_is_ever_given_out_twice(steps: list[Resources | int], containers
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12),
     share=st.sampled_from([0.1, 0.25, 0.5]),
     patience=st.sampled_from([0.0, 10.0, 60.0]),
-    cards=st.integers(1, 2),
+    count=st.integers(1, 2),
 )
 def test_small_jobs_do_not_start_past_a_whole_one_for_ever(
-    lengths: list[int], share: float, patience: float, cards: int
+    lengths: list[int], share: float, patience: float, count: int
 ) -> None:
     """Small jobs of these lengths come without end, one whenever it fits. All times are simulated seconds."""
     now = 0.0
-    gpus = GpuAllocator(FakeGpuMonitor(*map(make_sample, range(cards))), GpuSettings(), lambda: now)
+    gpus = GpuAllocator(FakeGpuMonitor(*map(make_sample, range(count))), GpuSettings(), lambda: now)
     gpus._apply_snapshot(gpus.snapshot)
     small = Endpoint(name="small", image="n", resources=Resources(gpus=1, share=share))
-    large = Endpoint(name="large", image="n", resources=Resources(gpus=cards))
+    large = Endpoint(name="large", image="n", resources=Resources(gpus=count))
     turns, running, started = ShareTurns(patience, HIDDEN_S), [], 0
     bound = 2 * patience + max(lengths) + 10
     while now <= bound:
@@ -182,7 +182,7 @@ def test_small_jobs_do_not_start_past_a_whole_one_for_ever(
             running.remove((ends, allocation))
         refused = gpus.place(large, None)
         while isinstance(refused, Unplaceable):  # each round as the claim loop does it: whose turn, then one start
-            turns.note_refused({"large": refused.reason}, {"large": cards}, now)
+            turns.note_refused({"large": refused.reason}, {"large": count}, now)
             if turns.name_to_check(now) == "large":
                 turns.note_looked("large", "large", now, is_shared=False)
             turns.choose(now)

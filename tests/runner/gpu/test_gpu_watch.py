@@ -156,7 +156,7 @@ async def test_a_gpu_that_a_new_child_no_longer_lists_is_lost_until_it_is_back()
         first.exit(1)
         await stage.wait_for_state(GpuMonitorState.FAILED)
         missing = await stage.wait_for_state(GpuMonitorState.OK)
-        assert [(card.uuid, card.index, card.name) for card in missing.lost] == [("GPU-1", 1, "Card")]
+        assert [(gpu.uuid, gpu.index, gpu.name) for gpu in missing.lost] == [("GPU-1", 1, "A GPU")]
         assert "no longer lists" in missing.lost[0].why
         stage.next(third)
         third.say(BOTH)
@@ -176,7 +176,7 @@ async def test_a_gpu_that_cannot_be_opened_keeps_the_name_it_had() -> None:
         first.exit(1)
         await stage.wait_for_state(GpuMonitorState.FAILED)
         lost = (await stage.wait_for_state(GpuMonitorState.OK)).lost
-        assert [(card.uuid, card.index) for card in lost] == [("GPU-1", 1), ("", 5)]
+        assert [(gpu.uuid, gpu.index) for gpu in lost] == [("GPU-1", 1), ("", 5)]
 
 
 async def test_without_a_driver_the_known_gpus_are_lost_not_forgotten() -> None:
@@ -186,7 +186,7 @@ async def test_without_a_driver_the_known_gpus_are_lost_not_forgotten() -> None:
         child.exit(NVML_EXIT_CODES[GpuMonitorState.NO_DRIVER])
         snapshot = await stage.wait_for_state(GpuMonitorState.NO_DRIVER)
         assert snapshot.samples == ()
-        assert [card.uuid for card in snapshot.lost] == ["GPU-0", "GPU-1"]
+        assert [gpu.uuid for gpu in snapshot.lost] == ["GPU-0", "GPU-1"]
 
 
 async def test_events_pass_through() -> None:
@@ -200,7 +200,7 @@ async def test_events_pass_through() -> None:
 
 def test_every_word_of_the_child_survives_the_wire() -> None:
     words: tuple[NvmlMessage, ...] = (
-        NvmlReading("595.10", (make_sample(0),), (LostGpu("GPU-1", "gone", 1, "Card"),)),
+        NvmlReading("595.10", (make_sample(0),), (LostGpu("GPU-1", "gone", 1, "A GPU"),)),
         XidEvent("GPU-0", 79, at=1.5),
         NvmlEnding("Driver Not Loaded"),
     )

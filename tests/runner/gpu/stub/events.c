@@ -9,7 +9,7 @@
 #define SETS 256
 #define XID_CRITICAL 8ull
 typedef struct { int used; u64 listens; long offset; } Set;
-typedef struct { Card *card; u64 type, data; u32 instance, compute_instance; } Event;
+typedef struct { Gpu *gpu; u64 type, data; u32 instance, compute_instance; } Event;
 static Set sets[SETS];
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
@@ -43,10 +43,10 @@ Return nvmlEventSetCreate(Set **set) {
     return result;
 }
 Return nvmlEventSetFree(Set *set) { ENTER; set->used = 0; return OK; }
-Return nvmlDeviceRegisterEvents(Card *card, u64 types, Set *set) {
+Return nvmlDeviceRegisterEvents(Gpu *gpu, u64 types, Set *set) {
     ENTER_WHOLE;
-    if (!card_number(card, "reports", 1) || types != XID_CRITICAL) return NOT_SUPPORTED;
-    set->listens |= 1ull << card->index;
+    if (!gpu_number(gpu, "reports", 1) || types != XID_CRITICAL) return NOT_SUPPORTED;
+    set->listens |= 1ull << gpu->index;
     return OK;
 }
 
@@ -55,13 +55,13 @@ static int next(Set *set, Event *event) {
     FILE *file = events();
     if (!file) return 0;
     int found = 0, xid, instance;
-    u32 card;
+    u32 gpu;
     char newline;
     fseek(file, set->offset, SEEK_SET);
-    while (!found && fscanf(file, "%u %d %d%c", &card, &xid, &instance, &newline) == 4 && newline == '\n') {
+    while (!found && fscanf(file, "%u %d %d%c", &gpu, &xid, &instance, &newline) == 4 && newline == '\n') {
         set->offset = ftell(file);
-        if (card >= CARDS || !(set->listens >> card & 1)) continue;
-        *event = (Event){&cards[card], XID_CRITICAL, (u64)xid, (u32)instance, ~0u};
+        if (gpu >= GPUS || !(set->listens >> gpu & 1)) continue;
+        *event = (Event){&gpus[gpu], XID_CRITICAL, (u64)xid, (u32)instance, ~0u};
         found = 1;
     }
     fclose(file);
@@ -69,8 +69,8 @@ static int next(Set *set, Event *event) {
 }
 
 static int hears_lost(const Set *set) {
-    for (u32 i = 0; i < CARDS; i++)
-        if (set->listens >> i & 1 && is_lost(&cards[i])) return 1;
+    for (u32 i = 0; i < GPUS; i++)
+        if (set->listens >> i & 1 && is_lost(&gpus[i])) return 1;
     return 0;
 }
 
@@ -80,7 +80,7 @@ static long now_ms(void) {
     return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* What was reported before the card was lost still comes; after that a lost card answers every wait at once. */
+/* What was reported before the GPU was lost still comes; after that a lost GPU answers every wait at once. */
 Return nvmlEventSetWait_v2(Set *set, Event *event, u32 ms) {
     long until = now_ms() + ms;
     for (;;) {

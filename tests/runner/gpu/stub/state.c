@@ -5,8 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
-Card cards[CARDS];
-Card slices[CARDS * SLICES];
+Gpu gpus[GPUS];
+Gpu slices[GPUS * SLICES];
 int initialised;
 
 int state_text(const char *key, char *out, size_t size) {
@@ -31,15 +31,15 @@ u64 state_number(const char *key, u64 otherwise) {
     return state_text(key, text, sizeof text) ? strtoull(text, 0, 0) : otherwise;
 }
 
-int card_text(const Card *card, const char *key, char *out, size_t size) {
+int gpu_text(const Gpu *gpu, const char *key, char *out, size_t size) {
     char full[160];
-    snprintf(full, sizeof full, "gpu%u.%s", card->index, key);
+    snprintf(full, sizeof full, "gpu%u.%s", gpu->index, key);
     return state_text(full, out, size);
 }
 
-u64 card_number(const Card *card, const char *key, u64 otherwise) {
+u64 gpu_number(const Gpu *gpu, const char *key, u64 otherwise) {
     char text[64];
-    return card_text(card, key, text, sizeof text) ? strtoull(text, 0, 0) : otherwise;
+    return gpu_text(gpu, key, text, sizeof text) ? strtoull(text, 0, 0) : otherwise;
 }
 
 Return enter(const char *symbol) {
@@ -55,25 +55,25 @@ Return enter(const char *symbol) {
     return initialised || !strncmp(symbol, "nvmlInit", 8) ? OK : UNINITIALIZED;
 }
 
-Card *whole(Card *card) {
-    return card >= slices && card < slices + CARDS * SLICES ? &cards[(card - slices) / SLICES] : card;
+Gpu *whole(Gpu *gpu) {
+    return gpu >= slices && gpu < slices + GPUS * SLICES ? &gpus[(gpu - slices) / SLICES] : gpu;
 }
 
-int is_lost(Card *card) {
-    card = whole(card);
-    if (card_number(card, "lost", 0)) card->lost = 1;
-    return card->lost;
+int is_lost(Gpu *gpu) {
+    gpu = whole(gpu);
+    if (gpu_number(gpu, "lost", 0)) gpu->lost = 1;
+    return gpu->lost;
 }
 
-Return enter_card(Card *card, const char *symbol) {
+Return enter_gpu(Gpu *gpu, const char *symbol) {
     Return result = enter(symbol);
     if (result) return result;
-    Card *own = whole(card);
-    if (own < cards || own >= cards + CARDS || own->index >= state_number("count", 1)) return INVALID;
-    if (is_lost(card)) return LOST;
+    Gpu *own = whole(gpu);
+    if (own < gpus || own >= gpus + GPUS || own->index >= state_number("count", 1)) return INVALID;
+    if (is_lost(gpu)) return LOST;
     char key[160];
     snprintf(key, sizeof key, "err.%s", symbol);
-    return (Return)card_number(card, key, OK);
+    return (Return)gpu_number(gpu, key, OK);
 }
 
 Return copy(char *out, u32 size, const char *text) {
