@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Response, Router, get, post
 from litestar.di import NamedDependency, Provide
-from litestar.params import FromPath, QueryParameter
+from litestar.params import FromPath, QueryParameter, SkipValidation
 from msgspec import Meta, Struct, field, structs
 
 from bus.interface import VersionedRecord
@@ -243,6 +243,7 @@ class StreamCursors:
 
 
 JsonObject = dict[str, Any]
+EntryDep = NamedDependency[SkipValidation[VersionedRecord]]  # the job that the path names
 StreamCursorsDep = NamedDependency[StreamCursors]
 _READ_GUARDS, _WRITE_GUARDS = [require_scope(Scope.JOBS_READ)], [require_scope(Scope.JOBS_WRITE)]
 
@@ -276,24 +277,14 @@ async def _submit(request: AnyRequest, services: EdgeServices, owner: str, endpo
 
 
 @get("/status/{job_id:str}", guards=_READ_GUARDS)
-async def status(
-    services: ServicesDep, owner: OwnerDep, asker: AskerDep, endpoint: FromPath[str], job_id: FromPath[str]
-) -> JsonObject:
+async def status(services: ServicesDep, asker: AskerDep, entry: EntryDep) -> JsonObject:
     """Return the state of a job: its status, times, and output or error."""
-    return job_status(await _view(services, asker, await _find_job(services, owner, endpoint, job_id)))
+    return job_status(await _view(services, asker, entry))
 
 
 @get("/stream/{job_id:str}", guards=_READ_GUARDS)
-async def stream(  # noqa: PLR0913, PLR0917 - a parameter per dependency
-    services: ServicesDep,
-    owner: OwnerDep,
-    asker: AskerDep,
-    endpoint: FromPath[str],
-    job_id: FromPath[str],
-    cursors: StreamCursorsDep,
-) -> JsonObject:
+async def stream(services: ServicesDep, asker: AskerDep, entry: EntryDep, cursors: StreamCursorsDep) -> JsonObject:
     """Return the state of a job, and its progress and output since the last call."""
-    entry = await _find_job(services, owner, endpoint, job_id)
     view = await _view(services, asker, entry)
     with translate_errors():
         progress = await services.bus.feed.last_progress(entry.record.job.key)
@@ -301,16 +292,8 @@ async def stream(  # noqa: PLR0913, PLR0917 - a parameter per dependency
 
 
 @post("/cancel/{job_id:str}", status_code=200, guards=_WRITE_GUARDS)
-async def cancel(  # noqa: PLR0913, PLR0917 - a parameter per dependency
-    request: AnyRequest,
-    services: ServicesDep,
-    owner: OwnerDep,
-    asker: AskerDep,
-    endpoint: FromPath[str],
-    job_id: FromPath[str],
-) -> JsonObject:
+async def cancel(request: AnyRequest, services: ServicesDep, asker: AskerDep, entry: EntryDep) -> JsonObject:
     """Cancel a job. Return the final state of a job that has already ended."""
-    entry = await _find_job(services, owner, endpoint, job_id)
     if entry.record.job.status not in FINAL_STATUSES:
         entry = await services.jobs.cancel_unfinished(entry.record.job.key)
         await record_action_for_other_owner(request, services, AuditAction.JOB_CANCELLED, entry.record.job.key)
@@ -322,16 +305,8 @@ async def cancel(  # noqa: PLR0913, PLR0917 - a parameter per dependency
 
 
 @post("/retry/{job_id:str}", status_code=200, guards=_WRITE_GUARDS)
-async def retry(  # noqa: PLR0913, PLR0917 - a parameter per dependency
-    request: AnyRequest,
-    services: ServicesDep,
-    owner: OwnerDep,
-    asker: AskerDep,
-    endpoint: FromPath[str],
-    job_id: FromPath[str],
-) -> JsonObject:
+async def retry(request: AnyRequest, services: ServicesDep, asker: AskerDep, entry: EntryDep) -> JsonObject:
     """Run a job again that failed, timed out or was cancelled."""
-    entry = await _find_job(services, owner, endpoint, job_id)
     retried = await services.jobs.retry(entry.record.job.key)
     await record_action_for_other_owner(request, services, AuditAction.JOB_RETRIED, entry.record.job.key)
     return id_and_status(await _view(services, asker, retried))
@@ -379,14 +354,6 @@ async def health(services: ServicesDep, owner: OwnerDep, endpoint: FromPath[str]
     return await endpoint_health(services, owner, endpoint)
 
 
-async def _find_job(services: EdgeServices, owner: str, endpoint: str, job_id: str) -> VersionedRecord:
-    """Return the job of that endpoint. Raises ProblemError `not_found`."""
-    entry = await services.jobs.read(JobKey(owner, job_id)) if is_token(job_id) else None
-    if entry is None or entry.record.job.endpoint != endpoint:
-        raise ProblemError("not_found", f"{endpoint[:64]} has no job {job_id[:64]}")
-    return entry
-
-
 async def _view(services: EdgeServices, asker: Asker, entry: VersionedRecord) -> JobView:
     return await services.job_views.build(entry, asker)
 
@@ -399,6 +366,16 @@ def exception_handler(request: AnyRequest, error: Exception) -> Response[bytes]:
     return Response(body, status_code=response.status, headers=response.headers, media_type="application/json")
 
 
+async def _provide_entry(
+    services: ServicesDep, owner: OwnerDep, endpoint: FromPath[str], job_id: FromPath[str]
+) -> VersionedRecord:
+    """Return the job of that endpoint. Raises ProblemError `not_found`."""
+    entry = await services.jobs.read(JobKey(owner, job_id)) if is_token(job_id) else None
+    if entry is None or entry.record.job.endpoint != endpoint:
+        raise ProblemError("not_found", f"{endpoint[:64]} has no job {job_id[:64]}")
+    return entry
+
+
 async def _provide_cursors(request: AnyConnection) -> StreamCursors:
     cursors: StreamCursors = request.app.state.stream_cursors
     return cursors
@@ -409,7 +386,7 @@ def make_router() -> Router:
     return Router(
         "/v2/{endpoint:str}",
         route_handlers=[run, runsync, status, stream, cancel, retry, purge_queue, health],
-        dependencies={"cursors": Provide(_provide_cursors)},
+        dependencies={"entry": Provide(_provide_entry), "cursors": Provide(_provide_cursors)},
         exception_handlers={Exception: exception_handler},
         opt={ANY_PARAMETER: True},
         include_in_schema=False,
