@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -161,8 +161,12 @@ def _read_chunks(path: Path, start: int, advance: ByteProgress) -> Iterator[byte
             advance(len(chunk))
 
 
-class EdgeTransport:
-    """A connection to one edge: calls, uploads and downloads.
+HttpT = TypeVar("HttpT", httpx2.Client, httpx2.AsyncClient)
+TransportT = TypeVar("TransportT", httpx2.BaseTransport, httpx2.AsyncBaseTransport)
+
+
+class _Connection(Generic[HttpT, TransportT]):
+    """A connection to one edge, with what this machine remembers of files: their digests, and unfinished uploads.
 
     `ca`: a PEM file with the certificates to trust in place of this machine's. `pin`: `sha256:…` of the one public key
     or certificate to trust, under any name; several with commas, or a file with the certificate.
@@ -177,13 +181,13 @@ class EdgeTransport:
         ca: str | None = None,
         pin: str | None = None,
         language: str | None = None,
-        transport: httpx2.BaseTransport | None = None,
+        transport: TransportT | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._digest_cache = DigestCache(cache.expanduser())
         self._upload_cache = JsonCache(cache.expanduser().with_name(UPLOAD_CACHE_NAME))
         with map_http_errors(self.url):
-            self._http = httpx2.Client(
+            self._http: HttpT = self._open(
                 base_url=self.url,
                 headers=auth_headers(key) | language_headers(language),
                 timeout=HTTP_TIMEOUT,
@@ -191,6 +195,16 @@ class EdgeTransport:
                 verify=make_ssl_context(self.url, ca, pin) or True,
                 mounts=bypass_proxies_for_loopback(self.url),
             )
+
+    def _open(self, **options: Any) -> HttpT:
+        raise NotImplementedError
+
+
+class EdgeTransport(_Connection[httpx2.Client, httpx2.BaseTransport]):
+    """Calls, uploads and downloads that block."""
+
+    def _open(self, **options: Any) -> httpx2.Client:
+        return httpx2.Client(**options)
 
     def __enter__(self) -> Self:
         return self
@@ -293,32 +307,11 @@ async def _read_chunks_async(path: Path, start: int, advance: ByteProgress) -> A
             advance(len(chunk))
 
 
-class AsyncEdgeTransport:
-    """A connection to one edge: calls, uploads and downloads."""
+class AsyncEdgeTransport(_Connection[httpx2.AsyncClient, httpx2.AsyncBaseTransport]):
+    """Calls, uploads and downloads to await."""
 
-    def __init__(  # noqa: PLR0913 - as in EdgeTransport
-        self,
-        url: str,
-        key: str | None = None,
-        *,
-        cache: Path = DIGEST_CACHE_FILE,
-        ca: str | None = None,
-        pin: str | None = None,
-        language: str | None = None,
-        transport: httpx2.AsyncBaseTransport | None = None,
-    ) -> None:
-        self.url = url.rstrip("/")
-        self._digest_cache = DigestCache(cache.expanduser())
-        self._upload_cache = JsonCache(cache.expanduser().with_name(UPLOAD_CACHE_NAME))
-        with map_http_errors(self.url):
-            self._http = httpx2.AsyncClient(
-                base_url=self.url,
-                headers=auth_headers(key) | language_headers(language),
-                timeout=HTTP_TIMEOUT,
-                transport=transport,
-                verify=make_ssl_context(self.url, ca, pin) or True,
-                mounts=bypass_proxies_for_loopback(self.url),
-            )
+    def _open(self, **options: Any) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(**options)
 
     async def __aenter__(self) -> Self:
         return self
