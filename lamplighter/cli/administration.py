@@ -60,7 +60,7 @@ def list_keys(session: CliContext) -> None:
     """List the keys."""
     found = session.client.call(api.get_json("/v1/keys"))["keys"]
     columns = ("KEY", "OWNER", "SCOPES", "CREATED", "EXPIRES", "LAST USED", "NAME")
-    session.show(found, lambda: display.print_table(session.out, columns, map(_key_row, found), "no keys"))
+    session.show_table(found, columns, map(_key_row, found), "no keys")
 
 
 def _key_row(key: dict[str, Any]) -> tuple[str, ...]:
@@ -243,7 +243,7 @@ def _read_secret(file: Path | None) -> str:
 def list_secrets(session: CliContext, owner: str | None, installation: bool) -> None:
     """List the names. Values are never shown."""
     found = session.client.secrets(**_check_holder(owner, installation))
-    session.show(found, lambda: display.print_table(session.out, SECRET_COLUMNS, map(_secret_row, found), "no secrets"))
+    session.show_table(found, SECRET_COLUMNS, map(_secret_row, found), "no secrets")
 
 
 def _secret_row(secret: dict[str, Any]) -> tuple[str, ...]:
@@ -313,7 +313,7 @@ def audit(session: CliContext, limit: int, since: str | None, until: str | None,
         found.append(event)
         if len(found) == limit:
             break
-    session.show(found, lambda: display.print_table(session.out, AUDIT_COLUMNS, map(_event_row, found), "no events"))
+    session.show_table(found, AUDIT_COLUMNS, map(_event_row, found), "no events")
 
 
 def _read_events(session: CliContext, filters: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -397,7 +397,7 @@ def list_webhooks(session: CliContext) -> None:
     """List the webhooks for all jobs."""
     found = session.client.webhooks()
     empty = "no webhooks for all jobs"
-    session.show(found, lambda: display.print_table(session.out, WEBHOOK_COLUMNS, map(_webhook_row, found), empty))
+    session.show_table(found, WEBHOOK_COLUMNS, map(_webhook_row, found), empty)
 
 
 def _webhook_row(webhook: dict[str, Any]) -> tuple[str, ...]:
@@ -463,7 +463,7 @@ def list_notices(session: CliContext) -> None:
     found = session.client.call(api.get_json("/v1/notifications"))
     empty = "nothing is wrong" if found["targets"] else NO_TARGETS
     columns = ("CONDITION", "SUBJECT", "SINCE", "NOT YET TOLD", "DETAILS")
-    session.show(found, lambda: display.print_table(session.out, columns, map(_notice_row, found["notices"]), empty))
+    session.show_table(found, columns, map(_notice_row, found["notices"]), empty)
 
 
 def _notice_row(notice: dict[str, Any]) -> tuple[str, ...]:
@@ -478,6 +478,6 @@ def send_test(session: CliContext) -> None:
     """Send one message to each target and show which failed and why. Exit code 1 if one failed."""
     results = session.client.call(api.test_notifications())["results"]
     rows = [(one["target"], say("sent" if one["sent"] else "not sent"), one["error"] or "") for one in results]
-    session.show(results, lambda: display.print_table(session.out, ("TARGET", "RESULT", "WHY"), rows, NO_TARGETS))
+    session.show_table(results, ("TARGET", "RESULT", "WHY"), rows, NO_TARGETS)
     if not results or not all(one["sent"] for one in results):
         sys.exit(NOT_SENT)

@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -17,6 +17,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 from msgspec import Struct
+from rich.text import Text
 
 from lamplighter.api import JobFailed, LamplighterError, Rejected, TrustInvalid, Unauthorized, Unreachable
 from lamplighter.cli import display
@@ -139,6 +140,10 @@ class CliContext:
             sys.stdout.flush()
         else:
             human()
+
+    def show_table(self, value: Any, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], empty: str) -> None:
+        """Print `value` as one line of JSON, or `rows` as `display.print_table` does."""
+        self.show(value, lambda: display.print_table(self.out, columns, rows, empty))
 
     def format_next_command(self, *words: str) -> str:
         """Return a command line for the same edge."""

@@ -382,9 +382,7 @@ def doctor(session: CliContext) -> None:
     rows = [(say(f.name), Text(f.verdict, STATUS_STYLES[f.verdict]), say(f.what), say(f.fix)) for f in findings]
     # `mend` is the name of `fix` in the release before; programs may still read it.
     answer = [msgspec.to_builtins(finding) | {"mend": finding.fix} for finding in findings]
-    session.show(
-        answer, lambda: display.print_table(session.out, ("CHECK", "", "FOUND", "FIX"), rows, "nothing checked")
-    )
+    session.show_table(answer, ("CHECK", "", "FOUND", "FIX"), rows, "nothing checked")
     failed = {finding.name for finding in findings if finding.verdict is CheckStatus.FAIL}
     if failed:
         sys.exit(UNREACHABLE if EDGE_CHECK in failed else FAILED)

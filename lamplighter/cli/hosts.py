@@ -199,7 +199,7 @@ def list_tokens(session: CliContext) -> None:
     """List the join tokens that hosts share, without their secrets."""
     found = session.client.call(api.get_json("/v1/host-tokens"))["tokens"]
     columns = ("TOKEN", "STATE", "USED", "HOSTS", "PREFIX", "POOL", "EXPIRES")
-    session.show(found, lambda: display.print_table(session.out, columns, map(_token_row, found), "no join tokens"))
+    session.show_table(found, columns, map(_token_row, found), "no join tokens")
 
 
 def _token_row(token: dict[str, Any]) -> tuple[str, ...]:

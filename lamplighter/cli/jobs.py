@@ -264,9 +264,7 @@ def _parse_tag(text: str) -> tuple[str, str]:
 def jobs(session: CliContext, limit: int, cursor: str | None, **filters: str | None) -> None:
     """List jobs, newest first."""
     page = session.client.call(api.list_jobs(limit, cursor, filters))
-    session.show(
-        page, lambda: display.print_table(session.out, display.JOB_COLUMNS, display.job_rows(page.jobs), "no jobs yet")
-    )
+    session.show_table(page, display.JOB_COLUMNS, display.job_rows(page.jobs), "no jobs yet")
 
 
 @click.command()
@@ -347,9 +345,7 @@ def history(session: CliContext, job_id: str) -> None:
     """List the events of a job, oldest first."""
     rows = session.client.call(api.get_json(api.job_path(job_id, "history")))
     shown = ((str(row["revision"]), row["at"], row["event"]["type"], row["status"]) for row in rows)
-    session.show(
-        rows, lambda: display.print_table(session.out, ("REVISION", "AT", "EVENT", "STATUS"), shown, "nothing")
-    )
+    session.show_table(rows, ("REVISION", "AT", "EVENT", "STATUS"), shown, "nothing")
 
 
 @click.group(invoke_without_command=True)
@@ -367,9 +363,7 @@ def list_assets(session: CliContext, limit: int, cursor: str | None) -> None:
     """List your uploaded files and outputs."""
     page = session.client.call(api.list_assets(limit, cursor))
     rows = ((a.sha256, display.format_size(a.bytes), a.media_type, a.name) for a in page.assets)
-    session.show(
-        page, lambda: display.print_table(session.out, ("SHA256", "SIZE", "TYPE", "NAME"), rows, "no assets yet")
-    )
+    session.show_table(page, ("SHA256", "SIZE", "TYPE", "NAME"), rows, "no assets yet")
 
 
 assets.params.extend(list_assets.params)  # `assets --json` is `assets list --json`
