@@ -5,7 +5,7 @@ Packages are layers, lowest first, and a package imports only from lower ones (t
 
     store, outbound, console, reference < core < index < owners < hosts < assets < jobs
     < usage, webhooks, power, deletion < notify, record_metrics < http < server, facades < settings < domain
-    < tls, container, app < process
+    < container, app < process
 
 To follow a request, start at `http/routes/jobs.py`. To follow a start, start at `process.serve`. `container` and
 `domain` build all services, and `app` lists all routes. Only `lamplighter` and tests import this package.

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -38,10 +39,17 @@ from edge.hosts.enrollment import AdvertisedAddresses
 from edge.http.dependencies import EdgeServices
 from edge.outbound import AllowList, guarded_client
 from edge.server.bounded_server import make_server, make_server_context
-from edge.server.certificate import ServedCertificate, watch_certificate
-from edge.settings import EdgeSettings
+from edge.server.certificate import (
+    CertificateUnusable,
+    ServedCertificate,
+    check_key_pair,
+    load_or_create_certificate,
+    read_pem,
+    watch_certificate,
+)
+from edge.settings import EdgeSettings, PublicSettings
 from edge.store.directory import open_store
-from edge.tls import CertificateUnusable, advertised_addresses, public_certificate
+from schemas.certificates import CertificateInfo, first_certificate, read_certificate
 from schemas.installation import BY_EDGE
 from schemas.outbound_rules import bypass_proxies_for_loopback
 
@@ -144,6 +152,57 @@ def _load_public_tls(settings: EdgeSettings) -> tuple[TlsFiles | None, Advertise
         raise EdgeStartError(
             f"the certificate cannot be created in {folder} ({error.strerror}): correct its owner and permissions"
         ) from error
+
+
+def public_certificate(settings: EdgeSettings, now: datetime) -> TlsFiles | None:
+    """Return the certificate to serve: the operator's, or one created once in `data`/tls. None without HTTPS.
+
+    Blocking. Raises CertificateUnusable, and OSError when a new certificate cannot be written.
+    """
+    public = settings.public
+    if public.cert and public.key:
+        files = TlsFiles(public.cert, public.key)
+        check_key_pair(files, "public.cert", "public.key", "correct cert and key in [public]")
+        return files
+    if not public.listen:
+        return None
+    files = load_or_create_certificate(settings.data / "tls", public.names, now)
+    remedy = "restore both files, or delete both for a new certificate, with which every host enrolls again"
+    check_key_pair(files, "public.cert", "public.key", remedy)
+    return files
+
+
+def advertised_addresses(settings: EdgeSettings, tls: TlsFiles | None) -> AdvertisedAddresses | None:
+    """Return the addresses and pins for join tokens; None if the address of the edge is unknown.
+
+    Blocking. Raises CertificateUnusable.
+    """
+    public = settings.public
+    if not public.url:
+        return None
+    broker = public.broker if settings.enrollment.nats_conf_dir else ""
+    cert = tls.cert if tls else None
+    edge_shown = _pinned_certificate(public, public.url, cert, "public.cert")
+    broker_setting = "public.broker_cert" if public.broker_cert else "public.cert"
+    broker_shown = _pinned_certificate(public, broker, public.broker_cert or cert, broker_setting)
+    return AdvertisedAddresses(
+        edge=public.url,
+        broker=broker,
+        edge_pin=edge_shown and edge_shown.sha256,
+        broker_pin=broker_shown and broker_shown.sha256,
+        edge_key_pin=edge_shown and edge_shown.key_sha256,
+    )
+
+
+def _pinned_certificate(public: PublicSettings, url: str, cert: Path | None, setting: str) -> CertificateInfo | None:
+    if not (public.pin and url.startswith(("https:", "tls:")) and cert):
+        return None
+    remedy = f"correct {setting.removeprefix('public.')} in [public]"
+    pem = read_pem(cert, setting, remedy)
+    try:
+        return read_certificate(first_certificate(pem))
+    except ValueError as error:
+        raise CertificateUnusable(f"{setting} {cert} is not a certificate as PEM: {remedy}") from error
 
 
 def _listen_public(address: str) -> socket.socket:

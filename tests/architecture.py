@@ -40,7 +40,7 @@ EDGE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edge.server", "edge.facades.gateway", "edge.facades.heygem", "edge.facades.runpod"}),
     frozenset({"edge.settings"}),
     frozenset({"edge.domain"}),
-    frozenset({"edge.tls", "edge.container", "edge.app"}),
+    frozenset({"edge.container", "edge.app"}),
     frozenset({"edge.process"}),
 )
 RUNNER_LAYERS: tuple[frozenset[str], ...] = (

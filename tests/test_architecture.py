@@ -69,7 +69,7 @@ def test_layers_of_the_edge_are_these():
         ["edge.facades.gateway", "edge.facades.heygem", "edge.facades.runpod", "edge.server"],
         ["edge.settings"],
         ["edge.domain"],
-        ["edge.app", "edge.container", "edge.tls"],
+        ["edge.app", "edge.container"],
         ["edge.process"],
     ]
 

@@ -2,6 +2,6 @@
 
 Start with `bounded_server.make_server`, whose listener accepts connections. `connections` has the settings and counts
 the connections, and `protocol` limits the head of a request and the frames of a WebSocket that is not yet
-authenticated. `certificate` reloads a renewed certificate. Only `edge.process` starts servers; `edge.settings` imports
-the settings.
+authenticated. `certificate` creates a certificate, and reloads a renewed one. Only `edge.process` starts servers;
+`edge.settings` imports the settings.
 """

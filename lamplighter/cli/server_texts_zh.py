@@ -444,7 +444,7 @@ _STARTS: Mapping[str, str] = {
     ),
     "it is not PEM text": "不是 PEM 文本",
     "{setting} {file} cannot be read ({why}): {remedy}": "无法读取 {setting} {file}（{why}）：{remedy}",
-    "the key is encrypted with a password": "密钥有密码保护",
+    "the key is encrypted with a password: store it without one": "密钥有密码保护：请保存为不带密码的密钥",
     "{setting} {file} is not a certificate as PEM: {remedy}": "{setting} {file} 不是 PEM 格式的证书：{remedy}",
     "{message}: join again with a new token, or correct edge.pin": "{message}：请用新的令牌重新接入，或更正 edge.pin",
     "idle for {seconds} s: the runner ends": "已空闲 {seconds} 秒：runner 结束运行",

@@ -27,13 +27,16 @@ from bus.server.process import LOOPBACK_ANY_PORT, NatsServer
 from edge.core.clock import utc_now
 from edge.server.certificate import (
     RENEWAL_CHECK_INTERVAL_S,
+    CertificateUnusable,
     FileStamps,
     PublicKeyChanged,
+    check_key_pair,
+    is_trusted_here,
+    load_or_create_certificate,
     read_key_digest,
     read_stamps,
 )
 from edge.settings import EdgeSettings
-from edge.tls import CertificateUnusable, check_key_pair, is_trusted_here, load_or_create_certificate
 from lamplighter.cli.context import USAGE
 from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import SettingsFile

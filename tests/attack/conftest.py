@@ -22,9 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edge.core.clients import ThrottledClientLog
 from edge.server.bounded_server import make_server, make_server_context
-from edge.server.certificate import ServedCertificate, watch_certificate
+from edge.server.certificate import ServedCertificate, load_or_create_certificate, watch_certificate
 from edge.server.connections import ServerSettings
-from edge.tls import load_or_create_certificate
 from tests.e2e.conftest import docker_url, echo_image, engine, engine_url, shared_idle, shared_installation
 from tests.support.docker_images import build_image
 from tests.support.installation import ENDPOINTS, IMAGES

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from bus.server.config import TlsFiles
 from edge.owners import api_keys as keys_module
 from edge.owners.api_keys import ApiKeyStore
-from edge.tls import load_or_create_certificate
+from edge.server.certificate import load_or_create_certificate
 from lamplighter.cli.context import EdgeAddress
 from lamplighter.cli.up import UpOptions, _announce
 from schemas.credentials import ApiKey, Scope

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Struct
 
 from bus.server.config import TlsFiles
-from edge.tls import _create_certificate, _sign_certificate
+from edge.server.certificate import _create_certificate, _sign_certificate
 from lamplighter import Client
 from runner.host.enrollment import _read_peer_certificate
 from schemas.credentials import decode_relay_token

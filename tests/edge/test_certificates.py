@@ -23,17 +23,16 @@ from structlog.testing import capture_logs
 
 from bus.interface import BrokerUnreachable
 from bus.server.config import TlsFiles
-from edge.server.certificate import ServedCertificate
-from edge.settings import EdgeSettings, EnrollmentSettings, PublicSettings
-from edge.tls import (
+from edge.process import advertised_addresses, public_certificate
+from edge.server.certificate import (
     CertificateUnusable,
+    ServedCertificate,
     _sign_certificate,
-    advertised_addresses,
     check_key_pair,
     is_trusted_here,
     load_or_create_certificate,
-    public_certificate,
 )
+from edge.settings import EdgeSettings, EnrollmentSettings, PublicSettings
 from runner.host.enrollment import CertificateMismatch, fetch_certificate
 from schemas.certificates import first_certificate, parse_pins, pinned_context, read_certificate
 
@@ -114,7 +113,11 @@ def test_it_is_made_once_for_its_names_and_its_key_is_its_owners(tmp_path: Path)
             "public.cert DIR/text.pem and public.key DIR/key.pem are not a certificate and its key",
         ),
         ("cert.pem", "other/key.pem", "as PEM (KEY_VALUES_MISMATCH): correct cert and key in [public]"),
-        ("cert.pem", "locked.pem", "as PEM (the key is encrypted with a password): correct cert and key in [public]"),
+        (
+            "cert.pem",
+            "locked.pem",
+            "as PEM (the key is encrypted with a password: store it without one): correct cert and key in [public]",
+        ),
     ],
 )
 def test_an_unusable_certificate_is_named(tmp_path: Path, cert: str, key: str, said: str):

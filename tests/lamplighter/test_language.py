@@ -29,11 +29,17 @@ UNSEEN_FILES = {
 # What a command of the server prints when it cannot start.
 STARTS = (
     *("schemas/settings_schema.py", "schemas/settings_loader.py", "schemas/host_config.py", "schemas/credentials.py"),
-    *("edge/process.py", "edge/settings.py", "edge/tls.py", "runner/app.py", "runner/settings.py"),
+    *("edge/process.py", "edge/settings.py", "edge/server/certificate.py", "runner/app.py", "runner/settings.py"),
     *("runner/engines/selection.py", "runner/trial/rules.py", "runner/trial/trial.py", "bus/spans.py"),
 )
 UNSEEN: set[Literals] = {
     ("returning true from eof_received()",),  # a line of asyncio's log
+    (  # a line of the log
+        (
+            "it has another public key than the one that joined hosts pin, so the old one is still served: renew "
+            "with the same key, or restart to serve the new one, and join every host again"
+        ),
+    ),
     ("the runner of up",),  # the name of a key
     ("JSON cannot represent this number",),  # turned into another error
     ("per minute",),  # a unit

@@ -15,7 +15,7 @@ from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
 from bus.server.config import TlsFiles
-from edge.tls import load_or_create_certificate
+from edge.server.certificate import load_or_create_certificate
 from lamplighter import AsyncClient, Client, TrustInvalid, Unreachable, api
 from lamplighter.cli import main
 from lamplighter.follow import Event, FollowState

@@ -29,7 +29,7 @@ from deploy.alert_rules import RULES
 from deploy.dashboards import DASHBOARDS
 from edge.core.clock import utc_now
 from edge.core.installation import record_backup
-from edge.tls import CERTIFICATE_LIFETIME, load_or_create_certificate
+from edge.server.certificate import CERTIFICATE_LIFETIME, load_or_create_certificate
 from lamplighter import api
 from lamplighter.api import JobFailed, Rejected
 from schemas.container_protocol import ExitCode

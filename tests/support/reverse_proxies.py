@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.tls import load_or_create_certificate
+from edge.server.certificate import load_or_create_certificate
 from schemas.certificates import authority_context
 from tests.support.installation import ROOT
 from tests.support.wait import wait_for_sync

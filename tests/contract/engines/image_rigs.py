@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from edge.tls import load_or_create_certificate
+from edge.server.certificate import load_or_create_certificate
 from runner.engines.docker import DockerEngine
 from runner.engines.port import ImageStore, RegistryLogin
 from tests.support.docker_images import run_docker

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge.core.clock import utc_now
-from edge.tls import load_or_create_certificate
+from edge.server.certificate import load_or_create_certificate
 from lamplighter import AsyncClient, api
 from schemas.host import HostHeartbeat
 from schemas.job import ACTIVE_STATUSES, WAITING_STATUSES

@@ -10,7 +10,7 @@ from edge.core.installation import record_backup
 from edge.core.metrics import EdgeMetrics, MetricsSettings
 from edge.index.index import JobIndex
 from edge.record_metrics import JobMetrics
-from edge.tls import CERTIFICATE_LIFETIME, load_or_create_certificate
+from edge.server.certificate import CERTIFICATE_LIFETIME, load_or_create_certificate
 from schemas import events as e
 from schemas.gpu import GpuHealthStatus
 from schemas.host import GpuReport, RunningExecution
