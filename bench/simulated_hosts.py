@@ -23,12 +23,13 @@ import uvloop
 
 from bus.open import open_runner
 from bus.settings import BrokerSettings
-from runner.context import HostContext, OutageGate, RunnerContext, Slots, boot_clock
+from runner.context import HostContext, OutageGate, RunnerContext, boot_clock
 from runner.endpoints import load_endpoints
 from runner.gpu.allocator import GpuAllocator, GpuSettings
 from runner.gpu.port import NoGpuMonitor
 from runner.lifecycle import run_lifecycle
 from runner.settings import RunnerIntervals, WarmSettings
+from runner.slots import Slots
 from schemas.asset import Digest
 from tests.support.fake_engine import FakeContainer, FakeEngine
 from tests.support.installation import IMAGES

@@ -36,7 +36,7 @@ from runner.assets.container_folders import (
 from runner.assets.port import AssetError
 from runner.assets.volume_source import open_volume_source
 from runner.assets.volume_store import GIB, VolumeStore
-from runner.context import HostContext, OutageGate, RunnerContext, Slots, boot_clock
+from runner.context import HostContext, OutageGate, RunnerContext, boot_clock
 from runner.endpoints import LocalEndpoint, load_endpoints
 from runner.engines.port import MIB
 from runner.engines.selection import (
@@ -63,6 +63,7 @@ from runner.host_facts import HostEnd, HostEndInvalid, find_end, find_logged_in_
 from runner.lifecycle import run_lifecycle
 from runner.metrics import RunnerMetrics, ScrapeReader, listen_for_scrapes
 from runner.settings import RunnerSettings
+from runner.slots import Slots
 from schemas.certificates import PinInvalid
 
 

@@ -44,7 +44,7 @@ EDGE_LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edge.process"}),
 )
 RUNNER_LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"runner.egress", "runner.host_facts", "runner.metrics"}),
+    frozenset({"runner.egress", "runner.host_facts", "runner.metrics", "runner.slots"}),
     frozenset({"runner.engines"}),
     frozenset({"runner.assets", "runner.endpoints", "runner.gpu"}),
     frozenset({"runner.settings"}),

@@ -76,7 +76,7 @@ def test_layers_of_the_edge_are_these():
 
 def test_layers_of_the_runner_are_these():
     assert [sorted(layer) for layer in RUNNER_LAYERS] == [
-        ["runner.egress", "runner.host_facts", "runner.metrics"],
+        ["runner.egress", "runner.host_facts", "runner.metrics", "runner.slots"],
         ["runner.engines"],
         ["runner.assets", "runner.endpoints", "runner.gpu"],
         ["runner.settings"],

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from bus.interface import BusError, MessageTooLarge, QueueMessage
 from bus.notifier import Notifier
 from runner.assets.port import AssetError
-from runner.context import Permit, RunnerContext
+from runner.context import RunnerContext
 from runner.execution.container_run import AttemptTrace, ContainerRun, JobAssignment
 from runner.execution.durable_state import CheckpointFile, ClaimLost, FencedJob, start_delay_s
 from runner.execution.job_files import OutputRefused, collect_outputs
@@ -37,6 +37,7 @@ from runner.execution.verdict import (
     result_too_large,
 )
 from runner.execution.warm_container import STATES_WITHOUT_START, ContainerReuse
+from runner.slots import Permit
 from schemas.container_protocol import ExitCode
 from schemas.events import RecordUnreadable
 from schemas.host import RunningExecution

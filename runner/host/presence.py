@@ -27,13 +27,14 @@ from runner.claiming.recovery import container_folders, parse_container_folder, 
 from runner.claiming.schedulability import HostState, Schedulability
 from runner.claiming.volumes import HostContents
 from runner.claiming.warm_pool import WarmPool
-from runner.context import HostContext, RunnerContext, Slots
+from runner.context import HostContext, RunnerContext
 from runner.engines.port import NO_JOB, EngineError
 from runner.execution.execution import ExecutionPhase, ExecutionRegistry
 from runner.gpu.allocator import GpuAllocator
 from runner.host.watches import EngineMonitor
 from runner.host_facts import LoginLookup
 from runner.settings import DeadManSettings
+from runner.slots import Slots
 from schemas.host import ActivityCounts, HostCapabilities, HostHeartbeat, RunningExecution
 from schemas.installation import endpoint_pause_key, maintenance_key
 from schemas.outbound_rules import build_child_environment

@@ -25,7 +25,7 @@ from runner.claiming.images import HostImages
 from runner.claiming.schedulability import HostState, Schedulability, describe_unmet
 from runner.claiming.volumes import HostContents, HostVolumes
 from runner.claiming.warm_pool import WarmPool
-from runner.context import HostContext, OutageGate, RunnerContext, Slots, boot_clock, run_in_background
+from runner.context import HostContext, OutageGate, RunnerContext, boot_clock, run_in_background
 from runner.endpoints import LocalEndpoint
 from runner.engines.port import ContainerEngine, EngineInfo
 from runner.execution.container_run import AttemptTrace, ContainerRun, JobAssignment
@@ -37,6 +37,7 @@ from runner.gpu.allocator import GpuAllocation, GpuAllocator, GpuSettings
 from runner.gpu.placement import Unplaceable
 from runner.gpu.port import GpuMonitor
 from runner.settings import RunnerIntervals, WarmSettings
+from runner.slots import Slots
 from runner.trial.rules import BrokenRule, TrialFacts, find_broken_rules
 from schemas.events import FeedMessage, LogMessage, ProgressMessage
 from schemas.job import Claim, Job, JobKey, OutputFile, Policy, Status

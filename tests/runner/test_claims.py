@@ -7,9 +7,9 @@ import pytest
 
 from bus.interface import VersionedRecord
 from runner.claiming.loop import Ack, AdoptOwn, ClaimDecision, HeldElsewhere, Nak, Start, decide
-from runner.context import Slots
 from runner.endpoints import group_by_pool, load_endpoints
 from runner.execution.job_files import INPUT_LENGTH_LIMIT_S, assign_file_names, job_timeouts, substitute_file_names
+from runner.slots import Slots
 from schemas.asset import asset_fields
 from schemas.container_protocol import JobTimeouts
 from schemas.endpoint import Endpoint, EndpointInvalid, Timeouts

@@ -15,7 +15,7 @@ import structlog
 from runner.assets.container_folders import CacheStore, HostFolders, SecretFiles
 from runner.assets.port import AssetGone, EdgeUnavailable, SecretMissing
 from runner.assets.volume_store import VolumeStore
-from runner.context import HostContext, OutageGate, RunnerContext, Slots, boot_clock
+from runner.context import HostContext, OutageGate, RunnerContext, boot_clock
 from runner.endpoints import LocalEndpoint
 from runner.execution.disk_usage import is_over
 from runner.gpu.allocator import GpuAllocator, GpuSettings
@@ -31,6 +31,7 @@ from runner.settings import (
     VolumeSettings,
     WarmSettings,
 )
+from runner.slots import Slots
 from schemas.container_protocol import START_SOCKET
 from schemas.endpoint import Endpoint, Resources, Timeouts
 from schemas.events import CancelRequested, FeedMessage, JobEventBase, JobRecord, LogMessage, Submitted
