@@ -319,13 +319,64 @@ async def test_a_link_that_fails_for_another_reason_is_not_a_copy(
     assert not job("1").exists()
 
 
+def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+
+
+@pytest.mark.parametrize(("free", "fits"), [(999, False), (1000, True)])
+async def test_without_a_reserve_a_file_may_fill_the_disk(
+    tmp_path: Path, source: FakeAssetFetch, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
+) -> None:
+    set_free(monkeypatch, free)
+    cache = InputCache(tmp_path / "cache", 10_000, source)
+    if fits:
+        await cache.prefetch("ann", sha256_of(A))
+    else:
+        with pytest.raises(DiskShort, match="1 bytes short"):
+            await cache.prefetch("ann", sha256_of(A))
+
+
+def fill(shelf: CacheDir, tmp_path: Path) -> list[Path]:
+    """Put A, B and C into the cache; A was used first."""
+    paths = []
+    for used_ns, body in enumerate((A, B, C), 1):
+        shelf.part_path(sha256_of(body)).write_bytes(body)
+        shelf.add(sha256_of(body))
+        paths.append(tmp_path / "cache" / sha256_of(body))
+        os.utime(paths[-1], ns=(used_ns * 10**9, paths[-1].stat().st_mtime_ns))
+    return paths
+
+
+def test_a_short_disk_evicts_no_more_than_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = shelf_of(tmp_path, reserve=500)
+    paths = fill(shelf, tmp_path)
+    set_free(monkeypatch, 0)
+    shelf.make_room({sha256_of(b"coming"): 1500}, set())
+    assert [path.exists() for path in paths] == [False, False, True]
+
+
+def test_a_file_that_is_dropped_while_room_is_made_counts_as_evicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = shelf_of(tmp_path)
+    first, second, third = fill(shelf, tmp_path)
+
+    def drop_first(_: object) -> SimpleNamespace:
+        first.unlink()
+        return SimpleNamespace(f_bavail=0, f_frsize=1)
+
+    monkeypatch.setattr(os, "statvfs", drop_first)
+    shelf.make_room({sha256_of(b"coming"): 1000}, set())
+    assert (second.exists(), third.exists()) == (True, True)
+
+
 @pytest.mark.parametrize(("free", "fits"), [(3499, False), (3500, True)])
 def test_what_has_arrived_of_a_download_needs_no_more_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
 ) -> None:
     shelf = shelf_of(tmp_path, reserve=500)
     shelf.part_path(sha256_of(B)).write_bytes(bytes(3000))
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=1))
+    set_free(monkeypatch, free)
     if fits:
         shelf.make_room({sha256_of(B): 6000}, set())
     else:
