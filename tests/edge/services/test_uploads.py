@@ -83,12 +83,12 @@ async def test_one_long_request_is_made_durable_on_its_way(fake: FakeBusServices
     assert (after.offset, await durable()) == (2 * BLOCK_BYTES, 2 * BLOCK_BYTES)
 
 
-@pytest.mark.parametrize("lost", ["the asset", "only the note"])
+@pytest.mark.parametrize("lost", ["the digest", "the asset", "only the note"])
 async def test_what_a_crash_kept_from_becoming_an_asset_becomes_one(fake: FakeBusServicesRig, lost: str):
     upload = await half_way(fake)
     part = UploadAppender(fake.upload_states, upload, None)
     part.write(BODY[HALF:])
-    part.save(final_sha256=SHA)
+    part.save(final_sha256=None if lost == "the digest" else SHA)
     part.close()
     if lost == "only the note":
         await fake.assets.import_file("ann", fake.upload_states.data_path(upload.key), SHA, "a.mp4", "video/mp4")
@@ -191,9 +191,9 @@ class Sender:
         self._send.close()
 
 
-async def append_or_tell(fake: FakeBusServicesRig, upload: Upload, chunk: UploadChunk, told: list[str]) -> None:
+async def append_or_tell(uploads: UploadService, upload: Upload, chunk: UploadChunk, told: list[str]) -> None:
     try:
-        told.append(str((await fake.uploads.append("ann", upload.id, chunk)).offset))
+        told.append(str((await uploads.append("ann", upload.id, chunk)).offset))
     except ProblemError as problem:
         told.append(problem.code)
 
@@ -201,7 +201,7 @@ async def append_or_tell(fake: FakeBusServicesRig, upload: Upload, chunk: Upload
 async def test_an_upload_is_removed_under_the_request_that_sends(fake: FakeBusServicesRig):
     upload, sender, told = await fake.uploads.create("ann", WANTED), Sender(), []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(append_or_tell, fake, upload, UploadChunk(offset=0, chunks=sender.chunks()), told)
+        tasks.start_soon(append_or_tell, fake.uploads, upload, UploadChunk(offset=0, chunks=sender.chunks()), told)
         await sender.started.wait()
         await sender.send(BODY[:HALF])
         await fake.uploads.remove("ann", upload.id)
@@ -212,13 +212,27 @@ async def test_an_upload_is_removed_under_the_request_that_sends(fake: FakeBusSe
         await fake.uploads.status("ann", upload.id)
 
 
+async def test_all_uploads_are_removed_under_the_requests_that_send(fake: FakeBusServicesRig):
+    await half_way(fake)
+    upload, sender, told = await fake.uploads.create("ann", WANTED), Sender(), []
+    uploads = restarted(fake)  # does not know the first upload
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(append_or_tell, uploads, upload, UploadChunk(offset=0, chunks=sender.chunks()), told)
+        await sender.started.wait()
+        await sender.send(BODY[:HALF])
+        assert await uploads.remove_all("ann") == 2
+        assert told == [str(HALF)], "the writer had ended before its upload went"
+    sender.end()
+    assert fake.upload_states.list_keys() == []
+
+
 async def test_a_request_that_waited_for_a_removed_upload_finds_none(
     fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
 ):
     upload, told = await half_way(fake), []
     entry = await fake.uploads._get_upload("ann", upload.id)
     async with anyio.create_task_group() as tasks, entry.writer.acquire():
-        tasks.start_soon(append_or_tell, fake, upload, piece(HALF, BODY[HALF:]), told)
+        tasks.start_soon(append_or_tell, fake.uploads, upload, piece(HALF, BODY[HALF:]), told)
         await anyio.wait_all_tasks_blocked()
         await fake.uploads._remove(upload.key)
     assert told == ["not_found"]
@@ -228,7 +242,7 @@ async def test_a_request_that_waited_for_a_removed_upload_finds_none(
 async def test_an_upload_that_is_sent_to_does_not_expire(fake: FakeBusServicesRig):
     upload, sender, told = await fake.uploads.create("ann", WANTED), Sender(), []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(append_or_tell, fake, upload, UploadChunk(offset=0, chunks=sender.chunks()), told)
+        tasks.start_soon(append_or_tell, fake.uploads, upload, UploadChunk(offset=0, chunks=sender.chunks()), told)
         await sender.started.wait()
         fake.time.advance(hours=25)
         await fake.uploads.sweep()

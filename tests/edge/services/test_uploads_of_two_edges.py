@@ -246,6 +246,14 @@ async def test_a_length_that_is_named_late_is_named_for_all(two: TwoEdges):
     assert (await first.uploads.append("ann", upload.id, piece(2 * PART, BODY[2 * PART :]))).final_sha256 == SHA
 
 
+async def test_a_length_that_was_named_at_another_edge_is_known(two: TwoEdges):
+    first, second = two.edge("first"), two.edge("second")
+    upload = await first.uploads.create("ann", UploadParameters(name="a", media_type="video/mp4"))
+    await first.uploads.append("ann", upload.id, piece(0, BODY[:PART]))
+    await second.uploads.append("ann", upload.id, UploadChunk(offset=PART, chunks=chunks(), length=len(BODY)))
+    assert (await first.uploads.status("ann", upload.id)).length == len(BODY)
+
+
 async def test_unfinished_uploads_are_counted_for_all_edges(two: TwoEdges):
     first, second = two.edge("first"), two.edge("second")
     upload = await first.uploads.create("ann", WANTED)
