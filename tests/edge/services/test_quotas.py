@@ -9,13 +9,13 @@ import anyio
 import pytest
 
 from edge.assets.uploads import UploadChunk, UploadParameters
-from edge.owners.quotas import STREAMS_RETRY_AFTER_S, WAITING_RETRY_AFTER_S, OwnerQuotaOverride, StreamLimiter
+from edge.owners.quotas import OwnerQuotaOverride, StreamLimiter
 from edge.store.unfinished_uploads import UploadKey
 from schemas import events as e
 from schemas.credentials import ApiKey, Scope
 from schemas.job import Job, Priority, Status, WaitReason
 from schemas.problems import ProblemError
-from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig, fake_bus_services
+from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig, fake_bus_services, run_services
 from tests.support.wait import wait_for
 
 
@@ -45,8 +45,7 @@ async def test_no_more_wait_than_may(edge: EdgeServicesRig) -> None:
     for _ in range(2):
         await edge.submit()
     error = await refused(edge.submit())
-    assert (error.code, error.problem.status) == ("quota_exceeded", 429)
-    assert error.retry_after_s
+    assert (error.code, error.problem.status, error.retry_after_s) == ("quota_exceeded", 429, 10)
     assert (await edge.submit(job_id="first")).id == first.id, "what was accepted is answered for ever"
     await edge.submit("bob")
     await edge.jobs.cancel(first.key)
@@ -115,8 +114,9 @@ async def test_submits_at_another_edge_count(fake: FakeBusServicesRig, tmp_path:
         await second.submit(job_id="more")
         await fake.wait_until_indexed()
         assert (await refused(fake.submit(job_id="most"))).code == "rate_limited"
-    async with fake_bus_services(tmp_path / "third", fake.broker, fake.time) as third:
-        limited(third, submits_per_minute=6)
+    third = FakeBusServicesRig(tmp_path / "third", fake.broker, fake.time)
+    limited(third, submits_per_minute=6)
+    async with run_services(third):
         await third.wait_until_indexed()
         await third.submit(job_id="most")  # what was accepted before its start does not count
 
@@ -178,7 +178,8 @@ async def test_what_another_edge_handed_out_counts_once_it_runs(fake: FakeBusSer
 async def test_bytes_are_counted_over_all_ways_in(fake: FakeBusServicesRig) -> None:
     limited(fake, bytes=100)
     first = await put(fake, b"a" * 60)
-    assert (await refused(put(fake, b"b" * 41))).code == "quota_exceeded"
+    error = await refused(put(fake, b"b" * 41))
+    assert (error.code, error.retry_after_s) == ("quota_exceeded", 60)
     await put(fake, b"a" * 60, first)
     upload = await fake.uploads.create("ann", UploadParameters(name="x", media_type="video/mp4", length=30))
     wanted = UploadParameters(name="x", media_type="video/mp4", length=11)
@@ -281,7 +282,7 @@ async def test_waiting_jobs_are_not_counted_by_an_index_that_is_behind(
     await fake.submit()
     limited(fake, waiting=9)
     error = await refused(fake.submit())
-    assert (error.code, error.retry_after_s) == ("unavailable", WAITING_RETRY_AFTER_S)
+    assert (error.code, error.retry_after_s) == ("unavailable", 10)
 
 
 async def test_an_owner_that_is_being_deleted_sends_and_submits_nothing(fake: FakeBusServicesRig) -> None:
@@ -307,6 +308,30 @@ async def test_a_body_of_unknown_size_reserves_nothing_ahead_of_its_first_byte(f
     assert await fake.quotas.bytes_left("ann") == 100
 
 
+@pytest.mark.parametrize(("room", "ahead"), [(80, 10), (8 << 20, 1 << 20), (80 << 20, 1 << 20)])
+async def test_a_body_of_unknown_size_reserves_a_mebibyte_or_an_eighth_of_what_is_left(
+    fake: FakeBusServicesRig, room: int, ahead: int
+) -> None:
+    limited(fake, bytes=room)
+    async with fake.quotas.reserve("ann", None) as reservation:
+        assert reservation is not None
+        for size in (1, ahead - 1):
+            await reservation.use(size)
+            assert (reservation.reserved, await fake.quotas.bytes_left("ann")) == (ahead, room - ahead)
+        await reservation.use(room - ahead)
+        assert await fake.quotas.bytes_left("ann") == 0
+        assert (await refused(reservation.use(1))).code == "quota_exceeded"
+    assert await fake.quotas.bytes_left("ann") == room
+
+
+async def test_a_body_of_the_reserved_size_reserves_no_more(fake: FakeBusServicesRig) -> None:
+    limited(fake, bytes=100)
+    async with fake.quotas.reserve("ann", 40) as reservation:
+        assert reservation is not None
+        await reservation.use(40)
+        assert reservation.reserved == 40
+
+
 async def test_what_an_upload_has_grown_counts_from_its_offset(fake: FakeBusServicesRig) -> None:
     limited(fake, bytes=100)
     offset = 10
@@ -325,7 +350,7 @@ def test_streams_are_limited_by_key_and_by_owner() -> None:
     def is_refused(key: ApiKey) -> str:
         with pytest.raises(ProblemError) as caught, limiter.count_stream(key):
             pass
-        assert (caught.value.code, caught.value.retry_after_s) == ("too_many_connections", STREAMS_RETRY_AFTER_S)
+        assert (caught.value.code, caught.value.retry_after_s) == ("too_many_connections", 10)
         return caught.value.detail
 
     for _ in range(2):  # what was closed does not count
