@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import anyio
 import anyio.lowlevel
@@ -16,6 +17,7 @@ from schemas.job import TRACE_ID_LIMIT_CHARS, Job, JobKey, Output, Pointer, Prio
 from schemas.lifecycle import make_job_failure
 from schemas.problems import ProblemError
 from tests.support.edge_services import START, EdgeServicesRig, FakeBusServicesRig
+from tests.support.metric_samples import parse_samples, series_of
 
 BODY: dict[str, Any] = {"endpoint": "echo", "input": {"text": "hello"}}
 
@@ -81,6 +83,8 @@ async def test_a_known_name_is_answered_before_anything_is_checked(fake: FakeBus
         ({**BODY, "not_before": "2026-11-22T01:00:00"}, "input_invalid", "$.not_before"),
         ({**BODY, "deadline": "2020-01-01T00:00:00Z"}, "input_invalid", "$.deadline"),
         ({**BODY, "not_before": "9999-12-31T23:00:00Z"}, "input_invalid", "$.not_before"),
+        ({**BODY, "not_before": "9999-12-31T23:59:59-14:00"}, "input_invalid", "$.not_before"),
+        ({**BODY, "deadline": "0001-01-01T00:00:00+14:00"}, "input_invalid", "$.deadline"),
         ({"endpoint": "echo", "input": {"text": 5}}, "input_invalid", "$.input.text"),
         ({"endpoint": "echo", "input": {"nope": 5}}, "input_invalid", "$.input.nope"),
         ({"endpoint": "echo", "input": {"file": "ftp://x.example/a.mp4"}}, "url_refused", "$.input.file"),
@@ -379,6 +383,17 @@ async def test_another_round_is_written_over_what_was_read_alone(fake: FakeBusSe
     assert await fake.bus.job_queue.list_pending() == {now.pointer}
 
 
+async def test_a_new_job_and_a_new_round_count_as_submits_and_a_replay_does_not(fake: FakeBusServicesRig) -> None:
+    job = await fake.submit(job_id="mine")
+    await fake.submit(job_id="mine")
+    await fake.jobs.cancel(job.key)
+    assert await fake.jobs.resubmit(await fake.jobs.read(job.key), BODY)
+    registry = fake.metrics.registry
+    found = parse_samples(registry.render(registry.snapshot()).decode())
+    names = ("lamplighter_submits_total", "lamplighter_submit_replays_total")
+    assert [series_of(found, name) for name in names] == [{("echo",): 2}, {("echo",): 1}]
+
+
 async def test_a_broker_whose_health_is_unknown_gets_no_record(
     fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,10 +432,36 @@ async def test_a_trace_id_is_the_bodys_or_the_headers_or_made(fake: FakeBusServi
     assert [len(each) for each in made] == [32, 32]
 
 
+def test_a_deadline_is_after_the_submit_and_after_the_start() -> None:
+    start, moment = START + timedelta(hours=1), timedelta(microseconds=1)
+    for deadline, not_before in ((START, None), (START, START - moment), (start, start), (start - moment, start)):
+        with pytest.raises(ProblemError) as caught:
+            _check_times(not_before, deadline, START)
+        assert [fault.path for fault in caught.value.errors] == ["$.deadline"]
+    _check_times(None, START + moment, START)
+    _check_times(start, start + moment, START)
+
+
 def test_a_start_may_be_a_hundred_years_away_and_no_longer() -> None:
     _check_times(START + NOT_BEFORE_LIMIT, None, START)
     with pytest.raises(ProblemError, match="input_invalid"):
         _check_times(START + NOT_BEFORE_LIMIT + timedelta(microseconds=1), None, START)
+
+
+async def test_the_same_input_at_another_endpoint_is_other_work(fake: FakeBusServicesRig) -> None:
+    job = replace(await fake.submit(job_id="mine"), endpoint="other")
+    history = [VersionedRecord(1, JobRecord(START, e.Submitted(), job))]
+    assert not await fake.jobs._admission.is_equivalent(history, BODY)
+
+
+async def test_a_made_id_has_the_time_of_its_submit_and_is_random_otherwise(fake: FakeBusServicesRig) -> None:
+    made = [UUID(fake.jobs._admission.choose_id("ann", None, None)).int for _ in range(64)]
+    assert {number >> 80 for number in made} == {int(START.timestamp() * 1000)}
+    ever, always = 0, ~0
+    for number in made:
+        ever, always = ever | number, always & number
+    version_and_variant = 0xF << 76 | 0x3 << 62
+    assert ever & ~always == (1 << 80) - 1 & ~version_and_variant, "every other bit is 0 in one id and 1 in another"
 
 
 async def test_a_history_whose_submit_is_too_long_ago_counts_as_a_whole(fake: FakeBusServicesRig) -> None:

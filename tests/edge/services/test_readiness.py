@@ -1,27 +1,35 @@
 """Conditions of the broker under which new work is refused, and the remedy that the error names."""
 
+from datetime import timedelta
+
 import anyio
 import pytest
 
 from bus.health import BrokerStatus
 from bus.interface import BrokerUnreachable
+from edge.jobs.submission import BrokerReadiness
 from schemas.problems import ProblemError
-from tests.support.edge_services import FakeBusServicesRig
+from tests.support.edge_services import START, FakeBusServicesRig
 
 WELL = BrokerStatus(0.1, is_durable=True, version="")
 
 
 @pytest.mark.parametrize(
-    ("health", "code", "to_do"),
+    ("health", "code", "retry_after_s", "to_do"),
     [
-        (WELL._replace(write_failed=True), "store_full", "restart nats-server"),
-        (WELL._replace(used_share=0.8), "store_full", "give it more space"),
-        (WELL._replace(is_durable=False), "unavailable", "set sync_interval"),
-        (WELL._replace(is_durable=None), "unavailable", "set sync_interval"),
+        (WELL._replace(write_failed=True), "store_full", None, "make room on that disk"),
+        (WELL._replace(used_share=0.8), "store_full", None, "give it more space"),
+        (WELL._replace(is_durable=False), "unavailable", 5, "set sync_interval"),
+        (WELL._replace(is_durable=None), "unavailable", 5, "set sync_interval"),
     ],
 )
 async def test_a_broker_that_is_not_well_takes_no_work(
-    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch, health: BrokerStatus, code: str, to_do: str
+    fake: FakeBusServicesRig,
+    monkeypatch: pytest.MonkeyPatch,
+    health: BrokerStatus,
+    code: str,
+    retry_after_s: int | None,
+    to_do: str,
 ) -> None:
     async def answer() -> BrokerStatus:
         return health
@@ -29,7 +37,40 @@ async def test_a_broker_that_is_not_well_takes_no_work(
     monkeypatch.setattr(fake.bus.health, "status", answer)
     with pytest.raises(ProblemError, match=to_do) as caught:
         await fake.readiness.check()
-    assert caught.value.code == code
+    assert (caught.value.code, caught.value.retry_after_s) == (code, retry_after_s)
+
+
+async def test_a_broker_that_does_not_sync_takes_work_where_the_edge_allows_it(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer() -> BrokerStatus:
+        return WELL._replace(is_durable=False, degraded=("broker-2 is down",))
+
+    monkeypatch.setattr(fake.bus.health, "status", answer)
+    readiness = BrokerReadiness(fake.bus.health, fake.time, allow_unsynced=True)
+    assert readiness.degraded == ()
+    await readiness.check()
+    assert readiness.degraded == ("broker-2 is down",)
+
+
+async def test_a_status_is_used_for_less_than_two_seconds(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, asks = START, 0
+
+    async def answer() -> BrokerStatus:
+        nonlocal asks
+        asks += 1
+        return WELL
+
+    monkeypatch.setattr(fake.bus.health, "status", answer)
+    readiness = BrokerReadiness(fake.bus.health, lambda: now)
+    asked = []
+    for microseconds in (0, 1_999_999, 2_000_000, 3_999_999, 1_999_999):  # the clock is set back at last
+        now = START + timedelta(microseconds=microseconds)
+        await readiness.check()
+        asked.append(asks)
+    assert asked == [1, 1, 2, 2, 3]
 
 
 async def test_a_broker_that_is_there_and_cannot_be_used_is_not_called_away(fake: FakeBusServicesRig) -> None:
