@@ -51,7 +51,6 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent("edge/outbound.py", "", "256 * 1024 → 256 * 1023", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "", "connect=10.0 → connect=9.0", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "", "connect=10.0 → connect=11.0", UNNAMED_BOUND),
-    Equivalent("edge/owners/quotas.py", "", "1024 * 1024 → 1024 * 1023", UNNAMED_BOUND),
     Equivalent("bus/nats/feed.py", "", "10000 → 10001", UNNAMED_BOUND),
     Equivalent(
         "edge/power/state_machine.py",
@@ -90,6 +89,12 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "anyio.current_time() - self._last_chunk_at >= WRITER_SILENCE_TIMEOUT_S → "
         "anyio.current_time() - self._last_chunk_at > WRITER_SILENCE_TIMEOUT_S",
         CLOCK_BOUNDARY,
+    ),
+    Equivalent(
+        "edge/assets/uploads.py",
+        "_OpenUpload.__init__",
+        "upload.offset == 0 → upload.offset == -1",
+        "Without a hasher the bytes of the upload are read again, of which there are none.",
     ),
     Equivalent(
         "edge/assets/uploads.py",

@@ -56,8 +56,13 @@ GROUPS: dict[str, ModuleGroup] = {
     ),
     "uploads": ModuleGroup(
         ("edge/assets/uploads.py",),
-        (f"{EDGE_SERVICES}/test_uploads.py", f"{ROUTES}/test_uploads.py", f"{EDGE_SERVICES}/test_quotas.py"),
-        FAKE_BUS,
+        (
+            f"{EDGE_SERVICES}/test_uploads.py",
+            f"{ROUTES}/test_uploads.py",
+            f"{EDGE_SERVICES}/test_quotas.py",
+            f"{EDGE_SERVICES}/test_uploads_of_two_edges.py",
+        ),
+        f"{FAKE_BUS} and not bucket",
     ),
     "assets": ModuleGroup(
         ("edge/assets/service.py",),
