@@ -213,7 +213,6 @@ async def send_request(client: httpx2.AsyncClient, request: httpx2.Request) -> h
 
 
 REDIRECT_LIMIT = 3
-REDIRECT_STATUSES = {301, 302, 303, 307, 308}
 TRANSIENT_STATUSES = {408, 425, 429}  # besides 5xx: asking again may help
 CHUNK_BYTES = 256 * 1024
 
@@ -258,7 +257,7 @@ async def _follow_redirects(client: httpx2.AsyncClient, url: str) -> AsyncIterat
     for _ in range(REDIRECT_LIMIT + 1):
         response = await send_request(client, request)
         try:
-            if response.status_code not in REDIRECT_STATUSES or response.next_request is None:
+            if response.next_request is None:
                 yield response
                 return
             request = client.build_request(

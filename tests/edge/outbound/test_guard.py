@@ -168,6 +168,16 @@ async def test_a_redirect_to_another_scheme_or_with_a_login_is_refused(location:
             await fetched(asked, url)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_every_kind_of_redirect_is_followed(status: int) -> None:
+    async with (
+        scripted_server(http_response(b"there")) as end,
+        scripted_server(http_response(b"", f"{status} Moved", Location=f"http://files.test:{end.port}/")) as start,
+        guarded_client(AllowList(["files.test"]), FakeDns()) as asked,
+    ):
+        assert await fetched(asked, f"http://files.test:{start.port}/") == b"there"
+
+
 async def test_three_redirects_are_followed_and_the_fourth_is_not() -> None:
     async with (
         scripted_server(http_response(b"there")) as end,
@@ -241,8 +251,14 @@ async def test_a_gzip_bomb_is_neither_unpacked_nor_taken() -> None:
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", False),
         (b"HTTP/1.1 206 Partial Content\r\nContent-Length: 1\r\n\r\na", False),
         (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", False),
-        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 300 Multiple Choices\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 425 Too Early\r\nContent-Length: 0\r\n\r\n", True),
         (b"HTTP/1.1 429 Slow down\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 499 Closed\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", True),
     ],
 )
 async def test_what_is_no_proper_file_is_a_failure_that_says_whether_to_try_again(said: bytes, passing: bool) -> None:
