@@ -3,13 +3,14 @@
 import asyncio
 from typing import Any, cast
 
+import anyio
 import msgspec
 import pytest
 from nats import errors as foreign
 from nats.aio.msg import Msg
 
 from bus.interface import BrokerDenied, BrokerFull, BrokerUnreachable, BusError, MessageTooLarge, RevisionConflict
-from bus.nats.jetstream import ConsumerLost, OrderedConsumer, _ConsumerCreated, parse_time_ns
+from bus.nats.jetstream import ConsumerLost, JetStreamClient, OrderedConsumer, _ConsumerCreated, parse_time_ns
 from bus.nats.replies import (
     CLIENT_ERROR_TYPES,
     CLIENT_ERRORS,
@@ -38,8 +39,10 @@ from bus.nats.replies import (
         (10077, BrokerFull),
         (10037, JetStreamNotFound),
         (10043, JetStreamNotFound),
+        (10014, JetStreamNotFound),
         (10057, JetStreamNotFound),
         (10059, StreamNotFound),
+        (10012, ConfigMismatch),
         (10058, ConfigMismatch),
         (10005, TooFewServers),
         (10074, TooFewServers),
@@ -115,6 +118,34 @@ async def test_pending_requests_fail_with_the_connection_or_by_their_subject():
         requests.fail_requests(BrokerUnreachable("away"))
         assert isinstance(second.reply_future.result(), BrokerUnreachable)
         assert isinstance(first.reply_future.result(), BrokerDenied), "the first outcome counts"
+
+
+class AgreeingServers:
+    """A cluster that says of each write that an earlier copy is in process, until `agreed` is set."""
+
+    def __init__(self) -> None:
+        self.agreed = anyio.Event()
+
+    async def agree(self) -> None:
+        self.agreed.set()
+
+    async def request(self, *_: Any) -> Msg:
+        in_process = {"error": {"err_code": 10158, "description": "duplicate message id is in process"}}
+        answer = {"seq": 7} if self.agreed.is_set() else in_process
+        return Msg(cast("Any", None), data=msgspec.json.encode(answer))
+
+
+async def test_a_write_waits_until_the_servers_have_agreed_on_its_first_copy():
+    servers = AgreeingServers()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(servers.agree)
+        assert await JetStreamClient(cast("Any", servers)).publish("job.one", b"x", message_id="one") == 7
+
+
+async def test_a_write_on_which_the_servers_do_not_agree_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bus.nats.jetstream.REQUEST_TIMEOUT_S", 0.05)
+    with pytest.raises(WriteInProcess, match="in process"):
+        await JetStreamClient(cast("Any", AgreeingServers())).publish("job.one", b"x", message_id="one")
 
 
 async def test_a_consumer_that_its_server_ends_is_lost():

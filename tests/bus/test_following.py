@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.interface import FeedItem, RecordChange
-from bus.nats.feed import Deduplicator, FeedExtent, format_item_id, resume_sequence
+from bus.nats.feed import REMEMBERED_JOB_LIMIT, Deduplicator, FeedExtent, format_item_id, resume_sequence
 from schemas.events import FeedMessage, FeedPosition, LogMessage, ProgressMessage
 from tests.support.bus_samples import NOW, make_key, make_log_end, make_log_piece, make_progress
 
@@ -53,6 +53,15 @@ def test_kinds_and_jobs_are_kept_apart():
     assert not has.accept(item(revision=2))
     assert has.last_revision(make_key()) == 3
     assert has.last_revision(make_key("two")) == 0
+
+
+def test_of_too_many_jobs_the_one_silent_for_longest_is_forgotten():
+    has = Deduplicator()
+    for number in range(REMEMBERED_JOB_LIMIT):
+        assert has.accept(item(revision=number + 1, job_id=f"j{number}"))
+    assert not has.accept(item(revision=1, job_id="j0")), "as many as are remembered"
+    assert has.accept(item(revision=REMEMBERED_JOB_LIMIT + 1, job_id="new"))
+    assert [has.last_revision(make_key(job_id)) for job_id in ("j0", "j1", "j2")] == [1, 0, 3]
 
 
 places = st.builds(FeedPosition, st.integers(1, 3), st.integers(1, 3), st.integers(0, 30))

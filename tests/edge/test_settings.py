@@ -2,7 +2,9 @@
 
 import pytest
 
+from edge.outbound import OutboundSettings
 from edge.owners.quotas import OwnerQuota, OwnerQuotaOverride
+from edge.owners.signed_credentials import UrlSettings
 from edge.settings import EdgeSettings
 from schemas.host_config import CommandHostConfig
 from schemas.settings_loader import SettingsInvalid, load_settings
@@ -23,6 +25,12 @@ def test_quotas_hold_for_everybody_but_for_whom_others_do():
     assert settings.quotas == OwnerQuota(waiting=100, bytes=1_000_000, submits_per_minute=60)
     assert settings.owners["studio"].quotas == OwnerQuotaOverride(running=4, waiting=0)
     assert load_settings(EdgeSettings, "", {}).quotas == OwnerQuota()
+
+
+def test_downloads_and_urls_have_the_defaults_that_the_page_promises():
+    settings = load_settings(EdgeSettings, "", {})
+    assert settings.outbound == OutboundSettings(allow=(), fetch_timeout_s=1800.0, fetches=8, fetches_of_owner=2)
+    assert settings.urls == UrlSettings(ttl_s=3600.0, base="")
 
 
 @pytest.mark.parametrize("secret", ["hush", "whsec_abc", "whsec_" + "A" * 31])

@@ -128,6 +128,18 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "The message of a state is a job's record, which is not decoded as a feed message: it is only tried.",
     ),
     Equivalent(
+        "bus/nats/feed.py",
+        "NatsJobFeed._sourced_revision",
+        "default=0 → default=-1",
+        "It is only compared with revisions of STATE, which start at 1.",
+    ),
+    Equivalent(
+        "bus/nats/jetstream.py",
+        "OrderedConsumer._handle_control",
+        "message.headers or {} → message.headers",
+        "Only a message with a status comes here, and a status is a header.",
+    ),
+    Equivalent(
         "runner/execution/execution.py",
         "Execution._clean_up",
         "self.handle is None and warm is not None → warm is not None",

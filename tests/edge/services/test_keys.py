@@ -78,9 +78,11 @@ async def test_lists_are_the_owners(desk: KeyDesk) -> None:
 
 @pytest.mark.parametrize("name", ["nope", "a.b", "*", ">", ""])
 async def test_revoking_a_stranger_is_refused(desk: KeyDesk, name: str) -> None:
+    kept = (await desk.keys.create("ann", [Scope.ADMIN])).key
     with pytest.raises(ProblemError) as caught:
         await desk.keys.revoke(name)
     assert caught.value.code == "not_found"
+    assert await desk.keys.list() == [kept]
 
 
 async def test_the_first_admin_key_is_made_once(desk: KeyDesk) -> None:

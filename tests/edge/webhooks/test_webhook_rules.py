@@ -12,10 +12,13 @@ from edge.webhooks.dispatcher import (
     parse_retry_after_s,
     retry_delay_s,
 )
+from schemas.job import FINAL_STATUSES, Status
 from schemas.problems import ProblemError
 from schemas.webhook import (
     DISABLED_URL_LIMIT,
     DeliveryId,
+    OwnerWebhook,
+    delivery_key,
     format_delivery_id,
     is_secret,
     make_secret,
@@ -23,6 +26,7 @@ from schemas.webhook import (
     signature_headers,
 )
 from tests.support.edge_services import FakeBusServicesRig, fake_bus_services
+from tests.support.schema_samples import make_job
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -89,6 +93,31 @@ def test_a_deliverys_id_is_read_back(job_id: str, webhook: str) -> None:
 @pytest.mark.parametrize("text", ["", "a", "a.", ".1", "a.b", "a.1.", "a.1.b.c", "a.1.>", "*.1", f"a.{'9' * 20}"])
 def test_what_is_no_id_of_a_delivery_is_refused(text: str) -> None:
     assert parse_delivery_id(text) is None
+
+
+def test_the_log_holds_a_delivery_under_its_owner_and_id() -> None:
+    """Stored keys: a release must find the rows of the one before."""
+    assert delivery_key("ann", DeliveryId("j1", 17)) == "ann.j1.17"
+    assert delivery_key("ann", DeliveryId("j1", 17, "h1")) == "ann.j1.17.h1"
+
+
+@pytest.mark.parametrize(
+    ("states", "endpoints", "matching"),
+    [
+        ((), (), FINAL_STATUSES),
+        ((), ("other", "echo"), FINAL_STATUSES),
+        ((), ("other",), set()),
+        ((Status.FAILED, Status.EXPIRED), (), {Status.FAILED, Status.EXPIRED}),
+        ((Status.FAILED,), ("echo",), {Status.FAILED}),
+        ((Status.FAILED,), ("other",), set()),
+        ((Status.RUNNING,), (), set()),
+    ],
+)
+def test_an_owner_wide_webhook_reports_final_states_that_pass_both_filters(
+    states: tuple[Status, ...], endpoints: tuple[str, ...], matching: set[Status]
+) -> None:
+    webhook = OwnerWebhook(id="h1", url="http://a.example/", created_at=NOW, endpoints=endpoints, states=states)
+    assert {status for status in Status if webhook.matches(make_job(status))} == matching
 
 
 class DeliveryClock:
