@@ -51,6 +51,8 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent("edge/outbound.py", "", "256 * 1024 → 256 * 1023", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "", "connect=10.0 → connect=9.0", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "", "connect=10.0 → connect=11.0", UNNAMED_BOUND),
+    Equivalent("edge/outbound.py", "_describe_error", ":300 → :299", UNNAMED_BOUND),
+    Equivalent("edge/outbound.py", "_describe_error", ":300 → :301", UNNAMED_BOUND),
     Equivalent("bus/nats/feed.py", "", "10000 → 10001", UNNAMED_BOUND),
     Equivalent(
         "edge/power/state_machine.py",

@@ -153,6 +153,8 @@ GROUPS: dict[str, ModuleGroup] = {
         ),
         (
             "tests/bus/test_compare_and_set.py",
+            "tests/bus/test_errors.py",
+            "tests/bus/test_following.py",
             "tests/contract/test_bus.py",
             "tests/contract/test_bus_queue.py",
             "tests/contract/test_bus_feed.py",
@@ -160,8 +162,6 @@ GROUPS: dict[str, ModuleGroup] = {
             "tests/contract/test_bus_outbox.py",
             "tests/contract/test_bus_audit.py",
             "tests/contract/test_bus_usage.py",
-            "tests/bus/test_errors.py",
-            "tests/bus/test_following.py",
             "tests/bus/test_withdraw.py",
             "tests/bus/test_connection.py",
             "tests/bus/test_erasing.py",

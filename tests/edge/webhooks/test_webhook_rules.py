@@ -3,6 +3,7 @@
 import base64
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from edge.webhooks.dispatcher import (
@@ -17,6 +18,8 @@ from schemas.problems import ProblemError
 from schemas.webhook import (
     DISABLED_URL_LIMIT,
     DeliveryId,
+    DeliveryLogRow,
+    DeliveryState,
     OwnerWebhook,
     delivery_key,
     format_delivery_id,
@@ -67,6 +70,7 @@ def test_retry_after_is_read(header: str | None, seconds: float) -> None:
         (make_secret(b"x" * 65), False),
         (base64.b64encode(b"x" * 32).decode(), False),
         ("whsec_!!!", False),
+        (make_secret(b"x" * 24) + "!", False),
         ("whsec_\u00fc", False),
         ("", False),
     ],
@@ -99,6 +103,14 @@ def test_the_log_holds_a_delivery_under_its_owner_and_id() -> None:
     """Stored keys: a release must find the rows of the one before."""
     assert delivery_key("ann", DeliveryId("j1", 17)) == "ann.j1.17"
     assert delivery_key("ann", DeliveryId("j1", 17, "h1")) == "ann.j1.17.h1"
+
+
+def test_a_row_of_a_delivery_that_was_not_sent_says_nothing_of_attempts() -> None:
+    """What a release that had none of these fields has stored is read so."""
+    text = '{"job_id": "j1", "revision": 17, "status": "failed", "url": "http://a.example/", "created_at": "%s"}'
+    row = msgspec.json.decode(text % NOW.isoformat(), type=DeliveryLogRow)
+    assert (row.id, row.webhook, row.state) == ("j1.17", "", DeliveryState.PENDING)
+    assert (row.attempts, row.failed_attempts, row.next_attempt_at, row.replays) == ((), 0, None, 0)
 
 
 @pytest.mark.parametrize(
