@@ -15,6 +15,7 @@ class Equivalent(NamedTuple):
 UNEQUAL = "The two are known to be unequal here, so that < and <= decide the same."
 UNNAMED_BOUND = "A bound on memory or work: nothing is promised about its exact value, and any near it does as well."
 CLOCK_BOUNDARY = "The clocks of two readings would have to agree to the last digit for the two to differ."
+EXIT_KNOWN = "Without an exit an earlier rule, `_vanished`, decides: the comparison only tells the type checker."
 
 EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent(
@@ -59,6 +60,32 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "_enter_state",
         "c.power_prohibition(record, at, case.rules) or '' → c.power_prohibition(record, at, case.rules)",
         "A row that names the prohibition is taken only where there is one; the other rows do not print it.",
+    ),
+    Equivalent(
+        "edge/power/state_machine.py",
+        "_enter_waking",
+        "case.record.state is PowerState.BLOCKED and (not c.is_call_done(case)) → not c.is_call_done(case)",
+        "From the other states where the host was not up, a new start call replaces the one of the record.",
+    ),
+    Equivalent(
+        "edge/power/state_machine.py",
+        "_measured_wake",
+        "record.call is None or not c.is_start_call(case) or record.state is not PowerState.WAKING → "
+        "not c.is_start_call(case) or record.state is not PowerState.WAKING",
+        "`is_start_call` is False without a call: the comparison only tells the type checker.",
+    ),
+    Equivalent(
+        "runner/execution/verdict.py",
+        "_module_missing",
+        "facts.exit is None or facts.exit.code != PYTHON_ERROR_EXIT or facts.error_line is not None → "
+        "facts.exit.code != PYTHON_ERROR_EXIT or facts.error_line is not None",
+        EXIT_KNOWN,
+    ),
+    Equivalent(
+        "runner/execution/verdict.py",
+        "_exited_with_error",
+        "facts.exit is None or facts.exit.code == ExitCode.DONE → facts.exit.code == ExitCode.DONE",
+        EXIT_KNOWN,
     ),
     Equivalent(
         "edge/jobs/publish_window.py",

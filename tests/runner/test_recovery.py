@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from runner.claiming.recovery import RecoveryAction, choose_recovery_action, parse_container_folder, resolve_claimed
 from runner.engines.port import (
+    MIB,
     NO_JOB,
     ContainerIdentity,
     ContainerLimits,
@@ -387,16 +388,34 @@ async def test_a_container_that_is_followed_has_the_limits_of_its_endpoint(world
     assert ended.error.code == "execution_timeout"
 
 
-async def test_a_container_of_an_endpoint_that_the_host_no_longer_has_is_followed(world: RunnerEnvironment) -> None:
+async def test_a_container_of_an_endpoint_that_the_host_no_longer_has_is_followed_without_a_disk_limit(
+    world: RunnerEnvironment,
+) -> None:
     left = await left_running(world)
     box = box_of(world, left, "running")
     world.kinds = {"other": warm_endpoint("other", world.folder)}
     async with world.run_runner():
         await world.wait_for_event(left.key, Adopted)
-        write_outputs(box, {"r.txt": b"r" * 4096})
+        write_outputs(box, {"r.txt": bytes(2 * MIB)})
         box.finish(0)
         ended = await world.wait_until_ended(left.key)
     assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
+
+
+async def test_a_warm_container_whose_claim_is_gone_is_followed_as_that_of_one_job(world: RunnerEnvironment) -> None:
+    left = await left_running(world)
+    box = box_of(world, left, "running")
+    folder = world.folder / HOST / "warm-1"
+    (folder / "job").mkdir(parents=True)
+    box.spec = replace(box.spec, identity=replace(box.spec.identity, warm_dir=folder.name), job_dir=folder / "job")
+    async with world.run_runner():
+        await world.wait_for_event(left.key, Adopted)
+        write_outputs(box)
+        box.finish(0)
+        ended = await world.wait_until_ended(left.key)
+        await world.wait_until_clean()
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
+    assert not folder.exists()
 
 
 async def test_a_warm_container_that_has_its_claim_and_no_start_line_gets_the_line(world: RunnerEnvironment) -> None:
@@ -453,6 +472,13 @@ def test_only_a_warm_container_without_a_job_takes_the_job_of_its_claim(tmp_path
 )
 def test_a_folder_names_its_attempt(tmp_path: Path, name: str, attempt: tuple[JobKey, int, int] | None) -> None:
     assert parse_container_folder(tmp_path / name) == attempt
+
+
+def test_the_folder_of_a_warm_container_names_the_attempt_that_it_was_assigned(tmp_path: Path) -> None:
+    folder = tmp_path / "warm-1"
+    folder.mkdir()
+    write_warm_assignment(folder, found("running", 2, 3).identity)
+    assert parse_container_folder(folder) == (JobKey("ada", "j1"), 2, 3)
 
 
 async def test_a_slot_whose_container_is_gone_is_used_again(world: RunnerEnvironment) -> None:

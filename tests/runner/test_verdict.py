@@ -4,9 +4,10 @@ import errno
 
 import pytest
 
-from runner.assets.port import AssetGone
+from bus.interface import MessageTooLarge
+from runner.assets.port import AssetError, AssetGone, NotPlainFile, SecretMissing
 from runner.engines.port import ContainerExit, StartFailed
-from runner.execution.job_files import InvalidJobInput
+from runner.execution.job_files import InvalidJobInput, OutputRefused
 from runner.execution.verdict import (
     ClassifiedFailure,
     Done,
@@ -17,6 +18,8 @@ from runner.execution.verdict import (
     classify_exit,
     failure_of_run,
     make_failure,
+    output_failure,
+    result_too_large,
 )
 from schemas.container_protocol import ErrorLine
 from schemas.lifecycle import FAILURES, RetryRule
@@ -47,6 +50,11 @@ FAILING: list[tuple[str, ExitFacts, str]] = [
         "an import fails, and the job says more",
         ExitFacts(exit=ContainerExit(1), stderr_end="ImportError: no", error_line=ErrorLine("cuda_oom", "memory")),
         "cuda_oom",
+    ),
+    (
+        "an import failed, and the exit code says more",
+        ExitFacts(exit=ContainerExit(65), stderr_end="ImportError: no"),
+        "bad_input",
     ),
     ("SIGSEGV", ExitFacts(exit=ContainerExit(139)), "internal"),
     ("docker kill from outside", ExitFacts(exit=ContainerExit(137)), "internal"),
@@ -113,6 +121,10 @@ ORDERED: list[tuple[ExitFacts, str]] = [
         ExitFacts(stop_reason=StopReason.STALL, exit=ContainerExit(1, oom_killed=True), xid=79, error_line=LINE),
         "stalled",
     ),
+    (
+        ExitFacts(stop_reason=StopReason.DISK, exit=ContainerExit(137, oom_killed=True), disk_excess="9 MB of 8"),
+        "disk_exceeded",
+    ),
     (ExitFacts(exit=ContainerExit(1, oom_killed=True), xid=79, error_line=LINE), "out_of_memory"),
     (ExitFacts(failure=StartFailed("engine_error", "no"), xid=79, error_line=LINE), "engine_error"),
     (ExitFacts(exit=ContainerExit(65), xid=79, error_line=LINE), "gpu_lost"),
@@ -167,6 +179,12 @@ def test_an_exit_is_described(exit_code: int, message: str) -> None:
     assert verdict.message == message
 
 
+def test_an_error_line_without_a_message_is_described_by_the_exit() -> None:
+    verdict = classify_exit(ExitFacts(exit=ContainerExit(65), error_line=ErrorLine("no_face", "")))
+    assert isinstance(verdict, ClassifiedFailure)
+    assert (verdict.code, verdict.message) == ("no_face", "the job exited with code 65")
+
+
 def test_a_stop_for_disk_says_the_figures_and_another_stop_keeps_its_reason() -> None:
     for reason, code in ((StopReason.DISK, "disk_exceeded"), (StopReason.STALL, "stalled")):
         verdict = classify_exit(ExitFacts(stop_reason=reason, exit=ContainerExit(143), disk_excess="9 MB of 8"))
@@ -174,9 +192,16 @@ def test_a_stop_for_disk_says_the_figures_and_another_stop_keeps_its_reason() ->
         assert (verdict.code, "9 MB of 8" in verdict.message) == (code, reason is StopReason.DISK)
 
 
+def test_a_stop_for_disk_whose_figures_are_unknown_is_one_for_disk() -> None:
+    verdict = classify_exit(ExitFacts(stop_reason=StopReason.DISK, exit=ContainerExit(143)))
+    assert isinstance(verdict, ClassifiedFailure)
+    assert (verdict.code, verdict.message) == ("disk_exceeded", "the job used more disk than its endpoint's disk_mb")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
+        (SecretMissing("the secret HF_TOKEN is not set"), "secret_missing", "the secret HF_TOKEN is not set"),
         (AssetGone("asset 12 is gone"), "asset_gone", "asset 12 is gone"),
         (InvalidJobInput("$.file is no text"), "bad_input", "$.file is no text"),
         (OSError(errno.ENOSPC, "no space"), "disk_full", "the host's disk is full"),
@@ -189,6 +214,23 @@ def test_an_error_that_ended_the_run_is_classified(error: Exception, code: str, 
     failure = failure_of_run(error)
     assert (failure.code, failure.failure_class) == (code, FAILURES[code])
     assert message in failure.message
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OutputRefused("disk_exceeded", "9 MB of 8"), "disk_exceeded"),
+        (NotPlainFile("r.txt is a link"), "output_invalid"),
+        (AssetError("the edge takes no file of 9 MB"), "output_too_large"),
+    ],
+)
+def test_outputs_that_cannot_be_taken_are_classified(error: OutputRefused | AssetError, code: str) -> None:
+    assert output_failure(error) == ClassifiedFailure(code, str(error), FAILURES[code])
+
+
+def test_a_result_that_is_too_large_for_the_record_tells_the_remedy() -> None:
+    failure = result_too_large(MessageTooLarge("9 MB of 8"))
+    assert failure == make_failure("output_too_large", "9 MB of 8: write large results into files")
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,9 @@ STOP_FAILED = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "failed_ca
 STOP_THIRD = {"call": call(PowerVerb.STOP, PowerCallOutcome.FAILED), "failed_calls": 3}
 HELD_ON = {"override": PowerOverride("on")}
 HELD_OFF = {"override": PowerOverride("off")}
-STOPPED_LATELY, STOPPED_LONG_AGO, STOPPED_IN_THE_FUTURE = (
+STOPPED_NOW, STOPPED_LATELY, STOPPED_LONG_AGO, STOPPED_IN_THE_FUTURE = (
     {"on_intervals": (OnInterval(START - timedelta(days=1), START - timedelta(seconds=ago), "a job waits for it"),)}
-    for ago in (3599, 3600, -1)
+    for ago in (0, 3599, 3600, -1)
 )
 RELEASED = {"heartbeat": BUSY, "has_queued_work": True, "is_released": True, **LONG}
 LOST = {"call_s": 90.0}
@@ -136,6 +136,7 @@ SPELLED = [
     (S.ONLINE, {}, {**IDLE, **DEAF}, None, None),
     (S.ONLINE, {}, {**IDLE, "heartbeat": USED}, None, None),
     (S.ONLINE, STOPPED_LATELY, IDLE, S.DRAINING, None),
+    (S.ONLINE, STOPPED_NOW, {**IDLE, "has_pool_rule": True}, None, None),
     (S.ONLINE, STOPPED_LATELY, {**IDLE, "has_pool_rule": True}, None, None),
     (S.ONLINE, STOPPED_LONG_AGO, {**IDLE, "has_pool_rule": True}, S.DRAINING, None),
     (S.ONLINE, STOPPED_IN_THE_FUTURE, {**IDLE, "has_pool_rule": True}, S.DRAINING, None),
@@ -339,13 +340,25 @@ def test_a_start_that_was_not_done_gave_no_power(has: dict[str, Any], spent_s: f
     assert (after.on_since, after.daily_on_time.on_s, len(after.on_intervals)) == (None, spent_s, int(spent_s > 0))
 
 
+@pytest.mark.parametrize("passed_s", [0.0, -60.0])
+def test_no_interval_is_kept_that_does_not_end_after_its_start(passed_s: float) -> None:
+    """A clock that was set back must not give an interval of negative length."""
+    lit = record(S.ONLINE, on_since=START)
+    after = state_machine.advance(lit, HostFacts(at=START + timedelta(seconds=passed_s), **OFF), RULES, "new")
+    assert after is not None
+    assert (after.state, after.on_since, after.daily_on_time.on_s, after.on_intervals) == (S.OFF, None, 0.0, ())
+
+
 def test_what_it_got_power_for_is_kept_until_it_goes_out() -> None:
     woken = state_machine.advance(record(S.OFF), HostFacts(at=START, **ASKED), RULES, "new")
     found = state_machine.advance(record(S.OFF), HostFacts(at=START, heartbeat=BEATS), RULES, "new")
+    met = state_machine.advance(record(S.OFF), HostFacts(at=START, heartbeat=BEATS, has_queued_work=True), RULES, "new")
     assert woken is not None
     assert found is not None
+    assert met is not None
     assert (woken.on_since, woken.on_reason) == (START, "a job waits for it")
     assert (found.on_since, found.on_reason) == (START, "it came on by itself")
+    assert (met.on_since, met.on_reason) == (START, "a job waits for it")
     online = state_machine.advance(woken, HostFacts(at=START + timedelta(minutes=1), heartbeat=BEATS), RULES, "new")
     assert online is not None
     assert (online.on_since, online.on_reason) == (START, "a job waits for it")
@@ -361,6 +374,28 @@ def test_a_wake_is_measured_from_the_call_to_the_heartbeat() -> None:
     assert after is not None
     assert silent is not None
     assert (after.wake_durations_s, silent.wake_durations_s) == ((41.0,), ())
+
+
+def test_a_start_that_found_capacity_at_last_is_measured_too() -> None:
+    waking = state_machine.advance(record(S.BLOCKED, **DONE), HostFacts(at=START, **ASKED), RULES, "new")
+    assert waking is not None
+    assert (waking.state, waking.call) == (S.WAKING, DONE["call"])
+    facts = HostFacts(at=START + timedelta(seconds=41), heartbeat=BEATS)
+    online = state_machine.advance(waking, facts, RULES, "newer")
+    assert online is not None
+    assert online.wake_durations_s == (41.0,)
+
+
+@pytest.mark.parametrize(("state", "known"), [(S.ONLINE, ON), (S.DRAINING, {**ON, "has_queued_work": True})])
+def test_a_host_whose_heartbeats_come_back_was_not_woken(state: PowerState, known: dict[str, Any]) -> None:
+    """Its last start call is of an earlier time, and the seconds since then are not those of a boot."""
+    lost = state_machine.advance(record(state, **DONE), HostFacts(at=START, **known), RULES, "new")
+    assert lost is not None
+    assert (lost.state, lost.call) == (S.WAKING, None)
+    facts = HostFacts(at=START + timedelta(seconds=41), heartbeat=BEATS)
+    back = state_machine.advance(lost, facts, RULES, "newer")
+    assert back is not None
+    assert (back.state, back.wake_durations_s) == (S.ONLINE, ())
 
 
 def test_an_answer_counts_once_and_only_for_its_own_call() -> None:
@@ -459,6 +494,18 @@ def test_failures_are_counted_anew_once_the_host_is_online_and_for_each_stop() -
     for after, state, boots in ((online, S.ONLINE, 0), (stopping, S.STOPPING, 1), (cycled, S.STOPPING, 1)):
         assert after is not None
         assert (after.state, after.failed_calls, after.failed_boots) == (state, 0, boots)
+
+
+def test_a_host_that_was_at_fault_has_its_power_cycle_again() -> None:
+    overdue = HostFacts(at=START, **ASKED, **LONG)
+    fault = state_machine.advance(record(S.WAKING, failed_boots=1, failed_calls=2, **DONE), overdue, RULES, "new")
+    assert fault is not None
+    assert (fault.state, fault.call, fault.failed_calls, fault.failed_boots) == (S.FAULT, None, 0, 0)
+    woken = state_machine.advance(replace(fault, fault_acknowledged=True), overdue, RULES, "next")
+    assert woken is not None
+    booting = state_machine.advance(replace(woken, **DONE), overdue, RULES, "last")
+    assert booting is not None
+    assert (booting.state, booting.why) == (S.STOPPING, "no heartbeat in time: one power cycle")
 
 
 def test_an_override_acknowledges_a_fault_and_nothing_else() -> None:
