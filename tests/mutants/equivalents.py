@@ -63,6 +63,12 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     ),
     Equivalent(
         "edge/power/state_machine.py",
+        "_enter_state",
+        "row.target or record.state → row.target",
+        "Only a row with a target is entered: the state is named for the type checker.",
+    ),
+    Equivalent(
+        "edge/power/state_machine.py",
         "_enter_waking",
         "case.record.state is PowerState.BLOCKED and (not c.is_call_done(case)) → not c.is_call_done(case)",
         "From the other states where the host was not up, a new start call replaces the one of the record.",

@@ -2,12 +2,20 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from msgspec.structs import replace
 
-from runner.claiming.recovery import RecoveryAction, choose_recovery_action, parse_container_folder, resolve_claimed
+from runner.assets.container_folders import SecretFiles
+from runner.claiming.recovery import (
+    RecoveryAction,
+    choose_recovery_action,
+    container_folders,
+    parse_container_folder,
+    resolve_claimed,
+)
 from runner.engines.port import (
     MIB,
     NO_JOB,
@@ -65,6 +73,7 @@ ADOPTING = [
     ("running", (1, 1), make_job(Status.RUNNING, attempt=2, claim=make_claim(2)), RecoveryAction.REMOVE),
     ("running", (1, 3), make_job(Status.RUNNING, round=2), RecoveryAction.REMOVE),
     ("running", (1, 1), make_job(Status.RUNNING, claim=make_claim(1, host="other")), RecoveryAction.REMOVE),
+    ("running", (1, 1), make_job(Status.QUEUED, attempt=1, claim=None), RecoveryAction.REMOVE),
     ("exited", (1, 1), make_job(Status.SUCCEEDED), RecoveryAction.REMOVE),
     ("exited", (1, 1), None, RecoveryAction.REMOVE),
     ("running", (1, 2), make_job(Status.RUNNING), RecoveryAction.LEAVE),
@@ -80,12 +89,20 @@ def found(state: ContainerState, round_: int = 1, attempt: int = 1, name: str = 
 def test_the_fate_of_a_container(
     state: ContainerState, place: tuple[int, int], record: Job | JobRecord | None, becomes: RecoveryAction
 ) -> None:
-    recorded = JobRecord(datetime.now(UTC), Started(record.claim), record) if isinstance(record, Job) else record
+    event = Started(record.claim) if isinstance(record, Job) and record.claim else Submitted()
+    recorded = JobRecord(datetime.now(UTC), event, record) if isinstance(record, Job) else record
     assert choose_recovery_action(found(state, *place), recorded, HOST) is becomes
 
 
-def test_a_warm_container_without_a_job_goes() -> None:
-    assert choose_recovery_action(found("running", name=NO_JOB), None, HOST) is RecoveryAction.REMOVE
+@pytest.mark.parametrize("record", [None, gave_back("host_lost")])
+def test_a_warm_container_without_a_job_goes(record: JobRecord | None) -> None:
+    assert choose_recovery_action(found("running", name=NO_JOB), record, HOST) is RecoveryAction.REMOVE
+
+
+def test_only_folders_of_attempts_and_warm_containers_belong_to_containers(tmp_path: Path) -> None:
+    for name in ("warm-1", "ada.j1.1.1", "ada.j1.1", "ada.j1.1.1.1", "scratch"):
+        (tmp_path / name).mkdir()
+    assert [folder.name for folder in container_folders(tmp_path)] == ["ada.j1.1.1", "warm-1"]
 
 
 @pytest.fixture
@@ -376,6 +393,48 @@ async def test_a_folder_without_a_container_releases_the_attempt_that_the_record
         assert not folder.exists()
     expected = ["Submitted", "Submitted", *(["AttemptReleased"] if released else [])]
     assert await world.event_types(left.key) == expected
+
+
+async def test_a_folder_without_a_container_changes_no_job_that_no_host_has_claimed(world: RunnerEnvironment) -> None:
+    world.slots = 0  # so that no message leads to the job
+    key = await world.submit("well")
+    folder = world.folder / HOST / "ada.j1.1.0"
+    folder.mkdir(parents=True)
+    async with world.run_runner():
+        assert not folder.exists()
+    assert await world.event_types(key) == ["Submitted"]
+
+
+async def test_secrets_of_a_container_that_is_gone_are_removed(world: RunnerEnvironment) -> None:
+    world.secrets = SecretFiles(world.folder.with_name(f"{world.folder.name}.secrets"))
+    left = await left_running(world)
+    box = box_of(world, left, "running")
+    used, orphan = (world.folder / HOST / name for name in (box.spec.identity.folder, "ada.j0.1.1"))
+    for container in (used, orphan):
+        world.secrets.write(container, {"HF_TOKEN": "hf_1"})
+    async with world.run_runner():
+        assert not world.secrets.folder(orphan).exists()
+        assert world.secrets.read(used) == {"HF_TOKEN": "hf_1"}
+
+
+async def test_a_container_whose_record_changes_while_it_is_recovered_is_recovered_by_the_new_record(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.slots = 0  # so that no message leads to the job
+    left = await left_running(world)
+    box_of(world, left, "running")
+    update = type(world.edge.job_store).update
+
+    async def update_after_cancel(store: Any, key: JobKey, record: JobRecord, revision: int) -> int:
+        monkeypatch.undo()
+        await world.cancel(key)
+        return await update(store, key, record, revision)
+
+    monkeypatch.setattr(type(world.edge.job_store), "update", update_after_cancel)
+    async with world.run_runner():
+        ended = await world.wait_until_ended(left.key)
+    assert ended.status is Status.CANCELLED
+    assert (await world.event_types(left.key))[-3:] == ["CancelRequested", "Adopted", "Cancelled"]
 
 
 async def test_a_container_that_is_followed_has_the_limits_of_its_endpoint(world: RunnerEnvironment) -> None:

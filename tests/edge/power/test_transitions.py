@@ -340,6 +340,17 @@ def test_a_start_that_was_not_done_gave_no_power(has: dict[str, Any], spent_s: f
     assert (after.on_since, after.daily_on_time.on_s, len(after.on_intervals)) == (None, spent_s, int(spent_s > 0))
 
 
+@pytest.mark.parametrize(("has", "known", "to"), [({}, KEPT, S.OFF), ({"failed_boots": 1}, {}, S.FAULT)])
+def test_a_start_that_was_done_gave_power_until_the_host_is_off(
+    has: dict[str, Any], known: dict[str, Any], to: PowerState
+) -> None:
+    waking = record(S.WAKING, on_since=START, **DONE, **has)
+    facts = HostFacts(at=START + timedelta(minutes=1), **OFF, **LONG, **known)
+    after = state_machine.advance(waking, facts, RULES, "new")
+    assert after is not None
+    assert (after.state, after.on_since, after.daily_on_time.on_s, len(after.on_intervals)) == (to, None, 60.0, 1)
+
+
 @pytest.mark.parametrize("passed_s", [0.0, -60.0])
 def test_no_interval_is_kept_that_does_not_end_after_its_start(passed_s: float) -> None:
     """A clock that was set back must not give an interval of negative length."""
@@ -435,6 +446,9 @@ def test_a_host_without_an_off_switch_is_told_to_power_itself_off() -> None:
     assert by_runner is not None
     assert by_switch is not None
     assert (by_runner.runner_powers_off, by_switch.runner_powers_off) == (True, False)
+    off = state_machine.advance(replace(by_runner, **STOPPED), HostFacts(at=START, **OFF), RULES, "next")
+    assert off is not None
+    assert (off.state, off.runner_powers_off) == (S.OFF, False)
 
 
 def test_a_stopwatch_begins_anew_with_every_value() -> None:
@@ -483,7 +497,7 @@ def test_a_host_that_was_online_was_on_whatever_became_of_a_start_call() -> None
     assert (after.daily_on_time.on_s, len(after.on_intervals)) == (3600.0, 1)
 
 
-def test_failures_are_counted_anew_once_the_host_is_online_and_for_each_stop() -> None:
+def test_failures_are_counted_anew_once_the_host_is_online_or_off_and_for_each_stop() -> None:
     failed = {"failed_calls": 2, "failed_boots": 1}
     online = state_machine.advance(record(S.WAKING, **failed), HostFacts(at=START, heartbeat=BEATS), RULES, "new")
     drained = HostFacts(at=START, heartbeat=QUIT, in_state_s=DRAIN_SETTLE_S)
@@ -491,7 +505,13 @@ def test_failures_are_counted_anew_once_the_host_is_online_and_for_each_stop() -
     cycled = state_machine.advance(
         record(S.WAKING, failed_calls=2, **DONE), HostFacts(at=START, **ASKED, **LONG), RULES, "new"
     )
-    for after, state, boots in ((online, S.ONLINE, 0), (stopping, S.STOPPING, 1), (cycled, S.STOPPING, 1)):
+    off = state_machine.advance(record(S.ONLINE, **failed), HostFacts(at=START, **OFF), RULES, "new")
+    for after, state, boots in (
+        (online, S.ONLINE, 0),
+        (stopping, S.STOPPING, 1),
+        (cycled, S.STOPPING, 1),
+        (off, S.OFF, 1),
+    ):
         assert after is not None
         assert (after.state, after.failed_calls, after.failed_boots) == (state, 0, boots)
 
