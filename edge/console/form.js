@@ -8,17 +8,18 @@ import { dropFile, keepFile, keptFile, uploadStore } from "./drafts.js";
 import { fill, h } from "./dom.js";
 import { bytes } from "./format.js";
 import { player } from "./pages/job.js";
-import { uploadProgress } from "./parts.js";
+import { fileChooser, uploadProgress } from "./parts.js";
 import { canRecord, record } from "./recorder.js";
 import { language, t } from "./text.js";
 
 /** The title of a property, in the language of the page where the schema has it. */
 function titleOf(name, schema) {
-  return schema[`title_${language()}`] ?? schema.title ?? name;
+  return schema[`title_${language()}`] || schema.title || name;
 }
 
+/** The description in the language of the page, or the English one. The edge answers an empty text for a missing one. */
 export function descriptionOf(schema) {
-  return schema[`description_${language()}`] ?? schema.description ?? "";
+  return schema[`description_${language()}`] || schema.description || "";
 }
 
 /**
@@ -87,9 +88,10 @@ class FileField {
     this.input.addEventListener("change", () => this.input.files[0] && this.take(this.input.files[0]));
     this.camera = kind === "" ? null : h("input", { type: "file", accept: `${kind}/*`, capture: kind === "video" ? "user" : "microphone", hidden: true });
     this.camera?.addEventListener("change", () => this.camera.files[0] && this.take(this.camera.files[0]));
+    this.chosen = h("span", { class: "soft" }, t("no_file"));
     this.preview = h("div", { class: "preview" });
     this.status = h("div", { class: "upload", role: "status" });
-    this.drop = h("div", { class: "drop" }, this.preview, h("div", { class: "buttons" }, this.input, this.camera && h("label", { class: "button phone-only" }, this.camera, t(kind === "video" ? "take_video" : "take_audio")),
+    this.drop = h("div", { class: "drop" }, this.preview, h("div", { class: "buttons" }, fileChooser(this.input, this.chosen), this.camera && h("label", { class: "button phone-only" }, this.camera, t(kind === "video" ? "take_video" : "take_audio")),
       this.camera && canRecord() && h("button", { type: "button", class: "desk-only", onclick: () => this.recordWith(kind) }, t(kind === "video" ? "take_video" : "take_audio"))), this.status);
     this.element = h("div", { class: "field" }, h("label", { for: id }, titleOf(name, schema), isRequired && h("span", { class: "soft" }, ` ${t("required")}`)), this.drop, h("p", { class: "hint soft" }, descriptionOf(schema)));
     for (const kind of ["dragenter", "dragover"]) this.drop.addEventListener(kind, (event) => (event.preventDefault(), this.drop.classList.add("over")));
@@ -123,6 +125,7 @@ class FileField {
     if (typeof value === "string" && value.startsWith("sha256:")) {
       this.digest = value;
       fill(this.status, t("file_of_job"));
+      fill(this.chosen);
       this.changed();
     } else if (value === undefined) {
       this.clear();
@@ -142,6 +145,7 @@ class FileField {
     dropFile(this.place);
     fill(this.preview);
     fill(this.status);
+    fill(this.chosen, t("no_file"));
     this.changed();
   }
 
@@ -151,6 +155,7 @@ class FileField {
     Object.assign(this, { file, digest: null });
     if (this.url) URL.revokeObjectURL(this.url);
     this.url = URL.createObjectURL(file);
+    fill(this.chosen, file.name);
     fill(this.preview, player(this.url, file.type, file.name));
     keepFile(this.place, file);
     this.changed();

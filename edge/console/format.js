@@ -18,6 +18,11 @@ export function bytes(count) {
   return `${number(count, count < 10 && unit ? 1 : 0)} ${units[unit]}`;
 }
 
+/** Memory of a GPU, which reports MiB and is sold by the GiB. */
+export function vram(mebibytes) {
+  return mebibytes < 1024 ? `${number(mebibytes)} MiB` : `${number(mebibytes / 1024, mebibytes < 10_240 ? 1 : 0)} GiB`;
+}
+
 /** `90` becomes `1 min 30 s`. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";

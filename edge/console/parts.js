@@ -26,6 +26,11 @@ export function copyButton(text) {
   return button;
 }
 
+/** A button that opens the browser's choice of a file. The browser's own one has the browser's language, not the page's. */
+export function fileChooser(input, note = "") {
+  return h("div", { class: "chooser" }, h("label", { class: "button" }, input, t("choose_file")), note);
+}
+
 const BAND = { online: "on", draining: "on", waking: "wake", stopping: "wake", blocked: "bad", fault: "bad" };
 
 /** How far an upload is, with its rate and the time left. `progress`: of the client's `onProgress`. */

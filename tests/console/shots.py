@@ -28,6 +28,15 @@ DESK = {"width": 1180, "height": 760}
 PHONE = {"width": 390, "height": 844}
 
 
+def require_chinese_font() -> None:
+    """End with a message if no installed font has Chinese characters: Chromium would draw boxes instead of them."""
+    if not subprocess.run(["fc-list", ":lang=zh-cn"], capture_output=True, check=True).stdout:
+        raise SystemExit(
+            "no font with Chinese characters is installed, so the Chinese pictures would show boxes: "
+            "install one (on Debian: apt-get install fonts-noto-cjk)"
+        )
+
+
 def make_film(path: Path) -> Path:
     """Make a film of six seconds, with a tone."""
     sources = ("-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25", "-f", "lavfi", "-i", "sine=frequency=330")
@@ -170,6 +179,7 @@ def prepare(folder: Path) -> StubNvml:
 
 
 async def main() -> None:
+    require_chinese_font()
     with TemporaryDirectory() as name:
         folder = Path(name)
         gpus = prepare(folder)

@@ -198,6 +198,27 @@ async def test_the_language_can_be_switched_and_is_kept(console: Console):
         await expect(watched.page.get_by_role("link", name="新建任务")).to_be_visible()
 
 
+async def test_the_file_button_has_the_language_of_the_page_and_names_the_file(console: Console, tmp_path: Path):
+    file = tmp_path / "face.bin"
+    file.write_bytes(b"a face")
+    async with console.open_page(path="new?endpoint=echo", locale="zh-CN") as watched:
+        page = watched.page
+        chooser = page.locator(".chooser")
+        await expect(chooser).to_have_text("选择文件未选择文件")
+        async with page.expect_file_chooser() as opened:
+            await chooser.get_by_text("选择文件", exact=True).click()
+        await (await opened.value).set_files(str(file))
+        await expect(chooser).to_have_text("选择文件face.bin")
+        await page.locator(".upload").get_by_role("button", name="移除").click()
+        await expect(chooser).to_have_text("选择文件未选择文件")
+
+
+async def test_an_endpoint_without_a_chinese_description_shows_the_english_one(console: Console):
+    async with console.open_page(path="endpoints", locale="zh-CN") as watched:
+        await expect(watched.page.get_by_text("原样返回收到的内容")).to_be_visible()
+        await expect(watched.page.get_by_text("Takes what HeyGem takes")).to_be_visible()
+
+
 async def test_no_page_has_a_serious_fault_for_people_who_use_a_screen_reader(console: Console):
     require_node_packages()
     axe = (MODULES_DIR / "axe-core" / "axe.min.js").read_text()

@@ -5,7 +5,7 @@
  */
 import { can, errorText, get, post, request } from "../api.js";
 import { askDialog, fill, h } from "../dom.js";
-import { bytes, duration, number, time } from "../format.js";
+import { duration, number, time, vram } from "../format.js";
 import { listen } from "../live.js";
 import { copyButton, curve, linkedJob, powerBand, statusPill, timeElement } from "../parts.js";
 import { has, t } from "../text.js";
@@ -117,13 +117,12 @@ function gpuPanel(gpu, samples, hours) {
   const end = Date.now(), start = end - hours * 3600e3, gapMs = (samples?.interval_s ?? 60) * 2500;
   const points = (read) => (samples?.samples ?? []).map((sample) => [Date.parse(sample.at), read(sample.gpus.find((one) => one.uuid === gpu.uuid) ?? {})]);
   const shown = { start, end, gapMs }, used = gpu.memory_total_mb === null || gpu.memory_free_mb === null ? null : gpu.memory_total_mb - gpu.memory_free_mb;
-  const megabytes = (count) => bytes(count * 2 ** 20);
   return h("div", { class: "gpu" },
     h("p", {}, h("b", {}, gpu.name), " ", gpu.fitness !== "fit" && h("span", { class: "error" }, `${gpu.fitness}${gpu.reason ? `: ${gpu.reason}` : ""}`),
       gpu.share_free > 0 && gpu.share_free < 1 && t("share_free", { part: `${number(100 * gpu.share_free)} %` })),
     h("div", { class: "curves" },
       curve(points((one) => one.utilization), { ...shown, top: 100, label: t("load"), text: gpu.utilization === null ? "–" : `${gpu.utilization} %` }),
-      curve(points((one) => one.memory_used_mb), { ...shown, top: gpu.memory_total_mb ?? 1, label: "VRAM", text: used === null ? "–" : `${megabytes(used)} / ${megabytes(gpu.memory_total_mb)}` }),
+      curve(points((one) => one.memory_used_mb), { ...shown, top: gpu.memory_total_mb ?? 1, label: t("vram"), text: used === null ? "–" : `${vram(used)} / ${vram(gpu.memory_total_mb)}` }),
       curve(points((one) => one.temperature_c), { ...shown, top: 100, label: t("temperature"), text: gpu.temperature_c === null ? "–" : `${gpu.temperature_c} °C` }),
       curve(points((one) => one.power_w), { ...shown, top: Math.max(1, ...points((one) => one.power_w).map(([, value]) => value ?? 0)), label: t("draw"), text: gpu.power_w === null ? "–" : `${number(gpu.power_w)} W` })));
 }

@@ -6,9 +6,9 @@
 import { can, client, errorText, get, owner, request, session } from "../api.js";
 import { uploadStore } from "../drafts.js";
 import { askDialog, fill, h, throttled } from "../dom.js";
-import { bytes, duration, energy, fullTime, money, number, percent, secondsBetween, time } from "../format.js";
+import { bytes, duration, energy, fullTime, money, number, percent, secondsBetween, time, vram } from "../format.js";
 import { listen } from "../live.js";
-import { fact, statusPill, timeElement, uploadProgress } from "../parts.js";
+import { fact, fileChooser, statusPill, timeElement, uploadProgress } from "../parts.js";
 import { has, t } from "../text.js";
 import { forgetUpload, lacksFiles, noteState, startUpload, uploadOf, watchUploads } from "../uploads.js";
 
@@ -153,7 +153,7 @@ function drawFacts(section, job, act) {
     fact(t("attempt"), job.attempt ? t("attempt_of", { n: job.attempt, most: job.max_attempts }) : null), fact(t("round"), job.round > 1 ? String(job.round) : null),
     fact(t("priority"), t(`priority_${job.priority}`)), fact(t("not_before"), job.not_before && time(job.not_before), fullTime(job.not_before)), fact(t("deadline"), job.deadline && time(job.deadline), fullTime(job.deadline)),
     fact(t("run_time"), usage.run_s ? duration(usage.run_s) : null), fact(t("energy"), usage.gpu_energy_j === null || usage.gpu_energy_j === undefined ? null : energy(usage.gpu_energy_j)),
-    fact(t("cost"), usage.cost === null || usage.cost === undefined ? null : money(usage.cost, usage.currency ?? "CNY")), fact(t("vram_peak"), usage.vram_peak_mb ? bytes(usage.vram_peak_mb * 2 ** 20) : null),
+    fact(t("cost"), usage.cost === null || usage.cost === undefined ? null : money(usage.cost, usage.currency ?? "CNY")), fact(t("vram_peak"), usage.vram_peak_mb ? vram(usage.vram_peak_mb) : null),
     job.metrics?.map((metric) => fact(metric.name, `${number(metric.value, 2)} ${metric.unit}`)), Object.entries(job.tags ?? {}).map(([name, value]) => fact(name, value))),
   h("div", { class: "buttons" },
     canWrite && !FINAL.has(job.status) && h("button", { onclick: () => act("cancel"), disabled: job.status === "cancelling" }, t("do_cancel")),
@@ -247,7 +247,7 @@ function missingFile(job, digest) {
   const name = Object.keys(job.input).find((one) => job.input[one] === digest) ?? digest.slice(0, 19), id = `missing-${digest.slice(7)}`;
   const status = h("div", { class: "upload", role: "status" }), problem = h("p", { class: "error", role: "alert" });
   const input = h("input", { type: "file", id, onchange: () => input.files[0] && check(input.files[0]) });
-  const choose = h("div", { class: "field" }, h("label", { for: id }, t("continue_upload", { name })), input, h("p", { class: "hint soft" }, t("choose_same_file")));
+  const choose = h("div", { class: "field" }, h("label", { for: id }, t("continue_upload", { name })), fileChooser(input), h("p", { class: "hint soft" }, t("choose_same_file")));
   const mayUpload = can("assets:write") && owner() === session().owner;
   let isChecking = false;
 

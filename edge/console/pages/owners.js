@@ -29,7 +29,7 @@ export function ownersPage(main) {
   }
 
   function row({ owner, jobs, unfinished, assets, keys, deletion }) {
-    return h("tr", {}, h("td", {}, owner, owner === session().owner && h("span", { class: "soft" }, ` ${t("your_owner")}`)), h("td", { class: "num" }, number(jobs), unfinished > 0 && h("span", { class: "soft" }, ` (${t("unfinished_jobs", { n: number(unfinished) })})`)),
+    return h("tr", {}, h("td", {}, owner, owner === session().owner && h("span", { class: "soft" }, ` ${t("your_owner")}`)), h("td", { class: "num" }, number(jobs), unfinished > 0 && h("span", { class: "soft" }, ` ${t("unfinished_jobs", { n: number(unfinished) })}`)),
       h("td", { class: "num" }, number(assets)), h("td", { class: "num" }, number(keys)), h("td", {}, deletionText(deletion)),
       h("td", {}, h("div", { class: "buttons" }, h("button", { class: "quiet", "aria-label": t("show_jobs_of", { owner }), onclick: () => showJobs(owner) }, t("page_jobs")),
         owner !== session().owner && h("button", { class: "quiet danger", disabled: isRunning(deletion), "aria-label": t("delete_owner", { owner }), onclick: () => remove(owner) }, t("do_delete")))));
