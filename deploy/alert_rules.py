@@ -124,8 +124,8 @@ RULES: tuple[AlertRule, ...] = (
         expression=f"{QUEUED} > $limit and {QUEUED} > {QUEUED.removesuffix(')')} offset $window)",
         threshold=THRESHOLDS[Condition.QUEUE_GROWING],
         summary="The queue of {{ $labels.endpoint }} has grown to {{ $value }} jobs and goes on growing.",
-        meaning="More than 20 jobs of an endpoint are queued, and for 30 minutes this number has been higher than "
-        "10 minutes earlier. The alert does not fire for a queue that gets shorter.",
+        meaning="For 30 minutes, the number of queued jobs of an endpoint has been above 20, and above the number of "
+        "10 minutes before. The alert does not fire for a queue that gets shorter.",
         action="Check whether a host that offers the endpoint is on. If all hosts are busy, add a host or slots, or "
         "limit the waiting jobs of each owner (`quotas.waiting`).",
         command="lamplighter hosts",
@@ -179,9 +179,10 @@ RULES: tuple[AlertRule, ...] = (
         "> max by (host) (lamplighter_host_idle_limit_seconds) + $age_s",
         threshold=THRESHOLDS[Condition.HOST_IDLE],
         summary="{{ $labels.host }} is on and has had no work for {{ $value | humanizeDuration }}.",
-        meaning="A host has been on without work for 15 minutes longer than `idle_after`, and costs money. The edge "
-        "should have powered it off.",
-        action="The history of the host says what keeps it on: an override, or jobs that wait for it.",
+        meaning="A host has been on without work for 15 minutes longer than `idle_after`, and costs money. "
+        "Something keeps the edge from powering it off.",
+        action="The command says why each host is on, for example a power override or waiting jobs. docs/power.md "
+        "explains the reasons.",
         command="lamplighter hosts",
     ),
     AlertRule(
@@ -191,9 +192,9 @@ RULES: tuple[AlertRule, ...] = (
         summary="A webhook has waited for {{ $value | humanizeDuration }} to be delivered.",
         meaning="A webhook delivery has waited for more than an hour: its receiver does not answer, or refuses it. A "
         "delivery is tried nine times in two to three days, then it has failed.",
-        action="Read the receiver's answer in `GET /v1/deliveries` or in the console. Repair the receiver, then replay "
-        "the failed deliveries.",
-        command="lamplighter jobs",
+        action="Read the receiver's answer in the console, to which the command prints a link, or in "
+        "`GET /v1/deliveries`. Repair the receiver, then replay the failed deliveries.",
+        command="lamplighter console",
     ),
     AlertRule(
         condition=Condition.CERTIFICATE_EXPIRING,
@@ -233,7 +234,7 @@ RULES: tuple[AlertRule, ...] = (
         expression=f"{FAILED} / {ENDED} > $limit and {FAILED} > {FAILED_JOBS_LIMIT}",
         threshold=THRESHOLDS[Condition.FAILURE_RATE],
         summary="{{ $value | humanizePercentage }} of the jobs of {{ $labels.endpoint }} failed in the last hour.",
-        meaning="In the last hour, more than 20 % of the jobs of an endpoint failed, and more than three jobs.",
+        meaning="In the last hour, more than three jobs of an endpoint failed: more than 20 % of those that ended.",
         action="Read the failure codes and the log of one job. docs/errors.md says what to do for each code.",
         command="lamplighter jobs --status failed",
     ),

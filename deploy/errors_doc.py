@@ -11,9 +11,11 @@ HEAD = """# Every error
 
 `./justw docs` makes this page from `schemas/problems.py`, `schemas/lifecycle.py`, `edge/core/messages.py` and
 `deploy/errors_doc.py`; a test keeps it current. Programs can rely on codes: they do not change. Texts are for people
-and may change. They are in the language of `Accept-Language` (English or Chinese), else in the language of the key.
+and may change. They are in the language of `Accept-Language` (English or Chinese), else in the
+[language of the key](owners.md).
 
-A request that is refused has changed nothing. Over HTTP the answer is a problem document (RFC 9457); the
+A request that is refused has changed nothing, with one exception: a resumable upload whose bytes do not have the
+digest named is deleted. Over HTTP the answer is a problem document (RFC 9457); the
 [WebSocket gateway](gateway.md) sends an `error` with the same code:
 
 ```json
@@ -44,7 +46,7 @@ The column "tried again" says whether another attempt follows by itself:
 
 - `never`: no.
 - `counted`: yes, until the job has had `policy.max_attempts` attempts.
-- `once`: as `counted`, but only if no earlier attempt was counted: at most two counted attempts.
+- `once`: yes, if no earlier attempt was counted and `policy.max_attempts` is at least 2.
 - `free`: yes, without counting against `policy.max_attempts`: at most three times for faults of GPUs, and ten times in
   all. Then the job ends with `gpu_fault_repeated` or `host_fault_repeated`.
 
@@ -54,7 +56,8 @@ An image may define codes of its own, which are not listed here. For these, `bla
 
 WAITING_HEAD = """## A job that waits
 
-The field `reason` says why a Job has not started yet. Nothing is wrong with such a job, and no reason ends it.
+The field `reason` says why a Job has not started yet. A reason is not a failure: the job starts as soon as it can.
+Until then, only a cancel, its deadline, its timeouts, or an input file that does not arrive can end it.
 """
 
 RETRY_LATER = LocalizedText(

@@ -18,9 +18,10 @@ current. There are three sources, and
 
 Edge and runner also answer the `process_…` and `python_…` metrics of Prometheus' Python client.
 
-**Several edges.** The column "scope" says how to combine the values of several edges. *process*: each edge measures
-only what passes through it, so add the values. *installation*: every edge measures the whole installation, so take the
-largest value, `max without (instance) (…)`. Counters and histograms start at 0 when the edge starts.
+**Several edges.** The column "scope" says what a value is about. *process*: the one process that answers. Add the
+counters, histograms and open streams of several edges; read each other gauge by itself. *installation*: every edge
+measures the whole installation, so take the largest value, `max without (instance) (…)`. Counters and histograms start
+at 0 when the process starts.
 
 **How many series.** No label contains job ids. Some labels have values that are not known beforehand, such as endpoint
 names. Such a label gets at most {SERIES_LIMIT} values, and everything beyond them counts as `other`. "…" stands for

@@ -42,7 +42,7 @@ class MetricOwner(StrEnum):
 class MetricScope(StrEnum):
     """The view that one process has of a metric, which decides how to combine several processes.
 
-    PROCESS: what passed through this process. Add the values of several. INSTALLATION: every edge answers the same,
+    PROCESS: about this process. Add the counters and histograms of several. INSTALLATION: every edge answers the same,
     from the broker; take one of them or the largest. A counter of this scope counts what the edge saw since it started.
     """
 
@@ -353,7 +353,7 @@ _HOSTS = (
 )
 
 _BROKER = (
-    _installation(_GAUGE, "lamplighter_broker_connected", "Whether this edge is connected to the broker"),
+    _edge(_GAUGE, "lamplighter_broker_connected", "Whether this edge is connected to the broker"),
     _installation(
         _GAUGE, "lamplighter_broker_durable", "Whether the broker syncs every write; absent while that is unknown"
     ),
