@@ -13,7 +13,8 @@ compare-and-set.
 
 - **The edge** writes that input arrived (`supplied`), and that the job is queued, reprioritised, expired, retried or to
   be cancelled. It also cancels a job that waits, and fails one whose input does not arrive.
-- **The runner** that holds the claim writes that the job is started, adopted or released, and how it ended.
+- **The runner** that holds the claim writes that the job is started, adopted or released, and how it ended. Adopted: a
+  new process of that runner continues with the container.
 - **If the host of that runner is lost**, the edge or a runner of another host releases the attempt. When the free
   releases of the job are used up, it fails the job instead. If the job was being cancelled, the edge cancels it.
 
@@ -56,10 +57,11 @@ def failure_table() -> str:
     return "\n".join(["| code | blame | tried again |", "|---|---|---|", *rows])
 
 
-FAILURE_WORDS = """`never`: the job fails. `counted`: it costs an attempt. `once`: it costs an attempt, and the job
-is tried again only if no earlier attempt was counted. `free`: it costs nothing, but after three releases for GPU faults
-the job fails as `gpu_fault_repeated`, and after ten of all kinds as `host_fault_repeated`. An image's own code is kept
-and takes its class from the exit code."""
+FAILURE_WORDS = """The column "tried again" has four values. `never`: the job fails. `counted`: the attempt counts
+against `max_attempts`. `once`: it counts too, and the job is tried again only if no earlier attempt was counted.
+`free`: it does not count, but after three releases for GPU faults the job fails as `gpu_fault_repeated`, and after ten
+of all kinds as `host_fault_repeated`. If an image reports a code that is not in the table, the job keeps it, and the
+[exit code](images.md#the-program) decides whether the job is tried again."""
 
 
 def document() -> str:
