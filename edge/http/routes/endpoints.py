@@ -132,7 +132,7 @@ async def read_endpoint(services: ServicesDep, language: LanguageDep, name: From
 async def pause_endpoint(
     request: AnyRequest, services: ServicesDep, language: LanguageDep, name: FromPath[str]
 ) -> EndpointView:
-    """Pause an endpoint: its jobs are accepted and wait, and those that run end."""
+    """Pause an endpoint: its new jobs are accepted and wait, and its running jobs continue to their end."""
     endpoint = services.endpoints.get(name)
     if services.hosts.pauses.of_endpoint(name) is None:
         with translate_errors():

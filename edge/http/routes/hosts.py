@@ -117,7 +117,7 @@ async def set_power(request: AnyRequest, services: ServicesDep, owner: OwnerDep,
 async def start_maintenance(
     request: AnyRequest, services: ServicesDep, owner: OwnerDep, host: FromPath[str]
 ) -> HostView:
-    """Put a host into maintenance: it starts no job, running jobs end, and no power rule switches it."""
+    """Put a host into maintenance: it starts no new job, running jobs continue, and no power rule switches it."""
     if _find_host(services, owner, host).maintenance is None:
         with translate_errors():
             await services.hosts.pauses.start_maintenance(host, request.auth.owner)
