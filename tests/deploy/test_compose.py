@@ -159,6 +159,8 @@ def test_a_runner_s_container_says_what_it_lacks(
         container = project.container("runner") or project.docker("ps", "-aql").strip()
         assert project.docker("wait", container).strip() == "2"
         assert said in project.run("logs", "runner")
+        doctor = project.run("run", "--rm", "-e", "COLUMNS=400", "runner", "doctor", exit_code=1)
+        assert said.partition(":")[0] in doctor
     assert project.left() == []
 
 

@@ -71,12 +71,12 @@ class ComposeProject:
         self._argv = [*compose_command(), "-p", name, *(word for file in files for word in ("-f", file))]
         self._name = name
 
-    def run(self, *words: str) -> str:
-        """Run a compose command; return its stdout. Fails the test if it fails."""
+    def run(self, *words: str, exit_code: int = 0) -> str:
+        """Run a compose command; return its stdout. Fails the test if it ends with another exit code."""
         done = subprocess.run(
             [*self._argv, *words], cwd=self.folder, env=self._environ, capture_output=True, text=True, check=False
         )
-        if done.returncode:
+        if done.returncode != exit_code:
             pytest.fail(f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
         return done.stdout
 
