@@ -203,7 +203,7 @@ KEEP_REASON_TEXTS: Mapping[KeepReason, LocalizedText] = {
     ),
     KeepReason.MIN_ON: LocalizedText("It stays on until {until} at least (min_on)", "至少保持开机到 {until}（min_on）"),
     KeepReason.POWER_CYCLE: LocalizedText(
-        "It was off within the last hour; no rule of a pool stops it before {until}",
+        "It was last powered off less than an hour ago; no rule of a pool stops it before {until}",
         "过去一小时内关过机；{until} 之前不会按队列池规则关机",
     ),
     KeepReason.IDLE_TIMER: LocalizedText(
