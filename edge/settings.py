@@ -100,8 +100,8 @@ class EdgeSettings(Struct, frozen=True):
     data: Path = Path(".lamplighter")
     """Folder of the edge's files: uploads, results, the index."""
     endpoints: tuple[Path, ...] = ()
-    """Folders that contain an `endpoint.toml`, or several such folders. Their endpoints accept jobs even before a host
-    has reported them.
+    """Each of these folders has an `endpoint.toml`, or contains folders that have one. Their endpoints accept jobs even
+    before a host has reported them.
     """
     broker: BrokerSettings = BrokerSettings(user="edge", monitor="http://127.0.0.1:8222")
     allow_unsynced: bool = False

@@ -184,7 +184,9 @@ class RunnerSettings(Struct, frozen=True, kw_only=True):
     health_file: Path | None = None
     """File that is touched after each heartbeat, for `lamplighter health`."""
     endpoints: tuple[Path, ...] = (Path("images"),)
-    """Folders that contain an `endpoint.toml`, or several such folders. This host offers their endpoints."""
+    """Each of these folders has an `endpoint.toml`, or contains folders that have one. This host offers their
+    endpoints.
+    """
     pool: Token | None = None
     """Offer only the endpoints of this pool. Unset: all of them."""
     until_idle_s: Annotated[float, Meta(gt=0)] | None = None
