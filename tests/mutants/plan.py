@@ -51,7 +51,12 @@ GROUPS: dict[str, ModuleGroup] = {
     ),
     "quotas": ModuleGroup(
         ("edge/owners/quotas.py",),
-        (f"{EDGE_SERVICES}/test_quotas.py", f"{ROUTES}/test_quotas.py", "tests/edge/test_settings.py"),
+        (
+            f"{EDGE_SERVICES}/test_quotas.py",
+            f"{ROUTES}/test_quotas.py",
+            f"{ROUTES}/test_request_rate.py",
+            "tests/edge/test_settings.py",
+        ),
         FAKE_BUS,
     ),
     "uploads": ModuleGroup(

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from bus.interface import BrokerFull, BrokerUnreachable, RevisionConflict, VersionedRecord
-from edge.jobs.submission import NOT_BEFORE_LIMIT, _check_times
+from edge.jobs.submission import _check_times
 from schemas import events as e
 from schemas.events import JobRecord
 from schemas.job import TRACE_ID_LIMIT_CHARS, Job, JobKey, Output, Pointer, Priority, Status
@@ -121,6 +121,15 @@ async def test_a_job_for_later_is_scheduled_and_not_published(edge: EdgeServices
     job = await edge.submit(not_before=(START + timedelta(hours=1)).isoformat())
     assert (job.status, job.queued_at) == (Status.SCHEDULED, None)
     assert await edge.list_pointers() == []
+
+
+async def test_a_start_that_is_not_in_the_future_does_not_delay_the_job(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake.jobs._admission, "_clock", lambda: START)
+    at_once, later = await fake.submit(not_before=START.isoformat()), START + timedelta(microseconds=1)
+    assert (at_once.status, at_once.queued_at) == (Status.QUEUED, START)
+    assert (await fake.submit(not_before=later.isoformat())).status is Status.SCHEDULED
 
 
 async def test_a_full_store_and_an_absent_broker_refuse_new_work(fake: FakeBusServicesRig) -> None:
@@ -443,9 +452,10 @@ def test_a_deadline_is_after_the_submit_and_after_the_start() -> None:
 
 
 def test_a_start_may_be_a_hundred_years_away_and_no_longer() -> None:
-    _check_times(START + NOT_BEFORE_LIMIT, None, START)
+    latest = START + timedelta(days=36_500)
+    _check_times(latest, None, START)
     with pytest.raises(ProblemError, match="input_invalid"):
-        _check_times(START + NOT_BEFORE_LIMIT + timedelta(microseconds=1), None, START)
+        _check_times(latest + timedelta(microseconds=1), None, START)
 
 
 async def test_the_same_input_at_another_endpoint_is_other_work(fake: FakeBusServicesRig) -> None:

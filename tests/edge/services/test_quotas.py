@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from edge.assets.uploads import UploadChunk, UploadParameters
-from edge.owners.quotas import OwnerQuotaOverride, StreamLimiter
+from edge.owners.quotas import OwnerQuotaOverride, RequestLimiter, StreamLimiter
 from edge.store.unfinished_uploads import UploadKey
 from schemas import events as e
 from schemas.credentials import ApiKey, Scope
@@ -121,6 +121,19 @@ async def test_submits_at_another_edge_count(fake: FakeBusServicesRig, tmp_path:
         await third.submit(job_id="most")  # what was accepted before its start does not count
 
 
+async def test_an_id_counts_again_at_another_edge_once_it_is_free(fake: FakeBusServicesRig, tmp_path: Path) -> None:
+    limited(fake, submits_per_minute=4)
+    assert (await refused(fake.submit(job_id="refused", deadline=START.isoformat()))).code == "input_invalid"
+    deleted = await fake.submit(job_id="deleted")
+    await fake.jobs.cancel(deleted.key)
+    await fake.jobs.delete(deleted.key)
+    async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
+        for job_id in ("refused", "deleted"):
+            await second.submit(job_id=job_id)
+        await fake.wait_until_indexed()
+    assert (await refused(fake.submit(job_id="more"))).code == "rate_limited"
+
+
 async def test_a_replay_is_answered_however_many_there_were(fake: FakeBusServicesRig) -> None:
     limited(fake, submits_per_minute=1, waiting=1)
     job = await fake.submit(idempotency_key="k")
@@ -225,11 +238,14 @@ async def test_what_is_refused_leaves_nothing(fake: FakeBusServicesRig) -> None:
 
 async def test_what_another_edge_took_in_is_seen_after_half_a_minute(fake: FakeBusServicesRig, tmp_path: Path) -> None:
     limited(fake, bytes=100)
+    fake.time.advance(hours=1)
     await put(fake, b"a" * 50)
     async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
         await second.put("ann", b"b" * 50)
-    fake.time.advance(seconds=31)
-    assert (await refused(put(fake, b"c"))).code == "quota_exceeded"
+    fake.time.advance(seconds=29)
+    await put(fake, b"c" * 10)
+    fake.time.advance(seconds=2)
+    assert (await refused(put(fake, b"d"))).code == "quota_exceeded"
 
 
 async def test_what_is_left_out_for_an_owner_is_as_for_everybody(fake: FakeBusServicesRig) -> None:
@@ -320,7 +336,7 @@ async def test_a_body_of_unknown_size_reserves_a_mebibyte_or_an_eighth_of_what_i
             assert (reservation.reserved, await fake.quotas.bytes_left("ann")) == (ahead, room - ahead)
         await reservation.use(room - ahead)
         assert await fake.quotas.bytes_left("ann") == 0
-        assert (await refused(reservation.use(1))).code == "quota_exceeded"
+        assert (await refused(reservation.use(1))).detail.startswith(f"{room} bytes are left")
     assert await fake.quotas.bytes_left("ann") == room
 
 
@@ -339,6 +355,11 @@ async def test_what_an_upload_has_grown_counts_from_its_offset(fake: FakeBusServ
         offset = 25
     assert fake.quotas._grown == {"ann": 15}
     assert fake.quotas._growing == {}
+
+
+def test_zero_requests_a_minute_is_no_limit() -> None:
+    key = ApiKey(id="a", owner="ann", scopes=(Scope.JOBS_READ,), secret_sha256="", created_at=START)
+    assert RequestLimiter(0, lambda: 0.0).count(key) is None
 
 
 def test_streams_are_limited_by_key_and_by_owner() -> None:

@@ -88,7 +88,12 @@ async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
     fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answered = anyio.Event(), anyio.Event()
-    asks = 0
+    asks = checks = 0
+
+    async def check() -> None:
+        nonlocal checks
+        await fake.readiness.check()
+        checks += 1
 
     async def slow() -> BrokerStatus:
         nonlocal asks
@@ -105,12 +110,15 @@ async def test_a_burst_asks_the_broker_once_and_waits_only_for_what_is_too_old(
         await asked.wait()
         for _ in range(64):
             await fake.readiness.check()  # by the status of 2 s ago
-        fake.time.advance(seconds=2)
+        fake.time.advance(seconds=1.9)
+        await fake.readiness.check()
+        fake.time.advance(seconds=0.1)
         for _ in range(64):
-            tasks.start_soon(fake.readiness.check)
+            tasks.start_soon(check)
         await anyio.wait_all_tasks_blocked()
+        assert checks == 0, "a status of 4 s ago is too old"
         answered.set()
-    assert asks == 1
+    assert (asks, checks) == (1, 64)
 
 
 async def test_who_waits_for_an_answer_that_does_not_come_asks_again(
