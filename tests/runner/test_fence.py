@@ -257,6 +257,41 @@ async def test_another_message_of_the_same_round_goes(world: RunnerEnvironment) 
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 1)
 
 
+async def test_the_next_round_does_not_start_before_the_container_of_the_last_one_is_removed(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails_once(box: FakeContainer) -> int:
+        write_outputs(box)
+        return 65 if box.spec.identity.round == 1 else 0
+
+    world.slots = 3
+    world.programs["fails"] = fails_once
+    key = await world.submit("fails")
+    async with world.run_runner() as runner:
+        remove, gate = runner.engine.remove, anyio.Event()
+
+        async def remove_later(handle: str) -> None:
+            await gate.wait()
+            await remove(handle)
+
+        monkeypatch.setattr(runner.engine, "remove", remove_later)
+        await world.wait_until_ended(key)
+        await write(world, key, Retried())
+        await world.edge.job_queue.publish((await world.job(key)).pointer)
+
+        async def is_put_off() -> bool:
+            return 0 < world.broker._jobs.due.get(2, 0) - world.clock() <= 1
+
+        await wait_for(is_put_off)
+        await world.wait_until_running(await world.submit("waits", "j2"))  # the answer to the message is complete
+        events = await world.event_types(key)
+        gate.set()
+        world.clock.ahead += 1.5
+        job = await world.wait_until_ended(key)
+    assert events == ["Submitted", "Started", "Failed", "Retried"]
+    assert (job.status, job.round) == (Status.SUCCEEDED, 2)
+
+
 @pytest.mark.parametrize("status", [Status.SUCCEEDED, Status.CANCELLED])
 async def test_a_message_of_a_final_job_goes(world: RunnerEnvironment, status: Status) -> None:
     key = await world.submit("well", "done")

@@ -1,7 +1,9 @@
 """`--until-idle`: the runner ends by itself when it has nothing to do, and never while it has."""
 
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from schemas.job import Status
@@ -46,6 +48,25 @@ async def test_a_running_job_keeps_it_until_the_job_has_ended(world: RunnerEnvir
         await outlive_the_idle_time(world, running)
         await world.cancel(key)
         assert (await world.wait_until_ended(key)).status is Status.CANCELLED
+        await wait_with_deadline(running.gone.wait)
+
+
+async def test_a_job_that_is_being_claimed_keeps_it(world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch):
+    claiming, go = anyio.Event(), anyio.Event()
+    async with world.run_runner() as running:
+        update = running.bus.job_store.update
+
+        async def update_later(*args: Any) -> int:
+            claiming.set()
+            await go.wait()
+            return await update(*args)
+
+        monkeypatch.setattr(running.bus.job_store, "update", update_later)
+        key = await world.submit("well")
+        await wait_with_deadline(claiming.wait)
+        await outlive_the_idle_time(world, running)
+        go.set()
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
         await wait_with_deadline(running.gone.wait)
 
 

@@ -170,3 +170,40 @@ async def test_a_busy_host_that_is_woken_stands_back(world: RunnerEnvironment, m
         await world.wait_until_ended(first)
     waits = [number for number, step in enumerate(seen[:-1]) if step == "wait"]
     assert {seen[number + 1] for number in waits} == {"stand back"}
+
+
+@pytest.mark.parametrize(("jitter", "share"), [(0.0, 0.5), (0.75, 1.25)])
+async def test_a_busy_host_looks_after_the_configured_time_and_stands_back_for_half_to_one_and_a_half_of_it(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch, jitter: float, share: float
+) -> None:
+    steps: list[str | float] = []
+    prefetch, wait_for_messages, sleep = ClaimLoop._prefetch, ClaimLoop._wait_for_messages, anyio.sleep
+
+    async def note_prefetch(loop: ClaimLoop) -> None:
+        steps.append("busy")
+        await prefetch(loop)
+
+    async def note_wait(loop: ClaimLoop, pools: list[str], timeout_s: float) -> frozenset[Lane]:
+        lanes = await wait_for_messages(loop, pools, timeout_s)
+        steps.append("waited")
+        return lanes
+
+    async def note_sleep(delay_s: float) -> None:
+        steps.append(delay_s)
+        await sleep(delay_s)
+
+    async def has_stood_back() -> bool:
+        return "busy" in steps and "waited" in steps[steps.index("busy") : -1]
+
+    world.programs["held"] = HeldFetch()
+    world.jitter = lambda: jitter
+    async with world.run_runner():
+        monkeypatch.setattr(ClaimLoop, "_prefetch", note_prefetch)
+        monkeypatch.setattr(ClaimLoop, "_wait_for_messages", note_wait)
+        monkeypatch.setattr(anyio, "sleep", note_sleep)
+        await world.submit("held")
+        await wait_for(has_stood_back)
+        monkeypatch.undo()
+    while_busy = steps[steps.index("busy") :]
+    assert while_busy[1] == world.pace.ahead_s
+    assert while_busy[while_busy.index("waited") + 1] == pytest.approx(share * world.pace.ahead_s)

@@ -77,7 +77,8 @@ async def test_after_a_wake_only_its_lane_is_fetched(world: RunnerEnvironment, m
         for priority in (Priority.NORMAL, Priority.LOW):
             key = await world.submit("well", f"job-{priority.value}", priority=priority)
             assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
-    (calls,) = observed.calls.values()
+    ((loop, calls),) = observed.calls.items()
+    assert loop.jobs_started == 2
     assert ["all"] in calls
     assert all(set(call) != {"woken", "all"} for call in calls)
 
@@ -97,6 +98,34 @@ async def test_a_message_without_a_wake_is_fetched_while_others_are_woken(
         await is_idle.wait()
         key = await world.submit("well", "without-a-wake", priority=Priority.LOW)
         assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+
+
+async def test_all_lanes_are_fetched_again_soon_after_a_job_and_then_at_the_idle_interval(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    wait_for_messages = ClaimLoop._wait_for_messages
+
+    async def note_wait(loop: ClaimLoop, pools: list[str], timeout_s: float) -> frozenset[Lane]:
+        waits.append(timeout_s)
+        return await wait_for_messages(loop, pools, 3600.0 if len(waits) == 6 else 0.0)
+
+    monkeypatch.setattr(ClaimLoop, "_wait_for_messages", note_wait)
+    world.pace = replace(world.pace, idle_s=0.7, ahead_s=3600.0)
+
+    async def has_waited(times: int) -> None:
+        async def waited() -> bool:
+            return len(waits) >= times
+
+        await wait_for(waited)
+
+    async with world.run_runner():
+        await has_waited(6)
+        assert waits[:6] == pytest.approx([0.1, 0.2, 0.4, 0.7, 0.7, 0.7])
+        del waits[:]
+        assert (await world.wait_until_ended(await world.submit("well"))).status is Status.SUCCEEDED
+        await has_waited(3)
+    assert waits[:3] == pytest.approx([0.1, 0.2, 0.4])
 
 
 def test_a_host_stands_back_for_less_time_than_a_wake_is_waited_for() -> None:
