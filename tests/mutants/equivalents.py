@@ -180,4 +180,29 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "self.handle is None and warm is not None → warm is not None",
         "A warm container that has a handle here runs its job: it is detached, and removing it twice does nothing.",
     ),
+    Equivalent(
+        "runner/claiming/loop.py",
+        "ClaimLoop.__init__",
+        "0.0 → 1.0",
+        "`_all_due_at` is read only after a wake, and before the first wake all lanes are fetched, which sets it.",
+    ),
+    Equivalent(
+        "runner/claiming/loop.py",
+        "ClaimLoop._fetch_next",
+        "anyio.current_time() >= self._all_due_at → anyio.current_time() > self._all_due_at",
+        CLOCK_BOUNDARY,
+    ),
+    Equivalent(
+        "runner/execution/execution.py",
+        "Execution._find_leak",
+        "is_sound and warm is not None and (warm.reuse is not None) → is_sound and warm.reuse is not None",
+        "Called only for a container that is left after its job: that is a reused one, so that `warm` is known.",
+    ),
+    Equivalent(
+        "runner/execution/execution.py",
+        "Execution._offer_to_pool",
+        "self._reuse is not None and warm is not None and (pump.rest is not None) → "
+        "self._reuse is not None and pump.rest is not None",
+        "`_reuse` is that of `warm`, and so is set only where `warm` is known.",
+    ),
 )

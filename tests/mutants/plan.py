@@ -99,6 +99,9 @@ GROUPS: dict[str, ModuleGroup] = {
             "tests/runner/test_execution.py",
             "tests/runner/test_prefetch.py",
             "tests/runner/test_wakes.py",
+            "tests/runner/test_reuse.py",
+            "tests/runner/test_idle_timer.py",
+            "tests/runner/gpu/test_shared_gpu_jobs.py",
         ),
     ),
     "recovery": ModuleGroup(
@@ -116,6 +119,7 @@ GROUPS: dict[str, ModuleGroup] = {
             "tests/runner/test_disk.py",
             "tests/runner/gpu/test_faults_mid_job.py",
             "tests/runner/test_warm_pool.py",
+            "tests/runner/test_reuse.py",
         ),
     ),
     "cache": ModuleGroup(("runner/assets/cache.py",), ("tests/runner/test_inputs.py", "tests/runner/test_assets.py")),

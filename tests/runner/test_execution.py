@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from runner.assets.port import AssetError
 from runner.engines.port import ContainerSpec, FoundContainer, OutputChunk, OutputCursor, StartFailed
 from runner.execution.execution import ExecutionRegistry
 from schemas.endpoint import Timeouts
-from schemas.events import AttemptReleased, LogEndMessage, ProgressMessage, encode_record
-from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobMetric, OutputFile, Policy, Status
+from schemas.events import AttemptReleased, FeedMessage, LogEndMessage, ProgressMessage, encode_record
+from schemas.job import METRIC_LIMIT, OUTPUT_DATA_LIMIT_BYTES, JobKey, JobMetric, OutputFile, Policy, Status
 from tests.support.fake_engine import EndBySignal, FakeContainer, Program
 from tests.support.runner_environment import RunnerEnvironment, wait_with_deadline, write_outputs
 from tests.support.wait import wait_for
@@ -48,10 +49,55 @@ async def test_a_job_succeeds_and_leaves_nothing_behind(world: RunnerEnvironment
     assert await world.log_text(key) == "hello\nbye\n"
     assert await world.event_types(key) == ["Submitted", "Started", "Succeeded"]
     assert job.usage.run_s is not None
-    assert job.usage.queued_s is not None
+    assert job.started_at is not None
+    assert job.queued_at is not None
+    assert job.usage.queued_s == (job.started_at - job.queued_at).total_seconds()
     notes = await world.notes(key)
     assert isinstance(notes[-1], LogEndMessage)
     assert [note.fraction for note in notes if isinstance(note, ProgressMessage)][-1] == 1
+
+
+async def test_the_output_is_published_before_the_end_is_recorded(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded, seen = anyio.Event(), list[Status]()
+    key = await world.submit("well")
+    async with world.run_runner() as runner:
+        publish, upload = runner.bus.feed.publish, world.assets.upload
+
+        async def upload_and_tell(owner: str, path: Path, name: str) -> OutputFile:
+            file = await upload(owner, path, name)
+            if name == "result.txt":
+                uploaded.set()
+            return file
+
+        async def publish_after_the_upload(key: JobKey, message: FeedMessage) -> None:
+            if not isinstance(message, LogEndMessage):
+                await uploaded.wait()
+                await anyio.wait_all_tasks_blocked()
+                seen.append((await world.job(key)).status)
+            await publish(key, message)
+
+        monkeypatch.setattr(world.assets, "upload", upload_and_tell)
+        monkeypatch.setattr(runner.bus.feed, "publish", publish_after_the_upload)
+        assert (await world.wait_until_ended(key)).status is Status.SUCCEEDED
+    assert set(seen) == {Status.RUNNING}
+    assert await world.log_text(key) == "half way\ndone\n"
+
+
+async def test_a_job_that_started_before_it_was_queued_has_waited_no_time(world: RunnerEnvironment) -> None:
+    """The record says so if the clock of the host that claimed it was behind the edge's."""
+    key, box = await world.kill_runner_during_job("waits")
+    write_outputs(box)
+    box.finish(0)
+    entry = await world.edge.job_store.read(key)
+    assert entry is not None
+    assert entry.record.job.started_at is not None
+    job = replace(entry.record.job, queued_at=entry.record.job.started_at + timedelta(seconds=0.5))
+    await world.edge.job_store.update(key, replace(entry.record, job=job), entry.revision)
+    async with world.run_runner("i2"):
+        ended = await world.wait_until_ended(key)
+    assert (ended.status, ended.usage.queued_s) == (Status.SUCCEEDED, 0.0)
 
 
 async def says_no_face(box: FakeContainer) -> int:

@@ -9,16 +9,18 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from bus.interface import QueueMessage
+from bus.interface import QueueMessage, VersionedRecord
 from runner.assets.container_folders import SecretFiles
 from runner.engines.port import MIB, WARM_ENV, ContainerUsage
+from runner.execution.execution import Execution
+from schemas.container_protocol import ExitCode
 from schemas.endpoint import Reuse
-from schemas.events import Failed, JobRecord, Started, Succeeded
-from schemas.job import JobKey, Policy, Priority, Status
+from schemas.events import AttemptReleased, Failed, JobEvent, JobRecord, Started, Succeeded
+from schemas.job import Claim, Job, JobKey, Policy, Priority, Status
 from schemas.lifecycle import next_record
-from tests.runner.warm_programs import reused_program, wait_for_start_line, warm_endpoint, warm_program
+from tests.runner.warm_programs import STREAMS, reused_program, wait_for_start_line, warm_endpoint, warm_program
 from tests.support.fake_engine import EndBySignal, FakeContainer
-from tests.support.runner_environment import DEADLINE_S, RunnerEnvironment
+from tests.support.runner_environment import DEADLINE_S, RunnerEnvironment, wait_with_deadline
 from tests.support.schema_samples import make_failure
 from tests.support.wait import wait_for
 
@@ -44,6 +46,13 @@ def allow(world: RunnerEnvironment, reuse: Reuse, *, warm: bool = True) -> None:
     endpoint = warm_endpoint("kept", world.folder)
     config = replace(endpoint.config, reuse=reuse, warm=warm)
     world.kinds = {"kept": replace(endpoint, config=config)}
+
+
+async def write(world: RunnerEnvironment, key: JobKey, event: JobEvent) -> None:
+    """Write an event as somebody else."""
+    entry = await world.edge.job_store.read(key)
+    assert entry is not None
+    await world.edge.job_store.update(key, next_record(entry.record.job, event, world.now()), entry.revision)
 
 
 async def run_job(world: RunnerEnvironment, id_: str, owner: str = "ada") -> dict[str, str]:
@@ -102,6 +111,12 @@ async def test_the_log_and_the_folder_of_a_job_are_its_own(world: RunnerEnvironm
             keys.append(await world.submit("kept", f"j{number}"))
             await world.wait_until_ended(keys[-1])
         logs = [await world.log_text(key) for key in keys]
+
+        async def are_removed() -> bool:
+            (box,) = world.boxes.values()
+            return not [path for path in box.spec.job_dir.parent.iterdir() if path.name in {"run-1", "run-2"}]
+
+        await wait_for(are_removed)
         await runner.drained()
     assert seen == [{"1"}, {"2"}]
     assert "log of 1" in logs[0]
@@ -158,6 +173,43 @@ async def test_the_next_job_is_claimed_while_the_end_is_recorded_and_starts_afte
     assert numbers == (["1", "1"] if case == "retired" else ["1", "2"])
     assert started_early == [True, False]
     await world.wait_until_clean()
+
+
+async def test_a_record_that_is_not_queued_when_it_is_read_ahead_is_read_again_when_the_slot_is_free(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host runs the next job when its message is fetched, and releases it before the slot is free."""
+    monkeypatch.setattr("runner.claiming.loop.HOLD_LIMIT_S", DEADLINE_S)
+    world.pace = replace(world.pace, ahead_s=DEADLINE_S)
+    first, second = [await world.submit("kept", f"j{number}") for number in (1, 2)]
+    await write(world, second, Started(Claim("gpu-2", "x", 1)))
+    worked, read_ahead = anyio.Event(), anyio.Event()
+
+    async def work_once(box: FakeContainer, folder: Path) -> int:
+        worked.set()
+        return await work(box, folder)
+
+    world.programs = {"kept": reused_program(work_once)}
+    async with world.run_runner() as runner:
+        read, usage = runner.bus.job_store.read, runner.engine.usage
+
+        async def see_read(key: JobKey) -> VersionedRecord | None:
+            entry = await read(key)
+            if key == second:
+                read_ahead.set()
+            return entry
+
+        async def release_before_the_slot_is_free(handle: str) -> ContainerUsage:
+            if worked.is_set() and not read_ahead.is_set():
+                await wait_with_deadline(read_ahead.wait)
+                await write(world, second, AttemptReleased("host_lost"))
+            return await usage(handle)
+
+        monkeypatch.setattr(runner.bus.job_store, "read", see_read)
+        monkeypatch.setattr(runner.engine, "usage", release_before_the_slot_is_free)
+        ended = [await world.wait_until_ended(key) for key in (first, second)]
+        await runner.drained()
+    assert [(job.status, job.attempt) for job in ended] == [(Status.SUCCEEDED, 1), (Status.SUCCEEDED, 2)]
 
 
 async def test_a_job_of_a_lane_that_was_empty_goes_first(world: RunnerEnvironment) -> None:
@@ -236,10 +288,7 @@ async def test_a_job_that_is_lost_at_its_end_does_not_hold_up_the_next_one(
             if isinstance(record.event, Succeeded) and key == keys[0]:
                 with anyio.fail_after(30):
                     await claimed.wait()
-                entry = await world.edge.job_store.read(key)
-                assert entry is not None
-                failed = next_record(entry.record.job, Failed(make_failure()), world.now())
-                await world.edge.job_store.update(key, failed, entry.revision)
+                await write(world, key, Failed(make_failure()))
             revision = await update(key, record, revision)
             if isinstance(record.event, Started) and key == keys[1]:
                 claimed.set()
@@ -252,6 +301,53 @@ async def test_a_job_that_is_lost_at_its_end_does_not_hold_up_the_next_one(
     assert ended[1].attempt == 1
     assert not world.boxes
     assert [path for host in world.folder.iterdir() for path in host.iterdir()] == []
+
+
+async def test_a_bug_at_the_end_of_a_job_does_not_hold_up_the_next_one(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [await world.submit("kept", f"j{number}") for number in (1, 2)]
+    claimed = anyio.Event()
+    async with world.run_runner() as runner:
+        update = runner.bus.job_store.update
+
+        async def fail_after_the_next_claim(key: JobKey, record: JobRecord, revision: int) -> int:
+            if isinstance(record.event, Succeeded) and key == keys[0] and not claimed.is_set():
+                await wait_with_deadline(claimed.wait)
+                raise RuntimeError("a bug: the test said so")
+            revision = await update(key, record, revision)
+            if isinstance(record.event, Started) and key == keys[1]:
+                claimed.set()
+            return revision
+
+        monkeypatch.setattr(runner.bus.job_store, "update", fail_after_the_next_claim)
+        assert (await world.wait_until_ended(keys[1])).status is Status.SUCCEEDED
+
+
+async def test_the_slot_of_a_container_that_goes_is_free_before_its_message_is_acknowledged(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the broker take long for the answer: the next job starts meanwhile."""
+    keys = [await world.submit("kept", f"j{number}") for number in (1, 2)]
+
+    async def leaks(box: FakeContainer, folder: Path) -> int:
+        leave_file(box, folder)
+        return await work(box, folder)
+
+    world.programs = {"kept": reused_program(leaks)}
+    acknowledge = Execution._acknowledge
+
+    async def acknowledge_after_the_next_start(execution: Execution, job: Job) -> None:
+        if job.key == keys[0]:
+            await world.wait_until_running(keys[1])
+        await acknowledge(execution, job)
+
+    monkeypatch.setattr(Execution, "_acknowledge", acknowledge_after_the_next_start)
+    async with world.run_runner() as runner:
+        ended = [await world.wait_until_ended(key) for key in keys]
+        await runner.drained()
+    assert [(job.status, job.attempt) for job in ended] == [(Status.SUCCEEDED, 1)] * 2
+    await world.wait_until_clean()
 
 
 async def test_no_job_starts_beside_the_files_of_the_last_one(
@@ -376,6 +472,24 @@ async def test_a_bad_input_fails_its_job_and_not_the_container(
     assert (failed.error.code, second["number"]) == (status, "2")
 
 
+@pytest.mark.parametrize("code", [ExitCode.INTERNAL, ExitCode.GPU_UNUSABLE, 1])
+async def test_after_a_failure_of_the_program_its_container_runs_no_other_job(
+    world: RunnerEnvironment, code: int
+) -> None:
+    codes = iter([code])
+
+    async def fails_once(box: FakeContainer, folder: Path) -> int:
+        return next(codes, None) or await work(box, folder)
+
+    world.programs = {"kept": reused_program(fails_once)}
+    async with world.run_runner() as runner:
+        ended = await world.wait_until_ended(await world.submit("kept", "j1"))
+        await runner.drained()
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 2)
+    assert ended.output is not None
+    assert ended.output.data["number"] == "1"
+
+
 async def test_a_crash_charges_the_job_inside_alone(world: RunnerEnvironment) -> None:
     crashes = iter([False, True])
 
@@ -440,6 +554,59 @@ async def test_a_cancelled_job_takes_its_container_along(world: RunnerEnvironmen
         await wait_for(is_gone)
         await runner.drained()
     assert cancelled.status is Status.CANCELLED
+
+
+async def test_a_container_whose_job_ended_after_it_was_cancelled_runs_no_other_job(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, stopped = anyio.Event(), anyio.Event()
+
+    async def ends_when_stopped(box: FakeContainer, folder: Path) -> int:
+        started.set()
+        await stopped.wait()
+        return await work(box, folder)
+
+    async def stop(*_: object, **__: object) -> None:
+        stopped.set()
+
+    world.programs = {"kept": reused_program(ends_when_stopped)}
+    async with world.run_runner() as runner:
+        monkeypatch.setattr(runner.engine, "stop", stop)
+        key = await world.submit("kept", "j1")
+        await wait_with_deadline(started.wait)
+        await world.cancel(key)
+        assert (await world.wait_until_ended(key)).status is Status.CANCELLED
+        assert (await run_job(world, "j2"))["number"] == "1"
+        await runner.drained()
+    await world.wait_until_clean()
+
+
+async def test_a_container_whose_job_was_adopted_runs_no_other_job(world: RunnerEnvironment) -> None:
+    """What it was like before its first job is not known to the next runner process."""
+    allow(world, Reuse(), warm=False)
+    started = anyio.Event()
+
+    async def hangs(box: FakeContainer, folder: Path) -> int:
+        started.set()
+        await anyio.sleep_forever()
+        return 0
+
+    world.programs = {"kept": reused_program(hangs)}
+    async with world.run_runner():
+        key = await world.submit("kept", "j1")
+        await wait_with_deadline(started.wait)
+    (box,) = world.boxes.values()
+    await work(box, box.spec.job_dir / "1")
+    for stream in STREAMS:
+        box.write(b'{"type":"end","code":0}\n', stream)
+    world.programs = {"kept": reused_program(work)}
+    async with world.run_runner("i2") as runner:
+        ended = await world.wait_until_ended(key)
+        second = await run_job(world, "j2")
+        await runner.drained()
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
+    assert second["number"] == "1"
+    assert not world.boxes
 
 
 async def test_a_program_that_does_not_loop_ends_its_container(world: RunnerEnvironment) -> None:
