@@ -62,8 +62,8 @@ def _parse_entry(entry: str) -> tuple[str, int | None]:
     if bare.startswith("["):
         host, _, rest = bare[1:].partition("]")
         return host, int(rest[1:]) if rest.startswith(":") else None
-    host, colon, port = bare.partition(":")
-    if colon and port.isdecimal():
+    host, _, port = bare.partition(":")
+    if port.isdecimal():
         return host, int(port)
     return bare, None
 

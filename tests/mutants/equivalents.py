@@ -52,6 +52,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent("edge/outbound.py", "", "256 * 1024 → 256 * 1023", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "", "connect=10.0 → connect=9.0", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "", "connect=10.0 → connect=11.0", UNNAMED_BOUND),
+    Equivalent("edge/outbound.py", "_is_decodable_host", "return False → return None", "Only its truth is used."),
     Equivalent("edge/outbound.py", "_describe_error", ":300 → :299", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "_describe_error", ":300 → :301", UNNAMED_BOUND),
     Equivalent("bus/nats/feed.py", "", "10000 → 10001", UNNAMED_BOUND),

@@ -52,12 +52,20 @@ def test_what_is_public_is_not(address: str) -> None:
         ),
         *("http://\uff11\uff12\uff17.0.0.1/", "http://example.com/\n", "http://169.254.169.254/latest/meta-data/"),
         *("http://example.com:65536/", "http://example.com:0/"),
-        *("http://example.com/" + "a" * 2048, "http://xn--/", "http://XN--a.com/", "http://xn--a_b.com/"),
+        *("http://example.com/a b", "http://example.com/a\\b"),
+        *("http://xn--/", "http://XN--a.com/", "http://xn--a_b.com/", "http://xn--bcher-kva..com/"),
     ],
 )
 def test_a_url_that_no_dns_could_make_good_is_refused(url: str) -> None:
     with pytest.raises(UrlRefused):
         parse_url(url, NOBODY)
+
+
+def test_a_url_has_at_most_2048_characters() -> None:
+    longest = "http://example.com/".ljust(2048, "a")
+    assert str(parse_url(longest, NOBODY).url) == longest
+    with pytest.raises(UrlRefused, match="at most 2048 characters"):
+        parse_url(longest + "a", NOBODY)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +97,7 @@ def test_a_url_is_read_as_it_will_be_asked(url: str, host: str, port: int) -> No
         ("nas.lan:80", "https://nas.lan/a", False),
         ("nas.lan", "http://evil.nas.lan/a", False),
         ("[::1]:99", "http://[::1]:99/", True),
+        ("[::1]", "http://[::1]:99/", True),
         ("::1", "http://[::1]:99/", True),
     ],
 )
@@ -96,6 +105,7 @@ def test_settings_open_hosts_one_by_one(entry: str, url: str, opened: bool) -> N
     assert parse_url(url, AllowList([entry])).is_allow_listed is opened
 
 
-def test_an_entry_for_one_port_opens_no_other() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_an_entry_for_one_port_opens_no_other(host: str) -> None:
     with pytest.raises(UrlRefused, match="loopback"):
-        parse_url("http://127.0.0.1:98/", AllowList(["127.0.0.1:99"]))
+        parse_url(f"http://{host}:98/", AllowList([f"{host}:99"]))
