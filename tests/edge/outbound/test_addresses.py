@@ -61,6 +61,11 @@ def test_a_url_that_no_dns_could_make_good_is_refused(url: str) -> None:
         parse_url(url, NOBODY)
 
 
+def test_a_url_without_a_host_is_said_to_have_none() -> None:
+    with pytest.raises(UrlRefused, match="no host"):
+        parse_url("http:///a", NOBODY)
+
+
 def test_a_url_has_at_most_2048_characters() -> None:
     longest = "http://example.com/".ljust(2048, "a")
     assert str(parse_url(longest, NOBODY).url) == longest

@@ -1,13 +1,17 @@
 """Requests to URLs that clients name, attacked by servers and by DNS."""
 
 import gzip
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 
 import anyio
 import anyio.abc
 import httpx2
 import pytest
+from anyio.streams.tls import TLSListener
 
 from edge.outbound import (
     AllowList,
@@ -19,6 +23,7 @@ from edge.outbound import (
     guarded_client,
     resolve_host,
 )
+from edge.tls import load_or_create_certificate
 from tests.support.scripted_servers import (
     FakeDns,
     ServerScript,
@@ -52,6 +57,7 @@ class Recorder(httpx2.AsyncBaseTransport):
 
     def __init__(self, dead: Sequence[str] = ()) -> None:
         self.went: list[httpx2.Request] = []
+        self.is_closed = False
         self._dead = dead
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -59,6 +65,9 @@ class Recorder(httpx2.AsyncBaseTransport):
         if request.url.host in self._dead:
             raise httpx2.ConnectError("nobody there")
         return httpx2.Response(200, content=b"")
+
+    async def aclose(self) -> None:
+        self.is_closed = True
 
 
 async def test_a_file_comes_with_its_name_and_type() -> None:
@@ -77,6 +86,7 @@ async def test_the_request_goes_to_the_address_and_names_the_host() -> None:
     assert str(went.url) == f"https://{PUBLIC}:444/a?b=c"
     assert went.headers["host"] == "films.test:444"
     assert went.extensions["sni_hostname"] == "films.test"
+    assert recorder.is_closed
 
 
 async def test_tls_asks_for_the_name_and_not_the_address() -> None:
@@ -94,6 +104,29 @@ async def test_tls_asks_for_the_name_and_not_the_address() -> None:
                 await asked.get(f"https://films.test:{port}/")
         tasks.cancel_scope.cancel()
     assert b"films.test" in hello[0]
+
+
+async def test_only_a_certificate_that_is_trusted_is_accepted(tmp_path: Path) -> None:
+    files = load_or_create_certificate(tmp_path, ("films.test",), datetime.now(UTC))
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(*files)
+    trusting = ssl.create_default_context(cafile=files.cert)
+
+    async def answer(stream: anyio.abc.ByteStream) -> None:
+        async with stream:
+            await stream.receive()
+            await http_response(b"a film")(stream)
+
+    async with await anyio.create_tcp_listener(local_host=LOCAL) as plain, anyio.create_task_group() as tasks:
+        url = f"https://films.test:{plain.extra(anyio.abc.SocketAttribute.local_port)}/"
+        tasks.start_soon(TLSListener(plain, serving, standard_compatible=False).serve, answer)
+        allowed, names = AllowList(["films.test"]), FakeDns(films_test=[[LOCAL]])
+        async with guarded_client(allowed, names) as asked:
+            with pytest.raises(DownloadFailed, match="certificate"):
+                await fetched(asked, url)
+        async with guarded_client(allowed, names, trusting) as asked:
+            assert await fetched(asked, url) == b"a film"
+        tasks.cancel_scope.cancel()
 
 
 async def test_dns_that_changes_its_answer_is_asked_once_a_request() -> None:
@@ -214,7 +247,10 @@ async def test_cookies_are_neither_kept_nor_sent() -> None:
     assert not any(b"cookie" in head.lower() for head in server.requests)
 
 
-@pytest.mark.parametrize("location", ["http://xn--/", "http://xn--a.com/", "http://[", "http://files.test:70000/"])
+@pytest.mark.parametrize(
+    "location",
+    ["http://xn--/", "http://xn--a.com/", "http://xn--bcher-kva..com/", "http://[", "http://files.test:70000/"],
+)
 async def test_a_redirect_to_what_is_no_name_is_a_failure(location: str) -> None:
     async with site(http_redirect(location)) as (asked, url):
         with pytest.raises((DownloadFailed, UrlRefused)):
