@@ -16,6 +16,8 @@ UNEQUAL = "The two are known to be unequal here, so that < and <= decide the sam
 UNNAMED_BOUND = "A bound on memory or work: nothing is promised about its exact value, and any near it does as well."
 CLOCK_BOUNDARY = "The clocks of two readings would have to agree to the last digit for the two to differ."
 EXIT_KNOWN = "Without an exit an earlier rule, `_vanished`, decides: the comparison only tells the type checker."
+TESTED_FOR_TRUTH = "The callers only test it for truth."
+NO_BUDGET_WITHOUT_PRICE = "`HostConfig` refuses a budget in money without a price, so that the amount counts nowhere."
 
 EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent(
@@ -91,6 +93,47 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "_enter_state",
         "row.target or record.state → row.target",
         "Only a row with a target is entered: the state is named for the type checker.",
+    ),
+    Equivalent(
+        "edge/power/conditions.py",
+        "is_reported_pending",
+        "case.facts.heartbeat is None and case.facts.reported_power is ReportedPower.PENDING → "
+        "case.facts.reported_power is ReportedPower.PENDING",
+        "Only BLOCKED asks it, and with a heartbeat an earlier row leaves that state.",
+    ),
+    Equivalent(
+        "edge/power/conditions.py",
+        "is_new_incarnation",
+        "heartbeat is not None and heartbeat.is_readable and (heartbeat.incarnation != case.record.incarnation) → "
+        "heartbeat.is_readable and heartbeat.incarnation != case.record.incarnation",
+        "Its row asks `is_heartbeating` first: the comparison only tells the type checker.",
+    ),
+    Equivalent(
+        "edge/power/conditions.py",
+        "is_idle",
+        "return False → return None",
+        TESTED_FOR_TRUTH,
+    ),
+    Equivalent(
+        "edge/power/conditions.py",
+        "was_stopped_lately",
+        "-1.0 → -2.0",
+        "Any negative time means that the host was not stopped lately.",
+    ),
+    Equivalent("edge/power/conditions.py", "is_budget_exhausted", "return False → return None", TESTED_FOR_TRUTH),
+    Equivalent(
+        "edge/power/conditions.py",
+        "is_budget_exhausted",
+        "hours * rules.price.hourly_cost if rules.price else 0.0 → "
+        "hours * rules.price.hourly_cost if rules.price else 1.0",
+        NO_BUDGET_WITHOUT_PRICE,
+    ),
+    Equivalent(
+        "edge/power/conditions.py",
+        "is_budget_exhausted",
+        "hours * rules.price.hourly_cost if rules.price else 0.0 → "
+        "hours * rules.price.hourly_cost if rules.price else -1.0",
+        NO_BUDGET_WITHOUT_PRICE,
     ),
     Equivalent(
         "edge/power/state_machine.py",

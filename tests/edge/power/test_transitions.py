@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from edge.power import state_machine
-from edge.power.conditions import DRAIN_SETTLE_S, HeartbeatFacts, HostFacts, PowerCase
+from edge.power.conditions import DRAIN_SETTLE_S, UNREADABLE_HEARTBEAT, HeartbeatFacts, HostFacts, PowerCase
 from edge.power.host_facts import Stopwatch
 from edge.power.state_machine import TRANSITIONS
 from schemas.host_config import CommandHostConfig, DailyBudget, PowerPrice, WolHostConfig
@@ -52,6 +52,7 @@ SENT = {"call": call(PowerVerb.START)}
 DONE = {"call": call(PowerVerb.START, PowerCallOutcome.DONE)}
 NONE_LEFT = {"call": call(PowerVerb.START, PowerCallOutcome.NO_CAPACITY)}
 FAILED = {"call": call(PowerVerb.START, PowerCallOutcome.FAILED), "failed_calls": 1}
+SECOND = FAILED | {"failed_calls": 2}
 THIRD = {"call": call(PowerVerb.START, PowerCallOutcome.FAILED), "failed_calls": 3}
 STOP_SENT = {"call": call(PowerVerb.STOP)}
 STOPPED = {"call": call(PowerVerb.STOP, PowerCallOutcome.DONE)}
@@ -63,7 +64,9 @@ STOPPED_NOW, STOPPED_LATELY, STOPPED_LONG_AGO, STOPPED_IN_THE_FUTURE = (
     {"on_intervals": (OnInterval(START - timedelta(days=1), START - timedelta(seconds=ago), "a job waits for it"),)}
     for ago in (0, 3599, 3600, -1)
 )
+STOPPED_TWICE = {"on_intervals": STOPPED_LONG_AGO["on_intervals"] + STOPPED_LATELY["on_intervals"]}
 RELEASED = {"heartbeat": BUSY, "has_queued_work": True, "is_released": True, **LONG}
+LATE = {"call_s": 89.9}
 LOST = {"call_s": 90.0}
 RESTED = {"call_s": 15.0}
 MUTE = {"can_report_state": False}
@@ -87,9 +90,11 @@ SPELLED = [
     (S.OFF, SENT, {**ASKED, **LOST}, S.WAKING, START_IT),
     (S.WAKING, SENT, {"heartbeat": BEATS}, S.ONLINE, None),
     (S.WAKING, SENT, ASKED, None, None),
+    (S.WAKING, SENT, {**ASKED, **LATE}, None, None),
     (S.WAKING, SENT, {**ASKED, **LOST}, S.WAKING, START_IT),
     (S.WAKING, SENT | HELD_OFF, {**ASKED, **LOST}, None, None),
     (S.WAKING, NONE_LEFT, ASKED, S.BLOCKED, None),
+    (S.WAKING, SECOND, ASKED, None, None),
     (S.WAKING, THIRD, ASKED, S.FAULT, None),
     (S.WAKING, FAILED | HELD_OFF, ASKED, S.BLOCKED, None),
     (S.WAKING, FAILED, OFF, S.OFF, None),
@@ -138,6 +143,7 @@ SPELLED = [
     (S.ONLINE, STOPPED_LATELY, IDLE, S.DRAINING, None),
     (S.ONLINE, STOPPED_NOW, {**IDLE, "has_pool_rule": True}, None, None),
     (S.ONLINE, STOPPED_LATELY, {**IDLE, "has_pool_rule": True}, None, None),
+    (S.ONLINE, STOPPED_TWICE, {**IDLE, "has_pool_rule": True}, None, None),
     (S.ONLINE, STOPPED_LONG_AGO, {**IDLE, "has_pool_rule": True}, S.DRAINING, None),
     (S.ONLINE, STOPPED_IN_THE_FUTURE, {**IDLE, "has_pool_rule": True}, S.DRAINING, None),
     (S.ONLINE, {}, {**IDLE, "is_reserved": True}, None, None),
@@ -158,9 +164,11 @@ SPELLED = [
     (S.ONLINE, HELD_OFF, {"heartbeat": USED}, S.DRAINING, None),
     (S.ONLINE, HELD_ON, IDLE, None, None),
     (S.DRAINING, {}, OFF, S.OFF, None),
+    (S.DRAINING, {}, {**OFF, **MUTE, **DEAF}, None, None),
     (S.DRAINING, {}, {"heartbeat": BEATS, **SETTLED}, None, None),
     (S.DRAINING, {}, {"heartbeat": QUIT, **SETTLED}, S.STOPPING, STOP_IT),
     (S.DRAINING, SENT, {"heartbeat": QUIT, **SETTLED}, None, None),
+    (S.DRAINING, {}, {"heartbeat": QUIT, **SETTLED, **DEAF}, None, None),
     (S.DRAINING, {}, {"heartbeat": QUIT, "in_state_s": 5.0}, None, None),
     (S.DRAINING, {}, {"heartbeat": QUIT_BUSY, **SETTLED}, None, None),
     (S.DRAINING, {}, {"heartbeat": QUIT, "active_jobs": 1, **SETTLED}, None, None),
@@ -194,6 +202,7 @@ SPELLED = [
     (S.FAULT, {}, {**ASKED, **OFF}, None, None),
     (S.FAULT, {}, {"heartbeat": BEATS}, None, None),
     (S.FAULT, {}, {"heartbeat": REBORN}, S.ONLINE, None),
+    (S.FAULT, {}, {"heartbeat": UNREADABLE_HEARTBEAT}, None, None),
     (S.FAULT, {}, {"heartbeat": BEATS, "has_queued_work": True}, S.ONLINE, None),
     (S.FAULT, {"fault_acknowledged": True}, {"heartbeat": BEATS}, S.ONLINE, None),
     (S.FAULT, {"fault_acknowledged": True}, {**ASKED, **OFF}, S.WAKING, START_IT),
@@ -253,6 +262,8 @@ def test_what_people_read_tells_the_cause() -> None:
         return after.why
 
     assert why(record(S.OFF), **ASKED) == "a job waits for it"
+    assert why(record(S.OFF), **{**ASKED, "has_queued_work": False}) == "a job waits for it"
+    assert why(record(S.OFF), **ASKED, wake_reason="gpu needs two hosts") == "gpu needs two hosts"
     assert why(record(S.OFF, override=PowerOverride("on"))) == "the operator wants it on"
     assert why(record(S.WAKING, **NONE_LEFT)) == "no capacity: sold out"
     until = PowerOverride("off", START + timedelta(hours=7))
@@ -326,6 +337,13 @@ def test_the_account_of_a_day_is_settled_when_the_light_goes_out() -> None:
     assert out.on_intervals == (OnInterval(START, START + hour, ""), OnInterval(START + 2 * hour, START + 3 * hour, ""))
 
 
+def test_the_account_of_a_day_begins_at_midnight() -> None:
+    lit = record(S.STOPPING, on_since=START, **STOPPED)
+    out = state_machine.advance(lit, HostFacts(at=START + timedelta(hours=13), **OFF), RULES, "new")
+    assert out is not None
+    assert (out.daily_on_time.day, out.daily_on_time.on_s) == ("2026-11-22", 3600.0)
+
+
 @pytest.mark.parametrize(("has", "spent_s"), [(NONE_LEFT, 0.0), (FAILED, 0.0), (DONE, 60.0), ({}, 60.0)])
 def test_a_start_that_was_not_done_gave_no_power(has: dict[str, Any], spent_s: float) -> None:
     waking = record(S.WAKING, on_since=START, **{**has, "override": PowerOverride("off")})
@@ -349,6 +367,13 @@ def test_a_start_that_was_done_gave_power_until_the_host_is_off(
     after = state_machine.advance(waking, facts, RULES, "new")
     assert after is not None
     assert (after.state, after.on_since, after.daily_on_time.on_s, len(after.on_intervals)) == (to, None, 60.0, 1)
+
+
+def test_a_host_at_fault_may_be_on_until_its_driver_reports_off() -> None:
+    waking = record(S.WAKING, on_since=START, failed_boots=1, **DONE)
+    after = state_machine.advance(waking, HostFacts(at=START + timedelta(minutes=1), **ON, **LONG), RULES, "new")
+    assert after is not None
+    assert (after.state, after.on_since, after.on_intervals) == (S.FAULT, START, ())
 
 
 @pytest.mark.parametrize("passed_s", [0.0, -60.0])
@@ -433,6 +458,7 @@ def test_a_stop_is_withheld_when_something_came_in_between() -> None:
         {"heartbeat": QUIT, "has_queued_work": True},
         {"heartbeat": QUIT_USED},
         {"active_jobs": 1},
+        {"heartbeat": QUIT, **KEPT},
     ):
         assert state_machine.stop_veto(stopping, HostFacts(at=START, **known), RULES)
     assert state_machine.stop_veto(stopping, HostFacts(at=START, heartbeat=QUIT), RULES) is None
@@ -548,6 +574,10 @@ def test_a_record_without_a_call_takes_no_result() -> None:
     assert state_machine.with_result(record(S.OFF), "earlier", answer, jitter=0.5) is None
 
 
-def test_a_host_without_facts_has_waited_for_nothing() -> None:
+def test_a_host_without_facts_has_waited_for_nothing_and_has_nothing_to_do() -> None:
     facts = HostFacts(at=START)
     assert (facts.wake_requested_s, facts.idle_s, facts.in_state_s, facts.call_s, facts.active_jobs) == (0, 0, 0, 0, 0)
+    assert not facts.wake_requested
+    assert not facts.has_queued_work
+    assert not facts.has_waking_work
+    assert not facts.in_maintenance
