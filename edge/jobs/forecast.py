@@ -161,7 +161,7 @@ class WaitReasons:
         return ", ".join(sorted(host for host in self._available_hosts(endpoint) if not self._hosts.is_online(host)))
 
     def wake_forecast(self, endpoint: str) -> WakeForecast | None:
-        """Return the forecast for the host that jobs of `endpoint` wait for; None: there is none."""
+        """Return the forecast for the host that jobs of `endpoint` wait for; None if there is no such host."""
         return self._power.wake_forecast(endpoint)
 
     def usual_wake_s(self, endpoint: str) -> float | None:
