@@ -9,8 +9,9 @@ keyword spends its steps before it works. So no schema and no input can block a 
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import islice
@@ -49,9 +50,9 @@ class StepLimitExceeded(Exception):
     """The check needs more steps than its budget has."""
 
 
+@dataclass
 class _StepBudget:
-    def __init__(self, left: int) -> None:
-        self.left = left
+    left: int
 
 
 _steps: ContextVar[_StepBudget] = ContextVar("step budget")
@@ -119,12 +120,10 @@ def _check_additional_properties(validator: Any, allowed: Any, instance: Any, sc
         yield ValidationError(f"Additional properties are not allowed ({quoted} {were} unexpected)")
 
 
-def _check_properties(
-    validator: Any, properties: Mapping[str, Any], instance: Any, _: Any
-) -> Iterator[ValidationError]:
+def _check_properties(validator: Any, schemas: Mapping[str, Any], instance: Any, _: Any) -> Iterator[ValidationError]:
     """Check as jsonschema does, but without a new validator for each valid property that has a plain schema."""
     if validator.is_type(instance, "object"):
-        for name, inner in properties.items():
+        for name, inner in schemas.items():
             if name in instance and not _is_surely_valid(validator, instance[name], inner):
                 yield from validator.descend(instance[name], inner, path=name, schema_path=name)
 
@@ -198,7 +197,6 @@ StepValidator = extend(
     Draft202012Validator, {word: _count_steps_of(word, keyword) for word, keyword in _keywords.items()}
 )
 
-
 FIELD_ERROR_LIMIT = 20
 _NAME_CHARACTERS_LIMIT = 64  # of an unknown field, in a path
 _MESSAGE_CHARACTERS_LIMIT = 300  # jsonschema quotes the value, which may be the whole input
@@ -245,10 +243,8 @@ async def validate_input(endpoint: Endpoint, job_input: dict[str, Any]) -> Valid
 
     Raises ProblemError `input_invalid` with a FieldError for each fault, at most FIELD_ERROR_LIMIT of them.
     """
-    try:
+    with suppress(StepLimitExceeded):
         return check_within(STEPS_ON_LOOP, endpoint, job_input)
-    except StepLimitExceeded:
-        pass
     try:
         return await to_thread.run_sync(check_within, STEPS_LIMIT, endpoint, job_input, limiter=_thread_limiter())
     except StepLimitExceeded as error:
