@@ -23,7 +23,7 @@ from edge.outbound import (
     guarded_client,
     resolve_host,
 )
-from edge.tls import load_or_create_certificate
+from edge.server.certificate import load_or_create_certificate
 from tests.support.scripted_servers import (
     FakeDns,
     ServerScript,
