@@ -237,6 +237,24 @@ async def test_an_edge_with_a_key_file_of_its_own_goes_on_after_a_copy_without_a
     assert other.faults == ()
 
 
+async def test_a_key_is_replaced_by_hand_at_every_edge_and_no_job_waits(
+    store: SecretStore, tmp_path: Path, broker: FakeBroker
+) -> None:
+    await fill(store)
+    files = tmp_path / "secrets.key", tmp_path / "copied.key"
+    files[1].write_bytes(files[0].read_bytes())
+    edges = store, make_store(tmp_path, broker, "copied.key")
+    *_, old = files[0].read_text().split()
+    new = base64.b64encode(bytes(range(KEY_BYTES))).decode()
+    for keys in ((old, new), (new, old), (new,)):  # the steps of docs/secrets.md
+        for file, edge in zip(files, edges, strict=True):
+            file.write_text("\n".join(keys))
+            assert await read_all(edge) == ALL
+        for edge in edges:
+            await edge.check_keys()
+            assert edge.faults == ()
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
