@@ -193,18 +193,18 @@ KEEP_REASON_TEXTS: Mapping[KeepReason, LocalizedText] = {
     KeepReason.JOBS_RUN: LocalizedText(
         "Jobs run there, or their results are not saved yet", "有任务正在其上运行，或结果尚未保存"
     ),
-    KeepReason.JOBS_WAIT: LocalizedText("Jobs wait in its pools", "其队列池中有任务在等待"),
-    KeepReason.LOW_JOBS_WAIT: LocalizedText("Jobs of priority low wait in its pools", "其队列池中有低优先级任务在等待"),
+    KeepReason.JOBS_WAIT: LocalizedText("Jobs wait in its pools", "其池中有任务在等待"),
+    KeepReason.LOW_JOBS_WAIT: LocalizedText("Jobs of priority low wait in its pools", "其池中有低优先级任务在等待"),
     KeepReason.IN_USE: LocalizedText("Others use the machine: {uses}", "机器正被他人使用：{uses}"),
-    KeepReason.POOL_MIN: LocalizedText("The `min` of a pool keeps it on", "队列池的 min 要求其保持开机"),
+    KeepReason.POOL_MIN: LocalizedText("The `min` of a pool keeps it on", "池的 min 要求其保持开机"),
     KeepReason.COOL_DOWN: LocalizedText(
         "The other hosts of its pools suffice; it may go off at {until} (cool_down_s)",
-        "其队列池的其他服务器已足够；可在 {until} 后关机（cool_down_s）",
+        "其池的其他服务器已足够；可在 {until} 后关机（cool_down_s）",
     ),
     KeepReason.MIN_ON: LocalizedText("It stays on until {until} at least (min_on)", "至少保持开机到 {until}（min_on）"),
     KeepReason.POWER_CYCLE: LocalizedText(
         "It was last powered off less than an hour ago; no rule of a pool stops it before {until}",
-        "过去一小时内关过机；{until} 之前不会按队列池规则关机",
+        "过去一小时内关过机；{until} 之前不会按池的规则关机",
     ),
     KeepReason.IDLE_TIMER: LocalizedText(
         "It is idle, and goes off at {until} if no job comes (idle_after)",

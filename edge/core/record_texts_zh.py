@@ -349,14 +349,14 @@ HOST_TEXTS_ZH: Mapping[str, str] = {
     "the operator wants it on": "管理员要求开机",
     "a job waits for it": "有任务在等待它",
     "{number} jobs wait in pool {pool}: fewer hosts cannot start them within {limit} s": (
-        "队列池 {pool} 中有 {number} 个任务在等待：更少的服务器无法在 {limit} 秒内开始运行它们"
+        "池 {pool} 中有 {number} 个任务在等待：更少的服务器无法在 {limit} 秒内开始运行它们"
     ),
     "1 job waits in pool {pool}: fewer hosts cannot start it within {limit} s": (
-        "队列池 {pool} 中有 1 个任务在等待：更少的服务器无法在 {limit} 秒内开始运行它"
+        "池 {pool} 中有 1 个任务在等待：更少的服务器无法在 {limit} 秒内开始运行它"
     ),
-    "pool {pool} keeps 1 host on": "队列池 {pool} 保持 1 台服务器开机",
-    "pool {pool} keeps {number} hosts on": "队列池 {pool} 保持 {number} 台服务器开机",
-    "its pools need fewer hosts": "其队列池需要的服务器减少",
+    "pool {pool} keeps 1 host on": "池 {pool} 保持 1 台服务器开机",
+    "pool {pool} keeps {number} hosts on": "池 {pool} 保持 {number} 台服务器开机",
+    "its pools need fewer hosts": "其池需要的服务器减少",
     "it came on by itself": "自行开机",
     "not seen yet": "尚未出现",
     "its runner answers and is in use": "其 runner 有响应，正在使用",

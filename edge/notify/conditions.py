@@ -288,17 +288,17 @@ MESSAGE_LINES_LIMIT = 20  # notices in one message
 CONDITION_TEXTS: Mapping[str, LocalizedText] = {
     Condition.BROKER_NOT_DURABLE: LocalizedText(
         "The broker does not store durably, so new jobs are refused: {why}",
-        "消息服务器无法可靠存储，新任务被拒绝：{why}",
+        "broker 无法可靠存储，新任务被拒绝：{why}",
     ),
     Condition.BROKER_STORE_FULL: LocalizedText(
-        "The broker's store is {percent} full, so new jobs are refused", "消息服务器的存储已用 {percent}，新任务被拒绝"
+        "The broker's store is {percent} full, so new jobs are refused", "broker 的存储已用 {percent}，新任务被拒绝"
     ),
     Condition.QUEUE_GROWING: LocalizedText(
         "The queue of endpoint {subject} keeps growing: {count} jobs wait",
-        "端点 {subject} 的队列持续增长：{count} 个任务在等待",
+        "任务类型 {subject} 的队列持续增长：{count} 个任务在等待",
     ),
     Condition.WAIT_TOO_LONG: LocalizedText(
-        "A job of endpoint {subject} has waited for {time}", "端点 {subject} 有任务已等待 {time}"
+        "A job of endpoint {subject} has waited for {time}", "任务类型 {subject} 有任务已等待 {time}"
     ),
     Condition.HOST_FAULT: LocalizedText(
         "The edge has given up switching host {subject}: {why}", "edge 已放弃控制服务器 {subject} 的电源：{why}"
@@ -327,12 +327,12 @@ CONDITION_TEXTS: Mapping[str, LocalizedText] = {
     ),
     Condition.FAILURE_RATE: LocalizedText(
         "{percent} of the jobs of endpoint {subject} failed in the last hour ({count} jobs)",
-        "端点 {subject} 最近一小时有 {percent} 的任务失败（{count} 个）",
+        "任务类型 {subject} 最近一小时有 {percent} 的任务失败（{count} 个）",
     ),
     Condition.BACKUP_OLD: LocalizedText("No backup has been made for {time}", "已有 {time} 没有成功备份"),
     JOB_FAILED: LocalizedText(
         "Job {subject} of {owner} (endpoint {endpoint}) failed: {code}: {why}",
-        "{owner} 的任务 {subject}（端点 {endpoint}）失败：{code}：{why}",
+        "{owner} 的任务 {subject}（任务类型 {endpoint}）失败：{code}：{why}",
     ),
 }
 BEGAN_TEXT = LocalizedText("[{severity}] {text}", "[{severity}] {text}")
