@@ -11,9 +11,16 @@ from tests.test_texts import CJK, UNSPACED
 ZH = DOCS / "zh"
 # A page with the same sections: all blocks are the same, in the same order.
 TRANSLATED = {"home-pc.md": "home-pc.md", "rented.md": "rented.md", "heygem-desktop.md": "heygem-desktop.md"}
+HEYGEM = ROOT / "images" / "heygem" / "README.md"
 OPERATIONS = [DOCS / f"{name}.md" for name in ("hosts", "backup", "power", "secrets", "volumes", "notify")]
 # A page of its own: each block is one of these pages.
-EXTRACTS = {"quickstart.md": [ROOT / "README.md"], "operations.md": OPERATIONS}
+EXTRACTS = {
+    "quickstart.md": [ROOT / "README.md"],
+    "operations.md": OPERATIONS,
+    "heygem.md": [HEYGEM],
+    "notify.md": [DOCS / "notify.md", DOCS / "webhooks.md"],
+    **{name: [DOCS / name] for name in ("console.md", "install.md", "secrets.md", "volumes.md")},
+}
 WITHOUT_COMMANDS = {"README.md", "glossary.md"}
 COMMENT = re.compile(r"\s+#\s.*$", re.MULTILINE)
 INDENTED = re.compile(r"(?:^ {4,}\S.*\n)+", re.MULTILINE)
