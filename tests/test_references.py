@@ -41,6 +41,7 @@ FOREIGN_FILES = {
     "users.conf": "written by releases before the broker had accounts",
     "ours.conf": "likewise",
     "joined.conf": "likewise",
+    "slurm.conf": "the configuration of a Slurm cluster",
     "run.py": "the vendor's own program in the HeyGem image",
 }
 # Dotted words that begin like a package and are something else.

@@ -107,6 +107,15 @@ UNSEEN: set[Literals] = {
     ("a warm container cannot go from ", " to ", ""),
     ("", " is missing"),  # the vendor's text of a missing field takes its place
     ("unable to contact slurm controller",),  # Slurm's words, which are looked for
+    ("cannot stat file",),
+    ("could not establish a configuration source",),
+    ("munge encode failed",),
+    ("munge decode failed",),
+    ("unable to open file",),
+    ("invalid partition",),
+    ("invalid account",),
+    ("invalid qos",),
+    ("invalid generic resource",),
     ("connection refused",),
     ("zero bytes were transmitted",),
     ("timed out",),

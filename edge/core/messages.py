@@ -293,7 +293,9 @@ def format_wait(wait: WaitInfo, language: Language) -> str:
     since, by = (f"{wait.pause.since:%Y-%m-%d %H:%M} UTC", wait.pause.by) if wait.pause else ("", "")
     minutes, pulled = round_up_minutes(wait.wake_s), format_pull(wait.pull)
     unmet = format_unmet(wait.unmet, language)
-    blocked = CATALOGUE.localize(one_line(wait.blocked, BLOCKED_REASON_LIMIT_CHARS), language)
+    # Shortened after it is translated: the catalogue recognises a sentence by its end too.
+    blocked = CATALOGUE.localize(one_line(wait.blocked, len(wait.blocked)), language)
+    blocked = one_line(blocked, BLOCKED_REASON_LIMIT_CHARS)
     return _find_wait_text(wait).render(
         language, minutes=minutes, host=wait.host, pulled=pulled, since=since, by=by, unmet=unmet, blocked=blocked
     )

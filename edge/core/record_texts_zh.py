@@ -335,9 +335,29 @@ HOST_TEXTS_ZH: Mapping[str, str] = {
     "job {id} waits in Slurm's queue: {reason}": "作业 {id} 在 Slurm 队列中等待：{reason}",
     "Pod {pod} waits for a node: {reason}": "Pod {pod} 正在等待节点：{reason}",
     "{program} cannot be run ({why}): install slurm-client": "无法运行 {program}（{why}）：请安装 slurm-client",
-    "Slurm's controller is away: {why}": "Slurm 控制器没有响应：{why}",
-    "Slurm's controller does not answer {program} within {seconds} s": (
-        "Slurm 控制器在 {seconds} 秒内没有响应 {program}"
+    "lamplighter: {why}": "lamplighter：{why}",  # from `lamplighter power-driver`
+    "Slurm is not configured on this machine ({why}): copy the cluster's slurm.conf to /etc/slurm, or set SLURM_CONF "
+    "for the edge": (
+        "本机没有 Slurm 的配置（{why}）：请将集群的 slurm.conf 复制到 /etc/slurm，或为 edge 设置 SLURM_CONF"
+    ),
+    "munge does not work on this machine ({why}): start munged with the munge.key of the cluster": (
+        "本机的 munge 无法使用（{why}）：请使用集群的 munge.key 启动 munged"
+    ),
+    "Slurm's controller closed the connection ({why}): compare munge.key and the clock with those of its machine": (
+        "Slurm 控制器断开了连接（{why}）：请检查本机的 munge.key 和时钟是否与控制器所在机器一致"
+    ),
+    "Slurm's controller is away ({why}): start slurmctld, or correct SlurmctldHost in slurm.conf": (
+        "Slurm 控制器没有响应（{why}）：请启动 slurmctld，或更正 slurm.conf 中的 SlurmctldHost"
+    ),
+    "the pilot's script cannot be read ({why}): set SLURM_PILOT in `env` of the host to its path": (
+        "无法读取 pilot 的脚本（{why}）：请在该服务器的 `env` 中将 SLURM_PILOT 设为脚本的路径"
+    ),
+    "Slurm refuses an option of the pilot ({why}): correct the #SBATCH lines of its script, or --option": (
+        "Slurm 不接受 pilot 的选项（{why}）：请更正脚本中的 #SBATCH 行，或 --option"
+    ),
+    "{program} of Slurm failed: {why}": "Slurm 的 {program} 失败：{why}",
+    "Slurm's controller does not answer {program} within {seconds} s: see the log of slurmctld": (
+        "Slurm 控制器在 {seconds} 秒内没有响应 {program}：请查看 slurmctld 的日志"
     ),
     "sold out": "已售罄",
     "not enough": "资源不足",

@@ -109,7 +109,7 @@ class PowerController:
         for host, row in self._rows.items():
             if why := self._poller.last_reported(host, row.value).why:
                 declared[host] = views.with_unknown_power(declared[host], why)
-        return tuple(view for _, view in sorted((by_id | declared).items()))
+        return tuple(views.localize(view, language) for _, view in sorted((by_id | declared).items()))
 
     def _kept_on(self, host: str, record: PowerRecord, language: Language) -> tuple[KeptOn, ...]:
         """Return why the host is on, by the facts of the last tick."""

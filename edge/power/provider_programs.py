@@ -34,15 +34,52 @@ _STATES: Mapping[str, str] = {
     "STAGE_OUT": "stopping",
     "COMPLETING": "stopping",
 }
-_AWAY_TEXTS = ("unable to contact slurm controller", "connection refused", "timed out", "zero bytes were transmitted")
 
 
 class SlurmRefused(Exception):
-    """Slurm refused a call; the message is Slurm's."""
+    """Slurm refused a call. The message says why, in Slurm's words, and what to do."""
 
 
 class PilotWaits(Exception):
     """The pilot has no place in the cluster yet, or Slurm's controller is away. The message says why."""
+
+
+# The first row with a text that a program of Slurm printed, in lower case: what to raise, and its message.
+_COMPLAINTS: Sequence[tuple[tuple[str, ...], type[Exception], str]] = (
+    (
+        ("cannot stat file", "could not establish a configuration source"),
+        SlurmRefused,
+        (
+            "Slurm is not configured on this machine ({why}): copy the cluster's slurm.conf to /etc/slurm, or set "
+            "SLURM_CONF for the edge"
+        ),
+    ),
+    (
+        ("munge encode failed", "munge decode failed", "authentication"),
+        SlurmRefused,
+        "munge does not work on this machine ({why}): start munged with the munge.key of the cluster",
+    ),
+    (
+        ("zero bytes were transmitted",),
+        PilotWaits,
+        "Slurm's controller closed the connection ({why}): compare munge.key and the clock with those of its machine",
+    ),
+    (
+        ("unable to contact slurm controller", "connection refused", "timed out"),
+        PilotWaits,
+        "Slurm's controller is away ({why}): start slurmctld, or correct SlurmctldHost in slurm.conf",
+    ),
+    (
+        ("unable to open file",),
+        SlurmRefused,
+        "the pilot's script cannot be read ({why}): set SLURM_PILOT in `env` of the host to its path",
+    ),
+    (
+        ("invalid partition", "invalid account", "invalid qos", "invalid generic resource"),
+        SlurmRefused,
+        "Slurm refuses an option of the pilot ({why}): correct the #SBATCH lines of its script, or --option",
+    ),
+)
 
 
 class PilotJob(NamedTuple):
@@ -92,14 +129,25 @@ def _call(run: RunProgram, *argv: str) -> str:
         done = run(argv)
     except OSError as error:
         raise SlurmRefused(f"{argv[0]} cannot be run ({error.strerror}): install slurm-client") from error
-    except subprocess.TimeoutExpired as error:
-        raise PilotWaits(f"Slurm's controller does not answer {argv[0]} within {SLURM_CALL_TIMEOUT_S:.0f} s") from error
+    except subprocess.TimeoutExpired as error:  # without its slurm.conf, a program tries again for a minute
+        said = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr
+        raise _explain(said or "") or PilotWaits(
+            f"Slurm's controller does not answer {argv[0]} within {SLURM_CALL_TIMEOUT_S:.0f} s: "
+            "see the log of slurmctld"
+        ) from error
     if done.returncode == 0:
         return done.stdout
     said = done.stderr.strip().rpartition("\n")[2] or f"exit {done.returncode}"
-    if any(text in done.stderr.lower() for text in _AWAY_TEXTS):
-        raise PilotWaits(f"Slurm's controller is away: {said}")
-    raise SlurmRefused(said)
+    raise _explain(done.stderr) or SlurmRefused(f"{argv[0]} of Slurm failed: {said}")
+
+
+def _explain(stderr: str) -> Exception | None:
+    """Return the error for the first complaint of `stderr` that is known, with what its line says."""
+    for texts, error, message in _COMPLAINTS:
+        for line in stderr.splitlines():
+            if any(text in line.lower() for text in texts):
+                return error(message.format(why=line.rpartition("error: ")[2].strip()))
+    return None
 
 
 @dataclass(frozen=True)

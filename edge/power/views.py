@@ -111,6 +111,14 @@ def host_view(
     )
 
 
+def localize(view: HostView, language: Language) -> HostView:
+    """Return `view` with the reasons of its changes and the tasks that it cannot do in `language`."""
+    if language is Language.EN:
+        return view
+    history = tuple({**change, "why": CATALOGUE.translate(change["why"])} for change in view.history)
+    return replace(view, history=history, waits=tuple(CATALOGUE.translate(task) for task in view.waits))
+
+
 Until = Callable[[PowerCase], datetime | None]
 
 

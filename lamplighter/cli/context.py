@@ -128,10 +128,13 @@ class CliContext:
     @functools.cached_property
     def client(self) -> Client:
         """The client of the edge, created when a command first uses it."""
-        # What a program reads does not depend on the language of the terminal.
-        language = None if self.as_json or current_language() is Language.EN else current_language().value
         address = self.address
-        return Client(address.url, address.key, ca=address.ca, pin=address.pin, language=language)
+        return Client(address.url, address.key, ca=address.ca, pin=address.pin, language=self.language)
+
+    @property
+    def language(self) -> str | None:
+        """The language to ask the edge for; None: the key's. What a program reads does not depend on the terminal."""
+        return None if self.as_json or current_language() is Language.EN else current_language().value
 
     def show(self, value: Any, human: Callable[[], None]) -> None:
         """Print `value` as one line of JSON, or let `human` print it."""

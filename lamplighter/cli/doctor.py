@@ -27,6 +27,7 @@ from lamplighter.transport import (
     auth_headers,
     fetch_certificate,
     find_verification_error,
+    language_headers,
     make_ssl_context,
     map_http_errors,
     unreachable,
@@ -233,9 +234,10 @@ def _check_blocked_tasks(host: dict[str, Any]) -> Iterable[Finding]:
         if what.startswith(f"{ENDPOINTS_TASK}: "):
             yield Finding(f"runner of {host['id']}", CheckStatus.WARN, f"cannot {what}", ENDPOINTS_FIX)
             continue
-        why, _, fix = what.partition("): ")  # our own errors have the fix after the cause in parentheses
-        shown = f"{why})" if fix else why
-        yield Finding(f"runner of {host['id']}", CheckStatus.WARN, f"cannot {shown}", fix or "read that runner's log")
+        # Our own errors have the fix after the cause in parentheses. The edge answers in the language of the command.
+        why, end, fix = what.rpartition("）：" if "）：" in what else "): ")
+        shown, fix = (f"{why}{end[:1]}", fix) if end else (what, "read that runner's log")
+        yield Finding(f"runner of {host['id']}", CheckStatus.WARN, f"cannot {shown}", fix)
 
 
 def _check_images(host: dict[str, Any]) -> Iterable[Finding]:
@@ -367,7 +369,7 @@ def _run_edge_check(name: str, check: Check, target: DoctorTarget) -> Iterator[F
 @client_command
 def doctor(session: CliContext) -> None:
     """Check the edge, the network to it, and this machine. Exit code 0 if nothing failed, 3 without an edge, else 1."""
-    headers = auth_headers(session.address.key)
+    headers = auth_headers(session.address.key) | language_headers(session.language)
     with map_http_errors(session.address.url):
         url = session.address.url
         http = httpx2.Client(

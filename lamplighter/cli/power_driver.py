@@ -89,7 +89,7 @@ def slurm(verb: str, host: str | None, script: str | None, options: tuple[str, .
     except PilotWaits as error:
         _fail(str(error), verb, NO_CAPACITY_EXIT)
     except SlurmRefused as error:
-        _fail(f"Slurm: {error}", verb, FAILED_EXIT)
+        _fail(str(error), verb, FAILED_EXIT)
 
 
 def _read_key(variable: str) -> str:

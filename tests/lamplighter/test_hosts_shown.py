@@ -152,21 +152,41 @@ def test_a_runner_or_an_edge_that_tells_no_version_is_not_judged():
     assert version_warning(None, {"version": "9.0.0"}) is None
 
 
+def runner_findings(view: HostView) -> list[Finding]:
+    """Return what `doctor` finds about the runner of a host."""
+    answer = msgspec.json.encode({"hosts": [view]})
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, content=answer))
+    with httpx2.Client(base_url="http://edge", transport=transport) as http:
+        rows = check_hosts(DoctorTarget(EdgeAddress("http://edge", "k"), Path(), http))
+        return [row for row in rows if row.name == f"runner of {view.id}"]
+
+
+@pytest.mark.parametrize(
+    ("task", "what", "fix"),
+    [
+        (
+            "power it on (lamplighter: the controller is away (no answer): start slurmctld): the edge asks again",
+            "cannot power it on (lamplighter: the controller is away (no answer): start slurmctld)",
+            "the edge asks again",
+        ),
+        (
+            "为其开机（lamplighter：控制器没有响应（no answer）：请启动 slurmctld）：edge 会自动再次请求其驱动",
+            "cannot 为其开机（lamplighter：控制器没有响应（no answer）：请启动 slurmctld）",
+            "edge 会自动再次请求其驱动",
+        ),
+    ],
+)
+def test_doctor_keeps_the_reason_of_a_driver_whole_in_both_languages(task: str, what: str, fix: str):
+    (row,) = runner_findings(HostView(id="slurm-1", state="blocked", waits=(task,)))
+    assert (row.what, row.fix) == (what, fix)
+
+
 def test_doctor_tells_what_a_runner_waits_for():
     refused = UNREADABLE_HEARTBEAT.format(why="Expected `str`, got `int` - at `$.incarnation`", fix=UPGRADE_EDGE)
     unread = "fetch input: the edge is not reachable (ConnectError): check its address and the network"
     waits = (unread, "remove: busy", refused)
     view = HostView(id="gpu-1", state="online", waits=waits)
-    answer = msgspec.json.encode({"hosts": [view]})
-    with httpx2.Client(
-        base_url="http://edge", transport=httpx2.MockTransport(lambda _: httpx2.Response(200, content=answer))
-    ) as http:
-        rows = [
-            row
-            for row in check_hosts(DoctorTarget(EdgeAddress("http://edge", "k"), Path(), http))
-            if "runner" in row.name
-        ]
-    assert [(row.verdict, row.what, row.fix) for row in rows if row.name == "runner of gpu-1"] == [
+    assert [(row.verdict, row.what, row.fix) for row in runner_findings(view)] == [
         (
             CheckStatus.WARN,
             "cannot fetch input: the edge is not reachable (ConnectError)",

@@ -81,21 +81,23 @@ class SlurmCluster:
         settings = SETTINGS.format(host=self.node, folder=folder, ctld_port=ports[0], slurmd_port=ports[1])
         (folder / "slurm.conf").write_text(settings)
         (folder / "gres.conf").write_text(f"NodeName={self.node} Name=gpu File={folder}/gpu[0-1]\n")
-        key = folder / "munge.key"
-        key.write_bytes(secrets.token_bytes(128))
-        key.chmod(0o400)
 
     def start(self) -> None:
-        socket_path = self.folder / "munge.sock"
-        self._start(
-            "munged",
-            *("--foreground", "--force", f"--key-file={self.folder / 'munge.key'}", f"--socket={socket_path}"),
-            *(f"--pid-file={self.folder / 'munge.pid'}", f"--log-file={self.folder / 'munge.log'}"),
-            f"--seed-file={self.folder / 'munge.seed'}",
-        )
-        wait_for_sync(socket_path.exists, timeout_s=30)
+        self.start_munge()
         self.start_controller()
         self.start_node()
+
+    def start_munge(self, folder: Path | None = None) -> None:
+        """Start a munged with a new key. `folder`: of another machine, which the controller does not trust."""
+        at = folder or self.folder
+        key = at / "munge.key"
+        key.unlink(missing_ok=True)
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+        files = (f"--{name}-file={at / f'munge.{name}'}" for name in ("key", "pid", "log", "seed"))
+        arguments = ("--foreground", "--force", f"--socket={at / 'munge.sock'}", *files)
+        self._start("munged", *arguments, name=f"munged in {at.name}" if folder else "munged")
+        wait_for_sync((at / "munge.sock").exists, timeout_s=30)
 
     def start_controller(self) -> None:
         self._start("slurmctld", "-D")
@@ -104,9 +106,9 @@ class SlurmCluster:
         self._start("slurmd", "-D", "-N", self.node)
         wait_for_sync(lambda: "idle" in self.call("sinfo", "--noheader", "--format=%T", check=False), timeout_s=60)
 
-    def _start(self, program: str, *arguments: str) -> None:
+    def _start(self, program: str, *arguments: str, name: str = "") -> None:
         with (self.folder / f"{program}.out").open("ab") as log:
-            self._processes[program] = subprocess.Popen(
+            self._processes[name or program] = subprocess.Popen(
                 [program, *arguments], env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
 
@@ -157,9 +159,12 @@ class SlurmCluster:
             deadline = time.monotonic() + STOP_TIMEOUT_S
             while self.jobs() and time.monotonic() < deadline:
                 time.sleep(0.2)
-        for program in ("slurmd", "slurmctld", "munged"):
-            if program in self._processes:
-                self.stop(program)
+        self.stop_all()
+
+    def stop_all(self) -> None:
+        """Stop every program, the last one first."""
+        for program in reversed(list(self._processes)):
+            self.stop(program)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from schemas.job import Priority, Status, WaitReason
 from schemas.power import PowerRecord, ReportedPower
 from schemas.power import PowerState as S
 from schemas.problems import ProblemError
+from schemas.texts import Language
 from tests.edge.power.power_rig import HEARTBEAT_INTERVAL_S, HOST, PowerRig, PowerRigEdge, run_power_rig
 from tests.support.edge_services import START, fake_bus_services
 
@@ -224,6 +225,9 @@ async def test_sold_out_is_a_state_that_people_hear_of_and_that_passes(tmp_path:
         assert blocked.why.startswith("no capacity")
         [view] = made.edge.power.host_views(made.edge.world.hosts.views())
         assert view.waits == (CANNOT_POWER_ON.format(why="no machine is free: the call is repeated"),)
+        [chinese] = made.edge.power.host_views(made.edge.world.hosts.views(), Language.ZH)
+        assert chinese.waits[0].startswith("为其开机（")
+        assert [change["why"].partition("：")[0] for change in chinese.history] == ["有任务在等待它", "没有可用资源"]
         assert made.edge.power.wait_reason("gpu-1") is WaitReason.HOST_BLOCKED
         await made.wait_for_state(S.ONLINE)
         assert made.edge.notices == ["host_waking gpu-1", "host_blocked gpu-1", "host_waking gpu-1"]

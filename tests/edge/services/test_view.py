@@ -142,7 +142,7 @@ def test_the_texts_of_the_protocol_are_exact() -> None:
         (
             WaitInfo(WaitReason.HOST_BLOCKED, blocked="Pod lamplighter-k8s-1 waits for a node: " + 300 * "x"),
             f"No GPU host is free yet: Pod lamplighter-k8s-1 waits for a node: {159 * 'x'}…",
-            f"暂时没有空闲的 GPU 服务器，任务继续排队：Pod lamplighter-k8s-1 正在等待节点：{159 * 'x'}…",
+            f"暂时没有空闲的 GPU 服务器，任务继续排队：Pod lamplighter-k8s-1 正在等待节点：{170 * 'x'}…",
         ),
         (
             WaitInfo(WaitReason.HOST_OFF_UNSWITCHED, host="gpu-1"),
