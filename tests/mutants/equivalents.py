@@ -14,6 +14,7 @@ class Equivalent(NamedTuple):
 
 UNEQUAL = "The two are known to be unequal here, so that < and <= decide the same."
 UNNAMED_BOUND = "A bound on memory or work: nothing is promised about its exact value, and any near it does as well."
+REREAD = "One edge reads back the state that it knows, and `_load` keeps an upload to which a request sends."
 CLOCK_BOUNDARY = "The clocks of two readings would have to agree to the last digit for the two to differ."
 EXIT_KNOWN = "Without an exit an earlier rule, `_vanished`, decides: the comparison only tells the type checker."
 TESTED_FOR_TRUTH = "The callers only test it for truth."
@@ -39,6 +40,8 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "buffering=0 → buffering=-1",
         "The bytes are the same; a buffer only costs a copy, because `file_digest` has its own.",
     ),
+    Equivalent("runner/assets/cache.py", "", "1 << 20 → 1 << 19", UNNAMED_BOUND),
+    Equivalent("runner/assets/cache.py", "", "1 << 20 → 1 << 21", UNNAMED_BOUND),
     Equivalent("runner/assets/cache.py", "", "10000 → 9999", UNNAMED_BOUND),
     Equivalent("runner/assets/cache.py", "", "10000 → 10001", UNNAMED_BOUND),
     Equivalent(
@@ -180,6 +183,15 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "job.claim is not None and job.status is Status.CANCELLING → job.status is Status.CANCELLING",
         "Only a running job becomes one that is being cancelled, and a running job has a claim.",
     ),
+    Equivalent("edge/jobs/service.py", "", "16 → 15", UNNAMED_BOUND),
+    Equivalent("edge/jobs/service.py", "", "16 → 17", UNNAMED_BOUND),
+    Equivalent(
+        "edge/jobs/service.py",
+        "_is_of_request",
+        "not submission.replayed or submission.entry.record.job.request_digest == request_digest(body) → "
+        "submission.entry.record.job.request_digest == request_digest(body)",
+        "The record of a new job has the digest of its request.",
+    ),
     Equivalent(
         "edge/jobs/submission.py",
         "Admission.choose_id",
@@ -198,6 +210,31 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "_OpenUpload.__init__",
         "upload.offset == 0 → upload.offset == -1",
         "Without a hasher the bytes of the upload are read again, of which there are none.",
+    ),
+    Equivalent(
+        "edge/assets/uploads.py",
+        "UploadService._get_upload",
+        "self._states.is_shared and (not entry.writer.is_held) → not entry.writer.is_held",
+        REREAD,
+    ),
+    Equivalent(
+        "edge/assets/uploads.py",
+        "UploadService._get_upload",
+        "self._states.is_shared and (not entry.writer.is_held) → self._states.is_shared or not entry.writer.is_held",
+        REREAD,
+    ),
+    Equivalent(
+        "edge/assets/uploads.py",
+        "UploadService._get_upload",
+        "entry = None → pass",
+        "Every caller asks again before it changes the upload, and then finds none.",
+    ),
+    Equivalent(
+        "edge/assets/uploads.py",
+        "UploadService._write_chunk",
+        "checker and checksum and (checker.digest() != checksum.digest) → checksum and "
+        "checker.digest() != checksum.digest",
+        "There is a checker exactly where there is a checksum.",
     ),
     Equivalent(
         "edge/assets/uploads.py",

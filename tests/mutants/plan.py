@@ -122,7 +122,10 @@ GROUPS: dict[str, ModuleGroup] = {
             "tests/runner/test_reuse.py",
         ),
     ),
-    "cache": ModuleGroup(("runner/assets/cache.py",), ("tests/runner/test_inputs.py", "tests/runner/test_assets.py")),
+    "cache": ModuleGroup(
+        ("runner/assets/cache.py",),
+        ("tests/runner/test_inputs.py", "tests/runner/test_assets.py", "tests/runner/test_metrics.py"),
+    ),
     "lifecycle": ModuleGroup(
         ("schemas/lifecycle.py",), ("tests/schemas/test_lifecycle.py", "tests/schemas/test_retry_policy.py")
     ),

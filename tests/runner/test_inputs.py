@@ -281,6 +281,23 @@ async def test_a_few_names_are_remembered(tmp_path: Path, monkeypatch: pytest.Mo
     assert [digest for _, digest in source.asked_about] == [sha256_of(body) for body in (A, B, C, A)]
 
 
+def test_a_file_whose_mark_is_whole_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = shelf_of(tmp_path)
+    fill(shelf, tmp_path)
+    monkeypatch.setattr("runner.assets.cache.hash_file", lambda path: pytest.fail(f"{path} was read"))
+    assert shelf.contains(sha256_of(A))
+
+
+def test_what_has_arrived_of_a_download_counts_once_against_the_limit(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path)
+    shelf.part_path(sha256_of(A)).write_bytes(bytes(4000))
+    shelf.part_path(sha256_of(B)).write_bytes(bytes(3000))
+    shelf.make_room({sha256_of(B): 6000}, set())
+    assert shelf.part_path(sha256_of(A)).exists()
+    shelf.make_room({sha256_of(B): 6001}, set())
+    assert not shelf.part_path(sha256_of(A)).exists()
+
+
 def test_a_damaged_file_is_removed_where_it_is_found(tmp_path: Path) -> None:
     shelf = shelf_of(tmp_path)
     shelf.part_path(sha256_of(A)).write_bytes(A)

@@ -9,6 +9,7 @@ import anyio.lowlevel
 import pytest
 from msgspec.structs import replace
 
+from bus.health import BrokerStatus
 from bus.interface import BrokerFull, BrokerUnreachable, RevisionConflict, VersionedRecord
 from edge.jobs.submission import _check_times
 from schemas import events as e
@@ -283,10 +284,15 @@ async def test_delete_takes_record_feed_outputs_and_logs(edge: EdgeServicesRig) 
     assert await edge.bus.feed.last_progress(job.key) is None
 
 
-async def test_a_retry_waits_for_a_broker_that_is_well(fake: FakeBusServicesRig) -> None:
+async def test_a_retry_waits_for_a_broker_that_is_well(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nearly_full() -> BrokerStatus:
+        return BrokerStatus(0.9, is_durable=True, version="")
+
     job = await fake.submit()
     await fake.jobs.cancel(job.key)
-    fake.broker.fill()
+    monkeypatch.setattr(fake.bus.health, "status", nearly_full)
     fake.time.advance(seconds=5)
     await refused("store_full", fake.jobs.retry(job.key))
     assert (await fake.read(job)).status is Status.CANCELLED
@@ -341,12 +347,21 @@ async def test_what_was_cancelled_is_cancelled_though_the_broker_goes_away(
     assert cancelled.status is (Status.CANCELLING if running else Status.CANCELLED)
 
 
-async def test_only_a_job_that_waits_is_cancelled_by_a_client_that_wants_no_more(fake: FakeBusServicesRig) -> None:
+async def test_only_a_job_that_waits_is_cancelled_by_a_client_that_wants_no_more(
+    fake: FakeBusServicesRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nudged: list[JobKey] = []
+
+    async def nudge(_: str, key: JobKey) -> None:
+        nudged.append(key)
+
+    monkeypatch.setattr(fake.bus.host_nudges, "nudge", nudge)
     waiting, running = await fake.submit(text="1"), await fake.submit(text="2")
     later = await fake.submit(not_before=(START + timedelta(hours=1)).isoformat())
     await fake.start(running)
     statuses = [(await fake.jobs.cancel_waiting(job.key)).record.job.status for job in (waiting, later, running)]
     assert statuses == [Status.CANCELLED, Status.CANCELLED, Status.RUNNING]
+    assert nudged == []
 
 
 async def test_a_writer_sees_its_own_writes_in_the_index(
@@ -385,7 +400,7 @@ async def test_another_round_is_written_over_what_was_read_alone(fake: FakeBusSe
     await fake.jobs.cancel(job.key)
     ended = await fake.jobs.read(job.key)
     assert await fake.jobs.resubmit(ended, other)
-    assert not await fake.jobs.resubmit(ended, BODY)
+    assert await fake.jobs.resubmit(ended, BODY) is False
     now = await fake.read(job)
     assert (now.round, now.status, now.input["text"]) == (2, Status.QUEUED, "other")
     await fake.publish_window.wait_until_idle()
@@ -395,12 +410,16 @@ async def test_another_round_is_written_over_what_was_read_alone(fake: FakeBusSe
 async def test_a_new_job_and_a_new_round_count_as_submits_and_a_replay_does_not(fake: FakeBusServicesRig) -> None:
     job = await fake.submit(job_id="mine")
     await fake.submit(job_id="mine")
+    await refused("conflict", fake.submit(job_id="mine", text="other"))
     await fake.jobs.cancel(job.key)
     assert await fake.jobs.resubmit(await fake.jobs.read(job.key), BODY)
+    for _ in range(2):
+        await fake.jobs.submit_equivalent(JobKey("ann", "equal"), BODY)
     registry = fake.metrics.registry
     found = parse_samples(registry.render(registry.snapshot()).decode())
-    names = ("lamplighter_submits_total", "lamplighter_submit_replays_total")
-    assert [series_of(found, name) for name in names] == [{("echo",): 2}, {("echo",): 1}]
+    assert series_of(found, "lamplighter_submits_total") == {("echo",): 3}
+    assert series_of(found, "lamplighter_submit_replays_total") == {("echo",): 2}
+    assert series_of(found, "lamplighter_submit_refusals_total") == {("conflict",): 1}
 
 
 async def test_a_broker_whose_health_is_unknown_gets_no_record(

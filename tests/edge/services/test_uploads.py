@@ -142,6 +142,8 @@ async def test_the_owners_quota_is_asked_before_a_byte_is_taken(fake: FakeBusSer
     with pytest.raises(ProblemError, match="quota_exceeded"):
         await fake.uploads.append("ann", later.id, UploadChunk(offset=0, chunks=chunks(BODY)))
     assert (await fake.uploads.status("ann", later.id)).offset == 0
+    fake.limits["ann"] = OwnerQuotaOverride(bytes=len(BODY))
+    await fake.uploads.create("ann", WANTED)
 
 
 async def test_every_piece_puts_the_end_off(fake: FakeBusServicesRig):
@@ -259,6 +261,7 @@ async def test_an_upload_expires_at_the_named_moment(fake: FakeBusServicesRig, m
     monkeypatch.setattr(fake.uploads, "_clock", lambda: upload.expires)
     with pytest.raises(ProblemError, match="not_found"):
         await fake.uploads.status("ann", upload.id)
+    assert fake.upload_states.list_keys() == []
 
 
 async def test_a_chunk_may_be_as_large_as_what_is_missing(fake: FakeBusServicesRig):
@@ -345,6 +348,15 @@ async def test_a_length_is_named_once_and_not_below_the_offset(fake: FakeBusServ
             await fake.uploads.append("ann", upload.id, UploadChunk(offset=HALF, chunks=chunks(), length=length))
     last = UploadChunk(offset=HALF, chunks=chunks(BODY[HALF:]), length=len(BODY))
     assert (await fake.uploads.append("ann", upload.id, last)).final_sha256 == SHA
+
+
+async def test_a_length_that_is_the_offset_completes_the_upload(fake: FakeBusServicesRig):
+    upload = await fake.uploads.create("ann", UploadParameters(name="a", media_type="video/mp4"))
+    await fake.uploads.append("ann", upload.id, piece(0, BODY))
+    ended = await fake.uploads.append(
+        "ann", upload.id, UploadChunk(offset=len(BODY), chunks=chunks(), length=len(BODY))
+    )
+    assert (ended.is_stored, ended.final_sha256) == (True, SHA)
 
 
 def test_the_limits_are_as_the_pages_say():
