@@ -125,6 +125,7 @@ async def test_an_id_counts_again_at_another_edge_once_it_is_free(fake: FakeBusS
     limited(fake, submits_per_minute=4)
     assert (await refused(fake.submit(job_id="refused", deadline=START.isoformat()))).code == "input_invalid"
     deleted = await fake.submit(job_id="deleted")
+    await fake.wait_until_indexed()
     await fake.jobs.cancel(deleted.key)
     await fake.jobs.delete(deleted.key)
     async with fake_bus_services(tmp_path / "second", fake.broker, fake.time) as second:
