@@ -53,6 +53,8 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     ),
     Equivalent("edge/owners/api_keys.py", "", "10000 → 10001", UNNAMED_BOUND),
     Equivalent("edge/owners/api_keys.py", "", "10000 → 9999", UNNAMED_BOUND),
+    Equivalent("schemas/webhook.py", "", "100 → 99", UNNAMED_BOUND),
+    Equivalent("schemas/webhook.py", "", "100 → 101", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "", "256 * 1024 → 255 * 1024", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "", "256 * 1024 → 256 * 1023", UNNAMED_BOUND),
     Equivalent(
@@ -81,6 +83,12 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "guarded_client",
         "max_keepalive_connections=0 → max_keepalive_connections=-1",
         "No connection is kept in both cases.",
+    ),
+    Equivalent(
+        "edge/outbound.py",
+        "DownloadFailed.__init__",
+        "super().__init__(message) → pass",
+        "`Exception.__new__` has kept the message already.",
     ),
     Equivalent("edge/outbound.py", "_describe_error", ":300 → :299", UNNAMED_BOUND),
     Equivalent("edge/outbound.py", "_describe_error", ":300 → :301", UNNAMED_BOUND),

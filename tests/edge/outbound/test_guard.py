@@ -76,6 +76,11 @@ async def test_a_file_comes_with_its_name_and_type() -> None:
         assert b"".join([chunk async for chunk in file.chunks]) == b"a film"
 
 
+async def test_a_url_without_a_name_gives_a_file_of_that_name() -> None:
+    async with site(http_response()) as (asked, url), download(asked, str(httpx2.URL(url).copy_with(path="/"))) as file:
+        assert file.name == "file"
+
+
 async def test_the_request_goes_to_the_address_and_names_the_host() -> None:
     recorder = Recorder()
     async with httpx2.AsyncClient(
@@ -221,8 +226,9 @@ async def test_three_redirects_are_followed_and_the_fourth_is_not() -> None:
         guarded_client(AllowList(["files.test"]), FakeDns(files_test=[[LOCAL]])) as asked,
     ):
         assert await fetched(asked, f"http://files.test:{first.port}/") == b"there"
-        with pytest.raises(DownloadFailed, match="redirects"):
+        with pytest.raises(DownloadFailed, match="redirects") as failed:
             await fetched(asked, f"http://files.test:{zeroth.port}/")
+        assert not failed.value.is_transient
 
 
 async def test_nothing_of_the_first_request_goes_on_to_where_it_is_sent() -> None:
@@ -310,12 +316,21 @@ async def test_more_than_the_length_that_was_promised_is_not_read() -> None:
 
 
 async def test_an_endless_body_comes_in_bounded_pieces_and_can_be_left() -> None:
-    async with site(send_endless_body) as (asked, url):
+    left = anyio.Event()
+
+    async def send_until_left(stream: anyio.abc.ByteStream) -> None:
+        try:
+            await send_endless_body(stream)
+        except anyio.BrokenResourceError:
+            left.set()
+
+    async with site(send_until_left) as (asked, url):
         with anyio.fail_after(10):
             async with download(asked, url) as file:
                 async for chunk in file.chunks:
                     assert len(chunk) <= 256 * 1024
                     break
+            await left.wait()
 
 
 async def test_an_address_in_the_url_is_asked_itself() -> None:

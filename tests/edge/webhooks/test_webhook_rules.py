@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+from edge.http.api_fields import FIELDS
 from edge.webhooks.dispatcher import (
     FAILURE_THRESHOLD,
     RETRY_DELAYS_S,
@@ -17,6 +18,8 @@ from schemas.job import FINAL_STATUSES, Status
 from schemas.problems import ProblemError
 from schemas.webhook import (
     DISABLED_URL_LIMIT,
+    LOGGED_ATTEMPT_LIMIT,
+    OWNER_WEBHOOK_LIMIT,
     DeliveryId,
     DeliveryLogRow,
     DeliveryState,
@@ -28,6 +31,7 @@ from schemas.webhook import (
     parse_delivery_id,
     signature_headers,
 )
+from tests.support.doc_pages import DOCS
 from tests.support.edge_services import FakeBusServicesRig, fake_bus_services
 from tests.support.schema_samples import make_job
 
@@ -41,6 +45,11 @@ def test_the_retries_are_those_of_the_protocol() -> None:
     assert retry_delay_s(1, 60, 0.0) == 60
     assert retry_delay_s(1, 10**9, 0.0) == 86400
     assert retry_delay_s(9, 60, 0.0) is None
+
+
+def test_the_limits_are_those_that_clients_read() -> None:
+    assert f"at most {OWNER_WEBHOOK_LIMIT} such webhooks" in (DOCS / "webhooks.md").read_text()
+    assert f"The last {LOGGED_ATTEMPT_LIMIT} requests" in FIELDS["Delivery"]["tries"].text
 
 
 @pytest.mark.parametrize(
