@@ -19,6 +19,7 @@ CLOCK_BOUNDARY = "The clocks of two readings would have to agree to the last dig
 EXIT_KNOWN = "Without an exit an earlier rule, `_vanished`, decides: the comparison only tells the type checker."
 TESTED_FOR_TRUTH = "The callers only test it for truth."
 NO_BUDGET_WITHOUT_PRICE = "`HostConfig` refuses a budget in money without a price, so that the amount counts nowhere."
+RECORD_KNOWN = "Without a record the action is REMOVE: the comparison only tells the type checker."
 
 EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent(
@@ -27,6 +28,26 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
         "(identity.round, identity.attempt) < (job.round, job.attempt) → "
         "(identity.round, identity.attempt) <= (job.round, job.attempt)",
         UNEQUAL,
+    ),
+    Equivalent(
+        "runner/claiming/recovery.py",
+        "ContainerRecovery._apply_action",
+        "action is RecoveryAction.FOLLOW and entry is not None → action is RecoveryAction.FOLLOW",
+        RECORD_KNOWN,
+    ),
+    Equivalent(
+        "runner/claiming/recovery.py",
+        "ContainerRecovery._apply_action",
+        "action is RecoveryAction.RELEASE and entry is not None and (entry.record.job.status in ACTIVE_STATUSES) → "
+        "action is RecoveryAction.RELEASE and entry.record.job.status in ACTIVE_STATUSES",
+        RECORD_KNOWN,
+    ),
+    Equivalent(
+        "runner/claiming/recovery.py",
+        "ContainerRecovery.recover_poisoned_slots",
+        "key in self._host.slots.poisoned and (not await self._find_containers_of(key)) → "
+        "not await self._find_containers_of(key)",
+        "To free a slot that is not poisoned any more does nothing.",
     ),
     Equivalent(
         "runner/claiming/loop.py",

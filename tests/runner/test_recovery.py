@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from runner.assets.container_folders import SecretFiles
 from runner.claiming.recovery import (
+    ContainerRecovery,
     RecoveryAction,
     choose_recovery_action,
     container_folders,
@@ -27,7 +28,7 @@ from runner.engines.port import (
 )
 from runner.execution.container_run import ContainerRun
 from runner.execution.durable_state import CheckpointFile
-from runner.execution.execution import Execution
+from runner.execution.execution import Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
 from runner.execution.warm_container import write_warm_assignment
 from runner.host_facts import TimeLeft
@@ -39,6 +40,7 @@ from schemas.events import (
     JobRecord,
     LogMessage,
     ProgressMessage,
+    RecordUnreadable,
     Started,
     Submitted,
 )
@@ -582,6 +584,35 @@ async def test_a_container_whose_execution_crashed_keeps_its_gpus_until_it_is_re
         assert runner.host.gpu_allocator.is_in_use("GPU-a")
         runner.host.slots.clear_poison(left.key)
         assert not runner.host.gpu_allocator.is_in_use("GPU-a")
+
+
+async def test_a_slot_stays_taken_while_the_record_of_its_container_cannot_be_read(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crash(_: ContainerRun) -> None:
+        raise RuntimeError("a bug: the test said so")
+
+    async def read_nothing(key: JobKey) -> None:
+        raise RecordUnreadable(f"{key.owner}/{key.id}: the test said so")
+
+    monkeypatch.setattr(ContainerRun, "run", crash)
+    world.pace = replace(world.pace, sweep_s=3600.0)  # only the test recovers slots
+    left = await left_running(world)
+    box_of(world, left, "running")
+    async with world.run_runner() as runner, anyio.create_task_group() as tasks:
+
+        async def has_crashed() -> bool:
+            return bool(runner.host.slots.poisoned)
+
+        await wait_for(has_crashed)
+        monkeypatch.setattr(runner.context.bus.job_store, "read", read_nothing)
+        executions = ExecutionRegistry(runner.context, tasks, lambda _: None)
+        recovery = ContainerRecovery(runner.context, runner.host, executions)
+        await recovery.recover_poisoned_slots()
+        assert runner.host.slots.poisoned == {left.key}
+        world.boxes.clear()
+        await recovery.recover_poisoned_slots()
+        assert not runner.host.slots.poisoned
 
 
 async def test_a_gpu_that_a_job_could_not_use_is_marked(world: RunnerEnvironment) -> None:
