@@ -182,6 +182,18 @@ async def test_a_container_that_never_ran_costs_nothing(world: RunnerEnvironment
     assert ended.free_releases == {"host_lost": 1}
 
 
+async def test_the_attempt_of_a_container_that_never_ran_is_released_at_the_start_of_the_runner(
+    world: RunnerEnvironment,
+) -> None:
+    world.slots = 0  # so that no message leads to the job
+    left = await left_running(world)
+    box_of(world, left, "created")
+    async with world.run_runner():
+        released = await world.job(left.key)
+        assert not world.boxes
+    assert (released.status, released.free_releases) == (Status.QUEUED, {"host_lost": 1})
+
+
 async def test_a_container_that_never_ran_is_removed_if_its_attempt_was_released_already(
     world: RunnerEnvironment,
 ) -> None:
