@@ -257,10 +257,8 @@ async def validate_input(endpoint: Endpoint, job_input: dict[str, Any]) -> Valid
 
 def _thread_limiter() -> CapacityLimiter:
     """Return the limiter of this event loop. More threads at once would make the loop wait for the GIL."""
-    limiter = _THREAD_LIMITER.get(None)
-    if limiter is None:
-        limiter = CapacityLimiter(1)
-        _THREAD_LIMITER.set(limiter)
+    if (limiter := _THREAD_LIMITER.get(None)) is None:
+        _THREAD_LIMITER.set(limiter := CapacityLimiter(1))
     return limiter
 
 
