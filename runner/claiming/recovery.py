@@ -192,7 +192,12 @@ class ContainerRecovery:
             await self._context.delete_folder(self._context.jobs_dir / found.identity.folder)
 
     async def _resume(self, found: FoundContainer, entry: VersionedRecord, delivery: QueueMessage | None) -> None:
-        job = entry.record.job
+        job, assigned = entry.record.job, None
+        folder = self._context.jobs_dir / found.identity.folder
+        if found.identity.warm_dir:
+            assigned = await anyio.to_thread.run_sync(read_warm_assignment, folder)
+            if assigned is not None and assigned.identity != found.identity:
+                return  # the next job has this container already: its output is not that of `job`
         gpus, isolation = (job.claim.gpu_uuids, job.claim.isolation) if job.claim else ((), None)
         claim_of_ours = self._context.claim(job.attempt, gpus, isolation)
         adopted = await record_event(self._context, entry, Adopted(claim_of_ours, job.round))
@@ -200,8 +205,6 @@ class ContainerRecovery:
         allocation = self._host.gpu_allocator.allocate(gpus, endpoint.config)
         warm = None
         if found.identity.warm_dir:
-            folder = self._context.jobs_dir / found.identity.folder
-            assigned = await anyio.to_thread.run_sync(read_warm_assignment, folder)
             number, since = (assigned.number, assigned.since) if assigned else (0, None)
             warm = WarmContainer(folder.name, endpoint, allocation, found.handle, number=number, since=since)
             # The previous process may have been killed after it wrote the assignment and before it sent the start line.

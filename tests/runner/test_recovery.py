@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from runner.assets.container_folders import SecretFiles
+from runner.claiming import recovery
 from runner.claiming.recovery import (
     ContainerRecovery,
     RecoveryAction,
@@ -113,10 +114,15 @@ def world(tmp_path: Path) -> RunnerEnvironment:
 
 
 async def left_running(
-    world: RunnerEnvironment, status: Status = Status.RUNNING, *, host: str = HOST, gpus: str | None = None
+    world: RunnerEnvironment,
+    status: Status = Status.RUNNING,
+    *,
+    host: str = HOST,
+    gpus: str | None = None,
+    name: str = "j1",
 ) -> Job:
     """Write the record of a job that the previous runner process, i0, claimed on this host."""
-    key = await world.submit("well")
+    key = await world.submit("well", name)
     entry = await world.edge.job_store.read(key)
     assert entry is not None
     running = replace(entry.record.job, status=status, attempt=1, claim=Claim(host, "i0", 1, gpus))
@@ -516,6 +522,30 @@ async def test_a_warm_container_that_has_its_claim_and_no_start_line_gets_the_li
         tasks.cancel_scope.cancel()
     assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
     assert (await world.event_types(left.key))[-2:] == ["Adopted", "Succeeded"]
+
+
+async def test_a_container_that_the_next_job_has_is_not_followed_as_that_of_the_last_one(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, following = await left_running(world), await left_running(world, name="j2")
+    folder = world.folder / HOST / "warm-1"
+    (folder / "job" / "out").mkdir(parents=True)
+    waiting = ContainerIdentity(installation="test", host=HOST, warm_dir=folder.name)
+    write_warm_assignment(folder, replace(waiting, owner="ada", job=left.id, round=1, attempt=1))
+    spec = ContainerSpec(identity=waiting, image="well", job_dir=folder / "job", limits=ContainerLimits(1, 1.0))
+    box = FakeContainer("left-1", spec, lambda: datetime.now(UTC))
+    world.boxes[box.handle] = box
+    box.begin()
+
+    def assign_next_job(jobs_dir: Path, containers: list[FoundContainer]) -> list[FoundContainer]:
+        seen = resolve_claimed(jobs_dir, containers)
+        write_warm_assignment(folder, replace(waiting, owner="ada", job=following.id, round=1, attempt=1))
+        return seen
+
+    monkeypatch.setattr(recovery, "resolve_claimed", assign_next_job)
+    async with world.run_runner():
+        await world.wait_for_event(left.key, AttemptReleased)
+    assert "Adopted" not in await world.event_types(left.key)
 
 
 def test_only_a_warm_container_without_a_job_takes_the_job_of_its_claim(tmp_path: Path) -> None:
