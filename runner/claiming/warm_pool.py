@@ -205,7 +205,8 @@ class WarmPool:
 
     def used_endpoints(self) -> list[LocalEndpoint]:
         """Return the endpoint of each container, as it was when the container started."""
-        return [warm.endpoint for warm in (*self._containers, *self._reused)]
+        with_jobs = (warm for warm in self._reused if not warm.allocation.is_released)
+        return [warm.endpoint for warm in (*self._containers, *with_jobs)]
 
     def reports(self) -> tuple[WarmPoolStatus, ...]:
         """Return the pools as the heartbeat shows them."""
@@ -243,10 +244,10 @@ class WarmPool:
 
     async def _fill(self) -> None:
         """Start missing containers, one per endpoint at a time: each may use the resources that the next one needs."""
+        self._reused = {warm for warm in self._reused if not warm.allocation.is_released}
         for name, endpoint in self._endpoints.items():
             if self._backoffs[name].is_waiting(anyio.current_time()) or not endpoint.config.warm:
                 continue
-            self._reused = {warm for warm in self._reused if not warm.allocation.is_released}
             coming_back = sum(1 for warm in self._reused if warm.endpoint is endpoint)
             if len(self._containers_of(endpoint)) + coming_back < self._host.warm.count:
                 allocation = await self._allocate(endpoint)

@@ -10,7 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from bus.interface import QueueMessage, VersionedRecord
+from runner import lifecycle
 from runner.assets.container_folders import SecretFiles
+from runner.claiming.volumes import HostVolumes
+from runner.endpoints import LocalEndpoint
 from runner.engines.port import MIB, WARM_ENV, ContainerUsage
 from runner.execution.execution import Execution
 from schemas.container_protocol import ExitCode
@@ -488,6 +491,32 @@ async def test_after_a_failure_of_the_program_its_container_runs_no_other_job(
     assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 2)
     assert ended.output is not None
     assert ended.output.data["number"] == "1"
+
+
+async def test_a_container_that_went_with_its_job_does_not_keep_the_volumes_of_its_endpoint(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_use: list[Callable[[], list[LocalEndpoint]]] = []
+
+    class Volumes(HostVolumes):
+        def __init__(self, *parts: Any) -> None:
+            in_use.append(parts[-1])
+            super().__init__(*parts)
+
+    async def fails(_: FakeContainer, __: Path) -> int:
+        return ExitCode.INTERNAL
+
+    monkeypatch.setattr(lifecycle, "HostVolumes", Volumes)
+    world.programs = {"kept": reused_program(fails)}
+    allow(world, Reuse(), warm=False)
+    async with world.run_runner():
+        assert (await world.wait_until_ended(await world.submit("kept", "j1"))).status is Status.FAILED
+        (used_endpoints,) = in_use
+
+        async def is_unused() -> bool:
+            return not used_endpoints()
+
+        await wait_for(is_unused)
 
 
 async def test_a_crash_charges_the_job_inside_alone(world: RunnerEnvironment) -> None:
