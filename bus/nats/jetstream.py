@@ -356,9 +356,8 @@ class OrderedConsumer:
         """Return the next message. Raises ConsumerLost; BrokerDenied when the user may not subscribe."""
         while True:
             try:
-                async with asyncio.timeout(
-                    SILENCE_TIMEOUT_S
-                ):  # an anyio cancel scope for each message costs four times as much
+                # An anyio cancel scope for each message costs four times as much.
+                async with asyncio.timeout(SILENCE_TIMEOUT_S):
                     message = await self._inbox.get()
             except TimeoutError as error:
                 raise ConsumerLost(

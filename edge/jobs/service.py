@@ -244,9 +244,9 @@ class JobService:
         entry = await self._transition(key, decide)
         job = entry.record.job
         if job.status is Status.CANCELLED:
-            await self._call_broker(self._bus.job_queue.remove, job.pointer)
+            await self._try_followup(key, "remove_pointer", self._bus.job_queue.remove, job.pointer)
         elif job.claim is not None and job.status is Status.CANCELLING:
-            await self._call_broker(self._bus.host_nudges.nudge, job.claim.host, key)
+            await self._try_followup(key, "nudge_host", self._bus.host_nudges.nudge, job.claim.host, key)
         return entry
 
     async def retry(self, key: JobKey) -> VersionedRecord:
@@ -305,12 +305,12 @@ class JobService:
         self._index.record_own_write(entry.record.job.owner, entry.revision)
         self._publish_window.publish_soon(entry.record.job)
 
-    async def _call_broker(self, call: Callable[..., Any], *arguments: object) -> None:
+    async def _try_followup(self, key: JobKey, name: str, call: Callable[..., Any], *arguments: object) -> None:
         """Make a call that follows a write. Its failure must not fail the request: the reconciler repeats it."""
         try:
             await call(*arguments)
         except BusError as error:
-            _log.warning("followup_failed", error=str(error))
+            _log.warning("followup_failed", call=name, owner=key.owner, job_id=key.id, error=str(error))
 
 
 def _job_not_found(key: JobKey) -> ProblemError:

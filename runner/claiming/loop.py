@@ -57,7 +57,7 @@ LANES_AT_ONCE = 3  # fetched ahead together, if all but the last one were empty 
 HOLD_LIMIT_S = 1.0  # how long a fetched message waits for a slot that is about to be free, on this host alone
 CLEARING_NAK_DELAY_S = 1.0  # the container of the previous attempt or round is being removed
 
-# `behind` is one of them: no share of the GPU is free, or it is kept for another endpoint.
+# Reasons that end when another job ends. BEHIND: every share of the GPU is in use, or it is kept for another endpoint.
 GPU_BUSY_REASONS = frozenset({WaitReason.BEHIND, WaitReason.GPU_SHARE_SHORT, WaitReason.VRAM_SHORT})
 
 

@@ -319,7 +319,7 @@ class Execution:
             await self._context.retry_while_unavailable("postpone", partial(self.delivery.nak, delay_s))
 
     async def _find_leak(self, container_run: ContainerRun) -> None:
-        """See whether a container that is left may run another job; its pool does that while the end is recorded."""
+        """Look for what the job left in its container. Only a container whose program ended well can be reused."""
         warm, code = self.assignment.warm_container, container_run.exit.code if container_run.exit else None
         is_sound = container_run.stop_reason is None and code in CODES_OF_SOUND_PROGRAM
         if is_sound and warm is not None and warm.reuse is not None:
@@ -334,7 +334,8 @@ class Execution:
         if self._reuse is not None and warm is not None and pump.rest is not None:
             self.is_kept = await self._reuse.keep(warm, pump.rest, self._leak)
             if self.is_kept:
-                pump.rest, self._vacated = None, warm.is_vacated
+                pump.rest = None  # the pool reads on
+                self._vacated = warm.is_vacated
 
     def _vacate(self) -> None:
         """Let the next job start in a container that was kept.
