@@ -6,7 +6,7 @@ import { has, t } from "../text.js";
 
 const SCOPES = ["jobs:read", "jobs:write", "assets:read", "assets:write", "hosts:read", "power", "relay", "admin"];
 const CLIENT_SCOPES = SCOPES.slice(0, 5);
-const ACTIONS = ["key_created", "key_rotated", "key_revoked", "host_added", "host_removed", "host_token_created", "host_token_revoked", "host_joined", "host_left", "host_power_set", "host_maintenance_started", "host_maintenance_ended", "endpoint_paused", "endpoint_resumed", "owner_deleted", "job_cancelled", "job_retried", "job_deleted", "job_action_started", "asset_deleted", "webhook_secret_rotated", "settings_changed"];
+const ACTIONS = ["key_created", "key_rotated", "key_revoked", "host_added", "host_removed", "host_token_created", "host_token_revoked", "host_joined", "host_left", "host_power_set", "host_maintenance_started", "host_maintenance_ended", "endpoint_paused", "endpoint_resumed", "owner_deleted", "job_cancelled", "job_retried", "job_deleted", "job_action_started", "asset_deleted", "webhook_added", "webhook_deleted", "webhook_secret_rotated", "secret_set", "secret_deleted", "secret_key_rotated", "notifications_tested", "settings_changed"];
 
 export function accessPage(main) {
   let isGone = false;

@@ -1,5 +1,7 @@
 """The console's files and sessions: sign in and out, what a page of another site cannot do, what ends a session."""
 
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,9 +9,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
+import edge.console as console_files
 from edge.console import ConsoleSettings
 from edge.http.auth import CONSOLE_HEADER, SESSION_COOKIE
-from schemas.credentials import Scope
+from schemas.credentials import CLIENT_SCOPES, Scope
+from schemas.installation import AuditAction
 from tests.support.http_server import open_client
 from tests.support.served_edge import ServedEdge, serve_edge
 
@@ -23,6 +27,16 @@ async def signed_in(edge: ServedEdge, owner: str = "ann") -> AsyncIterator[httpx
         reply = await browser.post("/v1/session", json={"key": edge.texts[owner]})
         assert reply.status_code == 201, reply.text
         yield browser
+
+
+def test_the_page_of_keys_knows_every_scope_and_every_action_of_the_audit_log() -> None:
+    page = (Path(console_files.__file__).parent / "pages" / "access.js").read_text()
+    lists = {
+        name: json.loads(text) for name, text in re.findall(r"^const (SCOPES|ACTIONS) = (\[.*\]);$", page, re.MULTILINE)
+    }
+    assert lists["SCOPES"] == [scope for scope in Scope if scope is not Scope.RUNNER]  # a host's key is made by a token
+    assert tuple(lists["SCOPES"][:5]) == CLIENT_SCOPES
+    assert set(lists["ACTIONS"]) == set(AuditAction)
 
 
 async def test_the_page_comes_with_a_strict_policy_and_is_revalidated(edge: ServedEdge):
