@@ -657,6 +657,24 @@ async def test_a_slot_stays_taken_while_the_record_of_its_container_cannot_be_re
         assert not runner.host.slots.poisoned
 
 
+async def test_a_container_whose_execution_crashed_is_followed_again_by_the_next_sweep(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ContainerRun.run
+
+    async def crash_once(_: ContainerRun) -> None:
+        monkeypatch.setattr(ContainerRun, "run", run)
+        raise RuntimeError("a bug: the test said so")
+
+    monkeypatch.setattr(ContainerRun, "run", crash_once)
+    world.slots = 0  # so that no message leads to the job
+    left = await left_running(world)
+    box_of(world, left, "exited")
+    async with world.run_runner():
+        ended = await world.wait_until_ended(left.key)
+    assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
+
+
 async def test_a_gpu_that_a_job_could_not_use_is_marked(world: RunnerEnvironment) -> None:
     left = await left_running(world, gpus="GPU-a")
     box = box_of(world, left, "running")
