@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-LIMIT = 2
+LIMIT = 5
 LAST_FAILED = Path(".pytest_cache/v/cache/lastfailed")
 
 
