@@ -133,7 +133,8 @@ class WarmPool:
         self._reused.discard(warm)
         reason = leak or self._why_not_kept(warm)
         if reason is not None or self._tasks is None:
-            self._context.log.info("container_not_kept", endpoint=warm.endpoint.config.name, reason=reason)
+            endpoint = warm.endpoint.config.name
+            self._context.log.info("container_not_kept", endpoint=endpoint, container=warm.folder, reason=reason)
             return False
         await warm.detach()
         warm.wait_for_next_job(rest)

@@ -321,10 +321,12 @@ class Execution:
     async def _find_leak(self, container_run: ContainerRun) -> None:
         """Look for what the job left in its container. Only a container whose program ended well can be reused."""
         warm, code = self.assignment.warm_container, container_run.exit.code if container_run.exit else None
-        is_sound = container_run.stop_reason is None and code in CODES_OF_SOUND_PROGRAM
-        if is_sound and warm is not None and warm.reuse is not None:
-            self._leak = await warm.reuse.find_leak(warm)
-            self._reuse = warm.reuse
+        if warm is not None and warm.reuse is not None:
+            if container_run.stop_reason is None and code in CODES_OF_SOUND_PROGRAM:
+                self._leak, self._reuse = await warm.reuse.find_leak(warm), warm.reuse
+            else:
+                reason = f"its job was stopped, or exited with code {code}"
+                self._log.info("container_not_kept", container=warm.folder, reason=reason)
         self._leak_checked.set()
 
     async def _offer_to_pool(self, container_run: ContainerRun) -> None:

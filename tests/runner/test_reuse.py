@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from bus.interface import QueueMessage, VersionedRecord
 from runner import lifecycle
@@ -485,9 +486,12 @@ async def test_after_a_failure_of_the_program_its_container_runs_no_other_job(
         return next(codes, None) or await work(box, folder)
 
     world.programs = {"kept": reused_program(fails_once)}
-    async with world.run_runner() as runner:
-        ended = await world.wait_until_ended(await world.submit("kept", "j1"))
-        await runner.drained()
+    with capture_logs() as logs:
+        async with world.run_runner() as runner:
+            ended = await world.wait_until_ended(await world.submit("kept", "j1"))
+            await runner.drained()
+    reasons = [entry["reason"] for entry in logs if entry["event"] == "container_not_kept"]
+    assert reasons[0] == f"its job was stopped, or exited with code {code}"
     assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 2)
     assert ended.output is not None
     assert ended.output.data["number"] == "1"
