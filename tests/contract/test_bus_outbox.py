@@ -158,7 +158,23 @@ async def test_the_backlog_is_what_no_one_has_acked(world: BusPair):
         return (left.pointers, left.unchecked_states, left.deliveries) == (0, empty.unchecked_states, 1)
 
     await wait_for(is_less)
-    assert (await world.edge.health.backlog()).oldest_delivery_s >= full.oldest_delivery_s
+
+
+async def test_the_age_of_the_backlog_is_that_of_its_oldest_delivery(world: BusPair):
+    async def age_s() -> float:
+        return (await world.edge.health.backlog()).oldest_delivery_s
+
+    async def is_old() -> bool:
+        return await age_s() >= 0.1
+
+    assert await age_s() == 0.0
+    await world.edge.webhook_outbox.enqueue(letter("one"))
+    await wait_for(is_old)
+    added_at = anyio.current_time()
+    await world.edge.webhook_outbox.enqueue(letter("two"))
+    assert await age_s() >= 0.1
+    await (await taken(world)).ack()
+    assert 0 < await age_s() <= anyio.current_time() - added_at
 
 
 async def test_withdrawn_deliveries_of_a_job_are_gone_and_no_others(world: BusPair):
