@@ -218,7 +218,8 @@ async def drain(executions: ExecutionRegistry, *, grace_s: float, settle_s: floa
     """Wait `grace_s` for jobs to end, stop those that cannot be left, and wait `settle_s` for their records.
 
     `leave_containers`: running containers stay, and the next runner process adopts them. A job that would end with us,
-    or that has no container yet, is stopped and released at no cost to the job.
+    or that has no container yet, is stopped and released at no cost to the job. A job whose end is being recorded is
+    waited for too: it has no container to adopt, and its message and its folder would stay until the next start.
     """
     with anyio.move_on_after(grace_s):
         await executions.wait_until(lambda active: not active)
@@ -231,4 +232,6 @@ async def drain(executions: ExecutionRegistry, *, grace_s: float, settle_s: floa
         if (execution := executions.active.get(round_key)) is not None:
             await execution.stop(StopReason.DRAIN)
     with anyio.move_on_after(settle_s):
-        await executions.wait_until(stopped.isdisjoint)
+        await executions.wait_until(
+            lambda active: not any(key in stopped or execution.is_ending for key, execution in active.items())
+        )

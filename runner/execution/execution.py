@@ -63,6 +63,7 @@ class ExecutionPhase(StrEnum):
 CODES_OF_SOUND_PROGRAM = frozenset({ExitCode.DONE, ExitCode.BAD_JOB, ExitCode.BAD_INPUT})
 CLAIM_CHECKED_PHASES = frozenset({ExecutionPhase.RUNNING, ExecutionPhase.UPLOADING})
 CLEARING_PHASES = frozenset({ExecutionPhase.CLEARING, ExecutionPhase.LOST})
+ENDING_PHASES = CLEARING_PHASES | {ExecutionPhase.RECORDING}
 
 
 class OnFreed(Protocol):
@@ -176,6 +177,11 @@ class Execution:
     def is_clearing(self) -> bool:
         """Return whether the attempt is over here, and only its container is left."""
         return self.phase in CLEARING_PHASES
+
+    @property
+    def is_ending(self) -> bool:
+        """Return whether only the record of the end and the cleanup are left, which take moments."""
+        return self.phase in ENDING_PHASES
 
     def check_now(self) -> None:
         """Check the record at once: it has changed."""

@@ -28,7 +28,7 @@ from runner.engines.port import (
     FoundContainer,
 )
 from runner.execution.container_run import ContainerRun
-from runner.execution.durable_state import CheckpointFile
+from runner.execution.durable_state import CheckpointFile, FencedJob
 from runner.execution.execution import Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
 from runner.execution.warm_container import write_warm_assignment
@@ -332,6 +332,36 @@ async def test_a_drain_leaves_containers_to_the_next_life(world: RunnerEnvironme
     async with world.run_runner("i2"):
         ended = await world.wait_until_ended(left.key)
     assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 1)
+
+
+@pytest.mark.parametrize(("kind", "step"), [(FencedJob, "record"), (Execution, "_clean_up")])
+async def test_a_drain_finishes_a_job_whose_end_is_recorded(
+    world: RunnerEnvironment, monkeypatch: pytest.MonkeyPatch, kind: type, step: str
+) -> None:
+    begun, after_grace = anyio.Event(), anyio.Event()
+    take_step, wait_until = getattr(kind, step), ExecutionRegistry.wait_until
+    waits: list[object] = []
+
+    async def take_step_after_grace(*args: Any) -> Any:
+        begun.set()
+        await after_grace.wait()
+        return await take_step(*args)
+
+    async def wait_and_open(executions: ExecutionRegistry, condition: Any) -> None:
+        waits.append(condition)
+        if len(waits) == 2:  # the first wait is for the grace
+            after_grace.set()
+        await wait_until(executions, condition)
+
+    monkeypatch.setattr(kind, step, take_step_after_grace)
+    monkeypatch.setattr(ExecutionRegistry, "wait_until", wait_and_open)
+    key = await world.submit("well")
+    async with world.run_runner() as runner:
+        await wait_with_deadline(begun.wait)
+        await runner.drained()
+    assert (await world.job(key)).status is Status.SUCCEEDED
+    await world.wait_until_clean()
+    assert await world.edge.heartbeats.get(HOST) is None
 
 
 async def test_a_drain_stops_and_releases_what_cannot_be_left(world: RunnerEnvironment) -> None:
