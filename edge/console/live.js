@@ -7,8 +7,10 @@ import { client, owner, session } from "./api.js";
 
 const HIDDEN_LIMIT_MS = 60_000; // a browser allows six connections to one edge over HTTP/1.1, and tabs stay open
 
+const NOTICE_LIMIT = 20;
+
 const listeners = new Set();
-let controller = null, lastId = null, hiddenTimer = 0;
+let controller = null, lastId = null, hiddenTimer = 0, notices = [];
 
 /** Whether the edge answers, and since when it has not. */
 export const connection = { isLost: false, lastNews: Date.now() };
@@ -20,6 +22,9 @@ export function listen(listener) {
   return () => listeners.delete(listener);
 }
 
+/** Return the last notices since a time, oldest first, also those that came before the page that asks was opened. */
+export const noticesSince = (at) => notices.filter((notice) => new Date(notice.at) >= new Date(at));
+
 function emit(event) {
   for (const listener of [...listeners]) listener(event);
 }
@@ -27,6 +32,7 @@ function emit(event) {
 export function restart() {
   stop();
   lastId = null;
+  notices = [];
   if (session()) start();
 }
 
@@ -44,6 +50,7 @@ async function start() {
       if (own !== controller) return;
       lastId = event.id;
       connection.lastNews = Date.now();
+      if (event.kind === "notice") notices = [...notices, event.data].slice(-NOTICE_LIMIT);
       emit(event);
     }
   } catch (error) {

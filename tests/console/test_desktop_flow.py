@@ -6,10 +6,11 @@ The power driver is a command that starts and stops the runner, so nothing in th
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 
 from tests.console.conftest import Console
 from tests.console.films import check_playing, make_film, make_speech
@@ -17,6 +18,7 @@ from tests.console.upload_gate import MIB, hold_uploads, uploaded_bytes
 from tests.e2e.power.switched_hosts import FAST_CLOCK_MODULE, HostPlan, SwitchedHost
 from tests.support.bytecode import BYTECODE_ENVIRON
 from tests.support.installation import HOST, ROOT, Installation, run_installation
+from tests.support.wait import wait_for
 
 pytestmark = [pytest.mark.long(40), pytest.mark.timeout(300)]
 BOOT_S = 1.0
@@ -53,6 +55,25 @@ async def press(page: Page, label: str) -> None:
         await page.get_by_role("dialog").get_by_role("button", name=label, exact=True).click()
 
 
+@asynccontextmanager
+async def hold_answer(context: BrowserContext, host: SwitchedHost) -> AsyncIterator[None]:
+    """Hold the answer to a new job until the host was powered on: its notices come before the page of the job opens."""
+
+    async def is_powered_on() -> bool:
+        return host.calls == ["on"]
+
+    async def answer_late(route: Route) -> None:
+        if route.request.method != "POST":
+            return await route.continue_()
+        answer = await route.fetch()
+        await wait_for(is_powered_on, timeout_s=STATE_TIMEOUT_MS / 1000)
+        return await route.fulfill(response=answer)
+
+    await context.route("**/v1/jobs", answer_late)
+    yield
+    await context.unroute("**/v1/jobs")
+
+
 async def test_a_job_powers_the_host_on_and_its_result_plays(desktop: Console, tmp_path: Path):
     film, speech = make_film(tmp_path / "face.mp4"), make_speech(tmp_path / "speech.wav")
     await desktop.running.admin.upload(film)  # the edge has it already: only the speech is missing
@@ -73,9 +94,11 @@ async def test_a_job_powers_the_host_on_and_its_result_plays(desktop: Console, t
         await expect(page.get_by_text("It is uploaded after you submit.")).to_be_visible()
         await page.locator("summary", has_text="Options").click()
         await page.fill("[name=seconds]", "4")
-        async with hold_uploads(watched.context) as gate:
+        async with hold_answer(watched.context, host), hold_uploads(watched.context) as gate:
             await page.get_by_role("button", name="Submit").click()
-            await expect(page.locator(".big")).to_have_text("Waiting for its input to be uploaded")
+            await expect(page.locator(".big")).to_have_text(
+                "Waiting for its input to be uploaded", timeout=STATE_TIMEOUT_MS
+            )
             await expect(page.get_by_text("GPU is starting")).to_be_visible(timeout=STATE_TIMEOUT_MS)
             online = page.get_by_text("The GPU host is online and takes jobs").last
             await expect(online).to_be_visible(timeout=STATE_TIMEOUT_MS)

@@ -7,7 +7,7 @@ import { can, client, errorText, get, owner, request, session } from "../api.js"
 import { uploadStore } from "../drafts.js";
 import { askDialog, fill, h, throttled } from "../dom.js";
 import { bytes, duration, energy, fullTime, money, number, percent, secondsBetween, time, vram } from "../format.js";
-import { listen } from "../live.js";
+import { listen, noticesSince } from "../live.js";
 import { fact, fileChooser, statusPill, timeElement, uploadProgress } from "../parts.js";
 import { has, t } from "../text.js";
 import { forgetUpload, lacksFiles, noteState, startUpload, uploadOf, watchUploads } from "../uploads.js";
@@ -18,7 +18,7 @@ const LOG_LIMIT = 400_000; // characters that are kept on the page; the whole lo
 
 export function jobPage(main, id) {
   const stop = new AbortController();
-  const view = { job: null, log: "", history: [], deliveries: [], notices: [], followLog: true, search: "" };
+  const view = { job: null, log: "", history: [], deliveries: [], followLog: true, search: "" };
   const headline = h("section", { class: "panel" }), facts = h("section", { class: "panel" }), media = h("section", { class: "panel" }), failure = h("section", { class: "panel failure", hidden: true });
   const timeline = h("section", { class: "panel" }), webhooks = h("section", { class: "panel", hidden: true }), log = logPanel(view, id), missing = missingPanel(view);
   fill(main, h("p", { class: "empty", role: "status" }, t("loading")));
@@ -26,7 +26,7 @@ export function jobPage(main, id) {
 
   function draw() {
     if (!view.job || stop.signal.aborted) return;
-    drawHeadline(headline, view.job, view.notices);
+    drawHeadline(headline, view.job, noticesSince(view.job.created_at).slice(-NOTICE_LIMIT));
     missing.draw();
     drawFacts(facts, view.job, act);
     drawFailure(failure, view.job);
@@ -107,7 +107,7 @@ export function jobPage(main, id) {
   }
 
   load().then(() => Promise.all([FINAL.has(view.job.status) ? log.loadWhole() : follow(), refresh()])).catch(fail);
-  const stops = [watchUploads(drawSoon), listen(({ kind, data }) => kind === "notice" && (view.notices = [...view.notices, data].slice(-NOTICE_LIMIT), drawSoon())), () => stop.abort()];
+  const stops = [watchUploads(drawSoon), listen((event) => event.kind === "notice" && drawSoon()), () => stop.abort()];
   return () => stops.forEach((end) => end());
 }
 
