@@ -26,10 +26,15 @@ class ObservedLoops:
         self.calls: defaultdict[ClaimLoop, list[list[str]]] = defaultdict(list)
         self.races: defaultdict[ClaimLoop, list[tuple[bool, int]]] = defaultdict(list)
         fetch_next, fetch_woken, order_lanes = ClaimLoop._fetch_next, ClaimLoop._fetch_woken, ClaimLoop._order_lanes
+        fetching: set[ClaimLoop] = set()
 
         async def next_one(loop: ClaimLoop) -> QueueMessage | None:
             self.calls[loop].append([])
-            return await fetch_next(loop)
+            fetching.add(loop)
+            try:
+                return await fetch_next(loop)
+            finally:
+                fetching.remove(loop)
 
         async def woken(loop: ClaimLoop, lanes: list[Lane]) -> QueueMessage | None:
             self.calls[loop][-1].append("woken")
@@ -38,7 +43,7 @@ class ObservedLoops:
             return delivery
 
         def ordered(loop: ClaimLoop, pools: list[str]) -> list[Lane]:
-            if self.calls[loop]:  # the prefetch orders lanes too
+            if loop in fetching:  # the prefetch, while a job runs, orders lanes too
                 self.calls[loop][-1].append("all")
             return order_lanes(loop, pools)
 
