@@ -17,14 +17,13 @@ from lamplighter.cli.context import USAGE, ClientSettings
 from lamplighter.cli.join_token import JOIN_VARIABLE
 from lamplighter.cli.language import LANGUAGE_VARIABLE, say
 from lamplighter.cli.process_setup import (
-    CONFIG_VARIABLE,
-    DEFAULT_CONFIG,
     RETIRED_SETTINGS,
     SettingsFile,
     exit_on_error,
     read_settings_file,
 )
 from lamplighter.cli.relay import RelaySettings
+from lamplighter.cli.server_commands import CONFIG_VARIABLE, DEFAULT_CONFIG
 from runner.host.enrollment import ENROLLMENT_FILE, EnrollmentUnreadable, apply_enrollment
 from runner.settings import RunnerSettings
 from schemas.settings_loader import (

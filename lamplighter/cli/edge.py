@@ -16,7 +16,6 @@ from edge.settings import EdgeSettings
 from edge.store.port import StoreError
 from lamplighter.cli.context import UNREACHABLE, USAGE
 from lamplighter.cli.process_setup import (
-    config_option,
     disable_core_dumps,
     exit_on_error,
     format_option,
@@ -24,6 +23,7 @@ from lamplighter.cli.process_setup import (
     raise_open_file_limit,
     read_settings,
 )
+from lamplighter.cli.server_commands import config_option
 from schemas.endpoint import EndpointInvalid
 
 EXIT_CODES: dict[type[Exception], int] = {

@@ -10,7 +10,8 @@ import anyio
 from edge.core.clock import utc_now
 from lamplighter.cli import display
 from lamplighter.cli.doctor import CheckStatus, Finding
-from lamplighter.cli.process_setup import CONFIG_VARIABLE, DEFAULT_CONFIG, read_settings_file
+from lamplighter.cli.process_setup import read_settings_file
+from lamplighter.cli.server_commands import CONFIG_VARIABLE, DEFAULT_CONFIG
 from runner.engines.docker import DockerEngine, DockerSettings
 from runner.engines.port import EngineError
 from runner.engines.selection import (

@@ -26,6 +26,7 @@ from lamplighter.cli.context import USAGE, error_line
 from lamplighter.cli.display import escape_controls
 from lamplighter.cli.language import say
 from lamplighter.cli.log_output import Redactor, configure_logging, secrets_in
+from lamplighter.cli.server_commands import read_settings_text
 from schemas.settings_loader import (
     RenamedSetting,
     SettingsInvalid,
@@ -39,17 +40,6 @@ T = TypeVar("T")
 # Names of settings that earlier releases had and this one does not read, with the reason. A file that still has them is
 # read, with a warning: an upgrade must not stop an installation.
 RETIRED_SETTINGS: Mapping[str, str] = {}
-
-DEFAULT_CONFIG = Path("lamplighter.toml")
-CONFIG_VARIABLE = "LAMPLIGHTER_CONFIG"
-config_option = click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    envvar=CONFIG_VARIABLE,
-    help="The settings file. LAMPLIGHTER_* variables override it.",
-)
 
 _log = structlog.get_logger()
 
@@ -102,16 +92,7 @@ class SettingsFile(NamedTuple):
 
 def read_settings_file(path: Path) -> SettingsFile:
     """Return the file. Only the default file may be missing. Raises SettingsInvalid."""
-    if path == DEFAULT_CONFIG and not path.exists():
-        return SettingsFile(path, "")
-    try:
-        return SettingsFile(path, path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsInvalid(
-            f"the settings file {path} cannot be read ({error.strerror}): correct --config or LAMPLIGHTER_CONFIG"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SettingsInvalid(f"{path} is not valid TOML: it is not UTF-8 text ({error.reason}): correct it") from error
+    return SettingsFile(path, read_settings_text(path))
 
 
 SOCKET_VARIABLE = "NOTIFY_SOCKET"

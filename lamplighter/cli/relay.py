@@ -35,12 +35,12 @@ from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.language import say
 from lamplighter.cli.process_setup import (
     ServiceNotifier,
-    config_option,
     exit_on_error,
     format_option,
     level_option,
     read_settings,
 )
+from lamplighter.cli.server_commands import config_option
 from lamplighter.transport import explain_refused_certificate, find_verification_error, make_ssl_context
 from runner.host.health_file import NO_HEALTH_FILE, RENEW_INTERVAL_S, HealthFile
 from schemas.backoff import Backoff

@@ -15,7 +15,6 @@ from lamplighter.cli.context import REFUSED, UNREACHABLE, USAGE
 from lamplighter.cli.join_token import join_option, read_token
 from lamplighter.cli.process_setup import (
     ServiceNotifier,
-    config_option,
     disable_core_dumps,
     exit_on_error,
     format_option,
@@ -23,6 +22,7 @@ from lamplighter.cli.process_setup import (
     raise_open_file_limit,
     read_settings,
 )
+from lamplighter.cli.server_commands import config_option
 from runner.app import RunnerStartError, serve
 from runner.assets.port import EdgeUnavailable
 from runner.host.enrollment import (

@@ -81,6 +81,15 @@ _UP: Mapping[str, str] = {
     "the {process} is not healthy: {why}": "{process} 不正常：{why}",
     "no answer from {url} ({why}): read its log": "{url} 没有响应（{why}）：请查看其日志",
     "{url} answers {status}: {answer}": "{url} 返回 {status}：{answer}",
+    "health_file is not set: set it for the process and for this command, as LAMPLIGHTER_HEALTH_FILE": (
+        "未设置 health_file：请为该进程和此命令都设置，即 LAMPLIGHTER_HEALTH_FILE"
+    ),
+    "{file} cannot be read ({why}): the process has not connected yet, or names another file": (
+        "无法读取 {file}（{why}）：该进程尚未连接，或设置了另一个文件"
+    ),
+    "{file} was last renewed {seconds} s ago: the process hangs or has lost its connection; read its log": (
+        "{file} 上次更新是在 {seconds} 秒前：该进程已停止响应或连接已断开；请查看其日志"
+    ),
 }
 
 _PROCESSES: Mapping[str, str] = {

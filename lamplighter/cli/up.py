@@ -31,14 +31,13 @@ from lamplighter.cli.context import ADDRESS_FILE, DEFAULT_DATA_DIR, UNREACHABLE,
 from lamplighter.cli.language import say
 from lamplighter.cli.log_output import configure_logging, rotate_forever
 from lamplighter.cli.process_setup import (
-    CONFIG_VARIABLE,
     ServiceNotifier,
     SettingsFile,
-    config_option,
     exit_on_error,
     read_settings_file,
     warn_of_old_names,
 )
+from lamplighter.cli.server_commands import CONFIG_VARIABLE, config_option
 from lamplighter.cli.supervisor import (
     BROKER_FILE,
     BrokerSupervisor,

@@ -1,16 +1,14 @@
 """The health file of a process that listens nowhere: a container or a script looks at how old it is.
 
-The runner renews it after each heartbeat, the relay while it is connected to an edge.
+The runner renews it after each heartbeat, the relay while it is connected to an edge. `lamplighter health` reads it.
 """
 
-import time
 from pathlib import Path
 
 import anyio.to_thread
 import structlog
 
 RENEW_INTERVAL_S = 5.0
-MAX_AGE_S = 30.0  # a runner renews every 3 s, and an outage of a few seconds is no fault
 
 _log = structlog.get_logger()
 
@@ -31,16 +29,3 @@ class HealthFile:
 
 
 NO_HEALTH_FILE = HealthFile(None)
-
-
-def fault_of(path: Path | None, now: float | None = None) -> str | None:
-    """Return why the process with this health file is not healthy, None if it is. `now`: seconds since the epoch."""
-    if path is None:
-        return "health_file is not set: set it for the process and for this command, as LAMPLIGHTER_HEALTH_FILE"
-    try:
-        age_s = (time.time() if now is None else now) - path.stat().st_mtime
-    except OSError as error:
-        return f"{path} cannot be read ({error.strerror}): the process has not connected yet, or names another file"
-    if age_s > MAX_AGE_S:
-        return f"{path} was last renewed {age_s:.0f} s ago: the process hangs or has lost its connection; read its log"
-    return None

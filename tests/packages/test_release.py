@@ -104,7 +104,7 @@ def inspect(url: str, name: str, what: str) -> str:
 def container(url: str, image: str, environ: Mapping[str, str], *command: str) -> Iterator[str]:
     """Run a container in the network of this machine, and remove it at the end; yield its id."""
     settings = [word for name, value in environ.items() for word in ("--env", f"{name}={value}")]
-    often = ("--health-interval=500ms", "--health-start-period=0s")
+    often = ("--health-interval=2s", "--health-start-period=0s")
     started = run_docker(url, "run", "--detach", "--network=host", *often, *settings, image, *command)
     assert started.returncode == 0, started.stderr
     name = started.stdout.strip()
@@ -124,7 +124,7 @@ async def wait_until_healthy(url: str, name: str) -> None:
         assert state.startswith(("running", "created")), state
         return state == "running healthy"
 
-    await wait_for(healthy, timeout_s=90, interval_s=0.5)
+    await wait_for(healthy, timeout_s=240, interval_s=0.5)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
 
 @pytest.mark.docker
 @pytest.mark.long(60)
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_edge_runner_and_relay_run_from_their_images(
     images: Mapping[str, str], docker_url: str, installation: Installation
 ):

@@ -6,8 +6,9 @@ import anyio
 import pytest
 
 from edge.power.drivers.generic import RelayDriver, RelayUnavailable
+from lamplighter.cli.health import MAX_AGE_S, fault_of_file
 from lamplighter.cli.relay import RelayedHost, RelayKeyRejected, serve_edge
-from runner.host.health_file import MAX_AGE_S, HealthFile, fault_of
+from runner.host.health_file import HealthFile
 from schemas.power import NoCapacity, PowerCallFailed, ReportedPower
 from tests.edge.facades.gateway.conftest import GatewayEdge
 from tests.support.fake_power_driver import FakePowerDriver
@@ -73,17 +74,17 @@ async def test_a_wrong_key_ends_it(gateway: GatewayEdge):
 
 async def test_a_connected_relay_renews_its_health_file(gateway: GatewayEdge, tmp_path: Path):
     file = tmp_path / "health"
-    assert "not connected" in (fault_of(file) or "")
+    assert "not connected" in (fault_of_file(file) or "")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(serve_edge, gateway.url, gateway.texts["relay"], {}, lambda: None, HealthFile(file))
         await wait_for(anyio.Path(file).exists)
         tasks.cancel_scope.cancel()
     renewed_at = file.stat().st_mtime
-    assert fault_of(file, renewed_at + MAX_AGE_S) is None
-    assert "was last renewed 31 s ago" in (fault_of(file, renewed_at + MAX_AGE_S + 1) or "")
+    assert fault_of_file(file, renewed_at + MAX_AGE_S) is None
+    assert "was last renewed 31 s ago" in (fault_of_file(file, renewed_at + MAX_AGE_S + 1) or "")
 
 
 async def test_a_health_file_that_cannot_be_written_is_logged(tmp_path: Path):
     await HealthFile(tmp_path / "missing" / "health").renew()
     assert not (tmp_path / "missing").exists()
-    assert "health_file is not set" in (fault_of(None) or "")
+    assert "health_file is not set" in (fault_of_file(None) or "")
