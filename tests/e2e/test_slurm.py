@@ -10,6 +10,7 @@ import shlex
 import signal
 import tomllib
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,17 @@ class Site:
         self._http = http
 
     def get(self, path: str) -> Any:
-        """Return a document of the edge. What polls does not start a command each time, which takes 0.3 s."""
-        return self._http.get(path).raise_for_status().json()
+        """Return a document of the edge. What polls does not start a command each time, which takes 0.3 s.
+
+        As every client does, it asks again after a 503: the broker did not answer in time.
+        """
+
+        def served() -> httpx2.Response | None:
+            answer = self._http.get(path)
+            return answer if answer.status_code != HTTPStatus.SERVICE_UNAVAILABLE else None
+
+        answer = wait_for_sync(served, timeout_s=DEADLINE_S, interval_s=POLL_INTERVAL_S)
+        return answer.raise_for_status().json()
 
     def submit(self, seconds: float = 0.0) -> str:
         words = ("--seconds", str(seconds), "--steps", "100") if seconds else ()
