@@ -19,7 +19,7 @@ from runner.claiming.warm_pool import WarmPool
 from runner.context import DropAssets, HostContext, RunnerContext, run_in_background
 from runner.endpoints import LocalEndpoint
 from runner.execution.disk_usage import sweep_caches
-from runner.execution.execution import Execution, ExecutionRegistry
+from runner.execution.execution import ENDING_PHASES, Execution, ExecutionRegistry
 from runner.execution.verdict import StopReason
 from runner.host.presence import DeadManTimer, HeartbeatPublisher, HostActivity, IdleTimer, PauseWatch, PowerCommands
 from runner.host.watches import DeletedOwners, EndpointWatch, EngineMonitor, GpuProber, detect_injection
@@ -233,5 +233,7 @@ async def drain(executions: ExecutionRegistry, *, grace_s: float, settle_s: floa
             await execution.stop(StopReason.DRAIN)
     with anyio.move_on_after(settle_s):
         await executions.wait_until(
-            lambda active: not any(key in stopped or execution.is_ending for key, execution in active.items())
+            lambda active: (
+                not any(key in stopped or execution.phase in ENDING_PHASES for key, execution in active.items())
+            )
         )

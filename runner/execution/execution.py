@@ -63,7 +63,7 @@ class ExecutionPhase(StrEnum):
 CODES_OF_SOUND_PROGRAM = frozenset({ExitCode.DONE, ExitCode.BAD_JOB, ExitCode.BAD_INPUT})
 CLAIM_CHECKED_PHASES = frozenset({ExecutionPhase.RUNNING, ExecutionPhase.UPLOADING})
 CLEARING_PHASES = frozenset({ExecutionPhase.CLEARING, ExecutionPhase.LOST})
-ENDING_PHASES = CLEARING_PHASES | {ExecutionPhase.RECORDING}
+ENDING_PHASES = CLEARING_PHASES | {ExecutionPhase.RECORDING}  # what is left takes moments
 
 
 class OnFreed(Protocol):
@@ -177,11 +177,6 @@ class Execution:
     def is_clearing(self) -> bool:
         """Return whether the attempt is over here, and only its container is left."""
         return self.phase in CLEARING_PHASES
-
-    @property
-    def is_ending(self) -> bool:
-        """Return whether only the record of the end and the cleanup are left, which take moments."""
-        return self.phase in ENDING_PHASES
 
     def check_now(self) -> None:
         """Check the record at once: it has changed."""
@@ -331,8 +326,7 @@ class Execution:
             if container_run.stop_reason is None and code in CODES_OF_SOUND_PROGRAM:
                 self._leak, self._reuse = await warm.reuse.find_leak(warm), warm.reuse
             else:
-                reason = f"its job was stopped, or exited with code {code}"
-                self._log.info("container_not_kept", container=warm.folder, reason=reason)
+                self._log.info("container_not_kept", container=warm.folder, reason=f"stopped, or exit code {code}")
         self._leak_checked.set()
 
     async def _offer_to_pool(self, container_run: ContainerRun) -> None:

@@ -491,7 +491,7 @@ async def test_after_a_failure_of_the_program_its_container_runs_no_other_job(
             ended = await world.wait_until_ended(await world.submit("kept", "j1"))
             await runner.drained()
     reasons = [entry["reason"] for entry in logs if entry["event"] == "container_not_kept"]
-    assert reasons[0] == f"its job was stopped, or exited with code {code}"
+    assert reasons[0] == f"stopped, or exit code {code}"
     assert (ended.status, ended.attempt) == (Status.SUCCEEDED, 2)
     assert ended.output is not None
     assert ended.output.data["number"] == "1"
