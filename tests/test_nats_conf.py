@@ -14,7 +14,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from bus.server.config import render_accounts
+from bus.server.config import LOGIN_TIMEOUT_S, render_accounts
 from tests.support.reserved_ports import reserve_ports
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +97,7 @@ def test_every_acknowledged_write_is_synced(broker: tuple[int, int]):
     assert varz["jetstream"]["config"]["sync_always"] is True
     assert varz["max_payload"] == 2 * 1024 * 1024
     assert varz["host"] == "127.0.0.1"
+    assert varz["auth_timeout"] == LOGIN_TIMEOUT_S
 
 
 PUBLISHES = [

@@ -134,6 +134,7 @@ def _render_mappings(mapped: Mapping[str, str]) -> str:
 
 
 STORE_LIMIT_BYTES = 20 * 1024**3
+LOGIN_TIMEOUT_S = 10
 
 
 class TlsFiles(NamedTuple):
@@ -185,6 +186,8 @@ def render_config(config: ServerConfig) -> str:
         f"http: {json.dumps(config.monitor)}\n"
         + (f"http_base_path: {json.dumps(config.monitor_path)}\n" if config.monitor_path else "")
         + "max_payload: 2MB\n"
+        "# The default closes a connection after two seconds: a client on a busy machine may need longer to log in.\n"
+        f"authorization {{ timeout: {LOGIN_TIMEOUT_S} }}\n"
         f"jetstream {{\n    store_dir: {json.dumps(config.store_dir)}\n"
         "    # The default syncs every two minutes: a power cut would take acknowledged jobs with it.\n"
         "    sync_interval: always\n"

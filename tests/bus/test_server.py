@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import anyio
+import httpx2
 import pytest
 
 from bus.interface import BrokerUnreachable, Bus
 from bus.open import open_edge
+from bus.server.config import LOGIN_TIMEOUT_S
 from bus.server.process import NatsServer, run_server
 from tests.support.bus_samples import make_key, make_record
 from tests.support.nats_broker import BrokerProcess
@@ -25,6 +27,12 @@ async def test_it_keeps_ports_passwords_and_data_over_a_crash(tmp_path: Path):
         assert server.pid != before[3]
         async with open_edge(server.settings("edge")) as bus:
             assert await bus.job_store.read(make_key()) is not None
+
+
+async def test_it_gives_a_client_of_a_busy_machine_time_to_log_in(tmp_path: Path):
+    async with run_server(BrokerProcess(tmp_path)) as server, httpx2.AsyncClient() as client:
+        varz = (await client.get(f"{server.monitor_url}/varz")).json()
+    assert varz["auth_timeout"] == LOGIN_TIMEOUT_S >= 10
 
 
 async def test_two_do_not_meet(tmp_path: Path):
