@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 
 from schemas.job import JobKey
-from tests.chaos.collect_evidence import collect_evidence, read_revisions, retry_bus_call
+from tests.chaos.collect_evidence import collect_evidence, read_revisions
 from tests.chaos.evidence import Evidence, HostOutage, JobRevision
 from tests.chaos.fault_points import FOLDER_ENV, FaultPoints
 from tests.chaos.history import ObservationLog
@@ -27,7 +27,7 @@ from tests.support.installation import (
     wait_until_ready,
 )
 from tests.support.tcp_proxy import TcpProxy, run_proxy
-from tests.support.wait import wait_for
+from tests.support.wait import retry_bus_call, wait_for
 
 ENDPOINTS = (ROOT / "tests" / "chaos" / "endpoints",)
 MODULES = {"edge": "tests.chaos.entry_edge", "runner": "tests.chaos.entry_runner"}

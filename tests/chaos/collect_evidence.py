@@ -1,26 +1,18 @@
 """Collect the evidence of a run for the checker, once nothing happens any more."""
 
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
 
-import anyio
-
-from bus.interface import Bus, BusError
+from bus.interface import Bus
 from schemas.job import JobKey
 from tests.chaos.evidence import Evidence, JobRevision
 from tests.chaos.history import ObservationLog
 from tests.chaos.leftovers import LEFTOVER_CHECKS, find_leftovers
 from tests.chaos.run_stamps import STAMPS_NAME, read_runs
 from tests.support.installation import Installation
-from tests.support.wait import wait_for
+from tests.support.wait import retry_bus_call, wait_for
 
-T = TypeVar("T")
-
-BUS_TIMEOUT_S = 60.0
-RETRY_DELAY_S = 0.05
 LOOK_INTERVAL_S = 1.0
 
 
@@ -56,18 +48,3 @@ async def read_revisions(bus: Bus, key: JobKey) -> tuple[JobRevision, ...]:
     """Return the job's history in STATE."""
     entries = await retry_bus_call(partial(bus.job_store.history, key))
     return tuple(map(JobRevision.of, entries))
-
-
-async def retry_bus_call(call: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `call`, repeated while the broker fails: it may have been killed a moment ago.
-
-    Raises the last BusError after BUS_TIMEOUT_S.
-    """
-    deadline = time.monotonic() + BUS_TIMEOUT_S
-    while True:
-        try:
-            return await call()
-        except BusError:
-            if time.monotonic() > deadline:
-                raise
-        await anyio.sleep(RETRY_DELAY_S)

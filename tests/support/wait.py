@@ -6,10 +6,14 @@ from typing import TypeVar
 
 import anyio
 
+from bus.interface import BusError
+
 T = TypeVar("T")
 
 WAIT_TIMEOUT_S = 30.0
 POLL_INTERVAL_S = 0.02
+BUS_TIMEOUT_S = 60.0
+RETRY_DELAY_S = 0.05
 
 
 async def wait_for(
@@ -37,6 +41,22 @@ def wait_for_sync(
             return value
         time.sleep(interval_s)
     raise _timeout_error(condition, timeout_s)
+
+
+async def retry_bus_call(call: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `call`, repeated while the broker fails.
+
+    It may have been killed, and while it reloads the accounts of joined hosts a call may get no answer. Raises the last
+    BusError after BUS_TIMEOUT_S.
+    """
+    deadline = time.monotonic() + BUS_TIMEOUT_S
+    while True:
+        try:
+            return await call()
+        except BusError:
+            if time.monotonic() > deadline:
+                raise
+        await anyio.sleep(RETRY_DELAY_S)
 
 
 def _timeout_error(condition: Callable[[], object], timeout_s: float) -> TimeoutError:

@@ -26,7 +26,7 @@ from tests.support.bytecode import BYTECODE_ENVIRON
 from tests.support.installation import EDGE as EDGE_NAME
 from tests.support.installation import ENDPOINTS, IMAGES, ROOT, Installation, RunningInstallation, run_installation
 from tests.support.namespaces import EDGE, HostNetwork
-from tests.support.wait import wait_for
+from tests.support.wait import retry_bus_call, wait_for
 
 FAST_CLOCK_MODULE = "tests.e2e.power.fast_clock"
 STATE_TIMEOUT_S = 100.0
@@ -210,7 +210,7 @@ class PowerScenario(Struct, frozen=True):
             file.unlink()
 
     async def record(self, host: SwitchedHost | None = None) -> PowerRecord:
-        row = await self.running.bus.power_records.get((host or self.host).name)
+        row = await retry_bus_call(lambda: self.running.bus.power_records.get((host or self.host).name))
         assert row is not None
         return row.value
 
@@ -227,7 +227,7 @@ class PowerScenario(Struct, frozen=True):
         return found
 
     async def presence(self) -> HostHeartbeat:
-        row = await self.running.bus.heartbeats.get(self.host.name)
+        row = await retry_bus_call(lambda: self.running.bus.heartbeats.get(self.host.name))
         assert row is not None
         return row.value
 

@@ -29,7 +29,7 @@ from tests.support.kubelet import UNSCHEDULABLE, Kubelet
 from tests.support.kubernetes_api import NAMESPACE, KubernetesApi
 from tests.support.reserved_ports import HOST as HOST_ADDRESS
 from tests.support.reserved_ports import reserve_ports
-from tests.support.wait import wait_for
+from tests.support.wait import retry_bus_call, wait_for
 
 pytestmark = [pytest.mark.long(30), pytest.mark.timeout(240)]
 HOST = "k8s-1"
@@ -53,7 +53,7 @@ class Cluster(Struct):
         return container
 
     async def record(self) -> PowerRecord:
-        row = await self.running.bus.power_records.get(HOST)
+        row = await retry_bus_call(lambda: self.running.bus.power_records.get(HOST))
         assert row is not None
         return row.value
 

@@ -17,7 +17,7 @@ from tests.e2e.power.switched_hosts import STATE_TIMEOUT_S, TLS_PORT, PowerScena
 from tests.support.installation import wait_until_ready
 from tests.support.job_checks import events_of, read_history, wait_for_reason, wait_until_running
 from tests.support.namespaces import HostNetwork
-from tests.support.wait import wait_for
+from tests.support.wait import retry_bus_call, wait_for
 
 pytestmark = [pytest.mark.long(13), pytest.mark.timeout(240)]
 ROUND = [S.WAKING, S.ONLINE, S.DRAINING, S.STOPPING, S.OFF]
@@ -45,7 +45,7 @@ def since(record: PowerRecord, at: datetime) -> list[S]:
 
 
 async def test_the_first_job_ever_lights_a_host_that_was_never_seen(scenario: PowerScenario) -> None:
-    assert "gpu-1" not in await scenario.running.bus.capabilities.rows()
+    assert "gpu-1" not in await retry_bus_call(scenario.running.bus.capabilities.rows)
     job = await scenario.submit("first")
     await scenario.wait_for_state(S.WAKING)
     await wait_for_reason(scenario.running, job.id, "host_waking", "host_booting")
