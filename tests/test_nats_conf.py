@@ -92,7 +92,7 @@ def test_it_gives_the_rights_that_bus_gives():
 
 
 def test_every_acknowledged_write_is_synced(broker: tuple[int, int]):
-    with urllib.request.urlopen(f"http://127.0.0.1:{broker[1]}/varz") as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{broker[1]}/varz", timeout=60) as answer:
         varz = json.load(answer)
     assert varz["jetstream"]["config"]["sync_always"] is True
     assert varz["max_payload"] == 2 * 1024 * 1024
@@ -189,7 +189,7 @@ def denied(told: list[str]) -> set[str]:
 
 
 def test_nobody_comes_in_without_a_password(broker: tuple[int, int]):
-    with socket.create_connection(("127.0.0.1", broker[0]), timeout=5) as wire, wire.makefile("rwb") as lines:
+    with socket.create_connection(("127.0.0.1", broker[0]), timeout=60) as wire, wire.makefile("rwb") as lines:
         assert lines.readline().startswith(b"INFO ")
         lines.write(b'CONNECT {"verbose":true}\r\n')
         lines.flush()

@@ -27,7 +27,9 @@ def test_no_port_without_keys_is_there_unless_asked_for():
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "localhost:8000", "[::1]:8000", "edge.example.com"])
 async def test_what_a_bare_proxy_or_a_tunnel_sends_to_the_edge_needs_a_key(heygem: HeygemClient, host: str):
     port = str(httpx2.URL(heygem.url).port)
-    async with httpx2.AsyncClient(base_url=heygem.url, headers={"Host": host.replace("8000", port)}) as stranger:
+    async with httpx2.AsyncClient(
+        base_url=heygem.url, headers={"Host": host.replace("8000", port)}, timeout=60
+    ) as stranger:
         for reply in (
             await stranger.post("/easy/submit", json=BODY),
             await stranger.get("/easy/query?code=mine"),
@@ -38,7 +40,7 @@ async def test_what_a_bare_proxy_or_a_tunnel_sends_to_the_edge_needs_a_key(heyge
 
 
 async def test_the_port_without_keys_shows_nothing_of_other_owners(heygem: HeygemClient):
-    async with httpx2.AsyncClient(base_url=heygem.url, headers={"X-API-Key": heygem.key}) as ann:
+    async with httpx2.AsyncClient(base_url=heygem.url, headers={"X-API-Key": heygem.key}, timeout=60) as ann:
         assert parse_body(await ann.post("/easy/submit", json=BODY))["code"] == 10000
     assert (await heygem.query("mine"))["code"] == 10004
 

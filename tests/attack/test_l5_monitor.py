@@ -34,7 +34,7 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 async def test_without_its_path_the_monitor_tells_nothing(server: NatsServer):
     place = urlsplit(server.monitor_url)
-    async with httpx2.AsyncClient(base_url=f"{place.scheme}://{place.netloc}", trust_env=False) as stranger:
+    async with httpx2.AsyncClient(base_url=f"{place.scheme}://{place.netloc}", trust_env=False, timeout=60) as stranger:
         for path in PATHS:
             reply = await stranger.get(path, headers={"Origin": "https://evil.example"})
             assert (reply.status_code, reply.text) == (404, "404 page not found\n"), path

@@ -106,7 +106,7 @@ async def test_what_is_elsewhere_still_takes_it(monkeypatch: pytest.MonkeyPatch)
 def test_which_urls_lead_here(url: str, *, here: bool):
     assert is_loopback_url(url) is here
     if here:
-        client = httpx2.Client(mounts=bypass_proxies_for_loopback(url))
+        client = httpx2.Client(mounts=bypass_proxies_for_loopback(url), timeout=60)
         assert any(pattern.matches(httpx2.URL(url)) for pattern in client._mounts)
 
 

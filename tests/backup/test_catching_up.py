@@ -58,7 +58,7 @@ async def dies_before_it_has_anything(there: BrokerTrio) -> str:
     """Restore the records; the server that was lost meanwhile, which neither led anything nor was asked anything."""
     snapshot, parts = await taken(there)
     places = dict(zip(NAMES, there.settings.url.split(","), strict=True))
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         monitor = there.settings.monitor.split(",")[0]
         asked = (await client.get(f"{monitor}/jsz")).json()["meta_cluster"]["leader"]
     gone: list[str] = []

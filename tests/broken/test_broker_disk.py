@@ -150,9 +150,9 @@ def _filled_and_emptied(data: Path) -> None:
             return False
 
         wait_for_sync(full)
-        assert httpx2.get(f"{said['url']}/readyz").status_code == 503
+        assert httpx2.get(f"{said['url']}/readyz", timeout=60).status_code == 503
         ballast.unlink()
-        wait_for_sync(lambda: httpx2.get(f"{said['url']}/readyz").status_code == 200)
+        wait_for_sync(lambda: httpx2.get(f"{said['url']}/readyz", timeout=60).status_code == 200)
         accepted.append(client.submit("echo", text="after").id)
         assert {client.wait(job_id).status for job_id in accepted} == {"succeeded"}
         assert process.poll() is None

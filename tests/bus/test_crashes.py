@@ -159,7 +159,7 @@ async def test_a_cancelled_fetch_does_not_swallow_a_job(server: BrokerProcess, e
         got.update({delivery.pointer.id} if delivery else set())
         return len(got) == 5
 
-    await wait_for(all_taken, timeout_s=8)
+    await wait_for(all_taken, timeout_s=20)  # less than the 30 s after which a swallowed one comes again
 
 
 async def test_a_feed_that_was_made_anew_is_followed_from_its_start(server: BrokerProcess, edge: Bus):

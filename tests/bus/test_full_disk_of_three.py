@@ -68,7 +68,7 @@ class CrampedTrio(Struct, frozen=True):
         Not by /varz: a server that was asked that once goes on calling itself synced when its disk is full, one that
         was never asked does not.
         """
-        async with httpx2.AsyncClient() as client:
+        async with httpx2.AsyncClient(timeout=60) as client:
             answer = await client.get(f"{self.monitors[0]}/jsz")
         return answer.json()["meta_cluster"]["leader"]
 
@@ -150,7 +150,7 @@ async def started_anew(cramped: CrampedTrio, *names: str) -> None:
             return sound and cramped.bus.health.is_connected
         return False
 
-    async with httpx2.AsyncClient() as asked:
+    async with httpx2.AsyncClient(timeout=60) as asked:
         await wait_for(well, timeout_s=CHANGE_S)
     health = await cramped.bus.health.status()
     assert (health.write_failed, health.degraded) == (False, ())

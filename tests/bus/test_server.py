@@ -30,7 +30,7 @@ async def test_it_keeps_ports_passwords_and_data_over_a_crash(tmp_path: Path):
 
 
 async def test_it_gives_a_client_of_a_busy_machine_time_to_log_in(tmp_path: Path):
-    async with run_server(BrokerProcess(tmp_path)) as server, httpx2.AsyncClient() as client:
+    async with run_server(BrokerProcess(tmp_path)) as server, httpx2.AsyncClient(timeout=60) as client:
         varz = (await client.get(f"{server.monitor_url}/varz")).json()
     assert varz["auth_timeout"] == LOGIN_TIMEOUT_S >= 10
 

@@ -74,7 +74,7 @@ async def test_it_stands_on_the_side_of_the_call_that_was_armed_and_only_once(
     lines = [program.stdout.readline() for _ in output.splitlines()]
     assert "".join(lines) == output
     continue_process(program.pid)
-    rest, _ = program.communicate(timeout=20)
+    rest, _ = program.communicate(timeout=60)
     assert output + rest == "one\ntwo\ntwo\n"
     assert program.returncode == 0
     assert not faults.reached(point, moment, program.pid)

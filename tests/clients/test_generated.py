@@ -55,7 +55,7 @@ SEEN = "succeeded hi job_final none"
 async def document(world: ClientWorld, tmp_path: Path) -> Path:
     """Fetch the document of the running edge, without a key."""
     path = tmp_path / "openapi.json"
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         path.write_bytes((await client.get(f"{world.url}/openapi.json")).raise_for_status().content)
     return path
 

@@ -41,7 +41,7 @@ class Receiver(Struct, frozen=True):
 
 
 async def read_secret(world: ClientWorld) -> str:
-    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {world.key}"}) as client:
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {world.key}"}, timeout=60) as client:
         return str((await client.get(f"{world.url}/v1/webhooks/secret")).json()["secret"])
 
 
@@ -62,7 +62,7 @@ async def receiver(world: ClientWorld, tmp_path: Path, receiver_port: int) -> As
 
         async def answers() -> bool:
             try:
-                async with httpx2.AsyncClient() as client:
+                async with httpx2.AsyncClient(timeout=60) as client:
                     return (await client.get(url)).status_code == 401
             except httpx2.TransportError:
                 return False
@@ -103,7 +103,7 @@ async def test_a_form_is_submitted_waited_for_and_its_webhooks_verified(
 
 async def test_a_webhook_with_another_signature_is_refused(receiver: Receiver):
     headers = {"webhook-id": "msg_1", "webhook-timestamp": "1", "webhook-signature": "v1,AAAA"}
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         assert (await client.post(receiver.url, content=b"{}", headers=headers)).status_code == 401
     assert not receiver.states.exists()
 

@@ -220,7 +220,7 @@ async def test_what_one_edge_signed_the_other_accepts(running: Running, tmp_path
     (tmp_path / "file.bin").write_bytes(b"signed")
     job = await running.ann.submit("echo", file=tmp_path / "file.bin", wait=True)
     installation = running.installation
-    async with installation.client_of("edge-1") as first, httpx2.AsyncClient() as nobody:
+    async with installation.client_of("edge-1") as first, httpx2.AsyncClient(timeout=60) as nobody:
         output = (await first.job(job.id)).output
         assert output is not None
         signed = installation.edge_url("edge-2") + output.files[0].url
@@ -241,7 +241,7 @@ async def test_a_sign_in_link_works_once_at_any_edge(running: Running):
     installation = running.installation
     async with installation.client_of("edge-1") as first:
         ticket = (await first._http.post("/v1/session/tickets")).json()["ticket"]
-    async with httpx2.AsyncClient() as browser:
+    async with httpx2.AsyncClient(timeout=60) as browser:
         answers = [
             (await browser.post(installation.edge_url(name) + "/v1/session", json={"ticket": ticket})).status_code
             for name in ("edge-2", "edge-1", "edge-2")

@@ -203,7 +203,7 @@ async def http(_: Path) -> AsyncIterator[DriverRig]:
         return JSONResponse(msgspec.to_builtins(await box.answer(said["type"], request.headers["webhook-id"])))
 
     app = Starlette(routes=[Route("/power", receive, methods=["POST"])])
-    async with serve_app(app) as url, httpx2.AsyncClient() as client:
+    async with serve_app(app) as url, httpx2.AsyncClient(timeout=60) as client:
         declared = HttpHostConfig(url=f"{url}/power", secret=SECRET)
         yield RemoteMachineRig(HttpDriver("gpu-1", declared, client, lambda: NOW, lambda: "question-1"), box)
 

@@ -15,7 +15,7 @@ from schemas.gpu import GpuMonitorState, GpuSample, GpuSnapshot
 from tests.runner.gpu.stub_nvml import StubNvml, gpu_uuid
 from tests.support.fake_gpus import FakeGpuMonitor
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 class Bench(Protocol):

@@ -236,7 +236,7 @@ async def test_a_link_is_where_the_bytes_are(store: AssetStore) -> None:
     if link is None:  # the edge passes the bytes through
         assert await whole(store) == BODY
         return
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
         part = await client.get(link, headers={"Range": "bytes=5-9"})
     assert (part.status_code, part.content) == (206, BODY[5:10])
 

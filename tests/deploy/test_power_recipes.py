@@ -50,7 +50,7 @@ async def drivers(
     declared: Mapping[str, AnyHostConfig], environ: Mapping[str, str] | None = None, relay: FakeRelay | None = None
 ) -> AsyncIterator[dict[str, PowerDriver]]:
     """Build the drivers as the edge does."""
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         given = {"PATH": OPERATORS_PATH, **(environ or {})}
         dependencies = DriverDependencies(
             client=client, environ=given, now=lambda: datetime.now(UTC), new_id=lambda: "question-1"

@@ -217,7 +217,7 @@ async def test_what_came_by_the_gateway_is_the_same_job_here(facade: FacadeInsta
 
 
 def test_up_serves_both_facades(tmp_path: Path):
-    with up(tmp_path / "data") as (_, told), httpx2.Client(base_url=told["url"]) as local:
+    with up(tmp_path / "data") as (_, told), httpx2.Client(base_url=told["url"], timeout=60) as local:
         asked = {"code": "__ping__"}
         assert local.get("/easy/query", params=asked | {"key": told["key"]}).json()["code"] == 10004
         assert local.get("/easy/query", params=asked).json()["code"] == 9999, "nobody is let in without a key"
@@ -233,9 +233,9 @@ def test_up_opens_a_port_without_keys_where_it_is_told_to_and_says_what_it_opens
     port = free_port()
     with up(tmp_path / "data", "--easy-port", str(port)) as (process, told):
         base = f"http://127.0.0.1:{port}"
-        assert httpx2.get(f"{base}/easy/query?code=__ping__").json()["code"] == 10004
-        assert httpx2.get(f"{base}/v1/jobs").status_code == 404
-        assert httpx2.get(f"{told['url']}/easy/query?code=__ping__").json()["code"] == 9999
+        assert httpx2.get(f"{base}/easy/query?code=__ping__", timeout=60).json()["code"] == 10004
+        assert httpx2.get(f"{base}/v1/jobs", timeout=60).status_code == 404
+        assert httpx2.get(f"{told['url']}/easy/query?code=__ping__", timeout=60).json()["code"] == 9999
         process.send_signal(signal.SIGTERM)
         _, output = process.communicate(timeout=60)
     assert f"{base}/easy/ needs no key" in output

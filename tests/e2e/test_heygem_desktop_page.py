@@ -39,7 +39,7 @@ def test_the_desktop_client_finds_port_and_folder(tmp_path: Path, monkeypatch: p
         shown = run_block("sh", check, tmp_path).stdout
         assert re.search(r'"code": *10004', shown), shown
         assert "任务不存在" in shown
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as desktop:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as desktop:
             job = {"audio_url": "speech.wav", "video_url": "face.mp4", "code": "demo", "chaofen": 0, "pn": 1}
             assert desktop.post("/easy/submit", json=job).json()["code"] == 10000
             data = desktop.get("/easy/query", params={"code": "demo"}).json()["data"]

@@ -70,7 +70,7 @@ def ports() -> Iterator[tuple[int, int]]:
 def broker_connections(data: Path) -> set[int]:
     """Return the ids of the connections that the broker has."""
     monitor = json.loads((data / "broker.json").read_bytes())["monitor"]
-    return {one["cid"] for one in httpx2.get(f"{monitor}/connz").json()["connections"]}
+    return {one["cid"] for one in httpx2.get(f"{monitor}/connz", timeout=60).json()["connections"]}
 
 
 class Told:

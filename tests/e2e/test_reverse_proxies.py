@@ -101,7 +101,7 @@ async def test_the_trail_has_the_address_of_the_client_whatever_it_claims(
 ):
     admin = {"Authorization": f"Bearer {behind.installation.keys['admin']}"}
     transport = httpx2.AsyncHTTPTransport(verify=authority_context(proxy.ca), local_address=CLIENT)
-    async with httpx2.AsyncClient(base_url=proxy.url, transport=transport, headers=admin) as client:
+    async with httpx2.AsyncClient(base_url=proxy.url, transport=transport, headers=admin, timeout=60) as client:
         made = await client.post("/v1/keys", json={"owner": "carl"}, headers=SPOOFED)
         assert made.status_code == 201
         trail = (await client.get("/v1/audit")).json()["events"]

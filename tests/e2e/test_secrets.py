@@ -127,7 +127,7 @@ async def sign_in(client: httpx2.AsyncClient, key: str) -> set[str]:
     """Make a token, a ticket and a session, and use each; return them."""
     token = (await client.post("/v1/tokens", json={})).json()["token"]
     ticket = (await client.post("/v1/session/tickets")).json()
-    async with httpx2.AsyncClient(base_url=str(client.base_url)) as browser:
+    async with httpx2.AsyncClient(base_url=str(client.base_url), timeout=60) as browser:
         assert (await browser.get("/v1/jobs", params={"token": token})).status_code == 200
         assert (await browser.get("/v1/jobs", params={"token": WRONG})).status_code == 401
         assert (await browser.get(ticket["path"])).status_code == 200

@@ -38,7 +38,7 @@ async def test_the_edge_s_unit_serves_reports_and_stops(tmp_path: Path, engine: 
     async with play_unit(unit, log) as service:
         await service.start()
         await service.wait_for_state("READY=1")
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             assert (await client.get("/readyz")).status_code == 200
         await service.wait_for_state("WATCHDOG=1")
         assert lamplighter(data, "jobs").returncode == 0  # the key is in the data folder

@@ -246,7 +246,7 @@ def test_up_reads_the_settings_file_of_its_folder_and_an_option_overrides_it(tmp
         assert "gpu-1" in shown
         assert lamplighter(tmp_path / "data", "upload", file).returncode == 4
         given = {name_of(pid): environ_of(pid) for pid in children(process.pid) if name_of(pid)}
-        assert httpx2.get(f"{said['url']}/easy/query?code=a").status_code == 404
+        assert httpx2.get(f"{said['url']}/easy/query?code=a", timeout=60).status_code == 404
     assert given["runner"]["LAMPLIGHTER_SLOTS"] == "2"
     config = str(tmp_path / "lamplighter.toml")
     assert {given[name]["LAMPLIGHTER_CONFIG"] for name in ("edge", "runner")} == {config}

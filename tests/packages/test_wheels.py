@@ -147,7 +147,7 @@ def test_both_work_among_packages_of_others_with_the_names_of_our_folders(server
 
 
 def test_the_console_and_its_client_are_in_the_wheel(server: Environment, serving: dict[str, str]):
-    ask = "import httpx2, sys; print([httpx2.get(sys.argv[1] + path).status_code for path in sys.argv[2:]])"
+    ask = "import httpx2, sys; print([httpx2.get(sys.argv[1] + path, timeout=60).status_code for path in sys.argv[2:]])"
     paths = ("/console/index.html", "/console/client/index.js")
     assert server.run_python(ask, serving["url"], *paths) == "[200, 200]\n"
 

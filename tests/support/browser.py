@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from msgspec import Struct, field
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright, expect
 
 from tests.support.wait import wait_for
 
+# Playwright's own limit of 5 s is too short for a busy machine; its actions have one of 30 s.
+expect.set_options(timeout=30_000)
 PROGRAM = "chromium"
 HOW = "install Debian's chromium"
 # As root Chromium refuses to start with its own sandbox, and CI's containers have a /dev/shm of 64 MB.

@@ -51,5 +51,5 @@ async def serve_app(app: ASGIApp, **config: Any) -> AsyncIterator[str]:
 
 
 def open_client(url: str, **config: Any) -> httpx2.AsyncClient:
-    """Return a client for plain HTTP. It skips the CA bundle, which takes 20 ms to load."""
-    return httpx2.AsyncClient(base_url=url, verify=False, **config)
+    """Return a client for plain HTTP. It skips the CA bundle, which takes 20 ms to load, and waits up to a minute."""
+    return httpx2.AsyncClient(base_url=url, verify=False, **{"timeout": 60, **config})

@@ -44,7 +44,7 @@ from tests.support.fake_images import FakeImageStore
 from tests.support.wait import wait_for
 from tests.support.weights_server import FakeVolumeSource
 
-DEADLINE_S = 10.0
+DEADLINE_S = 20.0  # less than the 30 s after which a message that nobody answered comes again
 FAST_PACE = RunnerIntervals(
     heartbeat_s=0.03,
     presence_s=0.02,

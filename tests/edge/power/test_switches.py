@@ -180,7 +180,7 @@ async def test_without_a_state_program_the_switch_tells_nothing() -> None:
 
 @pytest.mark.parametrize("url", ["http://[", "http://xn--/", "http://a:99999/"])
 async def test_a_url_that_nobody_can_ask_is_a_failure_that_names_it(url: str) -> None:
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         declared = HttpHostConfig(url=url, secret=SECRET)
         http = HttpDriver("gpu-1", declared, client, lambda: NOW, lambda: "call-1")
         assert (await query_driver(http, 5)).power is ReportedPower.UNKNOWN

@@ -122,7 +122,7 @@ async def test_a_token_ends_and_cannot_put_its_end_off(edge: ServedEdge):
 
 async def test_a_token_dies_with_its_key(edge: ServedEdge):
     key = (await edge.admin.post("/v1/keys", json={"owner": "ann"})).json()
-    async with httpx2.AsyncClient(base_url=edge.url, headers={"X-API-Key": key["key"]}) as client:
+    async with httpx2.AsyncClient(base_url=edge.url, headers={"X-API-Key": key["key"]}, timeout=60) as client:
         query = {"token": await token(client)}
     assert (await edge.anyone.get("/v1/jobs", params=query)).status_code == 200
     await edge.keys.revoke(key["id"])

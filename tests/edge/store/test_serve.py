@@ -47,7 +47,7 @@ async def url(tmp_path: Path, anyio_backend: object) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def client(anyio_backend: object) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
         yield client
 
 

@@ -149,7 +149,7 @@ def test_sigterm_ends_it_and_leaves_no_result(samples: Path, tmp_path: Path) -> 
         while b"render" not in process.stdout.readline():
             pass
         process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=10)
+        rest, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert not [line for line in parse_messages(rest) if isinstance(line, ErrorLine)]
     assert list((folder / "out").iterdir()) == []

@@ -9,7 +9,7 @@ import anyio
 from runner.gpu.monitor import MonitorTiming, NvmlChild, NvmlMonitor
 from schemas.gpu import GpuMonitorState, GpuSnapshot, NvmlMessage, encode_nvml_message
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 PATIENT = MonitorTiming(first_reading_timeout_s=DEADLINE_S, reading_timeout_s=DEADLINE_S, restart_backoff_s=0.5)
 
 

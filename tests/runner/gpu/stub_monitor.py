@@ -11,8 +11,8 @@ from runner.gpu.monitor import GpuAssignment, MonitorTiming, NvmlMonitor, nvml_s
 from schemas.gpu import GpuSnapshot
 from tests.runner.gpu.stub_nvml import StubNvml
 
-DEADLINE_S = 20
-QUICK = MonitorTiming(first_reading_timeout_s=5.0, reading_timeout_s=1.0, restart_backoff_s=0.05)
+DEADLINE_S = 60
+QUICK = MonitorTiming(first_reading_timeout_s=30.0, reading_timeout_s=1.0, restart_backoff_s=0.05)
 
 
 @asynccontextmanager

@@ -89,7 +89,7 @@ async def test_one_gpu_with_an_unknown_error_does_not_blind_the_other(tmp_path: 
 async def test_every_call_hangs_and_later_answers(tmp_path: Path) -> None:
     nvml = StubNvml(tmp_path)
     async with run_stub_monitor(
-        nvml, MonitorTiming(first_reading_timeout_s=1.0, reading_timeout_s=0.5, restart_backoff_s=0.05)
+        nvml, MonitorTiming(first_reading_timeout_s=5.0, reading_timeout_s=0.5, restart_backoff_s=0.05)
     ) as watch:
         nvml.set(hang=1)
         hung = await wait_for_snapshot(watch, lambda now: now.state is GpuMonitorState.HUNG)

@@ -73,7 +73,7 @@ async def key_of(heygem: HeygemClient):
 
 
 async def test_the_edge_s_own_port_asks_everybody(heygem: HeygemClient):
-    async with httpx2.AsyncClient(base_url=heygem.url) as client:
+    async with httpx2.AsyncClient(base_url=heygem.url, timeout=60) as client:
         assert parse_body(await client.post("/easy/submit", json=BODY)) == FAULT
         reply = await client.post("/easy/submit", json=BODY, headers={"X-API-Key": heygem.key})
         assert parse_body(reply)["code"] == 10000
