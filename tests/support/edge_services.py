@@ -168,7 +168,7 @@ class EdgeServicesRig:
             assets=self.assets,
             leases=Leases(bus.leases, str(folder), time),
             client=self.outside,
-            settings=OutboundSettings(fetch_timeout_s=5),
+            settings=OutboundSettings(fetch_timeout_s=30),
             clock=time,
             backoff=FetchBackoff(lambda: 0.0, (0.01, 0.02)),
         )
@@ -223,7 +223,7 @@ class EdgeServicesRig:
             self.job_views,
             self.outside,
             allowed,
-            WebhookSettings(timeout_s=2),
+            WebhookSettings(timeout_s=20),
             webhooks.WebhookDependencies(now=time, monotonic=time.seconds, entropy=FixedEntropy(), random=lambda: 0.0),
             self.metrics,
         )
