@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ class Environment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "venv"
         self.home = folder / "home"
+        self._bytecode = folder / "bytecode"  # uv compiles nothing, so every start would compile all that it imports
         self.home.mkdir(parents=True)
         subprocess.run([UV, "venv", "--quiet", f"--python={sys.executable}", self.folder], check=True)
         self.python = self.folder / "bin/python"
@@ -30,6 +32,7 @@ class Environment:
     def install(self, *wanted: str | Path) -> None:
         """Install from the package index, of the dependencies those versions that the lock file has."""
         lock = ROOT / "requirements.lock"
+        shutil.rmtree(self._bytecode, ignore_errors=True)  # a newer module may have the size and time of the older
         run_download([UV, "pip", "install", "--quiet", f"--python={self.python}", f"--constraint={lock}", *wanted])
 
     def uninstall(self, *names: str) -> None:
@@ -51,7 +54,7 @@ class Environment:
     def environ(self) -> dict[str, str]:
         """The variables of a program that runs here: nothing leads to the checkout."""
         kept = {name: os.environ[name] for name in ("PATH", "TMPDIR", "LANG") if name in os.environ}
-        return kept | {"HOME": str(self.home), "PYTHONDONTWRITEBYTECODE": "1", **job_user.runner_settings()}
+        return kept | {"HOME": str(self.home), "PYTHONPYCACHEPREFIX": str(self._bytecode), **job_user.runner_settings()}
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """Run `lamplighter` to its end."""
