@@ -68,29 +68,22 @@ def wait_until_gone(family: set[ProcessIdentity]) -> None:
     wait_for_sync(lambda: all(read_process_identity(one.pid) != one for one in family))
 
 
-def test_a_newcomer_submits_watches_and_fetches(tmp_path):
-    data, file = tmp_path / "data", tmp_path / "in.txt"
+def test_a_newcomer_submits_watches_and_fetches(served_data, tmp_path):
+    file, saved, folder = tmp_path / "in.txt", tmp_path / "made" / "out.txt", tmp_path / "folder"
     file.write_text("content")
-    with up(data) as (process, said):
-        assert set(said) == {"url", "key", "data"}
-        family = family_of(process.pid)
-        saved = tmp_path / "made" / "out.txt"
-        done = lamplighter(data, "submit", "echo", "--text", "hi", "--file", file, "-o", saved, "--json")
-        job = json.loads(done.stdout)
-        assert (done.returncode, job["status"], job["output"]["data"]["text"]) == (0, "succeeded", "hi")
-        assert saved.read_text() == "content"
-        job_id, folder = job["id"], tmp_path / "folder"
-        assert lamplighter(data, "watch", job_id, "-o", f"{folder}/").returncode == 0
-        assert [file.read_text() for file in folder.iterdir()] == ["content"]
-        assert job["id"] in lamplighter(data, "jobs").stdout
-        assert "step 10 of 10" in lamplighter(data, "logs", job["id"]).stdout
-        assert json.loads(lamplighter(data, "job", job["id"], "--json").stdout)["id"] == job["id"]
-        assert "succeeded" in lamplighter(data, "history", job["id"]).stdout
-        events = [json.loads(row) for row in lamplighter(data, "watch", job["id"], "--json").stdout.splitlines()]
-        assert events[-1]["data"]["status"] == "succeeded"
-        assert lamplighter(data, "delete", job["id"]).returncode == 0
-    assert process.returncode == 0
-    wait_until_gone(family)
+    done = lamplighter(served_data, "submit", "echo", "--text", "hi", "--file", file, "-o", saved, "--json")
+    job = json.loads(done.stdout)
+    assert (done.returncode, job["status"], job["output"]["data"]["text"]) == (0, "succeeded", "hi")
+    assert saved.read_text() == "content"
+    assert lamplighter(served_data, "watch", job["id"], "-o", f"{folder}/").returncode == 0
+    assert [file.read_text() for file in folder.iterdir()] == ["content"]
+    assert job["id"] in lamplighter(served_data, "jobs").stdout
+    assert "step 10 of 10" in lamplighter(served_data, "logs", job["id"]).stdout
+    assert json.loads(lamplighter(served_data, "job", job["id"], "--json").stdout)["id"] == job["id"]
+    assert "succeeded" in lamplighter(served_data, "history", job["id"]).stdout
+    events = [json.loads(row) for row in lamplighter(served_data, "watch", job["id"], "--json").stdout.splitlines()]
+    assert events[-1]["data"]["status"] == "succeeded"
+    assert lamplighter(served_data, "delete", job["id"]).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -115,9 +108,14 @@ def test_what_goes_wrong_is_said_in_one_line_with_its_exit_code(served_data, wor
 
 @pytest.fixture(scope="module")
 def served_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    data = tmp_path_factory.mktemp("up")
-    with up(data):
+    """The data folder of an `up`. After SIGTERM it must end with code 0, and leave no process."""
+    data = tmp_path_factory.mktemp("up") / "data"
+    with up(data) as (process, said):
+        assert set(said) == {"url", "key", "data"}
+        family = family_of(process.pid)
         yield data
+    assert process.returncode == 0
+    wait_until_gone(family)
 
 
 def test_a_failed_job_shows_its_last_words_and_the_command_for_all_of_them(served_data):
