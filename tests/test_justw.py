@@ -42,7 +42,20 @@ def pips(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         environments[age] = tmp_path_factory.mktemp(age) / "venv"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", environments[age]], check=True)
         python = environments[age] / "bin/python"
-        argv = [python, "-I", wheel / "pip", "-qq", "install", "--no-index", "--no-deps", wheel]
+        # Not the wheel's own pip: run from the wheel, it would be compiled at each start.
+        argv = [
+            sys.executable,
+            "-I",
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "-qq",
+            "install",
+            "--no-index",
+            "--no-deps",
+            wheel,
+        ]
         subprocess.run(argv, check=True, env={"PATH": os.environ["PATH"]})
     return environments
 
@@ -99,6 +112,25 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path, pips: Mapping[str, Path]) -> Project:
     return Project(tmp_path, PackageIndex(tmp_path / "index"), pips["newest"])
+
+
+@pytest.fixture(scope="module")
+def set_up_once(tmp_path_factory: pytest.TempPathFactory, pips: Mapping[str, Path]) -> tuple[Project, Path]:
+    """A project after `justw setup up`, and a copy of its folder."""
+    folder = tmp_path_factory.mktemp("set-up")
+    made = Project(folder / "project", PackageIndex(folder / "project/index"), pips["newest"])
+    done = made.justw("setup", "up")
+    assert (done.returncode, done.stderr) == (0, "")
+    return made, shutil.copytree(made.folder, folder / "copy", symlinks=True)
+
+
+@pytest.fixture
+def set_up_project(set_up_once: tuple[Project, Path]) -> Project:
+    """A project after `justw setup up`. Its folder has the same path in each test, because its stamps depend on it."""
+    made, copy = set_up_once
+    shutil.rmtree(made.folder)
+    shutil.copytree(copy, made.folder, symlinks=True)
+    return made
 
 
 HOSTILE = """\
@@ -181,21 +213,19 @@ def test_verbs_with_an_environment_of_their_own_are_verbs_of_the_justfile():
     assert set(install.VERBS) - {"", "runpod"} <= set(listed.stdout.split())
 
 
-def test_a_changed_lock_is_installed(project: Project):
-    project.justw("setup", "up")
-    project.lock("runtime", *(project.index.wheel(name, "2.0") for name in ("asks", "asked", "more")))
-    done = project.justw("setup", "up")
+def test_a_changed_lock_is_installed(set_up_project: Project):
+    set_up_project.lock("runtime", *(set_up_project.index.wheel(name, "2.0") for name in ("asks", "asked", "more")))
+    done = set_up_project.justw("setup", "up")
     assert done.stdout.splitlines() == ["justw: installing 3 packages (1 MB)", "justw: ready"]
-    assert project.installed() == RUNTIME | dict.fromkeys(("asks", "asked", "more"), "2.0")
+    assert set_up_project.installed() == RUNTIME | dict.fromkeys(("asks", "asked", "more"), "2.0")
 
 
-def test_a_changed_version_of_the_project_is_installed(project: Project):
-    project.justw("setup", "up")
+def test_a_changed_version_of_the_project_is_installed(set_up_project: Project):
     for name in ("pyproject.toml", "backend.py"):
-        path = project.folder / name
+        path = set_up_project.folder / name
         path.write_text(path.read_text().replace("0.1", "0.2"))
-    project.justw("setup", "up")
-    assert project.installed() == RUNTIME | {"lamplighter": "0.2"}
+    set_up_project.justw("setup", "up")
+    assert set_up_project.installed() == RUNTIME | {"lamplighter": "0.2"}
 
 
 def test_an_interrupted_setup_goes_on_where_it_was(project: Project):
@@ -217,25 +247,23 @@ def test_an_interrupted_setup_goes_on_where_it_was(project: Project):
     assert project.installed() == EVERYTHING
 
 
-def test_a_package_that_was_left_half_unpacked_is_installed_again(project: Project):
-    project.justw("setup", "up")
-    (site,) = (project.folder / ".venv/lib").glob("python3*/site-packages")
+def test_a_package_that_was_left_half_unpacked_is_installed_again(set_up_project: Project):
+    (site,) = (set_up_project.folder / ".venv/lib").glob("python3*/site-packages")
     (site / "asked.py").unlink()
     (site / "asked-1.0.dist-info/INSTALLER").unlink()
     (site / "asked-1.0.dist-info/RECORD").unlink()
-    (project.folder / ".venv/justw/runtime").unlink()
-    assert project.justw("setup", "up").returncode == 0
+    (set_up_project.folder / ".venv/justw/runtime").unlink()
+    assert set_up_project.justw("setup", "up").returncode == 0
     assert (site / "asked.py").exists()
-    assert project.installed() == RUNTIME
+    assert set_up_project.installed() == RUNTIME
 
 
-def test_a_venv_that_does_not_run_is_made_again(project: Project):
-    project.justw("setup", "up")
+def test_a_venv_that_does_not_run_is_made_again(set_up_project: Project):
     for program in ("python", "pip"):
-        (project.folder / ".venv/bin" / program).unlink()
-    done = project.justw("setup", "up")
+        (set_up_project.folder / ".venv/bin" / program).unlink()
+    done = set_up_project.justw("setup", "up")
     assert done.stdout.startswith("justw: making .venv with")
-    assert project.installed() == RUNTIME
+    assert set_up_project.installed() == RUNTIME
 
 
 def test_two_at_once_install_once(project: Project):
