@@ -19,7 +19,7 @@ from edge.facades.gateway.gateway import Gateway
 from edge.facades.heygem import routes as heygem_routes
 from edge.facades.heygem.facade import HeygemFacade
 from edge.http.auth import NO_AUTH, AuthenticationMiddleware, request_owner
-from edge.http.dependencies import AnyConnection, EdgeServices, LanguageDep, OwnerDep, ServicesDep
+from edge.http.dependencies import AnyConnection, EdgeServices, OwnerDep, ServicesDep
 from edge.http.middleware import (
     DefaultHeaders,
     ProxiedRequests,
@@ -60,8 +60,9 @@ async def _provide_gateway(request: AnyConnection) -> Gateway:
     return gateway
 
 
-# Services, owner, language, asker: each takes the one before it as a parameter, even where it does not use it. For
-# dependencies without an order Litestar opens a task group at every request, which costs more than these functions.
+# Services, owner, then language or asker: each takes the one before it as a parameter, even where it does not use it.
+# For dependencies without an order Litestar opens a task group at every request, which costs more than these functions.
+# A route takes the language or the asker, not both.
 async def _provide_services(request: AnyConnection) -> EdgeServices:
     services: EdgeServices = request.app.state.services  # Litestar copies a parameter `state` for every request
     return services
@@ -77,8 +78,9 @@ async def _provide_language(request: AnyConnection, owner: OwnerDep) -> Language
     return find_language(request.scope)
 
 
-async def _provide_asker(request: AnyConnection, language: LanguageDep) -> Asker:
-    return Asker(language, request.auth.id)
+async def _provide_asker(request: AnyConnection, owner: OwnerDep) -> Asker:
+    del owner
+    return Asker(find_language(request.scope), request.auth.id)
 
 
 def create_app(

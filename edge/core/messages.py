@@ -293,12 +293,15 @@ def format_wait(wait: WaitInfo, language: Language) -> str:
     since, by = (f"{wait.pause.since:%Y-%m-%d %H:%M} UTC", wait.pause.by) if wait.pause else ("", "")
     minutes, pulled = round_up_minutes(wait.wake_s), format_pull(wait.pull)
     unmet = format_unmet(wait.unmet, language)
-    # Shortened after it is translated: the catalogue recognises a sentence by its end too.
-    blocked = CATALOGUE.localize(one_line(wait.blocked, len(wait.blocked)), language)
-    blocked = one_line(blocked, BLOCKED_REASON_LIMIT_CHARS)
+    blocked = _format_blocked(wait.blocked, language) if wait.blocked else ""
     return _find_wait_text(wait).render(
         language, minutes=minutes, host=wait.host, pulled=pulled, since=since, by=by, unmet=unmet, blocked=blocked
     )
+
+
+def _format_blocked(reason: str, language: Language) -> str:
+    """Return the reason of a power driver. Shortened last: the catalogue recognises a sentence by its end too."""
+    return one_line(CATALOGUE.localize(one_line(reason, len(reason)), language), BLOCKED_REASON_LIMIT_CHARS)
 
 
 def _find_wait_text(wait: WaitInfo) -> LocalizedText:
@@ -386,7 +389,7 @@ def round_up_minutes(wake_s: float | None) -> int:
 
 def choose_language(accept: str | None, preferred: str | None = None) -> Language:
     """Return the language of an `Accept-Language` header (RFC 9110, 12.5.4), else `preferred`, else English."""
-    for tag in _sort_by_weight(accept or ""):
+    for tag in _sort_by_weight(accept) if accept else ():
         for language in Language:
             if tag == language or tag.startswith(f"{language}-"):
                 return language

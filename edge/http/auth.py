@@ -46,14 +46,19 @@ def read_session_cookie(connection: AnyConnection) -> str | None:
     return connection.cookies.get(SESSION_COOKIE) if connection.scope["type"] == ScopeType.HTTP else None
 
 
-def _check_console_request(connection: AnyConnection) -> None:
-    """Refuse a change that a page of another site asked for with the browser's cookie. Raises ProblemError."""
-    if connection.scope.get("method") in _SAFE_METHODS or _read_header_credential(connection):
-        return
-    if CONSOLE_HEADER not in connection.headers:
+def _read_safe_credential(connection: AnyConnection) -> str | None:
+    """Return the credential as `read_credential` does.
+
+    Raises ProblemError `forbidden` for a change that a page of another site asked for with the browser's cookie.
+    """
+    if credential := _read_header_credential(connection):
+        return credential
+    session = read_session_cookie(connection)
+    if session and connection.scope.get("method") not in _SAFE_METHODS and CONSOLE_HEADER not in connection.headers:
         raise ProblemError(
             "forbidden", "a change with the console's cookie needs the header X-Lamplighter-Console: send it, or a key"
         )
+    return session
 
 
 async def authenticate(services: EdgeServices, text: str) -> ApiKey | None:
@@ -109,7 +114,7 @@ async def _authenticate_signed_url(connection: AnyConnection, services: EdgeServ
 
     Checked before a key in the headers: a signed URL also works with the key of another owner. Raises BusError.
     """
-    if SIGNATURE_PARAMETER not in connection.query_params or connection.scope.get("method") not in _SAFE_METHODS:
+    if connection.scope.get("method") not in _SAFE_METHODS or SIGNATURE_PARAMETER not in connection.query_params:
         return None
     key = services.url_signer.key_for_url(connection.scope["path"], connection.query_params)
     if key is None or key.id == NO_KEY:
@@ -124,8 +129,7 @@ class AuthenticationMiddleware(AbstractAuthenticationMiddleware):
         services: EdgeServices = connection.app.state.services
         with translate_errors():
             key = await _authenticate_signed_url(connection, services)
-            if key is None and (text := read_credential(connection)):
-                _check_console_request(connection)
+            if key is None and (text := _read_safe_credential(connection)):
                 key = await authenticate_throttled(connection, services, text)
         if key is None:
             raise ProblemError("unauthorized", "send a valid key as 'Authorization: Bearer lamp_…' or 'X-API-Key'")

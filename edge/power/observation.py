@@ -264,10 +264,9 @@ class FleetObserver:
 
         A host that was never seen may offer it.
         """
-        seen = {offer.host for offer in self._endpoints.host_capabilities()}
         offering = self._endpoints.hosts_offering(endpoint) - self._endpoints.unmet(endpoint).keys()
         wakeable = set(declared) - self._hosts.pauses.hosts_in_maintenance
-        return {host for host in wakeable if host not in seen or host in offering}
+        return {host for host in wakeable if host in offering or self._endpoints.capabilities_of(host) is None}
 
 
 def _sum_by_pool(counts: Mapping[JobCountKey, int], statuses: Set[Status]) -> Counter[str]:
