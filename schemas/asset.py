@@ -115,7 +115,7 @@ def asset_fields(
 def _walk_asset_fields(
     schema: object, given: object, path: str, name: str, spend: Callable[[int], None]
 ) -> Iterator[AssetField]:
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return
     spend(1)
     if schema.get("format") == "asset" and isinstance(given, str):
@@ -123,7 +123,7 @@ def _walk_asset_fields(
     for keyword in ("allOf", "anyOf", "oneOf"):
         for choice in schema.get(keyword, ()):
             yield from _walk_asset_fields(choice, given, path, name, spend)
-    if isinstance(given, Mapping):
+    if isinstance(given, dict):
         yield from _walk_object(schema, given, path, spend)
     elif isinstance(given, list) and "items" in schema:
         spend(len(given))
@@ -136,10 +136,10 @@ def _walk_object(
 ) -> Iterator[AssetField]:
     spend(len(given))
     properties = schema.get("properties", {})
-    known = properties if isinstance(properties, Mapping) else {}
+    known = properties if isinstance(properties, dict) else {}
     ordered = [key for key in known if key in given] + [key for key in given if key not in known]
     for key in ordered:
-        if not isinstance(given[key], str | list | Mapping):
+        if not isinstance(given[key], (str, list, dict)):
             continue  # a number, say, has no files
         yield from _walk_asset_fields(
             known.get(key, schema.get("additionalProperties")), given[key], f"{path}.{key}", key, spend

@@ -45,6 +45,8 @@ _PATTERN_BYTES_PER_STEP = 300  # bytes of text x instructions of the pattern, fo
 _MESSAGE_CHARACTERS_PER_STEP = 300  # an error message quotes the value
 _COMPARED_BYTES_PER_STEP = 100
 
+_CONTAINERS = (dict, list)  # `dict | list` is a new object at each call, and a check against it takes twice as long
+
 
 class StepLimitExceeded(Exception):
     """The check needs more steps than its budget has."""
@@ -89,6 +91,27 @@ def _matches(pattern: str, text: str) -> bool:
     return compiled.search(text) is not None
 
 
+# The JSON Schema types that a Python type surely has; jsonschema decides the others, as for 1.0, which is an integer.
+_TYPE_NAMES: Mapping[type, tuple[str, ...]] = {
+    str: ("string",),
+    bool: ("boolean",),
+    int: ("integer", "number"),
+    float: ("number",),
+    list: ("array",),
+    dict: ("object",),
+}
+
+
+def _check_type(validator: Any, types: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
+    """Check as jsonschema does, but without its type checker for a value that surely has the type."""
+    names = [types] if isinstance(types, str) else types
+    sure = _TYPE_NAMES.get(type(instance), ())
+    for name in names:
+        if name in sure or validator.is_type(instance, name):
+            return
+    yield ValidationError(f"{instance!r} is not of type {', '.join(map(repr, names))}")
+
+
 def _check_pattern(validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[ValidationError]:
     if validator.is_type(instance, "string") and not _matches(pattern, instance):
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
@@ -130,25 +153,28 @@ def _check_properties(validator: Any, schemas: Mapping[str, Any], instance: Any,
 
 def _is_surely_valid(validator: Any, value: Any, schema: Any) -> bool:
     """Return whether `value` is valid. Always False for a schema with other keywords than _PLAIN_KEYWORDS."""
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return False
     for word, expected in schema.items():
-        keyword = StepValidator.VALIDATORS.get(word)
+        keyword = _keywords.get(word)
         if keyword is None:
             continue
-        if word not in _PLAIN_KEYWORDS or next(keyword(validator, expected, value, schema), None) is not None:
+        if word not in _PLAIN_KEYWORDS:
+            return False
+        spend_steps(_keyword_cost(word, expected, value))
+        for _ in keyword(validator, expected, value, schema) or ():
             return False
     return True
 
 
 def _keyword_cost(word: str, value: Any, instance: Any) -> int:
     """Return the steps of a keyword, without the steps of its inner schemas."""
-    own: int = 1 + (len(value) if isinstance(value, dict | list) else 0)
+    own: int = 1 + (len(value) if isinstance(value, _CONTAINERS) else 0)
     if word == "$ref":
         return _REFERENCE_STEPS + str(value).count("/")
     if word == "dependentRequired":
         own += sum(map(len, value.values()))
-    elif not isinstance(instance, dict | list):
+    elif not isinstance(instance, _CONTAINERS):
         pass
     elif word in {"items", "contains", "propertyNames"}:
         own += len(instance)
@@ -183,6 +209,7 @@ def _count_steps_of(word: str, keyword: _Keyword) -> _Keyword:
 
 
 _REPLACED_KEYWORDS: dict[str, _Keyword] = {
+    "type": _check_type,
     "pattern": _check_pattern,
     "patternProperties": _check_pattern_properties,
     "properties": _check_properties,
@@ -387,7 +414,7 @@ def _unknown_inputs(error: ValidationError) -> list[str]:
 
 def _fill_defaults(schema: object, value: Any) -> Any:
     """Return `value` with the defaults of `properties`, also in nested objects and items, for missing fields."""
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return value
     spend_steps(1)
     if isinstance(value, list):
@@ -400,12 +427,12 @@ def _fill_defaults(schema: object, value: Any) -> Any:
     defaults = {
         name: inner["default"]
         for name, inner in properties.items()
-        if name not in value and isinstance(inner, Mapping) and "default" in inner
+        if name not in value and isinstance(inner, dict) and "default" in inner
     }
     if defaults:
         spend_steps(len(msgspec.json.encode(defaults)) // _BYTES_PER_STEP)  # a small input must not become a large one
     return {
-        name: _fill_defaults(properties.get(name), inner) if isinstance(inner, dict | list) else inner
+        name: _fill_defaults(properties.get(name), inner) if isinstance(inner, _CONTAINERS) else inner
         for name, inner in (value | defaults).items()
     }
 

@@ -45,6 +45,24 @@ def test_it_finds_what_jsonschema_finds(schema: dict[str, Any], given: Any) -> N
     assert ours == [(error.json_path, error.message) for error in Draft202012Validator(schema).iter_errors(given)]
 
 
+TYPES = ("string", "boolean", "integer", "number", "array", "object", "null", ["null", "integer"], ["string", "array"])
+
+
+@pytest.mark.parametrize("value", ["", True, False, 0, 1, 1.0, 1.5, 10**30, [], {}, None], ids=repr)
+@pytest.mark.parametrize("types", TYPES, ids=str)
+def test_each_value_has_the_types_that_jsonschema_gives_it(types: Any, value: Any) -> None:
+    test_it_finds_what_jsonschema_finds({"type": types}, value)
+    test_it_finds_what_jsonschema_finds({"properties": {"a": {"type": types}}}, {"a": value})
+
+
+def test_the_keywords_of_a_valid_property_take_steps() -> None:
+    schema = StepValidator({"properties": {"a": {"type": "integer", "title": "n", "minimum": 1}}})
+    with limit_steps(4):  # 2 of `properties`, one of each keyword
+        assert schema.is_valid({"a": 1})
+    with limit_steps(3), pytest.raises(StepLimitExceeded):
+        schema.is_valid({"a": 1})
+
+
 def test_names_that_are_not_allowed_are_reported() -> None:
     with limit_steps(10_000):
         (error,) = StepValidator(PATTERNS | {"additionalProperties": False}).iter_errors({"z": 1, "y": 2, "a": 3})
