@@ -68,7 +68,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent(
         "edge/http/auth.py",
         "_authenticate_signed_url",
-        "SIGNATURE_PARAMETER not in connection.query_params or connection.scope.get('method') not in _SAFE_METHODS → "
+        "connection.scope.get('method') not in _SAFE_METHODS or SIGNATURE_PARAMETER not in connection.query_params → "
         "connection.scope.get('method') not in _SAFE_METHODS",
         "Without the parameter no signature can match: `key_for_url` returns None too, after one more computation.",
     ),
@@ -329,7 +329,7 @@ EQUIVALENTS: tuple[Equivalent, ...] = (
     Equivalent(
         "runner/execution/execution.py",
         "Execution._find_leak",
-        "is_sound and warm is not None and (warm.reuse is not None) → is_sound and warm.reuse is not None",
+        "warm is not None and warm.reuse is not None → warm.reuse is not None",
         "Called only for a container that is left after its job: that is a reused one, so that `warm` is known.",
     ),
     Equivalent(
