@@ -233,7 +233,5 @@ async def drain(executions: ExecutionRegistry, *, grace_s: float, settle_s: floa
             await execution.stop(StopReason.DRAIN)
     with anyio.move_on_after(settle_s):
         await executions.wait_until(
-            lambda active: (
-                not any(key in stopped or execution.phase in ENDING_PHASES for key, execution in active.items())
-            )
+            lambda active: not any(key in stopped or left.phase in ENDING_PHASES for key, left in active.items())
         )

@@ -1,4 +1,4 @@
-"""What the server's commands share and a quick one needs: how they are imported, and the settings file that they read.
+"""Shared by the server's commands, and quick to import: how they are imported, and the settings file that they read.
 
 `load` is the server's end of `server_parts`; it works under whatever name the package has. `health` runs every few
 seconds, so nothing here imports the log or a library for HTTP, as `process_setup` does.
